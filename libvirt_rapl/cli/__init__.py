@@ -1,0 +1,71 @@
+"""The command `virt-rapl`: one module a command, each with add_arguments(parser) and run(options) -> exit status."""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from libvirt_rapl import __version__
+from libvirt_rapl.config import DEFAULT_PATH
+from libvirt_rapl.errors import VirtRaplError
+
+COMMANDS = {
+    "status": "show the power and energy of every domain and vCPU",
+    "enable": "give a domain its own energy meter from its next start on",
+    "disable": "take the meter out again and restore the domain's definition",
+    "inject": "filter: add the meter to the domain XML on standard input",
+    "strip": "filter: undo inject",
+    "install": "put hook, wrapper, units and default configuration in place",
+    "helper": "serve one domain's energy readings to QEMU (started by the hook)",
+    "simulate": "run a command on a machine that seems to have Intel RAPL",
+    "demo": "start two real guests in a world of their own and compare what they read with status",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Exit status: 0 done, 1 failed (told on stderr), 2 usage."""
+    options, rest = _global_parser().parse_known_args(arguments)
+    command = importlib.import_module(f"libvirt_rapl.cli.{options.command}")
+    parser = argparse.ArgumentParser(prog=f"virt-rapl {options.command}", description=command.__doc__)
+    command.add_arguments(parser)
+    options = parser.parse_args(options.arguments + rest, namespace=options)
+    try:
+        return int(command.run(options))
+    except VirtRaplError as error:
+        return _fail(error.message, error.hint)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; nothing is lost. Keep the interpreter from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("VIRT_RAPL_DEBUG"):
+            raise
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}", "set VIRT_RAPL_DEBUG=1 for a traceback and report it"
+        )
+
+
+def _fail(message: str, hint: str) -> int:
+    print(f"virt-rapl: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return 1
+
+
+def _global_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS)) + 2
+    parser = argparse.ArgumentParser(
+        prog="virt-rapl",
+        description="Energy meters for KVM guests under libvirt.",
+        epilog="commands:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--connect", metavar="URI", default="qemu:///system", help="libvirt (default %(default)s)")
+    parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_PATH, help="default %(default)s")
+    parser.add_argument("--version", action="version", version=f"virt-rapl {__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
+    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="virt-rapl COMMAND --help tells")
+    return parser

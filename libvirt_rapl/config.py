@@ -1,0 +1,94 @@
+"""The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from libvirt_rapl.errors import VirtRaplError
+
+DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
+
+CHOICES = {
+    "helper": ("native", "qemu"),
+    "on_failure": ("degrade", "refuse"),
+    "source": ("auto", "powercap", "msr"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What an operator can choose. Field names are the keys of the file; an absent key keeps the default."""
+
+    helper: str = "native"
+    """Backend of the helper instances: `native` (ours) or `qemu` (qemu-vmsr-helper)."""
+    on_failure: str = "degrade"
+    """When a domain's meter cannot be set up: `degrade` (it starts without RAPL) or `refuse` (it does not start)."""
+    source: str = "auto"
+    """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
+    run_directory: Path = Path("/run/virt-rapl")
+    """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
+    start_deadline: float = 5.0
+    """Seconds a starting domain waits for its helper at most."""
+    domains: tuple[str, ...] = ()
+    """Domains (name, shell pattern of names, or UUID) that a restore or an incoming migration switches on."""
+
+    def selects(self, name: str, uuid: str) -> bool:
+        """Tell whether the operator's `domains` list names this domain."""
+        return any(pattern == uuid or fnmatchcase(name, pattern) for pattern in self.domains)
+
+
+def load(path: Path = DEFAULT_PATH) -> Config:
+    """Read the configuration; defaults where the file does not exist.
+
+    Raises VirtRaplError when a file cannot be read, is not YAML, or holds an unknown key or a wrong value.
+    """
+    config = Config()
+    for file in [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]:
+        config = replace(config, **_settings(file))
+    return config
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise VirtRaplError(f"cannot read {file}: {error}", "make it a UTF-8 text file readable by root") from error
+    except yaml.YAMLError as error:
+        raise VirtRaplError(f"{file} is not valid YAML: {' '.join(str(error).split())}", f"correct {file}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, Mapping):
+        raise VirtRaplError(f"{file}: expected `key: value` lines", f"correct {file}")
+    return {str(key): _checked(file, str(key), value) for key, value in document.items()}
+
+
+def _checked(file: Path, key: str, value: object) -> object:
+    def wrong(expected: str) -> VirtRaplError:
+        return VirtRaplError(f"{file}: {key}: expected {expected}, found {value!r}", f"correct {file}")
+
+    match key:
+        case "helper" | "on_failure" | "source":
+            if value not in CHOICES[key]:
+                raise wrong(f"one of {', '.join(CHOICES[key])}")
+            return value
+        case "run_directory":
+            if not isinstance(value, str) or not value.startswith("/"):
+                raise wrong("an absolute path")
+            return Path(value)
+        case "start_deadline":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 60:
+                raise wrong("seconds from 0.1 to 60")
+            return float(value)
+        case "domains":
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise wrong("a list of names, patterns or UUIDs")
+            return tuple(value)
+        case _:
+            known = ", ".join(field.name for field in fields(Config))
+            raise VirtRaplError(f"{file}: unknown key {key!r}", f"known keys: {known}")

@@ -1,0 +1,11 @@
+"""The one exception that a user may see."""
+
+
+class VirtRaplError(Exception):
+    """A failure told to the user: one line of what went wrong and one of what to do about it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        """Keep both lines; neither ends in a full stop or holds a newline."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint

@@ -1,0 +1,101 @@
+"""Which domain has which helper, process and threads: one record a domain under the run directory, keyed by UUID.
+
+Of a domain with UUID u the run directory holds
+  u.json   the record (root only),
+  u.state  one word for the emulator wrapper, which runs as QEMU's user: ready, degraded or refuse,
+  u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(kw_only=True)
+class Record:
+    """What is known of one domain between its start and its end."""
+
+    uuid: str
+    name: str
+    backend: str
+    """`native` or `qemu`."""
+    owner_uid: int
+    owner_gid: int
+    """Whom the socket belongs to: the DAC label QEMU runs under."""
+    state: str = "degraded"
+    """`ready` (the helper answers), `degraded` (the domain runs without RAPL) or `refuse` (it shall not start)."""
+    reason: str = ""
+    """Why it is not ready; one line."""
+    since: float = field(default_factory=time.time)
+    """When the state was entered, in seconds since the epoch."""
+    helper_pid: int | None = None
+    helper_start: int | None = None
+    """Start time of the helper in clock ticks since boot: with the PID it names one process for ever."""
+    pid: int | None = None
+    """QEMU's main process."""
+    vcpu_tids: dict[int, int] = field(default_factory=dict)
+    """Thread of each vCPU, by vCPU number."""
+
+
+class Registry:
+    """The records under `run_directory`. Writing is atomic; what is not a record of ours is left alone."""
+
+    def __init__(self, run_directory: Path) -> None:
+        """Take the directory; it need not exist until the first write."""
+        self.run_directory = run_directory
+
+    def path(self, uuid: str, suffix: str) -> Path:
+        """Path of a domain's file; `suffix` is json, state, sock or log. Raises ValueError on what is no UUID."""
+        if not UUID.fullmatch(uuid):
+            raise ValueError(f"not a UUID: {uuid!r}")
+        return self.run_directory / f"{uuid}.{suffix}"
+
+    def create_directory(self) -> None:
+        """Make the run directory as it must be: root's, searchable by all, listed by root only."""
+        self.run_directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.run_directory.chmod(0o711)
+
+    def write(self, record: Record) -> None:
+        """Store the record and the word for the wrapper. Raises OSError when the disk is full or not ours."""
+        self.create_directory()
+        self._replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
+        self._replace(self.path(record.uuid, "state"), record.state + "\n", 0o644)
+
+    def read(self, uuid: str) -> Record | None:
+        """Return the domain's record; None when there is none or it cannot be understood."""
+        try:
+            values = json.loads(self.path(uuid, "json").read_text(encoding="utf-8"))
+            values["vcpu_tids"] = {int(vcpu): tid for vcpu, tid in values["vcpu_tids"].items()}
+            return Record(**values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record, in the order of the UUIDs."""
+        for path in sorted(self.run_directory.glob("*.json")):
+            if UUID.fullmatch(path.stem) and (record := self.read(path.stem)):
+                yield record
+
+    def remove(self, uuid: str) -> None:
+        """Forget the domain: its record, its word for the wrapper, its socket and its helper's log."""
+        for suffix in ("state", "sock", "log", "json"):
+            self.path(uuid, suffix).unlink(missing_ok=True)
+
+    @staticmethod
+    def _replace(path: Path, text: str, mode: int) -> None:
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode), "w") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
