@@ -7,12 +7,13 @@ Of a domain with UUID u the run directory holds
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from libvirt_rapl.files import replace
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -64,8 +65,8 @@ class Registry:
     def write(self, record: Record) -> None:
         """Store the record and the word for the wrapper. Raises OSError when the disk is full or not ours."""
         self.create_directory()
-        self._replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
-        self._replace(self.path(record.uuid, "state"), record.state + "\n", 0o644)
+        replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
+        replace(self.path(record.uuid, "state"), record.state + "\n", 0o644)
 
     def read(self, uuid: str) -> Record | None:
         """Return the domain's record; None when there is none or it cannot be understood."""
@@ -86,16 +87,3 @@ class Registry:
         """Forget the domain: its record, its word for the wrapper, its socket and its helper's log."""
         for suffix in ("state", "sock", "log", "json"):
             self.path(uuid, suffix).unlink(missing_ok=True)
-
-    @staticmethod
-    def _replace(path: Path, text: str, mode: int) -> None:
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode), "w") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)

@@ -1,0 +1,23 @@
+"""Put the libvirt hook, the emulator wrappers, the systemd units and the default configuration in place.
+
+It can be run again at any time: what is there and right stays as it is, and so does the configuration.
+"""
+
+import argparse
+from pathlib import Path
+
+from libvirt_rapl.installer import install
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "--prefix-root", metavar="DIR", type=Path, default=Path("/"), help="stage everything under DIR instead of /"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Install and say what was done."""
+    for line in install(options.prefix_root):
+        print(line)
+    return 0

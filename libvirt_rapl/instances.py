@@ -1,0 +1,117 @@
+"""Helper instances, one process a domain: systemd units where systemd runs, else processes of their own.
+
+An instance must outlive the hook that starts it, and libvirtd, whose child the hook is: QEMU connects once and never
+again.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from libvirt_rapl import systemd
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr.client import probe
+
+STOP_SECONDS = 2.0
+POLL_SECONDS = 0.02
+
+
+def start(record: Record, registry: Registry, deadline: float) -> None:
+    """Start the domain's helper and wait until it answers as QEMU needs; fills in helper_pid and helper_start.
+
+    `deadline` is in seconds. Raises VirtRaplError, with nothing left running, when it does not answer by then.
+    """
+    until = time.monotonic() + deadline
+    stop(record, registry)  # one that a crash has left behind
+    record.helper_pid = _start_unit(record, until) if systemd.runs() else _spawn(record, registry)
+    record.helper_start = start_time(record.helper_pid)
+    try:
+        _wait_until_ready(record, registry, until)
+    except VirtRaplError:
+        stop(record, registry)
+        raise
+
+
+def alive(record: Record) -> bool:
+    """Tell whether the very process that was started still runs."""
+    return record.helper_pid is not None and record.helper_start == start_time(record.helper_pid) is not None
+
+
+def stop(record: Record, registry: Registry) -> None:
+    """End the domain's helper and take its socket away; a helper that does not exist is fine."""
+    if systemd.runs():
+        with contextlib.suppress(VirtRaplError):
+            systemd.systemctl("stop", _unit(record), timeout=STOP_SECONDS * 2)
+    if alive(record):
+        _terminate(record)
+    registry.path(record.uuid, "sock").unlink(missing_ok=True)
+
+
+def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:
+    socket = registry.path(record.uuid, "sock")
+    while True:
+        try:
+            return probe(socket, timeout=max(until - time.monotonic(), POLL_SECONDS))
+        except ValueError as error:
+            raise VirtRaplError(f"the helper answers, but {error}", "QEMU would not start with it") from error
+        except OSError as error:
+            trouble = error
+        if not alive(record):
+            raise VirtRaplError(f"the helper ended: {_last_words(record, registry)}", "try `virt-rapl status`")
+        if time.monotonic() > until:
+            raise VirtRaplError(f"the helper does not answer on {socket}: {trouble}", "see its log") from trouble
+        time.sleep(POLL_SECONDS)
+
+
+def _spawn(record: Record, registry: Registry) -> int:
+    """Start a helper that shares nothing with the hook: libvirt waits for whoever holds the hook's output."""
+    with open(registry.path(record.uuid, "log"), "w", encoding="utf-8") as log:
+        helper = subprocess.Popen(
+            [sys.executable, "-I", "-m", "libvirt_rapl", "helper", record.uuid],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+    return helper.pid
+
+
+def _terminate(record: Record) -> None:
+    assert record.helper_pid is not None
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.helper_pid, number)
+        until = time.monotonic() + STOP_SECONDS / 2
+        while time.monotonic() < until:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(record.helper_pid, os.WNOHANG)  # where it is our own child
+            if not alive(record):
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _last_words(record: Record, registry: Registry) -> str:
+    if systemd.runs():
+        return f"see `journalctl -u {_unit(record)}`"
+    try:
+        lines = registry.path(record.uuid, "log").read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        lines = []
+    errors = [line for line in lines if line.strip() and not line.startswith("hint:")]
+    return errors[-1].removeprefix("virt-rapl: error: ") if errors else "it said nothing"
+
+
+def _unit(record: Record) -> str:
+    return f"virt-rapl-helper@{record.uuid}.service"
+
+
+def _start_unit(record: Record, until: float) -> int:
+    unit = _unit(record)
+    systemd.systemctl("start", unit, timeout=until - time.monotonic())
+    return int(systemd.systemctl("show", "--property=MainPID", "--value", unit, timeout=until - time.monotonic()))

@@ -1,0 +1,27 @@
+"""Talking to systemd, where it runs."""
+
+import subprocess
+from pathlib import Path
+
+from libvirt_rapl.errors import VirtRaplError
+
+
+def runs() -> bool:
+    """Tell whether systemd is this machine's init (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def systemctl(*arguments: str, timeout: float) -> str:
+    """Run `systemctl ARGUMENTS` for at most `timeout` seconds and return what it prints; VirtRaplError if it fails."""
+    command = ["systemctl", *arguments]
+    shown = f"`{' '.join(command)}`"
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=max(timeout, 0.1), check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise VirtRaplError(f"{shown}: {error}", "see `systemctl status`") from error
+    if done.returncode:
+        message = " ".join(done.stderr.split())
+        raise VirtRaplError(f"{shown} failed: {message}", "`virt-rapl install` puts the units in place")
+    return done.stdout

@@ -1,0 +1,25 @@
+"""Asking a helper what QEMU will ask it."""
+
+import os
+import socket
+from pathlib import Path
+
+from libvirt_rapl.vmsr.protocol import POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST
+
+
+def probe(path: Path, timeout: float) -> None:
+    """Ask the helper on `path` for the three registers that QEMU reads when it starts; QEMU gives up if one is 0.
+
+    Raises OSError when nobody answers within `timeout` seconds a step, ValueError when a register reads 0.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as helper:
+        helper.settimeout(timeout)
+        helper.connect(str(path))
+        for register in (POWER_UNIT, POWER_LIMIT, POWER_INFO):
+            # As with QEMU, the thread that asks must be one of the process at the other end of the socket.
+            helper.sendall(REQUEST.pack(register, 0, os.getpid()))
+            reply = helper.recv(REPLY.size, socket.MSG_WAITALL)
+            if len(reply) < REPLY.size:
+                raise ConnectionError(f"the helper hung up when asked for register {register:#x}")
+            if REPLY.unpack(reply)[0] == 0:
+                raise ValueError(f"register {register:#x} reads 0")

@@ -1,0 +1,73 @@
+"""The configuration file: what it accepts, and what it says about what it does not."""
+
+from pathlib import Path
+
+import pytest
+
+from libvirt_rapl.config import CHOICES, Config, load
+from libvirt_rapl.errors import VirtRaplError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_file_says_the_defaults() -> None:
+    assert load(Path(__file__).parent.parent / "etc/virt-rapl.yaml") == Config()
+
+
+def test_no_file_means_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path / "none.yaml") == Config()
+
+
+def test_later_files_override(tmp_path: Path) -> None:
+    path = write(tmp_path, "helper: qemu\non_failure: refuse\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "10.yaml").write_text("on_failure: degrade\nstart_deadline: 2\n")
+    (tmp_path / "conf.d" / "20.yaml").write_text("run_directory: /run/elsewhere\ndomains: [web*]\n")
+    assert load(path) == Config(
+        helper="qemu", start_deadline=2.0, run_directory=Path("/run/elsewhere"), domains=("web*",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("helper: other", "helper: expected one of native, qemu, found 'other'"),
+        ("on_failure: no", "on_failure: expected one of degrade, refuse, found False"),
+        ("source: [powercap]", "source: expected one of auto, powercap, msr, found ['powercap']"),
+        ("run_directory: run", "run_directory: expected an absolute path"),
+        ("start_deadline: 0", "start_deadline: expected seconds"),
+        ("start_deadline: yes", "start_deadline: expected seconds"),
+        ("domains: web", "domains: expected a list"),
+        ("helpers: native", "unknown key 'helpers'"),
+        ("- helper", "expected `key: value` lines"),
+        ("helper: [", "not valid YAML"),
+        ("helper: \udcff", "cannot read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line_with_the_file(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(VirtRaplError) as caught:
+        load(path)
+    assert told in caught.value.message
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_every_choice_is_accepted(tmp_path: Path) -> None:
+    for key, choices in CHOICES.items():
+        for choice in choices:
+            assert getattr(load(write(tmp_path, f"{key}: {choice}")), key) == choice
+
+
+@pytest.mark.parametrize(
+    ("pattern", "selected"),
+    [("web1", True), ("web*", True), ("db*", False), ("12345678-1234-1234-1234-123456789abc", True), ("WEB1", False)],
+)
+def test_domains_are_selected_by_name_pattern_or_uuid(pattern: str, selected: bool) -> None:
+    assert Config(domains=(pattern,)).selects("web1", "12345678-1234-1234-1234-123456789abc") is selected

@@ -1,0 +1,67 @@
+"""Records: what is written is read back, by whom, and what a damaged one does."""
+
+from pathlib import Path
+
+import pytest
+
+from libvirt_rapl.registry import Record, Registry
+
+UUID = "12345678-1234-1234-1234-123456789abc"
+
+
+def record() -> Record:
+    return Record(
+        uuid=UUID,
+        name="ünïcode vm",
+        backend="native",
+        owner_uid=64055,
+        owner_gid=64055,
+        state="ready",
+        pid=42,
+        vcpu_tids={0: 43, 1: 44},
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.write(record())
+    assert registry.read(UUID) == record() or registry.read(UUID).since == pytest.approx(record().since, abs=5)  # type: ignore[union-attr]
+    assert [found.uuid for found in registry.records()] == [UUID]
+
+
+def test_permissions_are_explicit_whatever_the_umask(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.write(record())
+    modes = {path.suffix: path.stat().st_mode & 0o7777 for path in registry.run_directory.iterdir()}
+    assert modes == {".json": 0o600, ".state": 0o644}
+    assert registry.run_directory.stat().st_mode & 0o7777 == 0o711
+
+
+def test_the_wrapper_finds_the_state_as_the_first_word(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.write(record())
+    assert registry.path(UUID, "state").read_text().split()[0] == "ready"
+
+
+def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.write(record())
+    registry.path(UUID, "sock").touch()
+    registry.path(UUID, "log").touch()
+    registry.remove(UUID)
+    registry.remove(UUID)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"uuid": 1}', "null", "\x00"])
+def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
+    registry = Registry(tmp_path)
+    registry.path(UUID, "json").write_text(text)
+    assert registry.read(UUID) is None
+    assert list(registry.records()) == []
+
+
+@pytest.mark.parametrize("uuid", ["", "../../etc/passwd", UUID.upper(), UUID + "\n", UUID[:-1]])
+def test_a_path_is_made_of_a_uuid_only(tmp_path: Path, uuid: str) -> None:
+    with pytest.raises(ValueError, match="not a UUID"):
+        Registry(tmp_path).path(uuid, "sock")

@@ -1,0 +1,106 @@
+"""Registers from a fixture tree: the CPU's own, or made from powercap's files."""
+
+from pathlib import Path
+
+import pytest
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
+from libvirt_rapl.vmsr.registers import registers
+from libvirt_rapl.vmsr.requirements import check_host
+
+RANGE = 262_143_328_850
+
+
+class Host:
+    """Two CPUs, one a package, with what a test puts there."""
+
+    def __init__(self, root: Path) -> None:
+        self.sys, self.dev, self.proc = root / "sys", root / "dev", root / "proc"
+        self.write("sys/devices/system/cpu/online", "0-1")
+        for cpu in (0, 1):
+            self.write(f"sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id", str(cpu))
+
+    def write(self, path: str, text: str) -> None:
+        file = self.sys.parent / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def powercap(self, package: int, energy: int, **files: str) -> None:
+        directory = f"sys/class/powercap/intel-rapl:{package}"
+        values = {"name": f"package-{package}", "energy_uj": str(energy), "max_energy_range_uj": str(RANGE), **files}
+        for name, text in values.items():
+            self.write(f"{directory}/{name}", text + "\n")
+
+    def msr(self, values: dict[int, int]) -> None:
+        path = self.dev / "cpu/0/msr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(0x1000)
+            for register, value in values.items():
+                file.seek(register)
+                file.write(value.to_bytes(8, "little"))
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_the_cpus_own_registers_come_first(host: Host) -> None:
+    host.msr({POWER_UNIT: 0xA0E03, ENERGY: 12345})
+    host.powercap(0, 1)
+    read = registers("auto", sys=host.sys, dev=host.dev)
+    assert (read(POWER_UNIT, 0), read(ENERGY, 0)) == (0xA0E03, 12345)
+
+
+def test_powercap_where_the_registers_read_nothing(host: Host) -> None:
+    host.msr({POWER_UNIT: 0})
+    host.powercap(0, 61_035_156, constraint_0_power_limit_uw="125000000", constraint_0_max_power_uw="210000000")
+    host.powercap(1, 0)
+    read = registers("auto", sys=host.sys, dev=host.dev)
+    unit = 2.0 ** -(read(POWER_UNIT, 0) >> 8 & 0x1F)
+    assert read(ENERGY, 0) * unit == pytest.approx(61.035156, abs=unit)
+    assert read(POWER_LIMIT, 0) & 0x7FFF == 125 * 8
+    assert read(POWER_INFO, 0) & 0x7FFF == 210 * 8
+    assert read(POWER_LIMIT, 1) != 0
+    assert read(POWER_INFO, 1) != 0, "QEMU refuses to start when a register reads 0"
+    with pytest.raises(OSError, match="no package zone"):
+        read(ENERGY, 2)
+
+
+def test_powercap_energy_goes_on_over_a_wrap(host: Host) -> None:
+    host.powercap(0, RANGE - 1_000_000)
+    read = registers("powercap", sys=host.sys, dev=host.dev)
+    before = read(ENERGY, 0)
+    host.powercap(0, 999_999)
+    assert (read(ENERGY, 0) - before) * 2.0**-14 == pytest.approx(2.0, abs=2.0**-14)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"), [("auto", "neither RAPL registers"), ("msr", "cannot read RAPL"), ("powercap", "neither")]
+)
+def test_no_source_is_told(host: Host, source: str, told: str) -> None:
+    with pytest.raises(VirtRaplError, match=told) as caught:
+        registers(source, sys=host.sys, dev=host.dev)
+    assert "modprobe" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("vendor", "enabled", "told"),
+    [("GenuineIntel", "1", None), ("AuthenticAMD", "1", "Intel hosts only"), ("GenuineIntel", "0", "not enabled")],
+)
+def test_what_qemu_insists_on(host: Host, vendor: str, enabled: str, told: str | None) -> None:
+    host.write("proc/cpuinfo", f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    host.write("sys/class/powercap/intel-rapl/enabled", f"{enabled}\n")
+    if told is None:
+        check_host(host.sys, host.proc)
+    else:
+        with pytest.raises(VirtRaplError, match=told):
+            check_host(host.sys, host.proc)
+
+
+def test_a_host_without_powercap_is_not_enabled(host: Host) -> None:
+    host.write("proc/cpuinfo", "vendor_id\t: GenuineIntel\n")
+    with pytest.raises(VirtRaplError, match="not enabled"):
+        check_host(host.sys, host.proc)
