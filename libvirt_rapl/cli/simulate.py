@@ -1,0 +1,95 @@
+"""Run COMMAND on a machine that seems to have Intel RAPL, with simulated energy.
+
+COMMAND finds /dev/cpu/N/msr and /sys/class/powercap in a mount namespace of its own; its processes are ordinary
+processes of this host. Power follows the real load of the CPUs. /sys/class/powercap/virt-rapl-simulator/truth tells
+the energy that was really simulated. What COMMAND leaves running when it ends is killed.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host import cpus
+from libvirt_rapl.simulator import keeper, namespace, server
+from libvirt_rapl.simulator.files import Files
+from libvirt_rapl.simulator.power import Model, Simulation, deal
+
+PROC = Path("/proc")
+SYS = Path("/sys")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `virt-rapl simulate`."""
+    model = Model()
+    parser.usage = "%(prog)s [options] -- COMMAND [ARGUMENT...]"
+    parser.add_argument(
+        "--packages", metavar="N", type=_count, default=model.packages, help="CPU packages (default %(default)s)"
+    )
+    parser.add_argument(
+        "--idle-watts", metavar="W", type=_watts, default=model.idle_watts, help="of each package (default %(default)g)"
+    )
+    parser.add_argument(
+        "--cpu-watts", metavar="W", type=_watts, default=model.cpu_watts, help="of each busy CPU (default %(default)g)"
+    )
+    parser.add_argument("--wrap-soon", action="store_true", help="let the energy counters wrap within seconds")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=model.seed, help="where the counters start (default %(default)s)"
+    )
+    # REMAINDER takes all that follows as it is, `--` included.
+    parser.add_argument("command_line", metavar="COMMAND", nargs=argparse.REMAINDER, help="with its own arguments")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status. Raises VirtRaplError where the machine cannot be simulated."""
+    command = options.command_line[options.command_line[:1] == ["--"] :]
+    if not command:
+        options.usage_error("COMMAND is missing")
+    if os.geteuid() != 0:
+        raise VirtRaplError("simulate mounts file systems, which only root may", "run it with sudo")
+    model = Model(
+        packages=options.packages,
+        idle_watts=options.idle_watts,
+        cpu_watts=options.cpu_watts,
+        wrap_soon=options.wrap_soon,
+        seed=options.seed,
+    )
+    library = server.load_library()
+    online = sorted(cpu for package in cpus.packages(SYS).values() for cpu in package)
+    packages = deal(online, model.packages)
+
+    def prepare() -> None:
+        simulation = Simulation(model, packages, time.monotonic_ns(), cpus.busy_nanoseconds(PROC))
+        files = Files(simulation, lambda: simulation.advance(time.monotonic_ns(), cpus.busy_nanoseconds(PROC)))
+        namespace.enter(
+            online, lambda mountpoint: keeper.start_server(partial(server.serve, library, files.entries, mountpoint))
+        )
+        print(
+            f"virt-rapl: energy is SIMULATED: {model.packages} package{'s' * (model.packages > 1)}, "
+            f"{model.idle_watts:g} W idle and {model.cpu_watts:g} W more for each busy CPU",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return keeper.run(command, prepare)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
+    return int(text)
+
+
+def _watts(text: str) -> float:
+    try:
+        watts = float(text)
+    except ValueError:
+        watts = math.nan
+    if not 0 <= watts <= 100_000:
+        raise argparse.ArgumentTypeError(f"expected watts from 0 to 100000, found {text!r}")
+    return watts

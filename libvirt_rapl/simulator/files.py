@@ -1,0 +1,119 @@
+"""The files that a machine with Intel RAPL has, shaped as the kernel's.
+
+    /cpu/N/msr    shown as /dev/cpu/N/msr
+    /powercap     shown as /sys/class/powercap
+    /topology/N   shown as /sys/devices/system/cpu/cpuN/topology/physical_package_id
+
+/powercap/virt-rapl-simulator tells whoever looks that the energy is simulated. Its file `truth` is a JSON document:
+the time, and each package's energy in microjoules since the start, unwrapped, as the model knows it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from libvirt_rapl.simulator.power import PackageEnergy, Simulation
+from libvirt_rapl.simulator.registers import (
+    ENERGY_STATUS,
+    MAX_ENERGY_RANGE,
+    POWER_INFO,
+    POWER_LIMIT,
+    POWER_UNIT,
+    UNITS,
+    Counters,
+    Limits,
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text file; a newline is added to what `content` returns."""
+
+    mode: int
+    content: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Registers:
+    """An msr file. `value` maps an address to the register's 64 bits; None where the CPU has none."""
+
+    value: Callable[[int], int | None]
+
+
+Entry = Text | Link | Registers
+
+
+class Files:
+    """All entries by path. What they tell of energy is of the instant they are asked."""
+
+    def __init__(self, simulation: Simulation, sample: Callable[[], list[PackageEnergy]]) -> None:
+        """Show `simulation`; `sample` brings it to this instant."""
+        self.entries: dict[str, Entry] = {}
+        self._simulation = simulation
+        self._sample = sample
+        self._counters = Counters(simulation.model)
+        self._limits = [Limits(simulation.model, len(cpus)) for cpus in simulation.packages]
+        self._add("/powercap/intel-rapl/enabled", 1, mode=0o644)
+        self.entries["/powercap/virt-rapl-simulator/truth"] = Text(0o444, self._truth)
+        for package, cpus in enumerate(simulation.packages):
+            for cpu in cpus:
+                self.entries[f"/cpu/{cpu}/msr"] = Registers(partial(self._register, package))
+                self._add(f"/topology/{cpu}", package)
+            self._add_package(package)
+
+    def _add(self, path: str, value: object, mode: int = 0o444) -> None:
+        self.entries[path] = Text(mode, lambda: value)
+
+    def _add_package(self, package: int) -> None:
+        name = f"intel-rapl:{package}"
+        path = f"intel-rapl/{name}"
+        constraints = self._limits[package].constraints
+        self._add_zone(path, f"package-{package}", package, "package", enabled=1, constraints=constraints)
+        # The kernel shows a limit for these too; firmware as a rule leaves it off.
+        no_limit = [("long_term", 0, 976)]
+        for number, zone in enumerate(("core", "dram")):
+            self._add_zone(f"{path}/{name}:{number}", zone, package, zone, enabled=0, constraints=no_limit)
+
+    def _add_zone(
+        self, path: str, name: str, package: int, zone: str, enabled: int, constraints: list[tuple[str, int, int]]
+    ) -> None:
+        self.entries[f"/powercap/{path.rpartition('/')[2]}"] = Link(path)
+        base = f"/powercap/{path}"
+        self._add(f"{base}/name", name)
+        self._add(f"{base}/enabled", enabled, mode=0o644)
+        self._add(f"{base}/max_energy_range_uj", MAX_ENERGY_RANGE)
+        self.entries[f"{base}/energy_uj"] = Text(0o400, partial(self._energy_uj, package, zone))
+        for number, (constraint, microwatts, microseconds) in enumerate(constraints):
+            self._add(f"{base}/constraint_{number}_name", constraint)
+            self._add(f"{base}/constraint_{number}_power_limit_uw", microwatts, mode=0o644)
+            self._add(f"{base}/constraint_{number}_max_power_uw", microwatts)
+            self._add(f"{base}/constraint_{number}_time_window_us", microseconds, mode=0o644)
+
+    def _energy_uj(self, package: int, zone: str) -> int:
+        return self._counters.energy_uj(package, zone, self._sample()[package].zones[zone])
+
+    def _register(self, package: int, address: int) -> int | None:
+        if zone := ENERGY_STATUS.get(address):
+            return self._counters.register(package, zone, self._sample()[package].zones[zone])
+        limits = self._limits[package]
+        return {POWER_UNIT: UNITS, POWER_LIMIT: limits.power_limit, POWER_INFO: limits.power_info}.get(address)
+
+    def _truth(self) -> str:
+        packages = self._sample()
+        document = {
+            "time": self._simulation.time / 1e9,
+            "packages": [
+                {"package": number, "zones": energy.zones, "busy_seconds": energy.busy / 1e9}
+                for number, energy in enumerate(packages)
+            ],
+            "model": asdict(self._simulation.model),
+        }
+        return json.dumps(document)

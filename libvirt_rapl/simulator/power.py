@@ -1,0 +1,95 @@
+"""How much energy the simulated packages use: a power model in exact integers, without I/O.
+
+A package draws `idle_watts` all the time and `cpu_watts` more for each of its CPUs while that CPU is busy:
+
+    package = idle_watts x time + cpu_watts x busy CPU time
+    core    = cpu_watts x busy CPU time: the part of the package that its cores add
+    dram    = a tenth of package; it comes on top of the package, as memory does in hardware
+
+Energy follows from the totals since the start. It is never added up from intervals, so no rounding is carried on,
+however often it is read. Times are nanoseconds, energies microjoules.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from libvirt_rapl.errors import VirtRaplError
+
+ZONES = ("package", "core", "dram")
+
+_NANOSECONDS = 1_000_000_000
+_DRAM_PART = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What the user chooses."""
+
+    packages: int = 1
+    idle_watts: float = 20.0
+    """What each package draws when nothing runs."""
+    cpu_watts: float = 40.0
+    """What each busy CPU adds to its package."""
+    wrap_soon: bool = False
+    """Energy counters start a few joules before they wrap."""
+    seed: int = 1
+    """Decides where the counters start."""
+
+    def microjoules(self, elapsed: int, busy: int) -> dict[str, int]:
+        """Return the energy of each zone of a package, since the start, by the formula above."""
+        idle = round(self.idle_watts * 1_000_000) * elapsed
+        core = round(self.cpu_watts * 1_000_000) * busy
+        return {
+            "package": (idle + core) // _NANOSECONDS,
+            "core": core // _NANOSECONDS,
+            "dram": (idle + core) // (_NANOSECONDS * _DRAM_PART),
+        }
+
+
+@dataclass(frozen=True)
+class PackageEnergy:
+    """What one package has used since the start."""
+
+    zones: dict[str, int]
+    """Microjoules of each of ZONES; unwrapped."""
+    busy: int
+    """Busy time of its CPUs, summed, in nanoseconds."""
+
+
+class Simulation:
+    """The energy of all packages, from one reading of the clocks to the next. It never goes back."""
+
+    def __init__(self, model: Model, packages: Sequence[Sequence[int]], time: int, busy: Mapping[int, int]) -> None:
+        """Start at `time`, when each CPU had been `busy` so long; `packages` are the CPUs of each package."""
+        self.model = model
+        self.packages = packages
+        self.time = time
+        self._start = time
+        self._busy_start = {cpu: busy[cpu] for cpus in packages for cpu in cpus}
+        self._busy = dict(self._busy_start)
+
+    def advance(self, time: int, busy: Mapping[int, int]) -> list[PackageEnergy]:
+        """Return the energy of each package at `time`, when each CPU had been `busy` so long since boot.
+
+        A CPU that is not told of (switched off) or whose clock goes back counts as idle meanwhile.
+        """
+        self.time = max(self.time, time)
+        for cpu, before in self._busy.items():
+            self._busy[cpu] = max(before, busy.get(cpu, before))
+        return [self._energy(cpus) for cpus in self.packages]
+
+    def _energy(self, cpus: Sequence[int]) -> PackageEnergy:
+        busy = sum(self._busy[cpu] - self._busy_start[cpu] for cpu in cpus)
+        return PackageEnergy(self.model.microjoules(self.time - self._start, busy), busy)
+
+
+def deal(cpus: Sequence[int], packages: int) -> list[list[int]]:
+    """Deal CPUs to packages in contiguous runs, equal but for one CPU. Raises VirtRaplError if a package gets none."""
+    if packages > len(cpus):
+        raise VirtRaplError(
+            f"{packages} packages need as many CPUs, and this machine has {len(cpus)} online",
+            f"choose --packages {len(cpus)} or less",
+        )
+    edges = [len(cpus) * package // packages for package in range(packages + 1)]
+    return [list(cpus[first:last]) for first, last in pairwise(edges)]
