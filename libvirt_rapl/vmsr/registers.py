@@ -9,7 +9,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.msr import read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
-from libvirt_rapl.host.zones import Counter
+from libvirt_rapl.host.zones import EnergyCounter
 from libvirt_rapl.vmsr import protocol
 from libvirt_rapl.vmsr.server import ReadRegister
 
@@ -53,7 +53,7 @@ class PowercapRegisters:
         """Take the zones (several of one package are its dies) and the package of each CPU; reads every zone once."""
         self.package_of = package_of
         self.zones = {package: [zone for zone in zones if zone.package == package] for package in package_of.values()}
-        self.counters = {package: [Counter(zone) for zone in zones] for package, zones in self.zones.items()}
+        self.counters = {package: [EnergyCounter(zone) for zone in zones] for package, zones in self.zones.items()}
         self.microjoules = {package: sum(zone.read() for zone in zones) for package, zones in self.zones.items()}
         for package in self.counters:
             self._advance(package)

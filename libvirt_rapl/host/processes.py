@@ -1,0 +1,51 @@
+"""Processes and their threads: who they are, as /proc tells. What has vanished is None, never an error."""
+
+import re
+from pathlib import Path
+
+PROC = Path("/proc")
+
+_VCPU_THREAD = re.compile(r"CPU (\d+)/KVM")
+
+
+def start_time(pid: int, proc: Path = PROC) -> int | None:
+    """Tell when a process started, in clock ticks since boot: with the PID it names one process for ever.
+
+    None when there is no such process or it has ended and only waits to be collected by its parent.
+    """
+    text = read(proc / str(pid) / "stat")
+    if text is None:
+        return None
+    values = fields(text)
+    return None if values[0] in "ZX" else int(values[19])
+
+
+def fields(stat: str) -> list[str]:
+    """Split what a stat file holds after the name: field n of proc(5) is at index n - 3.
+
+    The name stands in parentheses and may itself hold spaces and parentheses, so the last one counts.
+    """
+    return stat[stat.rindex(")") + 2 :].split()
+
+
+def thread_names(pid: int, proc: Path = PROC) -> dict[int, str]:
+    """Return the name of each thread of a process by TID; empty when the process has gone."""
+    try:
+        tasks = list((proc / str(pid) / "task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {int(task.name): name.rstrip("\n") for task in tasks if (name := read(task / "comm")) is not None}
+
+
+def vcpu_number(thread_name: str) -> int | None:
+    """Return the vCPU number of a QEMU thread by its name, `CPU n/KVM`; None for any other thread."""
+    match = _VCPU_THREAD.fullmatch(thread_name)
+    return int(match[1]) if match else None
+
+
+def read(path: Path) -> str | None:
+    """Return the text of a file under /proc; None when its process or thread has gone."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -1,0 +1,54 @@
+"""Choosing where energy is read: powercap where it has package zones, else model-specific registers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.msr import msr_zones
+from libvirt_rapl.host.powercap import powercap_zones
+from libvirt_rapl.host.zones import Zone
+
+TRY_SIMULATOR = "to try it without: virt-rapl simulate -- COMMAND"
+HINTS = {
+    "powercap": f"modprobe intel_rapl_msr; {TRY_SIMULATOR}",
+    "msr": f"modprobe msr; {TRY_SIMULATOR}",
+    "auto": f"modprobe intel_rapl_msr, or modprobe msr; {TRY_SIMULATOR}",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Zones that can be read."""
+
+    name: str
+    """`powercap`, `msr`, or `simulated` when the energy is not this machine's."""
+    zones: tuple[Zone, ...]
+    """At least one of kind `package`."""
+
+
+def open_source(choice: str, *, sys: Path, dev: Path, packages: Mapping[int, Iterable[int]]) -> Source:
+    """Find the zones of `choice`: `powercap`, `msr` or `auto`; `packages` are the host's packages and their CPUs.
+
+    Every zone has been read once. Raises VirtRaplError when there is none or it may not be read.
+    """
+    try:
+        for name in ("powercap", "msr") if choice == "auto" else (choice,):
+            zones: list[Zone] = [*(powercap_zones(sys) if name == "powercap" else msr_zones(dev, packages))]
+            zones = [zone for zone in zones if _counts(zone)]
+            if any(zone.kind == "package" for zone in zones):
+                simulated = (sys / "class/powercap/virt-rapl-simulator").exists()
+                return Source("simulated" if simulated else name, tuple(zones))
+    except PermissionError as error:
+        raise VirtRaplError(f"may not read {error.filename}: energy counters are root's", "run as root") from error
+    missing = "RAPL zones" if choice == "auto" else f"{choice} zones"
+    raise VirtRaplError(f"this machine shows no {missing} of its CPU packages", HINTS[choice])
+
+
+def _counts(zone: Zone) -> bool:
+    try:
+        return zone.read() >= 0
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return False

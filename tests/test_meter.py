@@ -1,0 +1,237 @@
+"""The meter on a host made of files: who is charged what while domains, threads, zones and CPUs come and go."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fixtures import RANGE, Host, Thread
+
+from libvirt_rapl.host.cpus import packages
+from libvirt_rapl.host.source import open_source
+from libvirt_rapl.meter import Meter
+
+S = 1_000_000_000
+JOULE = 1_000_000
+A, B = "aaaaaaaa-0000-0000-0000-000000000000", "bbbbbbbb-0000-0000-0000-000000000000"
+
+
+class Bench:
+    """A meter on a host, whose time moves a second at each sample."""
+
+    def __init__(self, root: Path, cpus: dict[int, list[int]]) -> None:
+        self.host = Host(root, cpus)
+        self.seconds = 0
+        for package in cpus:
+            self.joules(0, package)
+
+    def start(self, *processes: tuple[str, int]) -> Meter:
+        """Make the meter and let it take its first sample."""
+        source = open_source("auto", sys=self.host.sys, dev=self.host.dev, packages=packages(self.host.sys))
+        self.meter = Meter(source, sys=self.host.sys, proc=self.host.proc, clock=self.clock)
+        self.meter.sample(processes)
+        return self.meter
+
+    def clock(self) -> int:
+        self.seconds += 1
+        return self.seconds * S
+
+    def joules(self, joules: int, package: int = 0) -> None:
+        self.host.zone(f"intel-rapl:{package}", f"package-{package}", joules * JOULE)
+
+    def qemu(self, pid: int, main: int = 0, *vcpus: float, cpu: int = 0, ended: float = 0) -> None:
+        """Set the seconds a QEMU's threads have run, all on one CPU."""
+        threads = {pid: Thread("qemu-system-x86", main * S, cpu)}
+        for number, seconds in enumerate(vcpus):
+            threads[pid + 1 + number] = Thread(f"CPU {number}/KVM", int(seconds * S), cpu)
+        self.host.process(pid, threads, ended_ns=int(ended * S))
+
+    def conserved(self, joules: float) -> bool:
+        """Tell whether domains, other and idle make up this much, and each domain's vCPUs the domain."""
+        meter = self.meter
+        for domain in meter.domains.values():
+            assert sum(vcpu.microjoules for vcpu in domain.vcpus.values()) == domain.microjoules
+        given_out = sum(domain.microjoules for domain in meter.domains.values())
+        return given_out + meter.other.microjoules + meter.idle.microjoules == joules * JOULE
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path) -> MakeBench:
+    return lambda cpus=None: Bench(tmp_path, cpus or {0: [0, 1]})
+
+
+def test_a_first_sample_charges_nobody(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 5, 5)
+    meter = bench.start((A, 7))
+    assert bench.conserved(0)
+    assert (meter.domains, meter.interval_seconds, meter.zones["package-0"].joules) == ({}, 0, 0)
+
+
+def test_energies_add_up_and_powers_are_of_the_last_interval(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 10, 10)
+    bench.qemu(20, 0, 0)
+    meter = bench.start((A, 7), (B, 20))
+
+    bench.joules(100)
+    bench.host.busy({0: 100, 1: 50})
+    bench.qemu(7, 0, 10.5, 10.25)
+    bench.qemu(20, 0, 0.25)
+    meter.sample([(A, 7), (B, 20)])
+    assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 25, 1: 12.5}
+    assert (meter.domains[A].watts, meter.domains[B].watts, meter.domains_watts) == (37.5, 12.5, 50)
+    assert (meter.other.watts, meter.idle.watts, meter.zones["package-0"].watts) == (25, 25, 100)
+    assert meter.interval_seconds == 1
+
+    bench.joules(120)
+    bench.seconds += 1  # two seconds this time
+    bench.qemu(7, 0, 12.5, 10.25)
+    meter.sample([(A, 7), (B, 20)])
+    assert (meter.domains[A].joules, meter.domains[A].watts) == (47.5, 5)
+    assert (meter.domains[B].joules, meter.domains[B].watts) == (12.5, 0)
+    assert (meter.interval_seconds, meter.zones["package-0"].watts) == (2, 10)
+    assert bench.conserved(120)
+
+
+def test_the_work_of_qemu_itself_goes_to_the_vcpus(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0, 0)
+    meter = bench.start((A, 7))
+    bench.joules(100)
+    bench.qemu(7, 1, 0, 0, ended=1)  # a second of the main thread, and one of a worker that came and went
+    meter.sample([(A, 7)])
+    assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 50, 1: 50}
+
+
+def test_a_domain_that_has_no_vcpus_yet(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0)
+    meter = bench.start((A, 7))
+    bench.joules(100)
+    bench.qemu(7, 1)
+    meter.sample([(A, 7)])
+    assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 50}
+
+
+def test_domains_come_and_go_and_come_again(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    meter = bench.start()
+    bench.joules(100)
+    bench.qemu(7, 0, 0.5)
+    meter.sample([(A, 7)])
+    assert A not in meter.domains  # it is followed from now on
+
+    bench.joules(200)
+    bench.qemu(7, 0, 1.5)
+    meter.sample([(A, 7)])
+    assert meter.domains[A].joules == 50
+
+    bench.joules(300)
+    bench.host.end(7)
+    meter.sample([(A, 7)])  # libvirt has not noticed
+    meter.sample([])
+    assert (meter.domains[A].joules, meter.domains[A].watts, meter.domains[A].vcpus[0].watts) == (50, 0, 0)
+
+    bench.qemu(7, 0, 9)  # a new QEMU with the old PID
+    meter.sample([(A, 7)])
+    bench.joules(400)
+    bench.qemu(7, 0, 10)
+    meter.sample([(A, 7)])
+    assert meter.domains[A].joules == 100
+    assert bench.conserved(400)
+
+
+def test_a_pid_taken_over_by_another_process(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    bench.host.end(7)
+    bench.qemu(7, 0, 9999)
+    bench.joules(100)
+    meter.sample([(A, 7)])
+    assert A not in meter.domains
+    assert bench.conserved(100)
+
+
+def test_a_counter_that_wraps(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.host.zone("intel-rapl:0", "package-0", RANGE - 10 * JOULE + 1)
+    meter = bench.start()
+    bench.joules(15)
+    meter.sample([])
+    assert meter.zones["package-0"].joules == 25
+    assert bench.conserved(25)
+
+
+def test_a_zone_that_fails_costs_its_own_readings_only(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0], 1: [1]})
+    bench.host.zone("intel-rapl:0:0", "dram")
+    bench.qemu(7, 0, 0, cpu=1)
+    meter = bench.start((A, 7))
+    energy = bench.host.powercap / "intel-rapl:0/energy_uj"
+
+    energy.rename(energy.with_name("away"))
+    bench.joules(100, 1)
+    bench.host.zone("intel-rapl:0:0", "dram", 5 * JOULE)
+    bench.qemu(7, 0, 1, cpu=1)
+    meter.sample([(A, 7)])
+    assert (meter.zones["package-0"].joules, meter.zones["dram-0"].joules, meter.domains[A].joules) == (0, 5, 100)
+
+    for joules in (70, 80):  # it is back, and the time it was away is nobody's
+        bench.joules(joules)
+        meter.sample([(A, 7)])
+    assert meter.zones["package-0"].joules == 10
+    assert bench.conserved(110)
+
+
+def test_each_package_is_attributed_to_those_who_ran_there(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0, cpu=0)
+    bench.qemu(20, 0, 0, 0, cpu=3)
+    meter = bench.start((A, 7), (B, 20))
+    bench.joules(100, 0)
+    bench.joules(10, 1)
+    bench.qemu(7, 0, 1, cpu=1)
+    main, vcpu = Thread("qemu-system-x86", S, cpu=0), Thread("CPU 0/KVM", S, cpu=2)
+    bench.host.process(20, {20: main, 21: vcpu, 22: Thread("CPU 1/KVM", 0, cpu=3)})
+    meter.sample([(A, 7), (B, 20)])
+    assert meter.domains[A].joules == 50
+    # On package 1 its vCPU 0 ran; on package 0 only its main thread did, which both vCPUs share.
+    assert {vcpu: usage.joules for vcpu, usage in meter.domains[B].vcpus.items()} == {0: 30, 1: 25}
+    assert meter.domains[B].watts == 55
+    assert bench.conserved(110)
+
+
+def test_a_cpu_goes_off_line_and_comes_back(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0, cpu=3)
+    meter = bench.start((A, 7))
+    bench.host.busy({0: 0, 1: 0, 2: 50})
+    for package in (0, 1):
+        bench.joules(100, package)
+    bench.qemu(7, 0, 0.5, cpu=3)
+    meter.sample([(A, 7)])
+    # It ran on a CPU that is no longer there: half a second on the first package, which has two CPUs.
+    assert (meter.domains[A].joules, meter.other.joules) == (25, 50)
+    bench.host.busy({0: 0, 1: 0, 2: 50, 3: 900})
+    bench.joules(200, 1)
+    meter.sample([(A, 7)])
+    assert meter.other.joules == 50
+    assert bench.conserved(300)
+
+
+def test_a_package_of_two_dies(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.host.zone("intel-rapl:0", "package-0-die-0")
+    bench.host.zone("intel-rapl:1", "package-0-die-1")
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    bench.host.zone("intel-rapl:0", "package-0-die-0", 60 * JOULE)
+    bench.host.zone("intel-rapl:1", "package-0-die-1", 40 * JOULE)
+    bench.qemu(7, 0, 1)
+    meter.sample([(A, 7)])
+    assert meter.domains[A].joules == 50
+    assert bench.conserved(100)

@@ -1,0 +1,76 @@
+"""libvirt's own run-time files: the process and vCPU threads of a domain."""
+
+from pathlib import Path
+
+import pytest
+from fixtures import Host, Thread, write
+
+from libvirt_rapl.runstate import RunState, read_run_state
+
+STATUS = """<!--
+WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE
+OVERWRITTEN AND LOST. Changes to this xml configuration should be made using:
+  virsh edit vm
+or other application using the libvirt API.
+-->
+
+<domstatus state='running' reason='booted' pid='7'>
+  <taint flag='custom-argv'/>
+  <monitor path='/var/lib/libvirt/qemu/domain-1-vm/monitor.sock' type='unix'/>
+  <vcpus>
+    <vcpu id='0' pid='70'/>
+    <vcpu id='1' pid='71'/>
+  </vcpus>
+  <domain type='kvm' id='1' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+    <name>vm</name>
+    <vcpu placement='static' current='2'>3</vcpu>
+    <vcpus>
+      <vcpu id='0' enabled='yes' hotpluggable='no' order='1'/>
+      <vcpu id='2' enabled='no' hotpluggable='yes'/>
+    </vcpus>
+  </domain>
+</domstatus>
+"""
+NAMES = {7: "qemu-system-x86", 99: "CPU 1/KVM", 98: "CPU 0/KVM", 97: "kvm-msr"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    Host(tmp_path).process(7, {tid: Thread(name, 0) for tid, name in NAMES.items()})
+    return tmp_path / "run"
+
+
+def state(run: Path, name: str = "vm") -> RunState | None:
+    return read_run_state(name, run, run.parent / "proc")
+
+
+def test_the_status_file(run: Path) -> None:
+    write(run / "vm.xml", STATUS)
+    assert state(run) == RunState(7, {0: 70, 1: 71})
+
+
+def test_threads_by_name_while_the_status_file_has_none(run: Path) -> None:
+    write(run / "vm.xml", STATUS.replace("<vcpu id='0' pid='70'/>", "").replace("<vcpu id='1' pid='71'/>", ""))
+    assert state(run) == RunState(7, {0: 98, 1: 99})
+
+
+@pytest.mark.parametrize("status", [None, "", "<domstatus state='running'>", "<domstatus state='running'/>"])
+def test_the_pid_file_where_the_status_file_does_not_tell(run: Path, status: str | None) -> None:
+    if status is not None:
+        write(run / "vm.xml", status)
+    assert state(run) is None
+    write(run / "vm.pid", "7\n")
+    assert state(run) == RunState(7, {0: 98, 1: 99})
+
+
+def test_a_process_that_has_gone_is_not_running(run: Path) -> None:
+    write(run / "vm.xml", STATUS.replace("pid='7'", "pid='8'"))
+    write(run / "vm.pid", "7\n")
+    assert state(run) is None
+    write(run / "vm.xml", "")
+    write(run / "vm.pid", "\n")
+    assert state(run) is None
+
+
+def test_a_domain_that_does_not_run(run: Path) -> None:
+    assert state(run, "other") is None
