@@ -119,7 +119,7 @@ def follow(name: str, xml: str, config: Config) -> None:
     if run_state:
         record.pid, record.vcpu_tids = run_state.pid, run_state.vcpu_tids
     if record.state == "ready" and not instances.alive(record):
-        _enter(record, "degraded", "its helper ended, and QEMU connects only once; restart the domain")
+        _enter(record, "degraded", instances.HELPER_ENDED)
     registry.write(record)
 
 

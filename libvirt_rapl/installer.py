@@ -1,6 +1,7 @@
 """Putting what libvirt, QEMU and systemd look for in place: hook, emulator wrappers, units, default configuration."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from libvirt_rapl.files import replace
 
 EMULATORS = ("usr/bin/qemu-system-x86_64", "usr/libexec/qemu-kvm")
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
+PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
+"""What needs no quoting in sh or in a systemd unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ def install(root: Path) -> list[str]:
     On the running system (root is /) systemd and libvirt are told as well. Raises VirtRaplError when a file cannot
     be written; what was written before that stays, and a second run completes it.
     """
+    if not PLAIN_PATH.fullmatch(sys.executable):
+        raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     lines = []
     for item in _items(root):
         try:

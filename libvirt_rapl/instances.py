@@ -17,6 +17,7 @@ from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.client import probe
 
+HELPER_ENDED = "its helper ended, and QEMU connects only once; restart the domain"
 STOP_SECONDS = 2.0
 POLL_SECONDS = 0.02
 

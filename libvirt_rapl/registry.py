@@ -2,7 +2,7 @@
 
 Of a domain with UUID u the run directory holds
   u.json   the record (root only),
-  u.state  one word for the emulator wrapper, which runs as QEMU's user: ready, degraded or refuse,
+  u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`,
   u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600.
 """
 
@@ -63,10 +63,11 @@ class Registry:
         self.run_directory.chmod(0o711)
 
     def write(self, record: Record) -> None:
-        """Store the record and the word for the wrapper. Raises OSError when the disk is full or not ours."""
+        """Store the record and the line for the wrapper. Raises OSError when the disk is full or not ours."""
+        line = f"degraded: {record.reason}" if record.state == "degraded" else record.state
         self.create_directory()
         replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
-        replace(self.path(record.uuid, "state"), record.state + "\n", 0o644)
+        replace(self.path(record.uuid, "state"), line + "\n", 0o644)
 
     def read(self, uuid: str) -> Record | None:
         """Return the domain's record; None when there is none or it cannot be understood."""
@@ -84,6 +85,6 @@ class Registry:
                 yield record
 
     def remove(self, uuid: str) -> None:
-        """Forget the domain: its record, its word for the wrapper, its socket and its helper's log."""
+        """Forget the domain: its record, its line for the wrapper, its socket and its helper's log."""
         for suffix in ("state", "sock", "log", "json"):
             self.path(uuid, suffix).unlink(missing_ok=True)

@@ -111,3 +111,11 @@ def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -
     )
     assert {HOOK, WRAPPER, UNIT, CONFIGURATION} <= contents(staged).keys()
     assert list((environment / "libvirt_rapl/simulator").glob("*.rom"))
+
+
+@pytest.mark.parametrize("python", ["/opt/it's/bin/python", "/opt/a b/bin/python", "/opt/$x/bin/python", "/o%i/python"])
+def test_a_path_that_scripts_would_misread_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(VirtRaplError, match="cannot be named in scripts"):
+        install(root)
+    assert not (root / "etc").exists()

@@ -26,11 +26,11 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed (told on stderr), 2 usage."""
     options, rest = _global_parser().parse_known_args(arguments)
-    command = importlib.import_module(f"libvirt_rapl.cli.{options.command}")
-    parser = argparse.ArgumentParser(prog=f"virt-rapl {options.command}", description=command.__doc__)
-    command.add_arguments(parser)
-    options = parser.parse_args(options.arguments + rest, namespace=options)
     try:
+        command = importlib.import_module(f"libvirt_rapl.cli.{options.command}")
+        parser = argparse.ArgumentParser(prog=f"virt-rapl {options.command}", description=command.__doc__)
+        command.add_arguments(parser)
+        options = parser.parse_args(options.arguments + rest, namespace=options)
         return int(command.run(options))
     except VirtRaplError as error:
         return _fail(error.message, error.hint)

@@ -64,5 +64,6 @@ def _exec_qemu_helper(program: str, listener: socket.socket) -> NoReturn:
 
     By itself it would make the socket root's with mode 0600, which the domain's QEMU cannot open.
     """
-    os.dup2(listener.fileno(), 3, inheritable=True)
+    os.dup2(listener.fileno(), 3)
+    os.set_inheritable(3, True)  # also when it was 3 already and dup2 had nothing to do
     os.execve(program, [program], {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})

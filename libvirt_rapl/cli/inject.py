@@ -1,0 +1,41 @@
+"""Add the energy meter to the domain XML on standard input and print it. Nothing is printed on failure."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from libvirt_rapl import domxml, emulator
+from libvirt_rapl.config import load
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.registry import Registry
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes: nothing."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Filter the XML; the emulator is asked too where it exists, as the domain may be meant for another machine."""
+    registry = Registry(load(options.config).run_directory)
+    xml = read_xml()
+    _, uuid = domxml.identity(xml)
+    injected = domxml.inject(xml, socket=str(registry.path(uuid, "sock")), default_emulator=emulator.installed())
+    path = domxml.original_emulator(injected)
+    if Path(path).exists():
+        emulator.check(path)
+    write_xml(injected)
+    return 0
+
+
+def read_xml() -> str:
+    """Read standard input. Raises VirtRaplError when it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise VirtRaplError(f"the XML on standard input is not UTF-8: {error}", "convert it: iconv -t UTF-8") from error
+
+
+def write_xml(xml: str) -> None:
+    """Write to standard output, in UTF-8 whatever the locale."""
+    sys.stdout.buffer.write(xml.encode())
+    sys.stdout.buffer.flush()

@@ -1,0 +1,135 @@
+"""The domains libvirt knows: connecting to it, finding one domain, listing them all."""
+
+import os
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from libvirt_rapl.errors import VirtRaplError
+
+try:
+    import libvirt
+except ImportError as missing:
+    raise VirtRaplError(
+        f"the Python module libvirt cannot be used: {missing}", "install python3-libvirt or pip install libvirt-python"
+    ) from missing
+
+# virsh's words, so that a state reads the same in both.
+STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: "no state",
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "idle",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "in shutdown",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One domain as libvirt showed it when it was looked up."""
+
+    name: str
+    uuid: str
+    """Lower case, with dashes."""
+    id: int | None
+    """libvirt's number of the running domain; None when it does not run."""
+    state: str
+    """virsh's word: running, paused, shut off, ..."""
+    handle: Any = field(repr=False, compare=False)
+    """The libvirt.virDomain."""
+
+    @property
+    def persistent(self) -> bool:
+        """Tell whether it has a definition that outlives it."""
+        return bool(self.handle.isPersistent())
+
+    @property
+    def active(self) -> bool:
+        """Tell whether it has a QEMU process, running or paused."""
+        return self.id is not None
+
+    def live_xml(self) -> str:
+        """XML of the running domain; of the definition when it does not run. Raises VirtRaplError when it is gone."""
+        return self._xml(0)
+
+    def inactive_xml(self, *, secrets: bool = False) -> str:
+        """XML that the next start uses. With `secrets` passwords are in it: needed to define the domain again.
+
+        Raises VirtRaplError when the domain is gone or the connection may not see secrets.
+        """
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE
+        return self._xml(flags | libvirt.VIR_DOMAIN_XML_SECURE if secrets else flags)
+
+    def define(self, xml: str) -> None:
+        """Make this the definition that the next start uses. Raises VirtRaplError when libvirt does not take it."""
+        try:
+            self.handle.connect().defineXML(xml)
+        except libvirt.libvirtError as error:
+            raise VirtRaplError(f"libvirt does not take the definition of {self.name}: {error}") from error
+
+    def _xml(self, flags: int) -> str:
+        try:
+            return str(self.handle.XMLDesc(flags))
+        except libvirt.libvirtError as error:
+            raise VirtRaplError(f"cannot read the XML of domain {self.name}: {error}") from error
+
+
+def connect(uri: str) -> Any:  # noqa: ANN401  libvirt-python has no types
+    """Open libvirt and return its virConnect. Raises VirtRaplError when there is none or it refuses us."""
+    # libvirt-python prints every error on stderr unless a handler takes it.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        return libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        hint = "run as root, or join the group libvirt" if os.geteuid() else "start it: systemctl start libvirtd"
+        raise VirtRaplError(f"cannot connect to libvirt at {uri}: {error}", hint) from error
+
+
+def lookup(connection: Any, name_or_uuid: str) -> Domain:  # noqa: ANN401
+    """Find one domain by its name, else by its UUID. Raises VirtRaplError when there is none."""
+    try:
+        return _domain(connection.lookupByName(name_or_uuid))
+    except libvirt.libvirtError as error:
+        _raise_unless_gone(error)
+    try:
+        return _domain(connection.lookupByUUIDString(str(uuid.UUID(name_or_uuid))))
+    except ValueError:
+        pass
+    except libvirt.libvirtError as error:
+        _raise_unless_gone(error)
+    raise VirtRaplError(f"there is no domain {name_or_uuid!r}", "`virsh list --all` shows the names")
+
+
+def every_domain(connection: Any) -> list[Domain]:  # noqa: ANN401
+    """List all domains, running or not, in the order of their names. Raises VirtRaplError when libvirt fails."""
+    found = []
+    try:
+        handles = connection.listAllDomains()
+    except libvirt.libvirtError as error:
+        raise VirtRaplError(f"cannot list the domains: {error}") from error
+    for handle in handles:
+        try:
+            found.append(_domain(handle))
+        except libvirt.libvirtError as error:
+            # A transient domain may end between the two calls.
+            _raise_unless_gone(error)
+    return sorted(found, key=lambda domain: domain.name)
+
+
+def _domain(handle: Any) -> Domain:  # noqa: ANN401
+    number = handle.ID()
+    return Domain(
+        name=handle.name(),
+        uuid=handle.UUIDString(),
+        id=None if number < 0 else number,
+        state=STATES.get(handle.state()[0], "no state"),
+        handle=handle,
+    )
+
+
+def _raise_unless_gone(error: Any) -> None:  # noqa: ANN401
+    if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+        raise VirtRaplError(f"libvirt: {error}") from error

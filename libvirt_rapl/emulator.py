@@ -1,0 +1,87 @@
+"""Asking a QEMU binary whether it can give a guest RAPL, and whether our wrapper stands beside it."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
+from libvirt_rapl.errors import VirtRaplError
+
+OLDEST = (9, 1)
+TIMEOUT = 10.0
+"""Seconds a QEMU may take to answer; it needs some 0.03."""
+NOBODY = 65534
+# Without a machine and on TCG where there is one: works without KVM, too.
+ARGUMENTS = ["-no-user-config", "-nodefaults", "-display", "none", "-machine", "none,accel=tcg:kvm", "-qmp", "stdio"]
+QUESTIONS = [
+    {"execute": "qmp_capabilities"},
+    {"execute": "qom-list-properties", "arguments": {"typename": "kvm-accel"}, "id": "properties"},
+    {"execute": "quit"},
+]
+
+
+def installed() -> str:
+    """Return the path of this machine's emulator: Debian's name, or RHEL's where only that exists."""
+    known = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm")
+    return next((path for path in known if Path(path).exists()), DEFAULT_EMULATOR)
+
+
+def check(path: str) -> None:
+    """Raise VirtRaplError unless the emulator at `path` (the real one, not the wrapper) can do RAPL through us.
+
+    That is: it runs, is QEMU 9.1 or newer, has the property `rapl` of kvm-accel, and the wrapper stands beside it.
+    """
+    version, properties = _ask(path)
+    name = ".".join(map(str, version))
+    if version < OLDEST:
+        raise VirtRaplError(
+            f"QEMU {name} at {path} is too old for RAPL", "install QEMU 9.1 or newer (Debian 12: from backports)"
+        )
+    if "rapl" not in properties:
+        raise VirtRaplError(f"QEMU {name} at {path} was built without RAPL for KVM", "install one built for x86 KVM")
+    wrapper = path + WRAPPER_SUFFIX
+    if not os.access(wrapper, os.X_OK):
+        raise VirtRaplError(f"there is no emulator wrapper {wrapper}", "run `virt-rapl install`")
+
+
+def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
+    """Return QEMU's version and the names of the properties of its KVM accelerator (none if it has no KVM)."""
+    # The path comes from a domain's XML: libvirt does not run it as root just to ask, and neither do we.
+    unprivileged: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    try:
+        qemu = subprocess.run(
+            [path, *ARGUMENTS],
+            input="".join(json.dumps(question) + "\n" for question in QUESTIONS),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd="/",
+            timeout=TIMEOUT,
+            check=False,
+            **unprivileged,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise VirtRaplError(f"{path} did not answer within {TIMEOUT:.0f} s", "is it QEMU?") from error
+    except OSError as error:
+        raise VirtRaplError(f"cannot run the emulator {path}: {error.strerror}", "install QEMU 9.1 or newer") from error
+    try:
+        return _understand(list(_messages(qemu.stdout)))
+    except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+        last_words = " ".join(qemu.stderr.split())[-200:] or "it said nothing"
+        raise VirtRaplError(f"{path} does not answer as QEMU does: {last_words}", "is it QEMU?") from error
+
+
+def _messages(output: str) -> Iterator[dict[str, Any]]:
+    for line in output.splitlines():
+        if line.strip():
+            yield json.loads(line)
+
+
+def _understand(messages: list[dict[str, Any]]) -> tuple[tuple[int, int, int], set[str]]:
+    numbers = messages[0]["QMP"]["version"]["qemu"]
+    answer = next(message for message in messages if message.get("id") == "properties")
+    # An unknown type is answered with "error".
+    return (numbers["major"], numbers["minor"], numbers["micro"]), {item["name"] for item in answer.get("return", [])}

@@ -1,0 +1,292 @@
+"""Golden pairs, refusals, and the laws: strip undoes inject, inject twice is inject once, the last socket wins."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lxml import etree
+
+from libvirt_rapl import domxml
+from libvirt_rapl.errors import VirtRaplError
+
+DATA = Path(__file__).parent / "data" / "domxml"
+UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
+SOCKET = f"/run/virt-rapl/{UUID}.sock"
+OTHER_SOCKET = f"/run/elsewhere/{UUID}.sock"
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+
+
+def parsed(xml: str) -> etree._Element:
+    # The text is decoded: an encoding it may declare counts no more.
+    return etree.fromstring(xml.encode(), etree.XMLParser(encoding="utf-8"))
+
+
+def canonical(xml: str) -> str:
+    """C14N with comments: what two XML texts must share to mean the same."""
+    return etree.tostring(parsed(xml).getroottree(), method="c14n", with_comments=True).decode()
+
+
+def domain(inside: str = "", *, uuid: str = f"<uuid>{UUID}</uuid>", attributes: str = "type='kvm'") -> str:
+    return f"<domain {attributes}>\n  <name>guest</name>\n  {uuid}\n  {inside}\n</domain>\n"
+
+
+# Golden pairs. VIRT_RAPL_REGENERATE=1 writes the -out.xml files anew; read the difference before committing it.
+
+
+@pytest.mark.parametrize("before", sorted(DATA.glob("*-in.xml")), ids=lambda path: path.name.removesuffix("-in.xml"))
+def test_golden(before: Path) -> None:
+    xml = before.read_bytes().decode()
+    after = before.with_name(before.name.replace("-in.xml", "-out.xml"))
+    injected = domxml.inject(xml, socket=SOCKET)
+    if os.environ.get("VIRT_RAPL_REGENERATE"):
+        after.write_bytes(injected.encode())
+    assert injected == after.read_bytes().decode()
+    assert canonical(domxml.strip(injected)) == canonical(xml)
+
+
+def test_golden_pairs_are_complete() -> None:
+    stems = {path.name.removesuffix("-in.xml") for path in DATA.glob("*-in.xml")}
+    assert stems == {path.name.removesuffix("-out.xml") for path in DATA.glob("*-out.xml")}
+    assert len(stems) >= 6
+
+
+# Properties over generated domain XML.
+
+SPACE = st.sampled_from(["", " ", "\n", "\n  ", "\n\n    ", "\t", "\r\n  "])
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<&>\r]-?", exclude_categories=["Cc", "Cs"]), max_size=6)
+NOISE: st.SearchStrategy[str] = st.one_of(
+    SPACE,
+    TEXT.map(lambda text: f"<!--{text}-->"),
+    TEXT.map(lambda text: f"<?note {text.strip() or 'x'}?>"),
+    TEXT.map(lambda text: f"<![CDATA[{text}&<]]>"),
+    TEXT,
+    st.sampled_from(["&#13;", "&amp;&lt;", "é漢"]),
+)
+# Prefixes the user may have bound: where the QEMU namespace is declared, and as what.
+PREFIXES = st.sampled_from(["qemu", "q", "rapl", ""])
+EMULATORS = st.sampled_from(
+    ["/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/é q", "<![CDATA[/usr/bin/a&b]]>", "/a<!-- c -->/b"]
+)
+USER_ARGS = st.sampled_from(["-device", "foo,accel=kvm", "", "-acc", "a,rapl=true", "*", '"', "a\tb&#10;c"])
+
+
+@st.composite
+def domains(draw: st.DrawFn) -> str:
+    def noisy(*parts: str) -> str:
+        """Join the parts with whatever may stand between elements."""
+        return "".join([draw(NOISE) + part for part in parts] + [draw(NOISE)])
+
+    def quoted(value: str) -> str:
+        return '"' + value.replace('"', "&quot;") + '"'
+
+    parts = [f"<uuid>{draw(SPACE)}{draw(st.sampled_from([UUID, UUID.upper()]))}</uuid>"]
+    attributes, prefix, local = " type='kvm'", draw(PREFIXES), draw(st.booleans())
+    declaration = f" xmlns{':' + prefix if prefix else ''}='{QEMU}'"
+    if prefix and not local:
+        attributes += declaration
+    if draw(st.booleans()):
+        attributes += f" xmlns:{draw(st.sampled_from(['rapl', 'm', 'x']))}2='{domxml.MARK}'"
+    if draw(st.booleans()):
+        foreign = ["<f:a xmlns:f='urn:f' b='1'/>"] if draw(st.booleans()) else []
+        parts.append(f"<metadata>{noisy(*foreign)}</metadata>")
+    if draw(st.booleans()):
+        inside = [f"<emulator>{draw(EMULATORS)}</emulator>"] if draw(st.booleans()) else []
+        inside += draw(st.lists(st.just("<disk/>"), max_size=2))
+        parts.append(f"<devices>{noisy(*draw(st.permutations(inside)))}</devices>" if inside else "<devices/>")
+    if draw(st.booleans()) and (local or prefix):
+        start = f"{prefix}:" if prefix else ""
+        args = [f"<{start}arg value={quoted(value)}/>" for value in draw(st.lists(USER_ARGS, max_size=3))]
+        args += [f"<{start}env name='A' value='b'/>"] if draw(st.booleans()) else []
+        here = declaration if local else ""
+        parts.append(f"<{start}commandline{here}>{noisy(*args)}</{start}commandline>")
+    parts.append(draw(st.sampled_from(["<clock/>", "<vcpu>4</vcpu>", "<vcpu current='4'>4</vcpu>"])))
+    body = noisy(*draw(st.permutations(parts)))
+    declarations = ["", "<?xml version='1.0'?>\n", "<?xml version='1.0' encoding='latin1'?>"]
+    prolog = draw(st.sampled_from(declarations)) + draw(st.sampled_from(["", "<!-- <domain> -->"]))
+    epilog = draw(st.sampled_from(["", "\n", "\n<!-- </domain> -->\n"]))
+    return f"{prolog}<domain{attributes}>{body}</domain>{epilog}"
+
+
+@settings(max_examples=400, deadline=None)
+@given(domains())
+def test_strip_undoes_inject_exactly(xml: str) -> None:
+    injected = domxml.inject(xml, socket=SOCKET)
+    assert domxml.is_marked(injected)
+    assert canonical(injected) != canonical(xml)
+    assert canonical(domxml.strip(injected)) == canonical(xml)
+
+
+@settings(max_examples=200, deadline=None)
+@given(domains())
+def test_inject_is_idempotent_and_retargets(xml: str) -> None:
+    injected = domxml.inject(xml, socket=SOCKET)
+    assert domxml.inject(injected, socket=SOCKET) == injected
+    retargeted = domxml.inject(injected, socket=OTHER_SOCKET)
+    assert retargeted == injected.replace(SOCKET, OTHER_SOCKET)
+
+
+@settings(max_examples=200, deadline=None)
+@given(domains())
+def test_injected_xml_says_what_libvirt_needs(xml: str) -> None:
+    injected = domxml.inject(xml, socket=SOCKET)
+    before, after = parsed(xml), parsed(injected)
+
+    def args(root: etree._Element) -> list[str]:
+        return [arg.get("value", "") for arg in root.iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")]
+
+    emulator = str(before.xpath("string(devices/emulator)")) or domxml.DEFAULT_EMULATOR
+    assert after.xpath("string(devices/emulator)") == emulator + "-rapl"
+    assert args(after) == [*args(before), "-accel", f"kvm,rapl=true,rapl-helper-socket={SOCKET}"]
+    assert domxml.original_emulator(xml) == domxml.original_emulator(injected) == emulator
+    assert domxml.identity(injected)[1] == UUID
+
+
+# What each function does with odd input.
+
+
+def test_strip_returns_unmarked_xml_as_it_is() -> None:
+    xml = domain("<devices><emulator>/usr/bin/qemu</emulator></devices>").replace("\n", "\r\n")
+    assert domxml.strip(xml) is xml
+
+
+def test_strip_leaves_what_the_user_added_since() -> None:
+    injected = domxml.inject(domain(), socket=SOCKET)
+    mine = injected.replace("<metadata>", "<metadata><a:b xmlns:a='urn:a'/>").replace(
+        domxml.DEFAULT_EMULATOR + "-rapl</emulator>", "/opt/other</emulator><disk/>"
+    )
+    stripped = domxml.strip(mine)
+    assert not domxml.is_marked(stripped)
+    assert "<a:b" in stripped
+    assert "<emulator>/opt/other</emulator>" in stripped
+    assert "<disk/>" in stripped
+    assert "rapl" not in stripped
+
+
+def test_strip_survives_a_pretty_printer() -> None:
+    """What libvirt does to XML on define: blanks are dropped, elements laid out anew."""
+
+    def pretty(xml: str) -> str:
+        root = etree.fromstring(xml, etree.XMLParser(remove_blank_text=True))
+        return etree.tostring(root, encoding="unicode", pretty_print=True)
+
+    for inside in ("", "<metadata/>", "<metadata><a:b xmlns:a='urn:a'/></metadata><devices/>"):
+        before = pretty(domain(inside))
+        assert pretty(domxml.strip(pretty(domxml.inject(before, socket=SOCKET)))) == before
+
+
+def test_undeclared_prefix_leaves_no_trace() -> None:
+    xml = domain()
+    injected = domxml.inject(xml, socket=SOCKET)
+    assert f'<qemu:commandline xmlns:qemu="{QEMU}">' in injected
+    assert QEMU not in domxml.strip(injected)
+
+
+def test_declaration_and_line_end_stay() -> None:
+    declaration = "<?xml version='1.0' encoding='ISO-8859-1' standalone='yes'?>\n\n<!-- é -->\n"
+    injected = domxml.inject(declaration + domain("<title>é</title>"), socket=SOCKET)
+    assert injected.startswith(declaration + "<domain")
+    assert injected.endswith("</domain>\n")
+    assert "<title>é</title>" in injected
+
+
+def test_default_emulator_can_be_chosen() -> None:
+    injected = domxml.inject(domain(), socket=SOCKET, default_emulator="/usr/libexec/qemu-kvm")
+    assert "<emulator>/usr/libexec/qemu-kvm-rapl</emulator>" in injected
+    assert domxml.original_emulator(injected) == "/usr/libexec/qemu-kvm"
+
+
+def test_difference_shows_only_our_lines() -> None:
+    xml = domain("<devices>\n    <emulator>/usr/bin/qemu</emulator>\n  </devices>")
+    lines = domxml.difference(xml, domxml.inject(xml, socket=SOCKET), "guest").splitlines()
+    changed = [line for line in lines if re.match(r"[-+](?![-+])", line)]
+    assert len(changed) == 9
+    assert sum(line.startswith("-") for line in changed) == 1
+    assert domxml.difference(xml, xml.replace("'kvm'", '"kvm"'), "guest") == ""
+
+
+def test_dac_label() -> None:
+    label = "<seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+64055</label></seclabel>"
+    assert domxml.dac_label(domain("<seclabel model='apparmor'><label>x</label></seclabel>" + label)) == "+64055:+64055"
+    assert domxml.dac_label(domain()) is None
+
+
+OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><q:arg value='{}'/></q:commandline>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        (domain(attributes="type='qemu'"), "type 'qemu'"),
+        (domain(attributes="id='1'"), "type None"),
+        (domain("<os><type arch='aarch64'>hvm</type></os>"), "aarch64"),
+        (domain("<vcpu current='2'>4</vcpu>"), "number of vCPUs can grow"),
+        (domain("<vcpus><vcpu id='1' enabled='no' hotpluggable='yes'/></vcpus>"), "number of vCPUs can grow"),
+        (domain(OWN_ACCEL.format("-accel")), "-accel argument of its own"),
+        (domain(OWN_ACCEL.format("--accel")), "-accel argument of its own"),
+        (domain("<devices><emulator>qemu</emulator></devices>"), "not an absolute path"),
+        (domain("<devices><emulator/></devices>"), "not an absolute path"),
+        (domain(f"<metadata><x:y xmlns:x='{domxml.MARK}'/></metadata>"), "foreign element"),
+        (domain("<devices><emulator>/usr/bin/q-rapl</emulator></devices>"), "is the wrapper"),
+        (domain(uuid=""), "no <uuid>"),
+        (domain(uuid="<uuid>12</uuid>"), "not a UUID"),
+    ],
+)
+def test_refused(xml: str, message: str) -> None:
+    for refuse in (lambda: domxml.check(xml, SOCKET), lambda: domxml.inject(xml, socket=SOCKET)):
+        with pytest.raises(VirtRaplError, match=re.escape(message)) as caught:
+            refuse()
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        domain("<vcpu placement='static' current='4'>4</vcpu><os><type>hvm</type></os>"),
+        domain("<vcpus><vcpu id='0' enabled='yes' hotpluggable='no'/></vcpus>"),
+        domain(OWN_ACCEL.format("-device")),
+    ],
+)
+def test_accepted_with_the_mark_and_without(xml: str) -> None:
+    domxml.check(xml, SOCKET)
+    domxml.check(domxml.inject(xml, socket=SOCKET), OTHER_SOCKET)
+
+
+def test_a_second_accel_is_refused_in_marked_xml_too() -> None:
+    injected = domxml.inject(domain(), socket=SOCKET)
+    with pytest.raises(VirtRaplError, match="-accel argument of its own"):
+        domxml.check(injected.replace("</domain>", OWN_ACCEL.format("-accel") + "</domain>"), SOCKET)
+
+
+@pytest.mark.parametrize("socket", ["/" + "s" * 107, "/" + "é" * 54, "run/x.sock", "/run/a,b.sock", "/run/a\nb.sock"])
+def test_refused_sockets(socket: str) -> None:
+    with pytest.raises(VirtRaplError, match="socket path") as caught:
+        domxml.inject(domain(), socket=socket)
+    assert "run_directory" in caught.value.hint
+
+
+def test_longest_socket_path_is_accepted() -> None:
+    assert "s" * 106 in domxml.inject(domain(), socket="/" + "s" * 106)
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "",
+        "<domain",
+        "<domain>&nothing;</domain>",
+        "<domain>\x00</domain>",
+        "<domain>\ud800</domain>",
+        "<!DOCTYPE domain [<!ENTITY e 'v'>]><domain>&e;</domain>",
+        "<!DOCTYPE domain SYSTEM 'file:///etc/passwd'><domain/>",
+        "<domain>" + "<a>" * 300 + "</a>" * 300 + "</domain>",
+        "<domainsnapshot/>",
+        "<domain xmlns='urn:x'/>",
+    ],
+)
+def test_what_is_no_domain_xml(xml: str) -> None:
+    for function in (domxml.is_marked, domxml.strip, domxml.identity, domxml.dac_label, domxml.original_emulator):
+        with pytest.raises(VirtRaplError):
+            function(xml)

@@ -1,0 +1,378 @@
+"""enable, disable, inject and strip as the user runs them, and the questions put to the emulator."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from libvirt_rapl import domains, domxml, emulator
+from libvirt_rapl.cli import main
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.simulator.world import World
+
+UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
+OTHER_UUID = "3c4d5e6f-7081-4a92-83c4-d5e6f708192b"
+
+GREETING = '{"QMP": {"version": {"qemu": {"micro": 2, "minor": %d, "major": %d}, "package": ""}, "capabilities": []}}'
+WITH_RAPL = '{"return": [{"name": "rapl", "type": "bool"}, {"name": "device", "type": "string"}], "id": "properties"}'
+WITHOUT_RAPL = '{"return": [{"name": "device", "type": "string"}], "id": "properties"}'
+WITHOUT_KVM = '{"id": "properties", "error": {"class": "DeviceNotFound", "desc": "..."}}'
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory that the unprivileged user whom the emulator is run as can reach; tmp_path is root's only."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def fake_qemu(directory: Path, *answers: str) -> Path:
+    """An emulator, and the wrapper beside it, that answers in this way."""
+    script(directory / "qemu-rapl", "exit 1")
+    return script(directory / "qemu", "cat >/dev/null\ncat <<'X'\n" + "\n".join(answers) + "\nX")
+
+
+@pytest.fixture
+def qemu(directory: Path) -> Path:
+    return fake_qemu(directory, GREETING % (1, 9), '{"return": {}}', WITH_RAPL, '{"return": {}}')
+
+
+# The emulator.
+
+
+def test_an_emulator_that_can(qemu: Path) -> None:
+    emulator.check(str(qemu))
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([GREETING % (0, 9), WITH_RAPL], "QEMU 9.0.2 at .* is too old"),
+        ([GREETING % (2, 8), WITHOUT_RAPL], "QEMU 8.2.2 at .* is too old"),
+        ([GREETING % (0, 10), WITHOUT_RAPL], "built without RAPL"),
+        ([GREETING % (0, 10), WITHOUT_KVM], "built without RAPL"),
+        ([GREETING % (0, 10)], "does not answer as QEMU does"),
+        (["usage: ..."], "does not answer as QEMU does"),
+        (["[]"], "does not answer as QEMU does"),
+        ([""], "does not answer as QEMU does: it said nothing"),
+    ],
+)
+def test_an_emulator_that_cannot(directory: Path, answers: list[str], message: str) -> None:
+    path = fake_qemu(directory, *answers)
+    with pytest.raises(VirtRaplError, match=message) as caught:
+        emulator.check(str(path))
+    assert caught.value.hint
+
+
+def test_what_an_emulator_says_last_is_told(directory: Path) -> None:
+    path = script(directory / "qemu", "echo 'no' >&2; echo 'library' >&2; exit 1")
+    with pytest.raises(VirtRaplError, match="does not answer as QEMU does: no library"):
+        emulator.check(str(path))
+
+
+def test_an_emulator_that_hangs(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulator, "TIMEOUT", 0.3)
+    path = script(directory / "qemu", "exec sleep 60")
+    with pytest.raises(VirtRaplError, match="did not answer"):
+        emulator.check(str(path))
+
+
+def test_an_emulator_that_cannot_be_run(directory: Path) -> None:
+    with pytest.raises(VirtRaplError, match="No such file"):
+        emulator.check(str(directory / "qemu"))
+    (directory / "qemu").touch(0o644)
+    with pytest.raises(VirtRaplError, match="Permission denied"):
+        emulator.check(str(directory / "qemu"))
+
+
+def test_an_emulator_without_wrapper(qemu: Path) -> None:
+    wrapper = Path(f"{qemu}-rapl")
+    wrapper.chmod(0o644)
+    for _ in range(2):
+        with pytest.raises(VirtRaplError, match="no emulator wrapper") as caught:
+            emulator.check(str(qemu))
+        assert "virt-rapl install" in caught.value.hint
+        wrapper.unlink(missing_ok=True)
+
+
+@pytest.mark.e2e
+def test_the_real_emulator_can(world: World) -> None:
+    program = "from libvirt_rapl import emulator; emulator.check(emulator.installed())"
+    world.run([sys.executable, "-I", "-c", program])
+
+
+# enable and disable, on a libvirt that keeps definitions as they are.
+
+
+def definition(name: str, uuid: str, emulator_path: Path, *, more: str = "", domain_type: str = "kvm") -> str:
+    return f"""<domain type='{domain_type}'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <vcpu>2</vcpu>
+  <devices>
+    <emulator>{emulator_path}</emulator>
+    <graphics type='vnc' passwd='s&lt;cret'/>
+  </devices>{more}
+</domain>
+"""
+
+
+@dataclass
+class FakeDomain:
+    """As much of libvirt.virDomain as we use."""
+
+    libvirt: "FakeLibvirt"
+    xml: str
+    number: int = -1
+    persistent: bool = True
+
+    def name(self) -> str:
+        return domxml.identity(self.xml)[0]
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return domxml.identity(self.xml)[1]
+
+    def ID(self) -> int:  # noqa: N802
+        return self.number
+
+    def state(self) -> list[int]:
+        return [libvirt.VIR_DOMAIN_RUNNING if self.number >= 0 else libvirt.VIR_DOMAIN_SHUTOFF, 0]
+
+    def isPersistent(self) -> int:  # noqa: N802
+        return int(self.persistent)
+
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        assert flags & libvirt.VIR_DOMAIN_XML_INACTIVE
+        return self.xml if flags & libvirt.VIR_DOMAIN_XML_SECURE else self.xml.replace(" passwd='s&lt;cret'", "")
+
+    def connect(self) -> "FakeLibvirt":
+        return self.libvirt
+
+
+@dataclass
+class FakeLibvirt:
+    """As much of libvirt.virConnect as we use."""
+
+    domains: list[FakeDomain] = field(default_factory=list)
+    defined: int = 0
+
+    def add(self, xml: str, *, number: int = -1, persistent: bool = True) -> FakeDomain:
+        self.domains.append(FakeDomain(self, xml, number, persistent))
+        return self.domains[-1]
+
+    def lookupByName(self, name: str) -> FakeDomain:  # noqa: N802
+        return self._only(domain for domain in self.domains if domain.name() == name)
+
+    def lookupByUUIDString(self, uuid: str) -> FakeDomain:  # noqa: N802
+        return self._only(domain for domain in self.domains if domain.UUIDString() == uuid)
+
+    def defineXML(self, xml: str) -> None:  # noqa: N802
+        self.defined += 1
+        self.lookupByUUIDString(domxml.identity(xml)[1]).xml = xml
+
+    @staticmethod
+    def _only(found: Iterator[FakeDomain]) -> FakeDomain:
+        for domain in found:
+            return domain
+        error = libvirt.libvirtError("Domain not found")
+        error.err = (libvirt.VIR_ERR_NO_DOMAIN, 0, "Domain not found", 0, None, None, None, 0, 0)
+        raise error
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeLibvirt:
+    fake = FakeLibvirt()
+    monkeypatch.setattr("libvirt.open", lambda _uri: fake)
+    return fake
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    (tmp_path / "virt-rapl.yaml").write_text("run_directory: /run/elsewhere\n")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(["--config", str(tmp_path / "virt-rapl.yaml"), *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    original = definition("web", UUID, qemu)
+    web = fake.add(original)
+    assert run("enable", "web") == (0, "web: enabled; takes effect at the next start\n", "")
+    assert f"rapl-helper-socket=/run/elsewhere/{UUID}.sock" in web.xml
+    assert f"<emulator>{qemu}-rapl</emulator>" in web.xml
+    assert "s&lt;cret" in web.xml
+    assert run("enable", UUID.upper()) == (0, "web: already enabled\n", "")
+    assert run("disable", UUID) == (0, "web: disabled; takes effect at the next start\n", "")
+    assert domxml.difference(original, web.xml, "web") == ""
+    assert run("disable", "web") == (0, "web: not enabled\n", "")
+    assert fake.defined == 2
+
+
+def test_a_running_domain_is_told_of(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    fake.add(definition("web", UUID, qemu), number=4)
+    assert "it is running now" in run("enable", "web")[1]
+
+
+def test_dry_run_prints_the_difference_and_changes_nothing(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    web = fake.add(definition("web", UUID, qemu))
+    status, out, _ = run("enable", "--dry-run", "web")
+    assert status == 0
+    assert out.startswith("--- web (now)\n+++ web (new)\n@@ ")
+    assert f"-    <emulator>{qemu}</emulator>\n+    <emulator>{qemu}-rapl</emulator>\n" in out
+    assert fake.defined == 0
+    web.xml = domxml.inject(web.xml, socket="/s")
+    status, out, _ = run("disable", "--dry-run", "web")
+    assert f"-    <emulator>{qemu}-rapl</emulator>\n+    <emulator>{qemu}</emulator>\n" in out
+    assert fake.defined == 0
+
+
+@pytest.mark.parametrize("trouble", ["missing", "refused", "emulator", "transient"])
+def test_all_are_checked_before_any_is_changed(fake: FakeLibvirt, qemu: Path, run: Run, trouble: str) -> None:
+    fake.add(definition("good", UUID, qemu))
+    if trouble == "refused":
+        fake.add(definition("bad", OTHER_UUID, qemu, domain_type="qemu"))
+    elif trouble == "emulator":
+        fake.add(definition("bad", OTHER_UUID, qemu.parent / "none"))
+    elif trouble == "transient":
+        fake.add(definition("bad", OTHER_UUID, qemu), persistent=False, number=1)
+    status, out, err = run("enable", "good", "bad")
+    assert (status, out) == (1, "")
+    assert err.startswith("virt-rapl: error: ")
+    assert "bad" in err.splitlines()[0]
+    assert err.splitlines()[1].startswith("hint: ")
+    assert fake.defined == 0
+
+
+def test_without_libvirt(run: Run) -> None:
+    status, out, err = run("--connect", "nonsense:///", "enable", "web")
+    assert (status, out) == (1, "")
+    assert err.startswith("virt-rapl: error: cannot connect to libvirt at nonsense:///: ")
+    assert err.count("\n") == 2
+
+
+def test_domains_of_libvirts_test_driver() -> None:
+    connection = domains.connect("test:///default")
+    (test,) = domains.every_domain(connection)
+    assert (test.name, test.state, test.active, test.persistent) == ("test", "running", True, True)
+    assert domains.lookup(connection, test.uuid.upper()) == domains.lookup(connection, "test") == test
+    assert domxml.identity(test.live_xml()) == ("test", test.uuid)
+    test.handle.destroy()
+    assert domains.lookup(connection, "test").state == "shut off"
+    assert domains.lookup(connection, "test").id is None
+    for unknown in ("nothing", OTHER_UUID, "", "1"):
+        with pytest.raises(VirtRaplError, match="there is no domain"):
+            domains.lookup(connection, unknown)
+    with pytest.raises(VirtRaplError, match="does not take the definition"):
+        test.define("<domain/>")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "",
+        "<metadata/>",
+        "<metadata><n:x xmlns:n='urn:n' a='1&#10;2'> text <n:b/> more</n:x></metadata><title>Zürich — 漢字</title>",
+        "<metadata>text <a:a xmlns:a='urn:a'/> <b:b xmlns:b='urn:b'/> more</metadata>",
+    ],
+)
+@pytest.mark.parametrize("arguments", ["", "<q:arg value='-S'/><q:env name='A' value=' * '/><q:arg value=''/>"])
+def test_disable_gives_back_what_libvirt_showed(world: World, metadata: str, arguments: str) -> None:
+    extra = f"<q:commandline xmlns:q='{domxml.QEMU}'>{arguments}</q:commandline>"
+    xml = definition("round-trip", UUID, Path(emulator.installed()), more=metadata + extra)
+    xml = xml.replace("<vcpu>", "<memory>65536</memory><os><type arch='x86_64'>hvm</type></os><vcpu>")
+    world.run(["virsh", "define", "/dev/stdin"], input=xml)
+    try:
+        show = ["virsh", "dumpxml", "--inactive", "--security-info", "round-trip"]
+        before = world.run(show).stdout
+        assert "s&lt;cret" in before
+        world.run(["virt-rapl", "enable", "--dry-run", "round-trip"])
+        assert world.run(show).stdout == before
+        world.run(["virt-rapl", "enable", "round-trip"])
+        during = world.run(show).stdout
+        assert domxml.is_marked(during)
+        assert world.run(["virt-rapl", "enable", "round-trip"]).stdout == "round-trip: already enabled\n"
+        assert world.run(show).stdout == during
+        world.run(["virt-rapl", "disable", "round-trip"])
+        assert world.run(show).stdout == before
+    finally:
+        world.run(["virsh", "undefine", "round-trip"])
+
+
+# The filters, as processes: in a locale where nothing but us makes the output UTF-8.
+
+
+@pytest.fixture
+def virt_rapl(tmp_path: Path) -> Callable[[str, str | bytes], tuple[int, str, str]]:
+    (tmp_path / "virt-rapl.yaml").write_text("run_directory: /run/elsewhere\n")
+
+    def virt_rapl(command: str, xml: str | bytes) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "libvirt_rapl", "--config", str(tmp_path / "virt-rapl.yaml"), command],
+            input=xml.encode() if isinstance(xml, str) else xml,
+            capture_output=True,
+            env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+            timeout=30,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    return virt_rapl
+
+
+VirtRapl = Callable[[str, str | bytes], tuple[int, str, str]]
+
+
+def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
+    xml = definition("Zürich", UUID, qemu)
+    status, injected, err = virt_rapl("inject", xml)
+    assert (status, err) == (0, "")
+    assert injected == domxml.inject(xml, socket=f"/run/elsewhere/{UUID}.sock")
+    assert virt_rapl("strip", injected) == (0, domxml.strip(injected), "")
+    assert virt_rapl("strip", xml) == (0, xml, "")
+
+
+def test_inject_for_another_machine(virt_rapl: VirtRapl) -> None:
+    """An orchestrator need not have the emulator, nor the domain name one that exists here."""
+    status, injected, _ = virt_rapl("inject", definition("web", UUID, Path("/opt/elsewhere/qemu")))
+    assert status == 0
+    assert "<emulator>/opt/elsewhere/qemu-rapl</emulator>" in injected
+
+
+@pytest.mark.parametrize("command", ["inject", "strip"])
+@pytest.mark.parametrize("xml", ["", "<domain", "<domain>\ufffe</domain>", "<a/>", b"<domain>\xe9</domain>"])
+def test_what_is_no_domain_xml_gives_no_output(virt_rapl: VirtRapl, command: str, xml: str | bytes) -> None:
+    status, out, err = virt_rapl(command, xml)
+    assert (status, out) == (1, "")
+    assert err.startswith("virt-rapl: error: ")
+
+
+def test_inject_refuses_as_enable_does(virt_rapl: VirtRapl, qemu: Path) -> None:
+    refused = definition("web", UUID, qemu, domain_type="qemu")
+    without_uuid = definition("web", UUID, qemu).replace(f"<uuid>{UUID}</uuid>", "")
+    Path(f"{qemu}-rapl").unlink()
+    without_wrapper = definition("web", UUID, qemu)
+    for xml in (refused, without_uuid, without_wrapper):
+        status, out, err = virt_rapl("inject", xml)
+        assert (status, out) == (1, "")
+        assert err.startswith("virt-rapl: error: ")
+        assert "\nhint: " in err

@@ -1,0 +1,200 @@
+"""What each operation of libvirt does, with the helper's process replaced by a stand-in."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from libvirt_rapl import domxml, emulator, hook, instances
+from libvirt_rapl.config import Config
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.runstate import RunState
+
+UUID = "12345678-1234-1234-1234-123456789abc"
+PLAIN = f"""<domain type='kvm' id='3'>
+  <name>web1</name>
+  <uuid>{UUID}</uuid>
+  <memory unit='KiB'>65536</memory>
+  <vcpu placement='static'>2</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+  </os>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+  </devices>
+  <seclabel type='dynamic' model='dac' relabel='yes'>
+    <label>+64055:+993</label>
+    <imagelabel>+64055:+993</imagelabel>
+  </seclabel>
+</domain>
+"""
+
+
+class Host:
+    """A run directory and a configuration of the test's, and what became of the helper."""
+
+    def __init__(self, root: Path) -> None:
+        self.config = root / "virt-rapl.yaml"
+        self.run = root / "run"
+        self.definitions = root / "definitions"
+        self.registry = Registry(self.run)
+        self.socket = str(self.registry.path(UUID, "sock"))
+        self.marked = domxml.inject(PLAIN, socket=self.socket)
+        self.trouble: Exception | None = None
+        self.helpers = 0
+        self.alive = True
+        self.configure()
+
+    def configure(self, **settings: str) -> None:
+        lines = [f"{key}: {value}" for key, value in {"run_directory": str(self.run), **settings}.items()]
+        self.config.write_text("\n".join(lines))
+
+    def start(self, record: Record, registry: Registry, deadline: float) -> None:
+        assert registry.read(record.uuid), "the record must be there before the helper reads it"
+        assert deadline > 0
+        if self.trouble:
+            raise self.trouble
+        self.helpers += 1
+        record.helper_pid, record.helper_start = 77, 7
+
+    def stop(self, record: Record, registry: Registry) -> None:
+        self.helpers = 0
+
+    def call(self, operation: str, xml: str) -> tuple[int, str, str]:
+        """Return exit status, output and what was said on stderr."""
+        output, said = io.StringIO(), io.StringIO()
+        status = hook.main("web1", operation, io.StringIO(xml), output, said, self.config)
+        return status, output.getvalue(), said.getvalue()
+
+    @property
+    def record(self) -> Record:
+        record = self.registry.read(UUID)
+        assert record
+        return record
+
+    @property
+    def line(self) -> str:
+        return self.registry.path(UUID, "state").read_text().strip()
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host(tmp_path)
+    monkeypatch.setattr(instances, "start", host.start)
+    monkeypatch.setattr(instances, "stop", host.stop)
+    monkeypatch.setattr(instances, "alive", lambda _: host.alive)
+    monkeypatch.setattr(hook, "check_host", lambda: None)
+    monkeypatch.setattr(hook, "read_run_state", lambda _: RunState(100, {0: 101, 1: 102}))
+    monkeypatch.setattr(emulator, "check", lambda _: None)
+    monkeypatch.setattr(hook, "DEFINITIONS", host.definitions)
+    return host
+
+
+def test_a_life(host: Host) -> None:
+    assert host.call("start", host.marked) == (0, "", "")
+    assert host.line == "ready"
+    assert (host.record.owner_uid, host.record.owner_gid, host.record.backend) == (64055, 993, "native")
+    assert host.call("started", host.marked) == (0, "", "")
+    assert (host.record.pid, host.record.vcpu_tids) == (100, {0: 101, 1: 102})
+    assert host.call("reconnect", host.marked) == (0, "", "")
+    assert host.line == "ready"
+    assert host.call("stopped", host.marked) == (0, "", "")
+    assert host.helpers == 0
+    assert host.call("release", host.marked) == (0, "", "")
+    assert list(host.run.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "trouble", [VirtRaplError("no helper binary"), OSError(28, "No space left on device"), ValueError("odd")]
+)
+@pytest.mark.parametrize(("policy", "status", "line"), [("degrade", 0, "degraded: "), ("refuse", 1, "refuse")])
+def test_trouble_at_start(host: Host, trouble: Exception, policy: str, status: int, line: str) -> None:
+    host.configure(on_failure=policy)
+    host.trouble = trouble
+    got, output, said = host.call("start", host.marked)
+    assert (got, output) == (status, "")
+    assert said.count("\n") == 1
+    assert str(trouble) in said
+    assert host.line.startswith(line)
+    assert host.record.reason == str(trouble)
+
+
+def test_a_configuration_that_cannot_be_read_degrades(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "Config", lambda: Config(run_directory=host.run))
+    host.config.write_text("helper: [")
+    status, _, said = host.call("start", host.marked)
+    assert status == 0
+    assert "not valid YAML" in said
+
+
+def test_a_domain_that_has_become_growable_starts_without(host: Host) -> None:
+    growable = host.marked.replace("<vcpu placement='static'>2", "<vcpu placement='static' current='1'>2").replace(
+        '<vcpu placement="static">2', '<vcpu placement="static" current="1">2'
+    )
+    assert growable != host.marked
+    assert host.call("start", growable)[0] == 0
+    assert host.line.startswith("degraded: the domain's number of vCPUs can grow")
+    assert host.helpers == 0
+
+
+@pytest.mark.parametrize("operation", ["started", "stopped", "release", "reconnect", "restore", "migrate"])
+def test_no_failure_of_ours_reaches_libvirt(host: Host, operation: str) -> None:
+    for xml in ("", "<domain>", "\x00"):
+        status, output, said = host.call(operation, xml)
+        assert (status, output) == (0, "")
+        assert said.count("\n") == 1
+        assert "Traceback" not in said
+
+
+def test_reconnect_tells_a_helper_that_died(host: Host) -> None:
+    host.call("start", host.marked)
+    host.alive = False
+    assert host.call("reconnect", host.marked)[0] == 0
+    assert host.record.state == "degraded"
+    assert "its helper ended" in host.record.reason
+
+
+def test_reconnect_makes_a_lost_record_anew(host: Host) -> None:
+    host.call("reconnect", host.marked)
+    assert (host.record.state, host.record.reason, host.record.pid) == ("degraded", "its record was lost", 100)
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate"])
+def test_filters(host: Host, operation: str) -> None:
+    assert host.call(operation, PLAIN) == (0, "", ""), "nobody has asked for this domain"
+    elsewhere = domxml.inject(PLAIN, socket=f"/run/elsewhere/{UUID}.sock")
+    assert host.call(operation, elsewhere)[1] == host.marked
+    assert host.call(operation, host.marked) == (0, "", ""), "already as it shall be"
+    host.configure(domains="[web*]")
+    assert host.call(operation, PLAIN)[1] == host.marked
+
+
+def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> None:
+    host.definitions.mkdir()
+    (host.definitions / "web1.xml").write_text(host.marked)
+    assert host.call("restore", PLAIN)[1] == host.marked
+
+
+def test_a_host_that_cannot_takes_the_meter_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_old(_: str) -> None:
+        raise VirtRaplError("QEMU 8.2 is too old")
+
+    monkeypatch.setattr(emulator, "check", too_old)
+    assert domxml.is_marked(host.marked)
+    assert host.call("migrate", host.marked)[1] == PLAIN.strip() or not domxml.is_marked(
+        host.call("migrate", host.marked)[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "owner"),
+    [("+64055:+993", (64055, 993)), ("64055:993", (64055, 993)), ("root:daemon", (0, 1)), ("root", (0, 0))],
+)
+def test_labels(label: str, owner: tuple[int, int]) -> None:
+    assert hook._owner(label) == owner
+
+
+def test_no_label_is_libvirts_own_user() -> None:
+    assert hook._owner(None) == (os.getuid(), os.getgid())

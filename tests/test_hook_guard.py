@@ -1,0 +1,137 @@
+"""The shell part of the hook: when it wakes Python, what Python gets, and what libvirt gets back.
+
+Python here is a script that notes its arguments and standard input, and ends as the test wants.
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HOOK = Path(__file__).parent.parent / "hooks" / "qemu"
+MARK = "    <rapl:rapl xmlns:rapl=\"urn:libvirt-rapl:mark:1\" emulator='/usr/bin/qemu-system-x86_64'/>\n"
+HEAD = "<domain type='kvm' id='3'>\n  <name>a \\n é</name>\n  <title>  two  blanks </title>\n"
+TAIL = "  <memory unit='KiB'>65536</memory>\n\n\t<devices>\\\\ %s $HOME `id` \\c</devices>\n</domain>\n\n"
+UNMARKED = f"{HEAD}  <metadata>\n    <a:b xmlns:a='urn:a'/>\n  </metadata>\n{TAIL}"
+MARKED = f"{HEAD}  <metadata>\n{MARK}  </metadata>\n{TAIL}"
+ALWAYS_ZERO = ["started", "stopped", "release", "reconnect"]
+
+
+class Guard:
+    def __init__(self, shell: list[str], directory: Path) -> None:
+        self.shell, self.directory = shell, directory
+        self.python, self.hook, self.seen = directory / "python", directory / "hook", directory / "seen"
+        self.hook.write_text(HOOK.read_text().replace("@PYTHON@", str(self.python)))
+        self.wakes("exit 0")
+
+    def wakes(self, ending: str, *, importable: bool = True) -> None:
+        """Make a Python whose module ends in this way; `importable`: whether our code can be imported."""
+        self.python.write_text(
+            "#!/bin/sh\n"
+            f'[ "$2" != -c ] || exit {int(not importable)}\n'
+            f"printf '%s\\0' \"$@\" >{self.seen}.argv\ncat >{self.seen}.stdin\n{ending}\n"
+        )
+        self.python.chmod(0o755)
+
+    def run(self, *arguments: str, xml: str = MARKED) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self.shell, str(self.hook), *arguments],
+            input=xml,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=10,
+            check=False,
+        )
+
+    def got(self) -> tuple[list[str], str] | None:
+        """Return what Python was woken with; None when it was left asleep."""
+        try:
+            argv = Path(f"{self.seen}.argv").read_text().split("\0")[:-1]
+            return argv, Path(f"{self.seen}.stdin").read_bytes().decode()
+        except FileNotFoundError:
+            return None
+
+
+@pytest.fixture(params=["dash", "bash --posix", "busybox sh"])
+def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Guard:
+    return Guard(request.param.split(), tmp_path)
+
+
+@pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
+def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operation: str) -> None:
+    done = guard.run("a domain", operation, "begin", "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert guard.got() == (["-I", "-m", "libvirt_rapl.hook", "a domain", operation, "begin", "-"], MARKED)
+
+
+@pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
+@pytest.mark.parametrize("xml", [UNMARKED, HEAD + TAIL, HEAD + TAIL + MARK, "", HEAD])
+def test_other_domains_leave_it_asleep(guard: Guard, operation: str, xml: str) -> None:
+    done = guard.run("a", operation, "begin", "-", xml=xml)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert guard.got() is None
+
+
+@pytest.mark.parametrize("arguments", [["a", "prepare", "begin", "-"], ["a", "attach", "begin", "-"], ["a", "new"], []])
+def test_other_operations_leave_it_asleep(guard: Guard, arguments: list[str]) -> None:
+    done = guard.run(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert guard.got() is None
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate"])
+@pytest.mark.parametrize("xml", [MARKED, UNMARKED])
+def test_restore_and_migrate_always_wake_it_and_pass_its_xml_on(guard: Guard, operation: str, xml: str) -> None:
+    guard.wakes(f"cat <<'X'\n{MARKED}X\nexit 0")
+    done = guard.run("a", operation, "begin", "-", xml=xml)
+    assert (done.returncode, done.stdout, done.stderr) == (0, MARKED.rstrip("\n") + "\n", "")
+    assert guard.got() == (["-I", "-m", "libvirt_rapl.hook", "a", operation, "begin", "-"], xml)
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate"])
+def test_no_output_means_unchanged(guard: Guard, operation: str) -> None:
+    assert guard.run("a", operation, "begin", "-").stdout == ""
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate"])
+@pytest.mark.parametrize("ending", ["echo '<domain'; exit 1", "echo '<domain'; kill -9 $$"])
+def test_a_failed_filter_changes_nothing(guard: Guard, operation: str, ending: str) -> None:
+    guard.wakes(ending)
+    done = guard.run("a", operation, "begin", "-")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "virt-rapl: " in done.stderr
+
+
+def test_a_refused_start_is_passed_through(guard: Guard) -> None:
+    guard.wakes("echo 'virt-rapl: a is not started without RAPL: no helper' >&2; exit 1")
+    done = guard.run("a", "start", "begin", "-")
+    assert (done.returncode, done.stderr) == (1, "virt-rapl: a is not started without RAPL: no helper\n")
+
+
+@pytest.mark.parametrize("operation", ALWAYS_ZERO)
+def test_a_failure_never_kills_a_running_domain(guard: Guard, operation: str) -> None:
+    guard.wakes("exit 1")
+    assert guard.run("a", operation, "begin", "-").returncode == 0
+
+
+@pytest.mark.parametrize("operation", ["start", "restore", "migrate", *ALWAYS_ZERO])
+def test_without_python_domains_live_on(guard: Guard, operation: str) -> None:
+    guard.python.unlink()
+    done = guard.run("a", operation, "begin", "-", xml=MARKED + "<!-- more than a pipe holds -->" * 10_000)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith(f"virt-rapl: {guard.python} failed at {operation} of a (status 127)")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("ending", ["exit 1", "exit 126", "kill -9 $$"])
+def test_a_python_that_lost_our_code_lets_domains_start(guard: Guard, ending: str) -> None:
+    guard.wakes(ending, importable=False)
+    done = guard.run("a", "start", "begin", "-")
+    assert done.returncode == 0
+    assert f"virt-rapl: {guard.python} failed at start of a" in done.stderr
+
+
+def test_a_killed_python_lets_domains_start(guard: Guard) -> None:
+    guard.wakes("kill -9 $$")
+    assert guard.run("a", "start", "begin", "-").returncode == 0

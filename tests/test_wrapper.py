@@ -1,0 +1,201 @@
+"""The emulator wrapper under every shell: what reaches the emulator, and what is said where RAPL is left out.
+
+The emulator here is a script that prints its arguments, each ended by a zero byte.
+"""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+WRAPPER = Path(__file__).parent.parent / "hooks" / "qemu-system-rapl"
+UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
+ODD = [
+    "",
+    " ",
+    "a b",
+    "a\nb\n",
+    "'",
+    '"',
+    "*",
+    "?",
+    "$HOME",
+    "`id`",
+    "$(id)",
+    "\\",
+    "\\n",
+    "a\\\\",
+    "é",
+    ";",
+    "-",
+    "--",
+    "&",
+]
+
+
+@dataclass
+class Bench:
+    """A wrapper beside an emulator, and a run directory."""
+
+    shell: list[str]
+    directory: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / f"{UUID}.sock"
+
+    @property
+    def options(self) -> str:
+        return f"rapl=true,rapl-helper-socket={self.socket}"
+
+    def state(self, word: str) -> None:
+        (self.directory / f"{UUID}.state").write_text(word)
+
+    def run(self, *arguments: str) -> tuple[list[str], str]:
+        """Return the arguments the emulator got, and what was said on stderr."""
+        done = subprocess.run(
+            [*self.shell, str(self.directory / "qemu-rapl"), *arguments], capture_output=True, timeout=10, check=True
+        )
+        return done.stdout.decode().split("\0")[:-1], done.stderr.decode()
+
+
+@pytest.fixture(params=["dash", "bash --posix", "busybox sh"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    (tmp_path / "qemu-rapl").write_bytes(WRAPPER.read_bytes())
+    emulator = tmp_path / "qemu"
+    emulator.write_text("#!/bin/sh\n[ $# -eq 0 ] || printf '%s\\0' \"$@\"\n")
+    emulator.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # so that a `*` would find something
+    with socket.socket(socket.AF_UNIX) as helper:
+        helper.bind(f"{UUID}.sock")
+        yield Bench(request.param.split(), tmp_path)
+
+
+def test_merged_into_libvirts_own(bench: Bench) -> None:
+    bench.state("ready\n")
+    assert bench.run("-accel", "kvm", "-uuid", UUID, "-accel", f"kvm,{bench.options}") == (
+        ["-accel", f"kvm,{bench.options}", "-uuid", UUID],
+        "",
+    )
+
+
+def test_dirty_ring_and_every_other_argument_stay(bench: Bench) -> None:
+    bench.state("ready\n")
+    before, between, after = ["-name", *ODD], ["-device", *reversed(ODD)], [*ODD, *ODD, "-msg", "timestamp=on", ""]
+    got, said = bench.run(
+        *before, "-accel", "kvm,dirty-ring-size=4096", *between, "-accel", f"kvm,{bench.options}", *after
+    )
+    assert got == [*before, "-accel", f"kvm,dirty-ring-size=4096,{bench.options}", *between, *after]
+    assert said == ""
+
+
+def test_a_hundred_arguments(bench: Bench) -> None:
+    bench.state("ready")
+    many = [f"-o{number}" for number in range(200)]
+    assert bench.run(*many, "-accel", "kvm", *many, "-accel", f"kvm,{bench.options}")[0] == [
+        *many,
+        "-accel",
+        f"kvm,{bench.options}",
+        *many,
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["-machine", "none,accel=kvm:tcg", "-qmp", "stdio"],
+        ["-accel", "kvm", *ODD],
+        ["-accel", "kvm", "-accel", "kvm,device=/dev/rapl=kvm"],
+        ["-accel", "tcg", "-accel", "kvm,rapl=true,rapl-helper-socket=/nowhere.sock"],
+        ["-accel", "kvm,rapl=true,rapl-helper-socket=/nowhere.sock"],
+    ],
+)
+def test_nothing_to_merge_passes_untouched(bench: Bench, arguments: list[str]) -> None:
+    assert bench.run(*arguments) == (arguments, "")
+
+
+@pytest.mark.parametrize("odd", ["-accel", "kvm,rapl=true", "-accel:kvm,rapl=true", "-uuid", "-uuid:x", "-accel kvm"])
+def test_values_that_look_like_options(bench: Bench, odd: str) -> None:
+    bench.state("ready\n")
+    got, said = bench.run("-name", odd, "-accel", "kvm", "-append", odd, "-accel", f"kvm,{bench.options}", "-k", odd)
+    assert got == ["-name", odd, "-accel", f"kvm,{bench.options}", "-append", odd, "-k", odd]
+    assert said == ""
+
+
+def test_merged_into_the_first_of_several(bench: Bench) -> None:
+    bench.state("ready\n")
+    got, _ = bench.run("-accel", "kvm", "-accel", "kvm,xen-version=1", "-accel", f"kvm,{bench.options}")
+    assert got == ["-accel", f"kvm,{bench.options}", "-accel", "kvm,xen-version=1"]
+
+
+def test_only_the_last_with_rapl_is_ours(bench: Bench) -> None:
+    bench.state("ready\n")
+    theirs = "kvm,rapl=true,rapl-helper-socket=/theirs.sock"
+    got, _ = bench.run("-accel", "kvm", "-accel", theirs, "-accel", f"kvm,{bench.options}")
+    assert got == ["-accel", f"kvm,{bench.options}", "-accel", theirs]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        (None, "the hook has left no state"),
+        ("", "the hook has left no state"),
+        ("degraded\n", "not ready (degraded)"),
+        ("nonsense *\n", "not ready (nonsense *)"),
+    ],
+)
+def test_left_out_when_the_helper_is_not_ready(bench: Bench, word: str | None, reason: str) -> None:
+    if word is not None:
+        bench.state(word)
+    got, said = bench.run("-accel", "kvm", "-uuid", UUID, "-accel", f"kvm,{bench.options}", "-S", "")
+    assert got == ["-accel", "kvm", "-uuid", UUID, "-S", ""]
+    assert said.startswith("virt-rapl: the domain starts without RAPL: ")
+    assert reason in said
+    assert said.count("\n") == 1
+
+
+def test_left_out_when_the_state_cannot_be_read(bench: Bench) -> None:
+    (bench.directory / f"{UUID}.state").mkdir()
+    got, said = bench.run("-accel", "kvm", "-accel", f"kvm,{bench.options}")
+    assert got == ["-accel", "kvm"]
+    assert said.count("\n") == 1
+
+
+def test_left_out_when_the_socket_is_gone(bench: Bench) -> None:
+    bench.state("ready\n")
+    bench.socket.unlink()
+    bench.socket.touch()  # a file is no socket
+    got, said = bench.run("-accel", "kvm", "-accel", f"kvm,{bench.options}")
+    assert got == ["-accel", "kvm"]
+    assert "is gone" in said
+
+
+def test_left_out_in_a_clone(bench: Bench) -> None:
+    bench.state("ready\n")
+    clone = UUID.replace("2b", "3c")
+    got, said = bench.run("-uuid", clone, "-accel", "kvm", "-accel", f"kvm,{bench.options}")
+    assert got == ["-uuid", clone, "-accel", "kvm"]
+    assert "belongs to another domain" in said
+
+
+def test_merged_when_the_owner_wants_refusal(bench: Bench) -> None:
+    """QEMU then fails by itself: the socket does not answer."""
+    bench.state("refuse\n")
+    bench.socket.unlink()
+    assert bench.run("-accel", "kvm", "-accel", f"kvm,{bench.options}") == (["-accel", f"kvm,{bench.options}"], "")
+
+
+def test_exit_status_is_the_emulators(bench: Bench) -> None:
+    (bench.directory / "qemu").write_text("#!/bin/sh\nexit 7\n")
+    assert subprocess.run([*bench.shell, bench.directory / "qemu-rapl"], check=False).returncode == 7
+
+
+def test_must_bear_its_name(bench: Bench) -> None:
+    (bench.directory / "wrapper").write_bytes(WRAPPER.read_bytes())
+    done = subprocess.run([*bench.shell, "./wrapper"], capture_output=True, text=True, timeout=10, check=False)
+    assert done.returncode == 127
+    assert "must be called" in done.stderr
