@@ -1,0 +1,152 @@
+"""Start two real guests in a world of their own, and compare what they read with what `virt-rapl status` says.
+
+The machine's own libvirt, guests and configuration are neither seen nor touched, and nothing is left afterwards. Where
+the machine has no RAPL the energy is simulated; where it has no KVM only the host's side can be shown.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.cpus import packages
+from libvirt_rapl.host.source import open_source
+from libvirt_rapl.simulator import guest
+from libvirt_rapl.simulator.world import World, check_kvm, check_machine
+from libvirt_rapl.vmsr.requirements import check_host
+
+GUESTS = {"busy": 100, "calm": 30}
+"""Name, and how busy its vCPU is in per cent."""
+
+SETTLING_SECONDS = 2
+"""What a guest reads first holds what its start cost; that is over then."""
+
+HEADINGS = ("DOMAIN", "VCPU LOAD", "WATTS", "JOULES", "GUEST'S JOULES", "DIFFERENCE")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "--seconds", metavar="N", type=int, default=15, help="how long to compare (default %(default)s)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the comparison once a second."""
+    check_machine()
+    print(f"starting libvirt and {len(GUESTS)} guests in a private world", flush=True)
+    with World(simulate=() if _lacks_rapl() else None) as world:
+        trouble = _start_guests(world)
+        screen = Screen(world, trouble)
+        with world.popen(["virt-rapl", "status", "--json", "--watch"]) as status:
+            assert status.stdout is not None
+            for second, line in zip(range(-SETTLING_SECONDS, options.seconds + 1), status.stdout, strict=False):
+                if second >= 0:
+                    screen.show(json.loads(line), second, options.seconds)
+            status.kill()
+    if screen.shown < options.seconds:
+        raise VirtRaplError("`virt-rapl status` ended too early", "what it said stands above")
+    print("done: guests, libvirt and everything they wrote are gone, nothing is left behind")
+    return 0
+
+
+def _lacks_rapl() -> bool:
+    try:
+        open_source("auto", sys=Path("/sys"), dev=Path("/dev"), packages=packages(Path("/sys")))
+    except VirtRaplError:
+        return True
+    return False
+
+
+def _start_guests(world: World) -> str:
+    """Do what an operator would; return what keeps the guests from reading their energy, empty if nothing does."""
+    no_kvm = _message(check_kvm)
+    trouble = no_kvm or _message(partial(check_host, sys=world.path("/sys"), proc=world.path("/proc")))
+    world.run(["virt-rapl", "install"])
+    world.start_libvirtd()
+    for name, duty in GUESTS.items():
+        world.define_guest(name, duty, kvm=not no_kvm)
+        if not trouble:
+            world.run(["virt-rapl", "enable", name])
+        world.run(["virsh", "start", name])
+    return trouble
+
+
+def _message(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except VirtRaplError as error:
+        return error.message
+    return ""
+
+
+class Screen:
+    """What is shown, from the first document of `virt-rapl status` on: everything is counted since then."""
+
+    def __init__(self, world: World, trouble: str) -> None:
+        """Show the guests of `world`, or what the `trouble` with their own readings is."""
+        self.world = world
+        self.trouble = trouble
+        self.shown = 0
+        self._height = 0
+        self._before: dict[str, tuple[float, float]] = {}
+        """Of each domain: monotonic seconds and vCPU seconds, at the previous screen."""
+        self._first: dict[str, tuple[float, float]] = {}
+        """Of each domain: joules by status and by the guest, at the beginning."""
+
+    def show(self, document: dict[str, Any], second: int, seconds: int) -> None:
+        """Take one document in and show the comparison, on a terminal in place of the one before."""
+        rows = [self._row(domain) for domain in document["domains"]]
+        if second == 0:
+            return
+        lines = self._lines(document["host"], rows, second, seconds)
+        if sys.stdout.isatty() and self._height:
+            print(f"\033[{self._height}A\033[J", end="")
+        print("\n".join(lines), flush=True)
+        self._height = len(lines)
+        self.shown = second
+
+    def _row(self, domain: dict[str, Any]) -> tuple[str, ...]:
+        name, reads, told = domain["name"], domain["vrapl"] == "active", domain["energy_joules"]
+        readings = self.world.readings(name) if reads else []
+        own = sum(guest.joules(readings).values())
+        # QEMU moves the guest's counter once a second: compare with what status would have told at that moment.
+        told -= domain["power_watts"] * guest.unmoved_seconds(readings)
+        told_first, own_first = self._first.setdefault(name, (told, own))
+        told, own = told - told_first, own - own_first
+        figures = (name, self._load(domain), f"{domain['power_watts']:.1f} W", f"{told:.1f} J")
+        return (*figures, f"{own:.1f} J" if reads else "-", f"{(own - told) / told:+.1%}" if reads and told else "-")
+
+    def _load(self, domain: dict[str, Any]) -> str:
+        now, ran = time.monotonic(), self._vcpu_seconds(domain)
+        before, ran_before = self._before.get(domain["name"], (now, ran))
+        self._before[domain["name"]] = now, ran
+        return f"{(ran - ran_before) / (now - before):.0%}" if now > before else "-"
+
+    def _vcpu_seconds(self, domain: dict[str, Any]) -> float:
+        tasks = self.world.path(f"/proc/{domain['pid']}/task")
+        clocks = [tasks / str(vcpu["tid"]) / "schedstat" for vcpu in domain["vcpus"]]
+        return sum(int(clock.read_text().split()[0]) for clock in clocks) / 1e9
+
+    def _lines(self, host: dict[str, Any], rows: list[tuple[str, ...]], second: int, seconds: int) -> list[str]:
+        package = sum(zone["power_watts"] for zone in host["zones"] if zone["name"].startswith("package"))
+        widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+        table = [
+            "  ".join(
+                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            )
+            for row in (HEADINGS, *rows)
+        ]
+        return [
+            "",
+            *(["energy is SIMULATED: this is not what the machine uses"] if host["source"] == "simulated" else []),
+            *([f"no guest can read its energy here: {self.trouble}; this is the host's side"] if self.trouble else []),
+            *table,
+            f"package {package:.1f} W: domains {host['domains_watts']:.1f} W, other {host['other_watts']:.1f} W, "
+            f"idle {host['idle_watts']:.1f} W; second {second} of {seconds}",
+        ]

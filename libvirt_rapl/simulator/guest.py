@@ -1,0 +1,107 @@
+"""A guest that reads its own RAPL registers: 64 KiB of ROM (meter.S), a domain around it, and what it printed.
+
+Each vCPU is busy for its share of every 100 ms, sleeps for the rest, and prints a line ten times a second.
+"""
+
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+from xml.sax.saxutils import escape, quoteattr
+
+ROM_SIZE = 1 << 16
+MOST_VCPUS = 16
+DUTIES = 4  # offset in the code: one byte for each vCPU, per cent
+LINES_PER_SECOND = 10  # of each vCPU
+RESET_VECTOR = 0xFFF0
+JUMP_TO_START = b"\xea\x00\x00\x00\xf0"  # to F000:0000
+
+
+class Reading(NamedTuple):
+    """What a vCPU read at one instant."""
+
+    vcpu: int
+    unit: int
+    """MSR 0x606: bits 8 to 12 are the exponent of the energy unit, 2**-n joules."""
+    energy: int
+    """MSR 0x611: 32 bits, in energy units; it wraps."""
+
+
+def rom(*duties: int) -> bytes:
+    """Return the ROM of a guest whose vCPU n is busy for `duties[n]` per cent; the last one holds for all others."""
+    if not 0 < len(duties) <= MOST_VCPUS or not all(0 <= duty <= 100 for duty in duties):
+        raise ValueError(f"1 to {MOST_VCPUS} duties of 0 to 100 per cent, not {duties}")
+    image = bytearray(ROM_SIZE)
+    code = (files(__package__) / "meter.rom").read_bytes()
+    image[: len(code)] = code
+    image[DUTIES : DUTIES + MOST_VCPUS] = bytes(duties).ljust(MOST_VCPUS, bytes(duties[-1:]))
+    image[RESET_VECTOR : RESET_VECTOR + len(JUMP_TO_START)] = JUMP_TO_START
+    return bytes(image)
+
+
+def domain_xml(
+    name: str, rom_path: str, log_path: str, *, vcpus: int = 1, uuid: str | None = None, kvm: bool = True
+) -> str:
+    """Return a plain domain around the ROM, as its user would write it. QEMU's user must be able to read `rom_path`.
+
+    Without `kvm` QEMU emulates the CPU: slower, and it has no RAPL registers (they read 0).
+    """
+    return f"""\
+<domain type='{"kvm" if kvm else "qemu"}'>
+  <name>{escape(name)}</name>
+  <uuid>{uuid or uuid4()}</uuid>
+  <memory unit='MiB'>16</memory>
+  <vcpu>{vcpus}</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <loader readonly='yes' type='rom'>{escape(rom_path)}</loader>
+  </os>
+  <cpu mode='{"host-passthrough" if kvm else "maximum"}'/>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <serial type='file'>
+      <source path={quoteattr(log_path)} append='on'/>
+      <target type='isa-debug' port='0'>
+        <model name='isa-debugcon'/>
+      </target>
+      <address type='isa' iobase='0x402'/>
+    </serial>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+def readings(log_path: Path) -> list[Reading]:
+    """Return what the guest has printed so far, in order; nothing when there is no file yet.
+
+    A line that is still being written is left out.
+    """
+    try:
+        lines = log_path.read_text(encoding="ascii").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [Reading(*(int(word, 16) for word in line.split())) for line in lines]
+
+
+def unmoved_seconds(history: Iterable[Reading]) -> float:
+    """Return how long ago a counter moved last, to the tenth of a second between two lines of a vCPU."""
+    last: dict[int, int] = {}
+    unmoved: dict[int, int] = {}
+    for vcpu, _, energy in history:
+        unmoved[vcpu] = unmoved.get(vcpu, 0) + 1 if last.get(vcpu) == energy else 0
+        last[vcpu] = energy
+    return min(unmoved.values(), default=0) / LINES_PER_SECOND
+
+
+def joules(history: Iterable[Reading]) -> dict[int, float]:
+    """Return for each vCPU the joules it counted since its first reading; a wrap between two readings is understood."""
+    last: dict[int, int] = {}
+    total: dict[int, float] = {}
+    for vcpu, unit, energy in history:
+        grown = (energy - last.get(vcpu, energy)) % (1 << 32)
+        total[vcpu] = total.get(vcpu, 0.0) + grown / (1 << (unit >> 8 & 31))
+        last[vcpu] = energy
+    return total

@@ -1,0 +1,216 @@
+"""A throwaway world on this machine: a real libvirt with real KVM guests, apart from the machine's own.
+
+It has mount, PID, UTS, network and IPC namespaces of its own. In it /etc, /usr, /var and /opt can be written to and are
+forgotten afterwards; /run, and every directory of libvirt's and ours, starts empty. Nothing is left on the machine,
+however the world ends: see world_init.
+"""
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.simulator import guest
+
+START_SECONDS = 30.0
+NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
+NEEDED = {
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "libvirtd": "libvirt-daemon-system",
+    "virsh": "libvirt-clients",
+    "qemu-system-x86_64": "qemu-system-x86",
+}
+"""Programs, and the Debian packages they come in."""
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class World:
+    """One world, from `with` to its end. Inside, /mnt is for whatever the user of this class puts there."""
+
+    def __init__(
+        self, simulate: Sequence[str] | None = (), *, shared: Path | None = None, hostname: str = "world"
+    ) -> None:
+        """Choose what it is like; entering starts it.
+
+        `simulate`: options of `virt-rapl simulate`, whose energy the world then has; None: the machine's own energy.
+        `shared`: a directory to appear as /mnt, in several worlds at once if need be. Each has the sockets of its
+        libvirtd in /mnt/HOSTNAME then, so that domains can migrate between them.
+        """
+        self.simulate = simulate
+        self.shared = shared
+        self.hostname = hostname
+        self._pid = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Start the world. Raises VirtRaplError when this machine lacks what it takes."""
+        check_machine()
+        python = [sys.executable, "-I", "-m"]
+        layer = [] if self.simulate is None else [*python, "libvirt_rapl", "simulate", *self.simulate, "--"]
+        unshare = ["unshare", *NAMESPACES, "--propagation", "private", "--fork", "--kill-child", "--"]
+        shared = [str(self.shared.absolute())] if self.shared else []
+        init = [*python, "libvirt_rapl.simulator.world_init", self.hostname, *shared]
+        with tempfile.TemporaryFile("w+") as words:
+            self._process = subprocess.Popen(
+                [*layer, *unshare, *init],
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                text=True,
+            )
+            try:
+                self._pid = self._wait_for_init(words)
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the world."""
+        self.close()
+
+    def close(self) -> None:
+        """End every process inside and forget everything; once is enough."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # its first process waits for just that
+        try:
+            self._process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._process = None
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 - subprocess's word
+        timeout: float = 60.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside as root, its working directory /, and return what it printed.
+
+        Raises VirtRaplError with its last line on stderr when it fails and `check` is set; subprocess.TimeoutExpired.
+        """
+        done = subprocess.run(
+            self._inside(command),
+            env=_environment(),
+            stdin=subprocess.DEVNULL if input is None else None,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            umask=0o022,
+        )
+        if check and done.returncode:
+            raise VirtRaplError(f"`{' '.join(command)}` failed: {_last_line(done.stderr)}")
+        return done
+
+    def popen(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a command inside and return it, its output a pipe of text. Killing it kills the command."""
+        return subprocess.Popen(
+            self._inside(command),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            umask=0o022,
+        )
+
+    def path(self, inside: str) -> Path:
+        """Return where a file of the world is seen from outside, while the world lasts."""
+        return Path(f"/proc/{self._pid}/root{inside}")
+
+    def start_libvirtd(self) -> None:
+        """Start libvirtd and wait until it serves; domains that run are taken up again."""
+        self.run(["libvirtd", "--daemon"])
+        self.run(["virsh", "uri"])
+
+    def stop_libvirtd(self, signal: str = "TERM") -> None:
+        """End libvirtd by a signal; domains stay."""
+        self.kill(int(self.path("/run/libvirtd.pid").read_text(encoding="ascii")), signal)
+
+    def kill(self, pid: int, signal: str = "KILL") -> None:
+        """Send a process, by its PID inside, a signal that ends it, and wait until it has ended."""
+        # The shell's own `kill`: the program is in a package that small systems do without.
+        self.run(["sh", "-c", 'kill -s "$1" "$2"', "sh", signal, str(pid)])
+        while self.path(f"/proc/{pid}").exists():
+            time.sleep(0.02)
+
+    def define_guest(self, name: str, *duties: int, vcpus: int = 1, uuid: str | None = None, kvm: bool = True) -> None:
+        """Define a guest that meters itself and writes /mnt/NAME.log; see guest.rom and guest.domain_xml."""
+        rom = self.path(f"/mnt/{name}.rom")
+        rom.write_bytes(guest.rom(*duties))
+        rom.chmod(0o644)
+        xml = guest.domain_xml(name, f"/mnt/{name}.rom", f"/mnt/{name}.log", vcpus=vcpus, uuid=uuid, kvm=kvm)
+        self.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
+
+    def readings(self, name: str) -> list[guest.Reading]:
+        """Return what the guest `name` has read so far."""
+        return guest.readings(self.path(f"/mnt/{name}.log"))
+
+    def _inside(self, command: Sequence[str]) -> list[str]:
+        # Root and working directory are told, as a mount namespace alone knows nothing of a chroot around the world.
+        # The command dies with nsenter, and so with us.
+        enter = ["nsenter", "--target", str(self._pid), *NAMESPACES, "--root", "--wd", "--"]
+        return [*enter, "setpriv", "--pdeathsig", "KILL", *command]
+
+    def _wait_for_init(self, words: IO[str]) -> int:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
+        line = self._process.stdout.readline() if ready else ""
+        if line:
+            return int(line)
+        words.seek(0)
+        reason = _last_line(words.read()) if ready else f"nothing happened within {START_SECONDS:g} s"
+        raise VirtRaplError(
+            f"cannot start a private world: {reason}",
+            "it takes root, namespaces, overlayfs and, where energy is simulated, FUSE: containers often lack them",
+        )
+
+
+def check_machine() -> None:
+    """Raise VirtRaplError unless this machine can hold a world with guests in it."""
+    if os.geteuid():
+        raise VirtRaplError("a private world takes root", "run it as root, or with sudo")
+    for program, package in NEEDED.items():
+        if not shutil.which(program, path=SEARCH_PATH):
+            raise VirtRaplError(f"{program} is not installed", f"on Debian: apt install {package}")
+
+
+def check_kvm() -> None:
+    """Raise VirtRaplError unless guests can run under KVM. Without it QEMU can only emulate their CPUs."""
+    if not Path("/dev/kvm").is_char_device():
+        raise VirtRaplError(
+            "this machine has no KVM (/dev/kvm)",
+            "switch virtualization on in the firmware or, in a VM, nested virtualization",
+        )
+
+
+def _environment() -> dict[str, str]:
+    scripts = Path(sys.executable).parent
+    return {"PATH": f"{scripts}:{SEARCH_PATH}", "HOME": "/run", "LC_ALL": "C.UTF-8"}
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("hint: ")]
+    return lines[-1].strip().removeprefix("virt-rapl: error: ") if lines else "it said nothing"

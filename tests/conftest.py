@@ -1,0 +1,118 @@
+"""What all tests share: which may be skipped and why, a private world for guests, and nothing left behind."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.simulator import server
+from libvirt_rapl.simulator.world import World, check_kvm, check_machine
+
+CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
+
+OURS = (
+    "/etc/virt-rapl*",
+    "/etc/libvirt/hooks/qemu.d/virt-rapl*",
+    "/etc/systemd/system/virt-rapl*",
+    "/mnt/*",
+    "/run/virt-rapl*",
+    "/tmp/*virt-rapl*",
+    "/usr/bin/qemu-system-*-rapl",
+    "/usr/libexec/qemu-*-rapl",
+    "/usr/sbin/policy-rc.d",
+    "/var/lib/virt-rapl*",
+)
+"""Where on the machine a mistake of ours would leave something."""
+
+GRACE_SECONDS = 5.0
+"""How long processes that were told to end may take to do so."""
+
+SESSION = str(uuid4())
+os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip an end-to-end test where the machine cannot run it; fail it where CI=true."""
+    if item.get_closest_marker("e2e") and (reason := missing()):
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+def missing() -> str:
+    """Return what this machine lacks for end-to-end tests; empty when they can run."""
+    try:
+        check_machine()
+        check_kvm()
+        server.load_library(Path("/dev"))
+    except VirtRaplError as error:
+        return f"{error.message}; {error.hint}"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """A world at a constant 100 W, with libvirtd running and virt-rapl installed."""
+    with World(CONSTANT_100_WATTS) as world:
+        world.run(["virt-rapl", "install"])
+        world.start_libvirtd()
+        yield world
+
+
+@pytest.fixture
+def new_guest(world: World) -> Iterator[Callable[..., str]]:
+    """A function like World.define_guest without the name, which it returns; the guests go with the test."""
+    names: list[str] = []
+
+    def new_guest(*duties: int, vcpus: int = 1) -> str:
+        names.append(f"guest-{uuid4()}")
+        world.define_guest(names[-1], *duties, vcpus=vcpus)
+        return names[-1]
+
+    yield new_guest
+    for name in names:
+        world.run(["virsh", "destroy", name], check=False)
+        world.run(["virsh", "undefine", name])
+        for suffix in ("rom", "log"):
+            world.path(f"/mnt/{name}.{suffix}").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def default_configuration(world: World) -> Iterator[None]:
+    """Whatever the test configures in the world is forgotten after it."""
+    path = world.path("/etc/virt-rapl/virt-rapl.yaml")
+    original = path.read_bytes()
+    yield
+    path.write_bytes(original)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fail a test after which there are more processes, mounts or files of ours than before."""
+    before = _traces()
+    yield
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (left := _traces() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, "left behind by this test"
+
+
+def _traces() -> set[str]:
+    files = {f"file {path}" for pattern in OURS for path in Path("/").glob(pattern.lstrip("/"))}
+    mounts = {f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    return files | mounts | set(_processes())
+
+
+def _processes() -> Iterator[str]:
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = SESSION.encode() in (directory / "environ").read_bytes()
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(directory.name) != os.getpid() and (ours or (int(parent) == os.getpid() and state != "Z")):
+                yield f"process {directory.name} {(directory / 'cmdline').read_text()!r}"
+        except OSError:
+            continue  # it ended, or is none of our business

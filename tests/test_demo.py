@@ -1,0 +1,61 @@
+"""`virt-rapl demo`, as its user sees it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+VIRT_RAPL = str(Path(sys.executable).with_name("virt-rapl"))
+SECONDS = 4
+
+
+def demo(*before: str) -> list[str]:
+    """Run the demo and return the screens it showed."""
+    command = [*before, VIRT_RAPL, "demo", f"--seconds={SECONDS}"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "error" not in done.stderr
+    assert "\033" not in done.stdout, "no terminal, so nothing is redrawn"
+    assert done.stdout.splitlines()[-1].endswith("nothing is left behind")
+    return done.stdout.split("\n\n")[1:]
+
+
+def test_guests_read_what_status_says() -> None:
+    screens = demo(VIRT_RAPL, "simulate", "--idle-watts=100", "--cpu-watts=0", "--")
+    assert len(screens) == SECONDS
+    for screen in screens:
+        assert "energy is SIMULATED" in screen
+    rows = dict(re.findall(r"^(busy|calm) .* ([0-9.]+) J +[0-9.]+ J +\S+$", screens[-1], re.MULTILINE))
+    own = dict(re.findall(r"^(busy|calm) .* ([0-9.]+) J +\S+$", screens[-1], re.MULTILINE))
+    assert rows.keys() == own.keys() == {"busy", "calm"}
+    assert float(rows["busy"]) > float(rows["calm"]) > 0
+    assert float(own["busy"]) > float(own["calm"]) > 0
+
+
+WITHOUT_KVM = """
+set -eu
+mount -t tmpfs -o mode=755 dev /mnt
+cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/fuse /mnt
+mkdir /mnt/pts /mnt/shm
+ln -s pts/ptmx /mnt/ptmx
+mount --bind /dev/pts /mnt/pts
+mount --rbind /mnt /dev
+umount -l /mnt
+exec "$@"
+"""
+
+
+def test_without_kvm_the_host_s_side_is_shown() -> None:
+    screens = demo("unshare", "--mount", "--propagation", "private", "sh", "-c", WITHOUT_KVM, "sh")
+    assert len(screens) == SECONDS
+    for screen in screens:
+        assert "energy is SIMULATED" in screen
+        assert "no guest can read its energy here: this machine has no KVM" in screen
+    assert re.search(r"^busy .* [0-9.]+ W +[0-9.]+ J +- +-$", screens[-1], re.MULTILINE)
