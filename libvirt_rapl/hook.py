@@ -31,9 +31,9 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
             case "start":
                 return start(stdin.read(), config, stderr)
             case "started" | "reconnect":
-                follow(name, stdin.read(), load(config))
+                follow(name, stdin.read(), _config_or_defaults(config)[0])
             case "stopped" | "release":
-                end(stdin.read(), load(config))
+                end(stdin.read(), _config_or_defaults(config)[0])
     except Exception as error:  # a domain shall not die of our mistakes
         print(f"virt-rapl: {operation} of {name}: {_one_line(error)}", file=stderr)
     return 0
@@ -67,10 +67,7 @@ def _definition_is_marked(name: str) -> bool:
 
 def start(xml: str, config_path: Path, stderr: TextIO) -> int:
     """Bring the helper up before QEMU. Non-zero only where the owner wants no domain without its meter."""
-    try:
-        config, config_error = load(config_path), None
-    except VirtRaplError as error:
-        config, config_error = Config(), error
+    config, config_error = _config_or_defaults(config_path)
     name, uuid = domxml.identity(xml)
     registry = Registry(config.run_directory)
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
@@ -131,6 +128,14 @@ def end(xml: str, config: Config) -> None:
     if record:
         instances.stop(record, registry)
     registry.remove(uuid)
+
+
+def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:
+    """Return the configuration; defaults, and why, where it cannot be read: domains start and end all the same."""
+    try:
+        return load(path), None
+    except VirtRaplError as error:
+        return Config(), error
 
 
 def _enter(record: Record, state: str, reason: str) -> None:

@@ -84,6 +84,7 @@ class Machine:
         """Run a command on the machine."""
         done = subprocess.run(
             ["nsenter", "--target", str(self.leader), "--all", "--", *command],
+            env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -93,6 +94,10 @@ class Machine:
         if check and done.returncode:
             raise AssertionError(f"{command} on the machine: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
+
+    def path(self, inside: str) -> Path:
+        """Return where a file of the machine is seen from outside."""
+        return Path(f"/proc/{self.leader}/root{inside}")
 
     def _wait_for_leader(self) -> int:
         for _ in _attempts(30):

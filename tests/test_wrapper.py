@@ -132,10 +132,10 @@ def test_merged_into_the_first_of_several(bench: Bench) -> None:
     assert got == ["-accel", f"kvm,{bench.options}", "-accel", "kvm,xen-version=1"]
 
 
-def test_only_the_last_with_rapl_is_ours(bench: Bench) -> None:
+def test_only_the_first_with_rapl_is_ours(bench: Bench) -> None:
     bench.state("ready\n")
     theirs = "kvm,rapl=true,rapl-helper-socket=/theirs.sock"
-    got, _ = bench.run("-accel", "kvm", "-accel", theirs, "-accel", f"kvm,{bench.options}")
+    got, _ = bench.run("-accel", "kvm", "-accel", f"kvm,{bench.options}", "-accel", theirs)
     assert got == ["-accel", f"kvm,{bench.options}", "-accel", theirs]
 
 

@@ -1,0 +1,141 @@
+"""When a domain's meter cannot be set up, the domain starts without it, or is refused with one clear line."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
+
+from libvirt_rapl.simulator.world import World
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("default_configuration")]
+
+HELPER = "/usr/bin/qemu-vmsr-helper"
+
+
+@contextmanager
+def no_helper_binary(world: World, policy: str) -> Iterator[str]:
+    configure(world, helper="qemu", on_failure=policy)
+    aside = world.path(HELPER).rename(world.path(f"{HELPER}.aside"))
+    try:
+        yield "qemu-vmsr-helper is not installed"
+    finally:
+        aside.rename(world.path(HELPER))
+
+
+@contextmanager
+def helper_that_hangs(world: World, policy: str) -> Iterator[str]:
+    with no_helper_binary(world, policy):
+        configure(world, helper="qemu", on_failure=policy, start_deadline=1)
+        world.path(HELPER).write_text("#!/bin/sh\nexec sleep 1000\n")
+        world.path(HELPER).chmod(0o755)
+        yield "does not answer"
+
+
+@contextmanager
+def full_run_directory(world: World, policy: str) -> Iterator[str]:
+    configure(world, on_failure=policy)
+    world.run(["mkdir", "-p", "/run/virt-rapl"])
+    with mounted(world, "size=4k", "/run/virt-rapl"):
+        world.run(["sh", "-c", "cat /dev/zero > /run/virt-rapl/filler"], check=False)
+        yield "No space left on device"
+
+
+@contextmanager
+def no_rapl_on_the_host(world: World, policy: str) -> Iterator[str]:
+    configure(world, on_failure=policy)
+    with mounted(world, "mode=755", "/sys/class/powercap"):
+        yield "RAPL is not enabled"
+
+
+@contextmanager
+def mounted(world: World, options: str, directory: str) -> Iterator[None]:
+    """Hide a directory behind an empty file system."""
+    world.run(["mount", "-t", "tmpfs", "-o", options, "fault", directory])
+    try:
+        yield
+    finally:
+        world.run(["umount", "--lazy", directory])
+
+
+FAULTS = [no_helper_binary, helper_that_hangs, full_run_directory, no_rapl_on_the_host]
+Fault = Callable[[World, str], AbstractContextManager[str]]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_degrade_starts_the_domain_and_tells_why(world: World, new_guest: NewGuest, fault: Fault) -> None:
+    name = new_guest(100)
+    with fault(world, "degrade") as reason:
+        start_enabled(world, name)
+        wait_until(lambda: world.readings(name), 5, "the guest runs")
+        assert "starts without RAPL" in domain_log(world, name)
+        if fault is not full_run_directory:  # which has no room for a reason
+            assert reason in domain_log(world, name)
+        if fault is not no_rapl_on_the_host:
+            assert status(world, name)["vrapl"] == "degraded"
+        assert {reading.energy for reading in world.readings(name)} == {0}
+        world.run(["virsh", "destroy", name])
+        assert run_files(world) <= {"filler"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_refuse_says_why_in_one_line(world: World, new_guest: NewGuest, fault: Fault) -> None:
+    name = new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    with fault(world, "refuse") as reason:
+        refused = world.run(["virsh", "start", name], check=False)
+        assert refused.returncode != 0
+        (line,) = [line for line in refused.stderr.splitlines() if "virt-rapl: " in line]
+        assert f"virt-rapl: {name} is not started without RAPL: " in line
+        assert reason in line
+        assert world.run(["virsh", "domstate", name]).stdout.strip() == "shut off"
+        assert run_files(world) <= {"filler"}
+
+
+@pytest.mark.parametrize("text", ["helper: [", "helper: \udcff", "helpers: native"])
+def test_a_configuration_that_cannot_be_read(world: World, new_guest: NewGuest, text: str) -> None:
+    name = new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    world.path("/etc/virt-rapl/virt-rapl.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    world.run(["virsh", "start", name])
+    wait_until(lambda: world.readings(name), 5, "the guest runs")
+    assert "starts without RAPL" in domain_log(world, name)
+    assert "/etc/virt-rapl/virt-rapl.yaml" in domain_log(world, name)
+    world.run(["virsh", "destroy", name])
+    assert run_files(world) == set()
+
+
+def test_a_configuration_broken_meanwhile_does_not_keep_a_helper(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(100)
+    start_enabled(world, name)
+    helper = status(world, name)["helper"]["pid"]
+    world.path("/etc/virt-rapl/virt-rapl.yaml").write_text("helper: [")
+    world.run(["virsh", "destroy", name])
+    assert run_files(world) == set()
+    assert not world.path(f"/proc/{helper}").exists()
+
+
+def test_a_dead_socket_and_a_stale_word_from_a_crash_are_replaced(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    stem = f"/run/virt-rapl/{uuid_of(world, name)}"
+    world.run(["mkdir", "-p", "-m", "711", "/run/virt-rapl"])
+    world.run(["python3", "-c", "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])", f"{stem}.sock"])
+    world.path(f"{stem}.state").write_text("ready\n")
+    world.path(f"{stem}.json").write_text("{")
+    world.run(["virsh", "start", name])
+    wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
+
+
+def test_a_helper_that_dies_costs_the_meter_and_not_the_domain(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(100)
+    start_enabled(world, name)
+    wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
+    world.run(["kill", "-KILL", str(status(world, name)["helper"]["pid"])])
+    wait_until(lambda: status(world, name)["vrapl"] == "degraded", 5, "status tells")
+    lines = len(world.readings(name))
+    wait_until(lambda: len(world.readings(name)) > lines, 5, "the guest goes on")
+
+
+def uuid_of(world: World, name: str) -> str:
+    return world.run(["virsh", "domuuid", name]).stdout.strip()

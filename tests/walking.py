@@ -1,0 +1,55 @@
+"""Steps of the paths that users walk in a world."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from libvirt_rapl.simulator import guest
+from libvirt_rapl.simulator.world import World
+
+CONFIGURATION = "/etc/virt-rapl/virt-rapl.yaml"
+
+NewGuest = Callable[..., str]
+"""The fixture new_guest: duties -> name of a guest that is defined."""
+
+
+def configure(world: World, **settings: object) -> None:
+    """Set keys of the configuration; the fixture default_configuration takes them back."""
+    world.path(CONFIGURATION).write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+
+
+def start_enabled(world: World, name: str) -> None:
+    world.run(["virt-rapl", "enable", name])
+    world.run(["virsh", "start", name])
+
+
+def status(world: World, name: str) -> dict[str, Any]:
+    """Return what `virt-rapl status` tells of one domain."""
+    document = json.loads(world.run(["virt-rapl", "status", "--json", name]).stdout)
+    (domain,) = document["domains"]
+    assert document["host"]["source"] == "simulated"
+    assert isinstance(domain, dict)
+    return domain
+
+
+def grows(world: World, name: str) -> bool:
+    """Tell whether the counter that the guest reads has moved since the guest's first reading."""
+    return any(joules > 0 for joules in guest.joules(world.readings(name)).values())
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
+
+
+def run_files(world: World) -> set[str]:
+    """Return the names of what is in the run directory."""
+    directory = world.path("/run/virt-rapl")
+    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+
+
+def domain_log(world: World, name: str) -> str:
+    return world.path(f"/var/log/libvirt/qemu/{name}.log").read_text()
