@@ -9,7 +9,6 @@ Of a domain with UUID u the run directory holds
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -77,12 +76,6 @@ class Registry:
             return Record(**values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-
-    def records(self) -> Iterator[Record]:
-        """Yield every record, in the order of the UUIDs."""
-        for path in sorted(self.run_directory.glob("*.json")):
-            if UUID.fullmatch(path.stem) and (record := self.read(path.stem)):
-                yield record
 
     def remove(self, uuid: str) -> None:
         """Forget the domain: its record, its line for the wrapper, its socket and its helper's log."""

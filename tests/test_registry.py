@@ -28,7 +28,6 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     written = record()
     registry.write(written)
     assert registry.read(UUID) == written
-    assert [found.uuid for found in registry.records()] == [UUID]
 
 
 def test_permissions_are_explicit_whatever_the_umask(tmp_path: Path) -> None:
@@ -63,7 +62,6 @@ def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
     registry = Registry(tmp_path)
     registry.path(UUID, "json").write_text(text)
     assert registry.read(UUID) is None
-    assert list(registry.records()) == []
 
 
 @pytest.mark.parametrize("uuid", ["", "../../etc/passwd", UUID.upper(), UUID + "\n", UUID[:-1]])

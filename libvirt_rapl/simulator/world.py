@@ -140,9 +140,10 @@ class World:
         return Path(f"/proc/{self._pid}/root{inside}")
 
     def start_libvirtd(self) -> None:
-        """Start libvirtd and wait until it serves; domains that run are taken up again."""
+        """Start libvirtd and wait until it serves and has taken up the domains that run."""
         self.run(["libvirtd", "--daemon"])
-        self.run(["virsh", "uri"])
+        for name in self.run(["virsh", "list", "--name"]).stdout.split():
+            self.run(["virsh", "domblkerror", name])  # asks QEMU, for which libvirtd must have reconnected to it
 
     def stop_libvirtd(self, signal: str = "TERM") -> None:
         """End libvirtd by a signal; domains stay."""
