@@ -131,7 +131,7 @@ def test_a_helper_that_dies_costs_the_meter_and_not_the_domain(world: World, new
     name = new_guest(100)
     start_enabled(world, name)
     wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
-    world.run(["kill", "-KILL", str(status(world, name)["helper"]["pid"])])
+    world.kill(status(world, name)["helper"]["pid"])
     wait_until(lambda: status(world, name)["vrapl"] == "degraded", 5, "status tells")
     lines = len(world.readings(name))
     wait_until(lambda: len(world.readings(name)) > lines, 5, "the guest goes on")

@@ -43,6 +43,7 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
         time.sleep(0.1)
 
     machine.run(["systemctl", "restart", "libvirtd"])
+    machine.run(["virsh", "domblkerror", name])  # asks QEMU, for which libvirtd must have reconnected to it
     assert machine.run(["virsh", "domstate", name]).stdout.strip() == "running"
     assert machine.run(["systemctl", "is-active", unit]).stdout.strip() == "active"
 
