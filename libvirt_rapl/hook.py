@@ -84,7 +84,7 @@ def start(xml: str, config_path: Path, stderr: TextIO) -> int:
         instances.start(record, registry, config.start_deadline)
         _enter(record, "ready", "")
         registry.write(record)
-    except (VirtRaplError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever it is, the owner has said what shall happen then
         return _fail(record, registry, failed_state, error, stderr)
     return 0
 

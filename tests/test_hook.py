@@ -107,7 +107,7 @@ def test_a_life(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [VirtRaplError("no helper binary"), OSError(28, "No space left on device"), ValueError("odd")]
+    "trouble", [VirtRaplError("no helper binary"), OSError(28, "No space left on device"), RuntimeError("a bug")]
 )
 @pytest.mark.parametrize(("policy", "status", "line"), [("degrade", 0, "degraded: "), ("refuse", 1, "refuse")])
 def test_trouble_at_start(host: Host, trouble: Exception, policy: str, status: int, line: str) -> None:
