@@ -31,6 +31,10 @@ class Config:
     """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
     run_directory: Path = Path("/run/virt-rapl")
     """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
+    state_directory: Path = Path("/var/lib/virt-rapl")
+    """Holds the daemon's ledger of energy."""
+    interval: float = 1.0
+    """Seconds between two samples of the daemon."""
     start_deadline: float = 5.0
     """Seconds a starting domain waits for its helper at most."""
     domains: tuple[str, ...] = ()
@@ -77,11 +81,11 @@ def _checked(file: Path, key: str, value: object) -> object:
             if value not in CHOICES[key]:
                 raise wrong(f"one of {', '.join(CHOICES[key])}")
             return value
-        case "run_directory":
+        case "run_directory" | "state_directory":
             if not isinstance(value, str) or not value.startswith("/"):
                 raise wrong("an absolute path")
             return Path(value)
-        case "start_deadline":
+        case "interval" | "start_deadline":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 60:
                 raise wrong("seconds from 0.1 to 60")
             return float(value)

@@ -1,7 +1,11 @@
-"""The domains libvirt knows: connecting to it, finding one domain, listing them all."""
+"""The domains libvirt knows: connecting to it, finding one domain, listing them all, being told of changes."""
 
+import contextlib
+import functools
 import os
+import threading
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +29,13 @@ STATES = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
 }
+
+KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT = 5, 3
+"""A libvirt that has not answered for this long, so many times, counts as lost."""
+
+
+class DomainGoneError(VirtRaplError):
+    """The domain that is asked about does not exist any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +63,13 @@ class Domain:
         return self.id is not None
 
     def live_xml(self) -> str:
-        """XML of the running domain; of the definition when it does not run. Raises VirtRaplError when it is gone."""
+        """XML of the running domain; of the definition when it does not run. Raises DomainGoneError, VirtRaplError."""
         return self._xml(0)
 
     def inactive_xml(self, *, secrets: bool = False) -> str:
         """XML that the next start uses. With `secrets` passwords are in it: needed to define the domain again.
 
-        Raises VirtRaplError when the domain is gone or the connection may not see secrets.
+        Raises DomainGoneError when the domain is gone, VirtRaplError when the connection may not see secrets.
         """
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE
         return self._xml(flags | libvirt.VIR_DOMAIN_XML_SECURE if secrets else flags)
@@ -74,15 +85,16 @@ class Domain:
         try:
             return str(self.handle.XMLDesc(flags))
         except libvirt.libvirtError as error:
-            raise VirtRaplError(f"cannot read the XML of domain {self.name}: {error}") from error
+            kind = DomainGoneError if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else VirtRaplError
+            raise kind(f"cannot read the XML of domain {self.name}: {error}") from error
 
 
-def connect(uri: str) -> Any:  # noqa: ANN401  libvirt-python has no types
+def connect(uri: str, *, read_only: bool = False) -> Any:  # noqa: ANN401  libvirt-python has no types
     """Open libvirt and return its virConnect. Raises VirtRaplError when there is none or it refuses us."""
     # libvirt-python prints every error on stderr unless a handler takes it.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     try:
-        return libvirt.open(uri)
+        return libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
     except libvirt.libvirtError as error:
         hint = "run as root, or join the group libvirt" if os.geteuid() else "start it: systemctl start libvirtd"
         raise VirtRaplError(f"cannot connect to libvirt at {uri}: {error}", hint) from error
@@ -94,13 +106,24 @@ def lookup(connection: Any, name_or_uuid: str) -> Domain:  # noqa: ANN401
         return _domain(connection.lookupByName(name_or_uuid))
     except libvirt.libvirtError as error:
         _raise_unless_gone(error)
+    with contextlib.suppress(ValueError):
+        if domain := lookup_uuid(connection, str(uuid.UUID(name_or_uuid))):
+            return domain
+    raise no_such_domain(name_or_uuid)
+
+
+def no_such_domain(name_or_uuid: str) -> VirtRaplError:
+    """Return the error for a name that the user has got wrong."""
+    return VirtRaplError(f"there is no domain {name_or_uuid!r}", "`virsh list --all` shows the names")
+
+
+def lookup_uuid(connection: Any, uuid: str) -> Domain | None:  # noqa: ANN401
+    """Find one domain by its UUID; None when there is none. Raises VirtRaplError when libvirt fails."""
     try:
-        return _domain(connection.lookupByUUIDString(str(uuid.UUID(name_or_uuid))))
-    except ValueError:
-        pass
+        return _domain(connection.lookupByUUIDString(uuid))
     except libvirt.libvirtError as error:
         _raise_unless_gone(error)
-    raise VirtRaplError(f"there is no domain {name_or_uuid!r}", "`virsh list --all` shows the names")
+    return None
 
 
 def every_domain(connection: Any) -> list[Domain]:  # noqa: ANN401
@@ -117,6 +140,47 @@ def every_domain(connection: Any) -> list[Domain]:  # noqa: ANN401
             # A transient domain may end between the two calls.
             _raise_unless_gone(error)
     return sorted(found, key=lambda domain: domain.name)
+
+
+@functools.cache
+def start_events() -> None:
+    """Let libvirt call back, from a thread of its own, for connections that are opened from now on."""
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_deliver_events, name="libvirt events", daemon=True).start()
+
+
+def _deliver_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextlib.contextmanager
+def subscribed(connection: Any, *, changed: Callable[[str], None], lost: Callable[[], None]) -> Iterator[None]:  # noqa: ANN401
+    """Be told the UUID of each domain whose life changes, and when libvirt is lost; at the end of it all we hang up.
+
+    Both are called in the thread that delivers events: they may only take note. Raises VirtRaplError.
+    """
+    undo = contextlib.ExitStack()
+    with undo:
+        undo.callback(_ignoring_errors, connection.close)
+        try:
+            number = connection.domainEventRegisterAny(
+                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lambda _, domain, *__: changed(domain.UUIDString()), None
+            )
+            undo.callback(_ignoring_errors, connection.domainEventDeregisterAny, number)
+            connection.registerCloseCallback(lambda *_: lost(), None)
+            undo.callback(_ignoring_errors, connection.unregisterCloseCallback)
+            connection.setKeepAlive(KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT)
+        except libvirt.libvirtError as error:
+            # Drivers that live in our own process cannot be lost.
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                raise VirtRaplError(f"libvirt does not tell of changes: {error}") from error
+        yield
+
+
+def _ignoring_errors(call: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(libvirt.libvirtError):
+        call(*arguments)
 
 
 def _domain(handle: Any) -> Domain:  # noqa: ANN401

@@ -68,6 +68,8 @@ class Meter:
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
         self._processes: dict[str, ProcessClock] = {}
+        self._ended: dict[str, int] = {}
+        """PIDs of processes that have ended and that the caller still names."""
 
     @property
     def interval_seconds(self) -> float:
@@ -78,6 +80,11 @@ class Meter:
     def domains_watts(self) -> float:
         """Power of all domains together."""
         return sum(domain.watts for domain in self.domains.values())
+
+    def vcpu_tids(self, uuid: str) -> dict[int, int]:
+        """Return the TID of each vCPU of a domain that is followed, by vCPU number; empty for any other."""
+        process = self._processes.get(uuid)
+        return process.vcpu_tids() if process else {}
 
     def sample(self, processes: Iterable[tuple[str, int]]) -> None:
         """Read everything once and give out the energy since the previous sample.
@@ -112,6 +119,7 @@ class Meter:
     def _thread_runs(self, processes: Iterable[tuple[str, int]]) -> dict[str, list[ThreadRun]]:
         """What the threads of each process ran since the previous sample; one that is new is followed from now on."""
         wanted = dict(processes)
+        self._ended = {uuid: pid for uuid, pid in self._ended.items() if wanted.get(uuid) == pid}
         runs = {}
         for uuid, process in list(self._processes.items()):
             try:
@@ -119,9 +127,9 @@ class Meter:
                     runs[uuid] = process.advance()
                     continue
             except ProcessLookupError:
-                pass  # it has gone; a new process may have its PID
+                self._ended[uuid] = process.pid  # another process may have its PID now
             self._processes.pop(uuid).close()
-        for uuid in wanted.keys() - self._processes.keys():
+        for uuid in wanted.keys() - self._processes.keys() - self._ended.keys():
             with contextlib.suppress(ProcessLookupError):
                 self._processes[uuid] = ProcessClock(wanted[uuid], with_cpu=len(self._packages) > 1, proc=self._proc)
         return runs

@@ -28,6 +28,40 @@ class RunState:
     vcpu_tids: dict[int, int]
 
 
+@dataclass(frozen=True)
+class RunningDomain:
+    """One running domain, as much of it as libvirt recorded."""
+
+    name: str
+    uuid: str
+    id: int
+    state: str
+    pid: int
+    xml: str
+    """Its live XML."""
+
+
+def running_domains(root: Path = LIBVIRT_RUN, proc: Path = processes.PROC) -> list[RunningDomain]:
+    """Return the domains that libvirt recorded as running and whose process is there; what cannot be read is left out.
+
+    The record may be old, when libvirt itself does not run: the process must be a QEMU that carries the domain's UUID.
+    """
+    found = []
+    for path in sorted(root.glob("*.xml")):
+        try:
+            status = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - written by libvirtd
+            (domain,) = status.findall("domain")
+            uuid, pid = domain.findtext("uuid", ""), int(status.attrib["pid"])
+            command_line = processes.read(proc / str(pid) / "cmdline") or ""
+            if uuid and uuid in command_line.split("\0"):
+                xml = ElementTree.tostring(domain, encoding="unicode")
+                number, state = int(domain.attrib["id"]), status.attrib["state"]
+                found.append(RunningDomain(domain.findtext("name", ""), uuid, number, state, pid, xml))
+        except (OSError, ElementTree.ParseError, KeyError, ValueError):
+            continue
+    return found
+
+
 def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = processes.PROC) -> RunState | None:
     """Return the run state of the domain `name`; None when it does not run.
 

@@ -1,5 +1,8 @@
 """Talking to systemd, where it runs."""
 
+import contextlib
+import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -9,6 +12,16 @@ from libvirt_rapl.errors import VirtRaplError
 def runs() -> bool:
     """Tell whether systemd is this machine's init (sd_booted(3))."""
     return Path("/run/systemd/system").is_dir()
+
+
+def notify(state: str) -> None:
+    """Tell the systemd that started us, if any, how we are: `READY=1`, `WATCHDOG=1` (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.send(state.encode())
 
 
 def systemctl(*arguments: str, timeout: float) -> str:

@@ -15,6 +15,7 @@ from libvirt_rapl.installer import install
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
 UNIT = "etc/systemd/system/virt-rapl-helper@.service"
+DAEMON_UNIT = "etc/systemd/system/virt-rapld.service"
 CONFIGURATION = "etc/virt-rapl/virt-rapl.yaml"
 
 
@@ -39,7 +40,7 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
         os.umask(0o022)
     files = contents(root)
     modes = {name: mode for name, (mode, _) in files.items() if name != "usr/bin/qemu-system-x86_64"}
-    assert modes == {HOOK: 0o755, WRAPPER: 0o755, UNIT: 0o644, CONFIGURATION: 0o644}
+    assert modes == {HOOK: 0o755, WRAPPER: 0o755, UNIT: 0o644, DAEMON_UNIT: 0o644, CONFIGURATION: 0o644}
     assert sys.executable in files[HOOK][1]
     assert sys.executable in files[UNIT][1]
     assert not any("@PYTHON@" in text for _, text in files.values())
@@ -104,7 +105,7 @@ def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -
         env={"PYTHONPATH": str(environment), "PATH": os.environ["PATH"]},
         check=True,
     )
-    assert {HOOK, WRAPPER, UNIT, CONFIGURATION} <= contents(staged).keys()
+    assert {HOOK, WRAPPER, UNIT, DAEMON_UNIT, CONFIGURATION} <= contents(staged).keys()
     assert list((environment / "libvirt_rapl/simulator").glob("*.rom"))
 
 

@@ -151,9 +151,21 @@ def test_a_pid_taken_over_by_another_process(make_bench: MakeBench) -> None:
     bench.host.end(7)
     bench.qemu(7, 0, 9999)
     bench.joules(100)
-    meter.sample([(A, 7)])
+    for _ in range(2):
+        meter.sample([(A, 7)])
+        bench.qemu(7, 0, 10_000)
     assert A not in meter.domains
     assert bench.conserved(100)
+
+
+def test_the_threads_of_vcpus(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0, 0)
+    meter = bench.start((A, 7))
+    assert (meter.vcpu_tids(A), meter.vcpu_tids(B)) == ({0: 8, 1: 9}, {})
+    bench.qemu(7, 0, 0)
+    meter.sample([(A, 7)])
+    assert meter.vcpu_tids(A) == {0: 8}
 
 
 def test_a_counter_that_wraps(make_bench: MakeBench) -> None:

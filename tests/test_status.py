@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import libvirt
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl import domains, domxml
+from libvirt_rapl import domains, domxml, inventory, status_socket, view
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Record, Registry
@@ -33,11 +36,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host.zone("intel-rapl:0", "package-0")
     host.zone("intel-rapl:0:0", "dram")
     for name in ("sys", "proc", "dev"):
-        monkeypatch.setattr(status, name.upper(), getattr(host, name))
+        monkeypatch.setattr(view, name.upper(), getattr(host, name))
     monkeypatch.setattr(status, "INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr(
-        status, "read_run_state", lambda name, proc: RunState(7, {0: 8, 1: 9}) if name == "test" and proc else None
-    )
+    monkeypatch.setattr(inventory, "read_run_state", lambda name: RunState(7, {0: 8, 1: 9}) if name == "test" else None)
     run_for(host, 0)
     return host
 
@@ -81,6 +82,7 @@ def test_the_document(
         "host": {
             "source": "str",
             "model": "str",
+            "since": "str",
             "interval_seconds": "float",
             "zones": [{"name": "str", **figures}],
             "domains_watts": "float",
@@ -147,9 +149,9 @@ def test_domains_without_a_process_and_domains_not_asked_for(
         "off",
         "0.00",
         "0.00",
-        "0:0.00",
-        "1:0.00",
+        "-",
     ]
+    assert lines[-1] == "joules are counted since this command started"
 
 
 def document(source: str) -> dict[str, Any]:
@@ -184,7 +186,6 @@ def test_the_table() -> None:
         "long-name  running   degraded  123.46  123.46  0:100.00 1:23.46",
         "",
         "long-name runs without its meter: no helper",
-        "joules are counted since this command started",
     ]
     assert status.table(document("msr")) == [
         "CPU (msr)",
@@ -221,8 +222,14 @@ MARKED = domxml.inject(PLAIN, socket=f"/run/virt-rapl/{UUID}.sock")
     ],
 )
 def test_how_far_a_domain_is(
-    live: str | None, inactive: str, state: str | None, helper: str | None, expected: str
+    live: str | None,
+    inactive: str,
+    state: str | None,
+    helper: str | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(7, {}))
     number, word = (3, "running") if live else (None, "shut off")
     domain = domains.Domain(name="vm", uuid=UUID, id=number, state=word, handle=Handle(live or inactive, inactive))
     record = None
@@ -232,7 +239,7 @@ def test_how_far_a_domain_is(
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
-    assert status.vrapl_state(domain, record) == expected
+    assert view.vrapl_state(inventory.describe(domain), record) == expected
 
 
 def test_nothing_is_printed_before_a_failure(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,17 +259,84 @@ def test_a_domain_that_goes_while_it_is_looked_at(
 ) -> None:
     host.end(7)
 
-    class Gone(Handle):
+    class Failing(Handle):
         def XMLDesc(self, flags: int) -> str:  # noqa: N802
-            raise libvirt.libvirtError(f"Domain not found, whatever the flags ({flags})")
+            error = libvirt.libvirtError(f"whatever the flags ({flags})")
+            error.err = (code,)
+            raise error
 
-    gone = domains.Domain(name="gone", uuid=UUID, id=None, state="shut off", handle=Gone("", ""))
-    lists = [[gone], [gone], []]
-    monkeypatch.setattr(domains, "every_domain", lambda _: lists.pop(0))
+    failing = domains.Domain(name="gone", uuid=UUID, id=None, state="shut off", handle=Failing("", ""))
+    monkeypatch.setattr(domains, "every_domain", lambda _: [failing])
+    code = libvirt.VIR_ERR_NO_DOMAIN
     assert run(tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["domains"] == []
-    lists = [[gone], [gone], [gone]]
+    code = libvirt.VIR_ERR_INTERNAL_ERROR
     assert run(tmp_path, "--json") == 1
+
+
+def ask_daemon(tmp_path: Path, *arguments: str) -> int:
+    config = tmp_path / "virt-rapl.yaml"
+    config.write_text(f"run_directory: {tmp_path}\n")
+    return main(["--config", str(config), "status", *arguments])
+
+
+def test_a_daemon_is_asked_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # serving goes to its socket's directory
+    told = document("msr")
+    told["schema"] = 1
+    told["host"]["since"] = "2026-01-02T03:04:05+00:00"
+    for number, domain in enumerate(told["domains"]):
+        domain["uuid"] = f"{number}2345678-1234-1234-1234-123456789abc"
+    status_socket.serve(tmp_path / "status.sock", lambda: told)
+    assert (tmp_path / "status.sock").stat().st_mode & 0o777 == 0o660
+
+    assert ask_daemon(tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == told
+    assert ask_daemon(tmp_path, "--json", "long-name", told["domains"][1]["uuid"]) == 0
+    assert json.loads(capsys.readouterr().out)["domains"] == [told["domains"][1]]
+    assert ask_daemon(tmp_path) == 0
+    since = datetime.fromtimestamp(1767323045).strftime("%Y-%m-%d %H:%M:%S")
+    assert capsys.readouterr().out.splitlines() == [*status.table(told), f"joules are counted since {since}"]
+    assert ask_daemon(tmp_path, "nobody") == 1
+    assert "there is no domain 'nobody'" in capsys.readouterr().err
+
+
+def test_a_watch_outlives_a_restart_of_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(energy: float) -> dict[str, Any]:
+        return {"schema": 1, "host": {"since": "2026-01-02T03:04:05+00:00"}, "domains": [], "energy": energy}
+
+    answers = [told(1), told(2), None, None, told(3)]
+    monkeypatch.setattr(status_socket, "ask", lambda _: answers.pop(0) if answers else None)
+    monkeypatch.setattr(status, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(status, "RESTART_SECONDS", 0.1)
+    assert ask_daemon(tmp_path, "--json", "--watch") == 1
+    shown = capsys.readouterr()
+    assert [json.loads(line)["energy"] for line in shown.out.splitlines()] == [1, 2, 3]
+    assert shown.err.startswith("virt-rapl: error: virt-rapld has gone\nhint: ")
+
+
+@pytest.mark.parametrize("words", [b"", b"{", b"[]", b'{"schema": 2}'])
+def test_who_is_no_daemon(tmp_path: Path, words: bytes) -> None:
+    path = tmp_path / "status.sock"
+    assert status_socket.ask(path) is None
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert status_socket.ask(path) is None  # stale: nobody listens
+        listener.listen()
+
+        def answer() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(words)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert status_socket.ask(path) is None
+        thread.join()
 
 
 @pytest.mark.e2e

@@ -10,6 +10,8 @@ from libvirt_rapl import __version__
 from libvirt_rapl.config import DEFAULT_PATH
 from libvirt_rapl.errors import VirtRaplError
 
+DEFAULT_URI = "qemu:///system"
+
 COMMANDS = {
     "status": "show the power and energy of every domain and vCPU",
     "enable": "give a domain its own energy meter from its next start on",
@@ -17,6 +19,7 @@ COMMANDS = {
     "inject": "filter: add the meter to the domain XML on standard input",
     "strip": "filter: undo inject",
     "install": "put hook, wrapper, units and default configuration in place",
+    "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",
     "helper": "serve one domain's energy readings to QEMU (started by the hook)",
     "simulate": "run a command on a machine that seems to have Intel RAPL",
     "demo": "start two real guests in a world of their own and compare what they read with status",
@@ -63,7 +66,7 @@ def _global_parser() -> argparse.ArgumentParser:
         epilog="commands:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--connect", metavar="URI", default="qemu:///system", help="libvirt (default %(default)s)")
+    parser.add_argument("--connect", metavar="URI", default=DEFAULT_URI, help="libvirt (default %(default)s)")
     parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_PATH, help="default %(default)s")
     parser.add_argument("--version", action="version", version=f"virt-rapl {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)

@@ -1,29 +1,28 @@
 """Show the power and energy of every domain and vCPU.
 
-Two samples are taken one second apart. With --watch it goes on every second; energies are counted since the command
-started.
+virt-rapld, where it runs, is asked: energies are its totals. Where it does not, two samples are taken one second apart,
+and energies are counted since the command started. --watch goes on every second.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import domains, domxml, instances
+from libvirt_rapl import domains, inventory, status_socket
+from libvirt_rapl.cli import DEFAULT_URI
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
-from libvirt_rapl.host.cpus import model_name, packages
-from libvirt_rapl.host.source import open_source
-from libvirt_rapl.meter import DomainUsage, Meter, Usage
-from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.runstate import RunState, read_run_state
+from libvirt_rapl.view import View
 
-SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
 INTERVAL_SECONDS = 1.0
-SCHEMA = 1
+RESTART_SECONDS = 30.0
+"""How long a watch waits for a daemon that has gone, which may be restarting."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,134 +30,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="name or UUID (default: all domains)")
     parser.add_argument("--json", action="store_true", help="print JSON; with --watch one document a line")
     parser.add_argument(
-        "--watch", action="store_true", help="go on every second; energies are counted since the command started"
+        "--watch",
+        action="store_true",
+        help="go on every second; without virt-rapld energies are counted since the command started",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and show; with --watch until interrupted."""
-    allow_many_descriptors()
-    view = View(options.connect, load(options.config), options.domains)
-    view.sample()
-    due = time.monotonic()
-    while True:
-        due += INTERVAL_SECONDS
-        time.sleep(max(0.0, due - time.monotonic()))
-        view.sample()
-        document = view.document()
+    """Show; with --watch until interrupted."""
+    config = load(options.config)
+    socket = config.run_directory / status_socket.NAME
+    # virt-rapld meters the machine's own libvirt, and no other.
+    first = status_socket.ask(socket) if options.connect == DEFAULT_URI else None
+    if first is None:
+        documents, since = _sampled(options.connect, config, options.domains), "this command started"
+    else:
+        documents, since = _asked(socket, first, options.domains), _local_time(first["host"]["since"])
+    for document in documents:
         if options.json:
             print(json.dumps(document, indent=None if options.watch else 2), flush=True)
         else:
             # A terminal is redrawn from its top left corner.
             clear = "\033[H\033[J" if options.watch and sys.stdout.isatty() else ""
-            print(clear + "\n".join(table(document)), flush=True)
+            print(clear + "\n".join([*table(document), f"joules are counted since {since}"]), flush=True)
         if not options.watch:
-            return 0
+            break
+    return 0
 
 
-class View:
-    """What the command sees: libvirt's domains, their records, and a meter of its own."""
-
-    def __init__(self, uri: str, config: Config, names: list[str]) -> None:
-        """Open everything. Raises VirtRaplError when there is no energy to read, no libvirt, or no such domain."""
-        self.source = open_source(config.source, sys=SYS, dev=DEV, packages=packages(SYS))
-        self.meter = Meter(self.source, sys=SYS, proc=PROC)
-        self.model = model_name(PROC)
-        self.registry = Registry(config.run_directory)
-        self.connection = domains.connect(uri)
-        self.found: list[domains.Domain] = []
-        self.states: dict[str, RunState | None] = {}
-        self.chosen = {domains.lookup(self.connection, name).uuid for name in names}
-
-    def sample(self) -> None:
-        """Measure every domain once, whichever were asked for: what they use is not `other`."""
-        self.found = domains.every_domain(self.connection)
-        self.states = {domain.uuid: self._run_state(domain) for domain in self.found}
-        self.meter.sample((uuid, state.pid) for uuid, state in self.states.items() if state)
-
-    def document(self) -> dict[str, Any]:
-        """Return what the last two samples tell, of the domains that were asked for."""
-        shown = [domain for domain in self.found if not self.chosen or domain.uuid in self.chosen]
-        return {
-            "schema": SCHEMA,
-            "host": {
-                "source": self.source.name,
-                "model": self.model,
-                "interval_seconds": self.meter.interval_seconds,
-                "zones": [{"name": name, **_figures(usage)} for name, usage in self.meter.zones.items()],
-                "domains_watts": self.meter.domains_watts,
-                "other_watts": self.meter.other.watts,
-                "idle_watts": self.meter.idle.watts,
-            },
-            "domains": [each for domain in shown if (each := self._domain(domain))],
-        }
-
-    def _run_state(self, domain: domains.Domain) -> RunState | None:
-        try:
-            return read_run_state(domain.name, proc=PROC) if domain.active else None
-        except PermissionError as error:
-            raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
-
-    def _domain(self, domain: domains.Domain) -> dict[str, Any] | None:
-        """Describe one domain; None when it has gone since it was listed, as a transient one does at its end."""
-        record = self.registry.read(domain.uuid)
-        try:
-            vrapl = vrapl_state(domain, record)
-        except VirtRaplError:
-            if any(other.uuid == domain.uuid for other in domains.every_domain(self.connection)):
-                raise
-            return None
-        state = self.states[domain.uuid]
-        usage = self.meter.domains.get(domain.uuid, DomainUsage())
-        tids = state.vcpu_tids if state else {}
-        return {
-            "name": domain.name,
-            "uuid": domain.uuid,
-            "id": domain.id,
-            "state": domain.state,
-            "pid": state.pid if state else None,
-            "vrapl": vrapl,
-            "reason": degraded_reason(record) if vrapl == "degraded" else None,
-            "helper": self._helper(record),
-            **_figures(usage),
-            "zones": {"package": _figures(usage)},
-            "vcpus": [
-                {"id": vcpu, "tid": tids.get(vcpu), **_figures(usage.vcpus.get(vcpu, Usage()))}
-                for vcpu in sorted(tids.keys() | usage.vcpus.keys())
-            ],
-        }
-
-    def _helper(self, record: Record | None) -> dict[str, Any] | None:
-        if record is None:
-            return None
-        return {
-            "backend": record.backend,
-            "pid": record.helper_pid,
-            "socket": str(self.registry.path(record.uuid, "sock")),
-            "healthy": instances.alive(record),
-        }
+def _asked(socket: Path, first: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what the daemon tells, once a second, of the domains named. Raises VirtRaplError when it stays away."""
+    chosen = {_uuid(first, name) for name in names}
+    document: dict[str, Any] | None = first
+    told = time.monotonic()
+    while True:
+        if document:
+            told = time.monotonic()
+            shown = [domain for domain in document["domains"] if not chosen or domain["uuid"] in chosen]
+            yield {**document, "domains": shown}
+        elif time.monotonic() > told + RESTART_SECONDS:
+            raise VirtRaplError("virt-rapld has gone", "systemctl start virt-rapld, or run this again without it")
+        time.sleep(INTERVAL_SECONDS)
+        document = status_socket.ask(socket)
 
 
-def vrapl_state(domain: domains.Domain, record: Record | None) -> str:
-    """Tell how far a domain is with its own meter.
-
-    `active`: the guest reads its joules. `degraded`: it should, but runs without a working helper. `pending`: it will
-    from its next start on. `off`: it is not enabled.
-    """
-    if domain.active and domxml.is_marked(domain.live_xml()):
-        return "active" if record and record.state == "ready" and instances.alive(record) else "degraded"
-    return "pending" if domxml.is_marked(domain.inactive_xml()) else "off"
+def _uuid(document: dict[str, Any], name_or_uuid: str) -> str:
+    for key in ("name", "uuid"):
+        for domain in document["domains"]:
+            if domain[key] == name_or_uuid:
+                return str(domain["uuid"])
+    raise domains.no_such_domain(name_or_uuid)
 
 
-def degraded_reason(record: Record | None) -> str:
-    """Tell in one line why a domain runs without a working helper."""
-    if record is None:
-        return "the hook did not run when it started; see `virt-rapl install`"
-    return record.reason or instances.HELPER_ENDED
+def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what samples of our own tell, once a second, of the domains named."""
+    allow_many_descriptors()
+    view = View(config)
+    connection = domains.connect(uri)
+    chosen = {domains.lookup(connection, name).uuid for name in names}
+    _sample(view, connection)
+    due = time.monotonic()
+    while True:
+        due += INTERVAL_SECONDS
+        time.sleep(max(0.0, due - time.monotonic()))
+        found = _sample(view, connection)
+        yield view.document(inventory.describe_all(d for d in found if not chosen or d.uuid in chosen))
 
 
-def _figures(usage: Usage) -> dict[str, float]:
-    return {"power_watts": usage.watts, "energy_joules": usage.joules}
+def _sample(view: View, connection: Any) -> list[domains.Domain]:  # noqa: ANN401
+    """Measure every domain once, whichever were asked for: what they use is not `other`."""
+    found = domains.every_domain(connection)
+    pids = {domain.uuid: inventory.running_pid(domain) for domain in found}
+    view.meter.sample((uuid, pid) for uuid, pid in pids.items() if pid is not None)
+    return found
+
+
+def _local_time(instant: str) -> str:
+    return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def table(document: dict[str, Any]) -> list[str]:
@@ -184,4 +132,4 @@ def table(document: dict[str, Any]) -> list[str]:
         lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
     degraded = [domain for domain in document["domains"] if domain["reason"]]
     lines += ["", *(f"{domain['name']} runs without its meter: {domain['reason']}" for domain in degraded)]
-    return [*lines, "joules are counted since this command started"]
+    return lines

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
-from libvirt_rapl.host.processes import PROC, fields
+from libvirt_rapl.host.processes import PROC, fields, vcpu_number
 
 
 def allow_many_descriptors() -> None:
@@ -69,6 +69,11 @@ class ProcessClock:
             ThreadRun(tid, self._threads[tid].name, run + (ended if tid == self.pid else 0), cpu)
             for tid, (run, cpu) in runs.items()
         ]
+
+    def vcpu_tids(self) -> dict[int, int]:
+        """Return the TID of each vCPU that was there at the last reading, by vCPU number."""
+        numbers = {tid: vcpu_number(thread.name) for tid, thread in self._threads.items()}
+        return {vcpu: tid for tid, vcpu in numbers.items() if vcpu is not None}
 
     def close(self) -> None:
         """Let go of the process."""

@@ -116,8 +116,8 @@ def serve_until_terminated(listener: socket.socket, *, owner_uid: int, read_regi
     server.serve()
 
 
-def listen(path: Path, *, uid: int, gid: int) -> socket.socket:
-    """Listen on a Unix socket at `path`, owned by uid:gid with mode 0600, which appears there only when it is ready.
+def listen(path: Path, *, uid: int, gid: int, mode: int = 0o600) -> socket.socket:
+    """Listen on a Unix socket at `path`, owned by uid:gid with this mode, which appears there only when it is ready.
 
     An old socket of that name is replaced. Raises OSError.
     """
@@ -125,7 +125,7 @@ def listen(path: Path, *, uid: int, gid: int) -> socket.socket:
     os.chdir(path.parent)
     aside = f".{path.name[:8]}.{os.getpid()}"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o177)
+    umask = os.umask(0o777 & ~mode)
     try:
         listener.bind(aside)
         os.chown(aside, uid, gid)

@@ -1,0 +1,20 @@
+"""Meter all domains until told to end, keep their totals, and serve them to `virt-rapl status`.
+
+systemd starts it as virt-rapld. It asks libvirt only which domains there are, over a read-only connection. Totals are
+kept in /var/lib/virt-rapl/ledger.db, written every 10 seconds and at the end.
+"""
+
+import argparse
+
+from libvirt_rapl import daemon
+from libvirt_rapl.config import load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare nothing: what there is to choose is in the configuration."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Meter until SIGTERM."""
+    daemon.run(load(options.config), options.connect)
+    return 0

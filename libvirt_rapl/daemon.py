@@ -1,0 +1,150 @@
+"""virt-rapld: meters all domains for as long as it runs, keeps their totals, and tells them to `virt-rapl status`.
+
+One thread samples; libvirt, the status socket and their waits are in threads of their own and never hold it up.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from libvirt_rapl import status_socket, systemd, totals
+from libvirt_rapl.config import Config
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.clocks import allow_many_descriptors
+from libvirt_rapl.inventory import Inventory
+from libvirt_rapl.ledger import Ledger
+from libvirt_rapl.registry import Registry
+from libvirt_rapl.view import View
+
+FLUSH_SECONDS = 10.0
+LEDGER = "ledger.db"
+END = (signal.SIGTERM, signal.SIGINT)
+
+FIRST_INTERVAL_SECONDS = 1.0
+"""The first interval is short, however long the others are: until its end no power is known."""
+LISTING_SECONDS = 5.0
+"""How long to wait for libvirt's first list of domains before sampling begins without it."""
+
+
+def run(config: Config, uri: str) -> None:
+    """Meter until SIGTERM. Raises VirtRaplError when there is nothing to meter with, or another daemon does it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, END)  # they are waited for, between samples; threads inherit this
+    allow_many_descriptors()
+    try:
+        Registry(config.run_directory).create_directory()
+    except OSError as error:
+        raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
+    with _alone(config.run_directory):
+        daemon = Daemon(config, uri)
+        daemon.start()
+        try:
+            daemon.meter_until_told_to_end()
+        finally:
+            daemon.end()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the run directory's lock, which ends with the process however it ends."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise VirtRaplError(
+                f"another virt-rapl daemon already uses {directory}", "`systemctl status virt-rapld` may tell which"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def tell(message: str) -> None:
+    """Write one line for the journal."""
+    print(f"virt-rapl: {message}", file=sys.stderr, flush=True)
+
+
+class Daemon:
+    """The parts, and the loop that drives them."""
+
+    def __init__(self, config: Config, uri: str) -> None:
+        """Open the zones. Raises VirtRaplError when there are none."""
+        self._interval = config.interval
+        self._socket = config.run_directory / status_socket.NAME
+        self._view = View(config)
+        self._ledger = Ledger(
+            config.state_directory / LEDGER, simulated=self._view.source.name == "simulated", tell=tell
+        )
+        self._inventory = Inventory(uri, tell)
+        self._lock = threading.Lock()
+        """Held while the meter changes, and while a document is made of it."""
+        self._metered = threading.Event()
+        """Set when there has been an interval, and so powers."""
+        self._trouble = ""
+
+    def start(self) -> None:
+        """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
+        self._flush()
+        self._inventory.start()
+        self._inventory.attempted.wait(LISTING_SECONDS)
+        self._sample()
+        try:
+            status_socket.serve(self._socket, self._document)
+        except OSError as error:
+            raise VirtRaplError(f"cannot listen on {self._socket}: {error}", "run it as root") from error
+        systemd.notify("READY=1")
+
+    def meter_until_told_to_end(self) -> None:
+        """Sample once an interval and flush the totals every FLUSH_SECONDS."""
+        due = time.monotonic() + min(self._interval, FIRST_INTERVAL_SECONDS)
+        flush_due = time.monotonic() + FLUSH_SECONDS
+        while not signal.sigtimedwait(END, max(0.0, due - time.monotonic())):
+            if self._sample():
+                self._metered.set()
+                systemd.notify("WATCHDOG=1")
+            now = time.monotonic()
+            due = max(due + self._interval, now)  # samples that a suspended host has missed are not made up for
+            if now >= flush_due:
+                self._flush()
+                flush_due = now + FLUSH_SECONDS
+
+    def end(self) -> None:
+        """Count what has been used until now, keep the totals, and answer no more."""
+        systemd.notify("STOPPING=1")
+        self._socket.unlink(missing_ok=True)
+        self._sample()
+        self._flush()
+
+    def _sample(self) -> bool:
+        """Meter every domain once; False when the host does not tell, which is told once."""
+        running = [(entry.uuid, entry.pid) for entry in self._inventory.entries.values() if entry.pid is not None]
+        try:
+            with self._lock:
+                self._view.meter.sample(running)
+        except (OSError, ValueError) as error:
+            if not self._trouble:
+                tell(f"cannot meter: {error}; trying on")
+            self._trouble = str(error)
+            return False
+        self._trouble = ""
+        return True
+
+    def _flush(self) -> None:
+        kept = self._ledger.load()
+        with self._lock:
+            totals.add(self._view.meter, kept)
+            self._view.since = self._ledger.since
+            counted = totals.totals(self._view.meter)
+        self._ledger.write(counted)
+
+    def _document(self) -> dict[str, Any]:
+        self._metered.wait(status_socket.ANSWER_SECONDS)
+        with self._lock:
+            return self._view.document(self._inventory.entries.values())

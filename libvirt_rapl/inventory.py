@@ -1,0 +1,145 @@
+"""Which domains there are: as libvirt tells, kept up to date by its events, and by its run-time files without it."""
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from libvirt_rapl import domains, domxml
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.runstate import read_run_state, running_domains
+
+BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
+"""Waits between attempts to reach libvirt; the last one again and again."""
+
+STARTING_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One domain."""
+
+    name: str
+    uuid: str
+    id: int | None
+    state: str
+    """virsh's word."""
+    pid: int | None
+    """QEMU's main process; None when the domain does not run."""
+    mark: str
+    """Where our mark is: in the `live` domain, only in what its `next` start uses, or nowhere (empty)."""
+
+
+def describe(domain: domains.Domain) -> Entry:
+    """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
+    mark = ""
+    if domain.active and domxml.is_marked(domain.live_xml()):
+        mark = "live"
+    elif domxml.is_marked(domain.inactive_xml()):
+        mark = "next"
+    pid = running_pid(domain)
+    return Entry(name=domain.name, uuid=domain.uuid, id=domain.id, state=domain.state, pid=pid, mark=mark)
+
+
+def running_pid(domain: domains.Domain) -> int | None:
+    """Return the PID of a running domain. Raises VirtRaplError when libvirt's run-time files may not be read."""
+    try:
+        state = read_run_state(domain.name) if domain.active else None
+    except PermissionError as error:
+        raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
+    return state.pid if state else None
+
+
+def describe_all(found: Iterable[domains.Domain]) -> list[Entry]:
+    """Describe domains that were listed; one that has gone since, as a transient one does at its end, is left out."""
+    entries = []
+    for domain in found:
+        with contextlib.suppress(domains.DomainGoneError):
+            entries.append(describe(domain))
+    return entries
+
+
+class Inventory:
+    """Follows the domains in a thread of its own; whoever reads `entries` never waits for libvirt.
+
+    While libvirt cannot be reached, domains that run stay listed, and those that libvirt recorded as running are found.
+    """
+
+    def __init__(self, uri: str, tell: Callable[[str], None]) -> None:
+        """Take libvirt's URI; `tell` takes a line when libvirt is lost and when it is back."""
+        self.entries: dict[str, Entry] = {}
+        """By UUID. Replaced as a whole at each change, never changed in place."""
+        self.attempted = threading.Event()
+        """Set when the domains have been listed for the first time, with libvirt or without."""
+        self._uri = uri
+        self._tell = tell
+        self._trouble = ""
+        self._attempts = 0
+
+    def start(self) -> None:
+        """Begin to follow."""
+        domains.start_events()
+        threading.Thread(target=self._run, name="inventory", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._follow()
+            except Exception as error:  # whatever it is, domains come and go, and libvirt may be back soon
+                if not self._trouble:
+                    self._tell(f"without libvirt for now: {error}; domains that run are metered on")
+                self._trouble = str(error)
+            self._follow_run_state()
+            self.attempted.set()
+            time.sleep(BACKOFF_SECONDS[min(self._attempts, len(BACKOFF_SECONDS) - 1)])
+            self._attempts += 1
+
+    def _follow(self) -> None:
+        """List the domains and take in every change, until libvirt is lost, which raises."""
+        changes: SimpleQueue[str | None] = SimpleQueue()
+        connection = domains.connect(self._uri, read_only=True)
+        with domains.subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
+            self.entries = _by_uuid(domains.every_domain(connection))
+            if self._trouble:
+                self._tell("libvirt is back")
+            self._trouble, self._attempts = "", 0
+            self.attempted.set()
+            while changed := self._next_changed(changes):
+                found = [domain for uuid in changed if (domain := domains.lookup_uuid(connection, uuid))]
+                others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
+                self.entries = others | _by_uuid(found)
+        raise VirtRaplError(f"libvirt at {self._uri} closed the connection")
+
+    def _next_changed(self, changes: SimpleQueue[str | None]) -> set[str]:
+        """Wait for a change and return whose it is; nobody's when libvirt is lost."""
+        # A domain that runs and has no process yet will have one without a further event.
+        starting = {entry.uuid for entry in self.entries.values() if entry.id is not None and entry.pid is None}
+        try:
+            uuid = changes.get(timeout=STARTING_SECONDS if starting else None)
+        except Empty:
+            return starting
+        return set() if uuid is None else {uuid}
+
+    def _follow_run_state(self) -> None:
+        """Take in which domains run, without libvirt; definitions cannot be seen and stay as they were."""
+        entries = {uuid: _without_dead_process(entry) for uuid, entry in self.entries.items()}
+        for found in running_domains():
+            mark = "live" if domxml.is_marked(found.xml) else ""
+            entries[found.uuid] = Entry(
+                name=found.name, uuid=found.uuid, id=found.id, state=found.state, pid=found.pid, mark=mark
+            )
+        self.entries = entries
+
+
+def _by_uuid(found: Iterable[domains.Domain]) -> dict[str, Entry]:
+    return {entry.uuid: entry for entry in describe_all(found)}
+
+
+def _without_dead_process(entry: Entry) -> Entry:
+    if entry.pid is None or start_time(entry.pid) is not None:
+        return entry
+    return dataclasses.replace(entry, id=None, state="shut off", pid=None)

@@ -1,0 +1,105 @@
+"""What `status` tells: a meter of this host, and the document that shows its figures with what is known of each domain.
+
+One place for the daemon, which counts on, and for the command, which samples by itself where there is no daemon.
+"""
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from libvirt_rapl import instances
+from libvirt_rapl.config import Config
+from libvirt_rapl.host.cpus import model_name, packages
+from libvirt_rapl.host.source import open_source
+from libvirt_rapl.inventory import Entry
+from libvirt_rapl.meter import DomainUsage, Meter, Usage
+from libvirt_rapl.registry import Record, Registry
+
+SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
+SCHEMA = 1
+
+
+class View:
+    """A meter, where its energy comes from, and the records of the domains' helpers."""
+
+    def __init__(self, config: Config) -> None:
+        """Open the zones. Raises VirtRaplError when there is no energy to read."""
+        self.source = open_source(config.source, sys=SYS, dev=DEV, packages=packages(SYS))
+        self.meter = Meter(self.source, sys=SYS, proc=PROC)
+        self.since = time.time()
+        """When counting began, in seconds since the epoch."""
+        self._model = model_name(PROC)
+        self._registry = Registry(config.run_directory)
+
+    def document(self, domains: Iterable[Entry]) -> dict[str, Any]:
+        """Return what the last two samples tell of the host and of these domains, in the order of their names."""
+        return {
+            "schema": SCHEMA,
+            "host": {
+                "source": self.source.name,
+                "model": self._model,
+                "since": datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds"),
+                "interval_seconds": self.meter.interval_seconds,
+                "zones": [{"name": name, **_figures(usage)} for name, usage in self.meter.zones.items()],
+                "domains_watts": self.meter.domains_watts,
+                "other_watts": self.meter.other.watts,
+                "idle_watts": self.meter.idle.watts,
+            },
+            "domains": [self._domain(domain) for domain in sorted(domains, key=lambda domain: domain.name)],
+        }
+
+    def _domain(self, domain: Entry) -> dict[str, Any]:
+        record = self._registry.read(domain.uuid)
+        vrapl = vrapl_state(domain, record)
+        usage = self.meter.domains.get(domain.uuid, DomainUsage())
+        tids = self.meter.vcpu_tids(domain.uuid)
+        return {
+            "name": domain.name,
+            "uuid": domain.uuid,
+            "id": domain.id,
+            "state": domain.state,
+            "pid": domain.pid,
+            "vrapl": vrapl,
+            "reason": degraded_reason(record) if vrapl == "degraded" else None,
+            "helper": self._helper(record),
+            **_figures(usage),
+            "zones": {"package": _figures(usage)},
+            "vcpus": [
+                {"id": vcpu, "tid": tids.get(vcpu), **_figures(usage.vcpus.get(vcpu, Usage()))}
+                for vcpu in sorted(tids.keys() | usage.vcpus.keys())
+            ],
+        }
+
+    def _helper(self, record: Record | None) -> dict[str, Any] | None:
+        if record is None:
+            return None
+        return {
+            "backend": record.backend,
+            "pid": record.helper_pid,
+            "socket": str(self._registry.path(record.uuid, "sock")),
+            "healthy": instances.alive(record),
+        }
+
+
+def vrapl_state(domain: Entry, record: Record | None) -> str:
+    """Tell how far a domain is with its own meter.
+
+    `active`: the guest reads its joules. `degraded`: it should, but runs without a working helper. `pending`: it will
+    from its next start on. `off`: it is not enabled.
+    """
+    if domain.mark == "live":
+        return "active" if record and record.state == "ready" and instances.alive(record) else "degraded"
+    return "pending" if domain.mark == "next" else "off"
+
+
+def degraded_reason(record: Record | None) -> str:
+    """Tell in one line why a domain runs without a working helper."""
+    if record is None:
+        return "the hook did not run when it started; see `virt-rapl install`"
+    return record.reason or instances.HELPER_ENDED
+
+
+def _figures(usage: Usage) -> dict[str, float]:
+    return {"power_watts": usage.watts, "energy_joules": usage.joules}

@@ -1,0 +1,329 @@
+"""The ledger of totals: what it keeps through kill -9, restarts and damage, and what it says when it cannot."""
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fixtures import Host, Thread
+
+from libvirt_rapl import totals
+from libvirt_rapl.host.source import Source, open_source
+from libvirt_rapl.ledger import Ledger
+from libvirt_rapl.meter import Meter
+from libvirt_rapl.simulator.world import World
+from libvirt_rapl.totals import HOST, WHOLE, Part
+
+PACKAGE = Part(HOST, WHOLE, "package-0")
+DRAM = Part(HOST, WHOLE, "dram-0")
+VCPU = Part("aaaaaaaa-0000-0000-0000-000000000000", 3, "package")
+
+
+class Told(list[str]):
+    """The lines of one ledger."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state/ledger.db"
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+MakeLedger = Callable[..., Ledger]
+
+
+@pytest.fixture
+def make_ledger(path: Path, told: Told) -> MakeLedger:
+    return lambda simulated=False: Ledger(path, simulated=simulated, tell=told.append)
+
+
+def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, told: Told) -> None:
+    first = make_ledger()
+    assert first.load() == {}
+    first.write({PACKAGE: 10, VCPU: 2**62})
+    first.write({PACKAGE: 30, DRAM: 1})
+    first.write({PACKAGE: 20})
+    second = make_ledger()
+    assert second.load() == {PACKAGE: 30, VCPU: 2**62, DRAM: 1}
+    assert second.load() == {}  # only once: they would count twice
+    assert second.since == first.since
+    assert told == []
+
+
+def test_only_root_and_its_group_may_read(make_ledger: MakeLedger, path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        ledger = make_ledger()
+        ledger.load()
+        with contextlib.closing(sqlite3.connect(path)) as reader:  # so that SQLite's files beside it stay
+            reader.execute("SELECT * FROM total").fetchall()
+            ledger.write({PACKAGE: 1})
+            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    finally:
+        os.umask(umask)
+    assert modes == {"ledger.db": 0o640, "ledger.db-wal": 0o640, "ledger.db-shm": 0o640}
+    assert path.parent.stat().st_mode & 0o777 == 0o750
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def overwrite_pages(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1024] + b"\xff" * 11264)
+
+
+def other_tables(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE total")
+
+
+def other_version(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 7")
+
+
+def no_beginning(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("DELETE FROM ledger")
+        database.commit()
+
+
+DAMAGES = [
+    cut_short,
+    overwrite_pages,
+    other_tables,
+    other_version,
+    no_beginning,
+    lambda path: path.write_text("no" * 9),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_set_aside(
+    make_ledger: MakeLedger, path: Path, told: Told, damage: Callable[[Path], None]
+) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write({PACKAGE: 10})
+    damage(path)
+    damaged = path.read_bytes()
+
+    anew = make_ledger()
+    assert anew.load() == {}
+    anew.write({PACKAGE: 5})
+    (line,) = told
+    assert line.startswith(f"{path} cannot be used: ")
+    (aside,) = path.parent.glob("ledger.db.aside-*[0-9]")
+    assert aside.name in line
+    assert aside.read_bytes() == damaged
+    assert make_ledger().load() == {PACKAGE: 5}
+    assert len(told) == 1
+
+
+def test_a_file_damaged_or_taken_away_meanwhile_is_written_anew(
+    make_ledger: MakeLedger, path: Path, told: Told
+) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write({PACKAGE: 10, VCPU: 5})
+    path.write_text("damaged" * 1000)
+    ledger.write({PACKAGE: 20, VCPU: 5})
+    assert len(told) == 1
+    path.unlink()
+    ledger.write({PACKAGE: 30, VCPU: 5})
+    assert make_ledger().load() == {PACKAGE: 30, VCPU: 5}
+    assert make_ledger().since < ledger.since + 60
+
+
+def test_a_place_that_cannot_be_used_is_told_once_and_tried_again(
+    make_ledger: MakeLedger, path: Path, told: Told
+) -> None:
+    before = make_ledger()
+    before.load()
+    before.write({PACKAGE: 100})
+    directory = path.parent.rename(path.parent.with_name("away"))
+    path.parent.write_text("not a directory")
+
+    ledger = make_ledger()
+    counted = {PACKAGE: 7}
+    for _ in range(3):
+        assert ledger.load() == {}
+        ledger.write(counted)
+    (line,) = told
+    assert line.startswith(f"cannot keep totals in {path}: ")
+    assert line.endswith("metering goes on in memory")
+
+    path.parent.unlink()
+    directory.rename(path.parent)
+    assert ledger.load() == {PACKAGE: 100}
+    ledger.write({PACKAGE: 107})
+    assert make_ledger().load() == {PACKAGE: 107}
+    assert told[1:] == [f"totals are kept in {path} again"]
+
+
+def test_another_program_holds_the_file(
+    make_ledger: MakeLedger, path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libvirt_rapl.ledger.BUSY_SECONDS", 0.01)
+    ledger = make_ledger()
+    ledger.load()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ledger.write({PACKAGE: 1})
+        other.execute("ROLLBACK")
+    assert "locked" in told[0]
+    ledger.write({PACKAGE: 2})
+    assert make_ledger().load() == {PACKAGE: 2}
+
+
+def test_simulated_and_measured_energy_are_never_mixed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+    simulated = make_ledger(simulated=True)
+    simulated.load()
+    simulated.write({PACKAGE: 10})
+    measured = make_ledger()
+    assert measured.load() == {}
+    measured.write({PACKAGE: 3})
+    assert "simulated" in told[0]
+    assert len(list(path.parent.glob("ledger.db.aside-*"))) == 1
+
+    again = make_ledger(simulated=True)
+    assert again.load() == {}
+    again.write({PACKAGE: 99})
+    assert "it holds measured energy" in told[1]
+    assert make_ledger().load() == {PACKAGE: 3}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from libvirt_rapl.ledger import Ledger
+from libvirt_rapl.totals import Part
+ledger = Ledger(Path(sys.argv[1]), simulated=False, tell=lambda line: sys.exit(line))
+parts = [Part("host", -1, f"zone-{number}") for number in range(200)]
+total = ledger.load().get(parts[0], 0)
+while True:
+    total += 1
+    print(total, flush=True)
+    ledger.write(dict.fromkeys(parts, total))
+"""
+
+
+def test_kill_9_at_any_moment_loses_at_most_one_write(path: Path) -> None:
+    chance = random.Random(4711)
+    kept = 0
+    for _ in range(15):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        assert int(writer.stdout.readline()) == kept + 1  # it counts on from what was kept, neither more nor less
+        time.sleep(chance.uniform(0, 0.1))
+        writer.send_signal(signal.SIGKILL)
+        last = int((["", *writer.stdout.read().split()][-1]) or kept + 1)
+        writer.wait()
+        writer.stdout.close()
+        found = Ledger(path, simulated=False, tell=pytest.fail).load()
+        assert len(set(found.values())) <= 1  # all of a write or nothing of it
+        assert last - 1 <= (found or {PACKAGE: 0}).popitem()[1] <= last
+        kept = max(kept, *found.values()) if found else kept
+    assert kept > 15
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from libvirt_rapl.ledger import Ledger
+from libvirt_rapl.totals import Part
+directory = Path("/mnt/full")
+def fill():
+    with (directory / "filler").open("wb", buffering=0) as filler:
+        try:
+            while filler.write(b"x" * 4096): pass
+        except OSError: pass
+told = []
+def ledger(): return Ledger(directory / "ledger.db", simulated=True, tell=told.append)
+def many(n): return {Part("host", -1, f"zone-{number}"): n for number in range(5000)}
+fill()
+empty = ledger()
+assert empty.load() == {} and empty.load() == {}
+assert len(told) == 1 and "memory" in told[0], told
+(directory / "filler").unlink()
+assert empty.load() == {}
+assert len(told) == 2 and "again" in told[1], told
+empty.write(many(1))
+fill()
+empty.write({**many(2), **{Part("other", n, "package" * 20): n for n in range(5000)}})
+empty.write({**many(3), **{Part("other", n, "package" * 20): n for n in range(5000)}})
+assert len(told) == 3 and "memory" in told[2], told
+assert set(ledger().load().values()) <= {1}
+(directory / "filler").unlink()
+empty.write(many(4))
+assert set(ledger().load().values()) == {4}
+print("\\n".join(told))
+"""
+
+
+@pytest.mark.e2e
+def test_a_full_disk(world: World) -> None:
+    world.run(["mkdir", "/mnt/full"])
+    world.run(["mount", "-t", "tmpfs", "-o", "size=1m", "full", "/mnt/full"])
+    try:
+        print(world.run([sys.executable, "-c", FULL_DISK]).stdout)
+    finally:
+        world.run(["umount", "/mnt/full"])
+        world.run(["rmdir", "/mnt/full"])
+
+
+def source(host: Host) -> Source:
+    return open_source("auto", sys=host.sys, dev=host.dev, packages={0: [0, 1]})
+
+
+def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
+    uuid = VCPU.owner
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0")
+    host.zone("intel-rapl:0:0", "dram")
+    seconds = iter(range(1, 100))
+
+    def meter() -> Meter:
+        return Meter(source(host), sys=host.sys, proc=host.proc, clock=lambda: next(seconds) * 10**9)
+
+    def use(seconds: int) -> None:
+        host.zone("intel-rapl:0", "package-0", 100_000_000 * seconds)
+        host.zone("intel-rapl:0:0", "dram", 5_000_000 * seconds)
+        host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", seconds * 10**9)})
+
+    use(0)
+    first = meter()
+    first.sample([(uuid, 7)])
+    use(1)
+    first.sample([(uuid, 7)])
+    kept = totals.totals(first)
+    assert kept == {
+        PACKAGE: 100_000_000,
+        DRAM: 5_000_000,
+        Part("other", WHOLE, "package"): 0,
+        Part("idle", WHOLE, "package"): 50_000_000,
+        Part(uuid, WHOLE, "package"): 50_000_000,
+        Part(uuid, 0, "package"): 50_000_000,
+    }
+
+    (host.powercap / "intel-rapl:0:0/energy_uj").unlink()  # a zone that does not come back with the next boot
+    second = meter()
+    second.sample([(uuid, 7)])
+    totals.add(second, kept)
+    assert totals.totals(second) == kept
+    use(2)
+    second.sample([(uuid, 7)])
+    again = totals.totals(second)
+    assert again == {part: n if part in (DRAM, Part("other", WHOLE, "package")) else 2 * n for part, n in kept.items()}
