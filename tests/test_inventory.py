@@ -1,0 +1,240 @@
+"""The daemon's list of domains: libvirt's events, libvirt lost and found again, and life without it."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+from fixtures import stat, write
+
+from libvirt_rapl import domains, domxml, inventory, runstate
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.inventory import Entry, Inventory
+from libvirt_rapl.runstate import RunState
+
+UUID = "aaaaaaaa-0000-0000-0000-00000000000{}"
+
+
+def plain(number: int) -> str:
+    return f"<domain type='kvm'><name>vm{number}</name><uuid>{UUID.format(number)}</uuid></domain>"
+
+
+def marked(number: int) -> str:
+    return domxml.inject(plain(number), socket=f"/run/virt-rapl/{UUID.format(number)}.sock")
+
+
+def failure(code: int) -> libvirt.libvirtError:
+    error = libvirt.libvirtError("told so")
+    error.err = (code, 0, "told so")
+    return error
+
+
+class FakeDomain:
+    """A libvirt domain that runs unless it has no number."""
+
+    def __init__(self, number: int, xml: str, live: str = "", *, running: bool = True) -> None:
+        self.number, self.inactive, self.live, self.running = number, xml, live or xml, running
+
+    def ID(self) -> int:  # noqa: N802
+        return self.number if self.running else -1
+
+    def name(self) -> str:
+        return f"vm{self.number}"
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return UUID.format(self.number)
+
+    def state(self) -> list[int]:
+        return [libvirt.VIR_DOMAIN_RUNNING if self.running else libvirt.VIR_DOMAIN_SHUTOFF, 0]
+
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        return self.inactive if flags & libvirt.VIR_DOMAIN_XML_INACTIVE else self.live
+
+
+class FakeLibvirt:
+    """A libvirt that a test changes, loses and brings back; it is its own connection."""
+
+    def __init__(self) -> None:
+        self.domains: dict[str, FakeDomain] = {}
+        self.there = True
+        self.opened: list[bool] = []
+        self.closed = 0
+        self.changed: Callable[..., None] = lambda *_: None
+        self.lost: Callable[..., None] = lambda *_: None
+
+    def open(self, uri: str, *, read_only: bool) -> "FakeLibvirt":
+        if not self.there:
+            raise VirtRaplError(f"no libvirt at {uri}")
+        self.opened.append(read_only)
+        return self
+
+    def set(self, domain: FakeDomain) -> None:
+        self.domains[domain.UUIDString()] = domain
+        self.changed(self, domain, 0, 0, None)
+
+    def remove(self, domain: FakeDomain) -> None:
+        del self.domains[domain.UUIDString()]
+        self.changed(self, domain, 0, 0, None)
+
+    def lose(self) -> None:
+        self.there = False
+        self.lost(self, 0, None)
+
+    def domainEventRegisterAny(self, _: None, event: int, callback: Callable[..., None], __: None) -> int:  # noqa: N802
+        assert event == libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        self.changed = callback
+        return 5
+
+    def domainEventDeregisterAny(self, number: int) -> None:  # noqa: N802
+        assert number == 5
+
+    def registerCloseCallback(self, callback: Callable[..., None], _: None) -> None:  # noqa: N802
+        self.lost = callback
+
+    def unregisterCloseCallback(self) -> None:  # noqa: N802
+        raise failure(libvirt.VIR_ERR_INTERNAL_ERROR)  # as a connection that has gone does
+
+    def setKeepAlive(self, seconds: int, count: int) -> None:  # noqa: N802
+        assert seconds * count > 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def listAllDomains(self) -> list[FakeDomain]:  # noqa: N802
+        return list(self.domains.values())
+
+    def lookupByUUIDString(self, uuid: str) -> FakeDomain:  # noqa: N802
+        if uuid not in self.domains:
+            raise failure(libvirt.VIR_ERR_NO_DOMAIN)
+        return self.domains[uuid]
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until, "it does not come about"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibvirt]:
+    fake = FakeLibvirt()
+    monkeypatch.setattr(domains, "connect", fake.open)
+    monkeypatch.setattr(inventory, "BACKOFF_SECONDS", (0.01,))
+    monkeypatch.setattr(inventory, "STARTING_SECONDS", 0.01)
+    monkeypatch.setattr(inventory, "running_domains", list)
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(1, {}))  # a process that is there
+    yield fake
+    fake.there = True
+    eventually(lambda: len(fake.opened) > fake.closed)  # the thread, which has no end, comes to rest
+
+
+def entry(number: int, *, running: bool = True, mark: str = "") -> Entry:
+    state, pid = ("running", 1) if running else ("shut off", None)
+    return Entry(
+        name=f"vm{number}", uuid=UUID.format(number), id=number if running else None, state=state, pid=pid, mark=mark
+    )
+
+
+def started(told: list[str]) -> Inventory:
+    found = Inventory("fake:///", told.append)
+    found.start()
+    assert found.attempted.wait(10)
+    return found
+
+
+def shows(found: Inventory, *entries: Entry) -> Callable[[], bool]:
+    return lambda: found.entries == {entry.uuid: entry for entry in entries}
+
+
+def test_domains_come_change_and_go(fake: FakeLibvirt) -> None:
+    fake.set(FakeDomain(1, plain(1)))  # it was there before us
+    found = started([])
+    eventually(shows(found, entry(1)))
+    assert fake.opened == [True]  # nothing but reading
+    fake.set(FakeDomain(2, marked(2)))
+    eventually(shows(found, entry(1), entry(2, mark="live")))
+    fake.set(FakeDomain(1, marked(1), plain(1)))
+    eventually(shows(found, entry(1, mark="next"), entry(2, mark="live")))
+    fake.set(FakeDomain(2, marked(2), running=False))
+    eventually(shows(found, entry(1, mark="next"), entry(2, running=False, mark="next")))
+    fake.remove(fake.domains[UUID.format(1)])
+    eventually(shows(found, entry(2, running=False, mark="next")))
+
+
+def test_a_process_that_libvirt_has_not_written_down_yet(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [None, None, RunState(1, {})]
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: states.pop(0) if len(states) > 1 else states[0])
+    fake.set(FakeDomain(1, plain(1)))
+    found = started([])
+    eventually(shows(found, entry(1)))
+
+
+def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
+    told: list[str] = []
+    fake.set(FakeDomain(1, plain(1)))
+    found = started(told)
+    fake.lose()
+    eventually(lambda: len(told) == 1)
+    assert found.entries == {UUID.format(1): entry(1)}  # metered on
+    fake.domains.clear()
+    fake.set(FakeDomain(2, plain(2)))
+    fake.there = True
+    eventually(shows(found, entry(2)))
+    fake.set(FakeDomain(3, plain(3)))
+    eventually(shows(found, entry(2), entry(3)))
+    assert told == [
+        "without libvirt for now: libvirt at fake:/// closed the connection; domains that run are metered on",
+        "libvirt is back",
+    ]
+    assert fake.closed == 1
+
+
+def test_without_libvirt_its_run_time_files_tell(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, marked(1))
+    monkeypatch.setattr(inventory, "running_domains", lambda: [record])
+    fake.there = False
+    found = started([])
+    eventually(shows(found, entry(1, mark="live")))
+    fake.set(FakeDomain(2, plain(2)))
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(2**22 + 1, {}))  # no process has this PID
+    fake.there = True
+    eventually(lambda: UUID.format(2) in found.entries)
+    monkeypatch.setattr(inventory, "running_domains", list)
+    fake.lose()
+    eventually(shows(found, entry(2, running=False)))
+
+
+def test_running_domains(tmp_path: Path) -> None:
+    root, proc = tmp_path / "libvirt", tmp_path / "proc"
+    for number in (1, 2, 3):
+        text = plain(number).replace("<domain ", f"<domain id='{number}' ")
+        write(root / f"vm{number}.xml", f"<domstatus state='paused' pid='{number}'><vcpus/>{text}</domstatus>")
+        write(proc / str(number) / "stat", stat(number, "qemu", 0))
+    write(proc / "1/cmdline", f"qemu-system-x86_64\0-uuid\0{UUID.format(1)}\0")
+    write(proc / "2/cmdline", "another\0process\0by\0now\0")
+    write(root / "half.xml", "<domstatus")
+    write(root / "other.xml", "<domstatus/>")
+    (found,) = runstate.running_domains(root, proc)
+    assert (found.name, found.uuid, found.id, found.state, found.pid) == ("vm1", UUID.format(1), 1, "paused", 1)
+    assert domxml.is_marked(found.xml) is False
+    assert runstate.running_domains(tmp_path / "none", proc) == []
+
+
+def test_events_of_a_real_libvirt_driver() -> None:
+    found = Inventory("test:///default", pytest.fail)
+    found.start()
+    assert found.attempted.wait(10)
+    connection = libvirt.open("test:///default")
+    try:
+        xml = (
+            plain(1).replace("kvm", "test").replace("</domain>", "<memory>1</memory><os><type>hvm</type></os></domain>")
+        )
+        domain = connection.createXML(xml)
+        eventually(lambda: UUID.format(1) in found.entries)
+        domain.destroy()
+        eventually(lambda: UUID.format(1) not in found.entries)
+    finally:
+        connection.close()
