@@ -85,6 +85,9 @@ class Daemon:
         self._inventory = Inventory(uri, tell)
         self._lock = threading.Lock()
         """Held while the meter changes, and while a document is made of it."""
+        self._ledger_lock = threading.Lock()
+        self._unkept = True
+        """Whether there has been a sample since the ledger was written."""
         self._metered = threading.Event()
         """Set when there has been an interval, and so powers."""
         self._trouble = ""
@@ -128,6 +131,7 @@ class Daemon:
         try:
             with self._lock:
                 self._view.meter.sample(running)
+                self._unkept = True
         except (OSError, ValueError) as error:
             if not self._trouble:
                 tell(f"cannot meter: {error}; trying on")
@@ -137,14 +141,21 @@ class Daemon:
         return True
 
     def _flush(self) -> None:
-        kept = self._ledger.load()
-        with self._lock:
-            totals.add(self._view.meter, kept)
-            self._view.since = self._ledger.since
-            counted = totals.totals(self._view.meter)
-        self._ledger.write(counted)
+        """Keep the totals; at first, and until that works, also take up those that were kept."""
+        with self._ledger_lock:
+            if not self._unkept:
+                return
+            kept = self._ledger.load()
+            with self._lock:
+                totals.add(self._view.meter, kept)
+                self._view.since = self._ledger.since
+                counted = totals.totals(self._view.meter)
+                self._unkept = False
+            self._ledger.write(counted)
 
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)
         with self._lock:
-            return self._view.document(self._inventory.entries.values())
+            document = self._view.document(self._inventory.entries.values())
+        self._flush()  # what has been told must not be lost: energies would go back
+        return document

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
 
+NOTIFY_SECONDS = 0.2
+"""A systemd that does not listen holds nobody up for longer."""
+
 
 def runs() -> bool:
     """Tell whether systemd is this machine's init (sd_booted(3))."""
@@ -20,6 +23,7 @@ def notify(state: str) -> None:
     if not address:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(NOTIFY_SECONDS)
         sender.connect("\0" + address[1:] if address.startswith("@") else address)
         sender.send(state.encode())
 
