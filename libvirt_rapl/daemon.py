@@ -38,7 +38,8 @@ def run(config: Config, uri: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, END)  # they are waited for, between samples; threads inherit this
     allow_many_descriptors()
     try:
-        Registry(config.run_directory).create_directory()
+        if not config.run_directory.is_dir():
+            Registry(config.run_directory).create_directory()
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with _alone(config.run_directory):
@@ -101,7 +102,7 @@ class Daemon:
         try:
             status_socket.serve(self._socket, self._document)
         except OSError as error:
-            raise VirtRaplError(f"cannot listen on {self._socket}: {error}", "run it as root") from error
+            tell(f"cannot listen on {self._socket}: {error}; `virt-rapl status` samples for itself")
         systemd.notify("READY=1")
 
     def meter_until_told_to_end(self) -> None:
@@ -121,7 +122,8 @@ class Daemon:
     def end(self) -> None:
         """Count what has been used until now, keep the totals, and answer no more."""
         systemd.notify("STOPPING=1")
-        self._socket.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._socket.unlink()
         self._sample()
         self._flush()
 

@@ -37,6 +37,7 @@ class Bench:
     def __init__(self, root: Path, notify: socket.socket) -> None:
         self.root = root
         self.host = Host(root)
+        self.host.zone("intel-rapl:0", "package-0")
         self.joules(0)
         self.notify = notify
         (root / "virt-rapl.yaml").write_text(
@@ -44,7 +45,9 @@ class Bench:
         )
 
     def joules(self, joules: int) -> None:
-        self.host.zone("intel-rapl:0", "package-0", joules * 1_000_000)
+        # In one write and without emptying it first: the daemon reads when it wants.
+        with (self.host.powercap / "intel-rapl:0/energy_uj").open("r+") as file:
+            file.write(f"{joules * 1_000_000:020}\n")
 
     def popen(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -315,3 +318,41 @@ def test_status_through_the_socket_is_what_it_samples_itself(
     assert "joules are counted since 2" in table.splitlines()[-1]
     alone = world.run(["virt-rapl", "--config", ALONE, "status"]).stdout
     assert alone.splitlines()[-1] == "joules are counted since this command started"
+
+
+READ = """
+import sqlite3, sys
+where = "WHERE owner = ? AND vcpu = -1"
+ledger = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
+print(ledger.execute(f"SELECT microjoules FROM total {where}", sys.argv[2:]).fetchone()[0])
+"""
+
+
+@pytest.mark.e2e
+def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(100)
+    start_enabled(world, name)
+    uuid = world.run(["virsh", "domuuid", name]).stdout.strip()
+    world.run(["install", "-d", "-o", "65534", "/mnt/unprivileged"])
+    world.path("/mnt/unprivileged.yaml").write_text("state_directory: /mnt/unprivileged\n")
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+dac_read_search"]
+    capability = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+    command = " ".join([*nobody, *capability, "virt-rapl --config /mnt/unprivileged.yaml daemon"])
+    pid = int(world.run(["sh", "-c", f"{command} >/dev/null 2>{LOG} </dev/null & echo $!"]).stdout)
+
+    def kept() -> bool:
+        done = world.run([sys.executable, "-c", READ, "/mnt/unprivileged/ledger.db", uuid], check=False)
+        return done.returncode == 0 and int(done.stdout) > 0
+
+    try:
+        wait_until(kept, 30, "the domain's energy is kept")
+        effective = next(
+            line for line in world.path(f"/proc/{pid}/status").read_text().splitlines() if "CapEff" in line
+        )
+        assert int(effective.split()[1], 16) == 1 << 2  # CAP_DAC_READ_SEARCH and nothing else
+        assert world.path(f"/proc/{pid}").stat().st_uid == 65534
+        (line,) = world.path(LOG).read_text().splitlines()
+        assert line.endswith("Permission denied; `virt-rapl status` samples for itself"), line
+    finally:
+        world.kill(pid, "TERM")
+        world.run(["rm", "-r", "/mnt/unprivileged", "/mnt/unprivileged.yaml", LOG])

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from machine import Machine
@@ -51,6 +52,38 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
     assert machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() == "inactive"
     assert machine.run(["find", "/run/virt-rapl", "-type", "f", "-o", "-type", "s"]).stdout == ""
     machine.run(["virsh", "undefine", name])
+
+
+def test_the_daemon_is_a_unit(machine: Machine) -> None:
+    def document() -> dict[str, Any]:
+        found = json.loads(machine.run(["virt-rapl", "status", "--json"]).stdout)
+        assert isinstance(found, dict)
+        return found
+
+    def show(*properties: str) -> list[str]:
+        return machine.run(["systemctl", "show", "--value", *properties, "virt-rapld"]).stdout.split()
+
+    machine.run(["systemd-analyze", "verify", "--man=no", "/etc/systemd/system/virt-rapld.service"])
+    machine.run(["systemctl", "start", "virt-rapld"])
+    modes = machine.run(["stat", "-c", "%a %U", "/var/lib/virt-rapl", "/var/lib/virt-rapl/ledger.db"]).stdout
+    assert modes.splitlines() == ["750 root", "640 root"]
+    assert machine.run(["stat", "-c", "%a %U", "/run/virt-rapl/status.sock"]).stdout == "660 root\n"
+    first = document()
+    assert first["host"]["source"] == "simulated"
+    (pid,) = show("--property=MainPID")
+    machine.run(["kill", "-KILL", pid])
+    until = time.monotonic() + 30
+    while set(show("--property=ActiveState", "--property=NRestarts")) != {"active", "1"}:
+        assert time.monotonic() < until, "it is not restarted"
+        time.sleep(0.2)
+    again = document()
+    assert again["host"]["since"] == first["host"]["since"]
+    assert again["host"]["zones"][0]["energy_joules"] >= first["host"]["zones"][0]["energy_joules"]
+    machine.run(["systemctl", "stop", "virt-rapld"])
+    assert show("--property=Result") == ["success"]
+    said = machine.run(["journalctl", "--quiet", "--unit=virt-rapld", "_TRANSPORT=stdout", "--output=cat"], check=False)
+    assert said.stdout == ""
+    assert document()["host"]["since"] > first["host"]["since"]
 
 
 def guest_uuid(backend: str) -> str:
