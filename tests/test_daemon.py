@@ -17,7 +17,7 @@ import pytest
 from fixtures import Host
 from walking import NewGuest, start_enabled, wait_until
 
-from libvirt_rapl import status_socket
+from libvirt_rapl import status_socket, systemd
 from libvirt_rapl.simulator.world import World
 
 DAEMON = """
@@ -356,3 +356,14 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest) -
     finally:
         world.kill(pid, "TERM")
         world.run(["rm", "-r", "/mnt/unprivileged", "/mnt/unprivileged.yaml", LOG])
+
+
+@pytest.mark.parametrize("address", ["{}/notify", "@virt-rapl-{}"])
+def test_telling_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    address = address.format(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(address.replace("@", "\0"))
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        systemd.notify("READY=1")
+        assert notify.recv(100) == b"READY=1"
+    systemd.notify("WATCHDOG=1")  # nobody is there any more: no matter
