@@ -7,12 +7,11 @@ reads a disk; the worker threads that did it end ten seconds later.
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl.host.cpus import busy_nanoseconds, packages
+from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.msr import read_register
 from libvirt_rapl.host.processes import fields
 from libvirt_rapl.simulator.world import World
@@ -23,14 +22,13 @@ DISK = "/mnt/disk.raw"
 
 
 def threads(task: Path) -> dict[int, dict[str, Any]]:
-    """Return what QEMU, and we, read of each thread: clock ticks and the CPU it ran on, and nanoseconds."""
+    """Return what QEMU, and we, read of each thread: clock ticks, and nanoseconds."""
     found = {}
     for directory in sorted(task.iterdir(), key=lambda path: int(path.name)):
         stat = fields((directory / "stat").read_text())
         found[int(directory.name)] = {
             "name": (directory / "comm").read_text().strip(),
             "ticks": int(stat[11]) + int(stat[12]),
-            "cpu": int(stat[36]),
             "ns": int((directory / "schedstat").read_text().split()[0]),
         }
     return found
@@ -57,7 +55,6 @@ def record() -> dict[str, Any]:
                 {
                     "ns": time.monotonic_ns(),
                     "energy": read_register(dev, 0, 0x611) & 0xFFFFFFFF,
-                    "busy_ns": sum(busy_nanoseconds(Path("/proc")).values()),
                     "guest": {reading.vcpu: reading.energy for reading in world.readings("guest")},
                     "threads": threads(task),
                 }
@@ -75,4 +72,4 @@ def record() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump(record(), sys.stdout)
+    print(json.dumps(record(), separators=(",", ":")))
