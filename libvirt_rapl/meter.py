@@ -44,7 +44,6 @@ class ZoneUsage(Usage):
     """What a zone has counted, and how much of it is no domain's; the domains' parts make up the rest."""
 
     kind: str = "package"
-    package: int | None = None
     other: Usage = field(default_factory=Usage)
     idle: Usage = field(default_factory=Usage)
     _lowest: tuple[int, int] = field(default=(0, 0), init=False)
@@ -87,7 +86,7 @@ class Meter:
 
         `clock` tells nanoseconds. Nothing is read yet.
         """
-        self.zones = {zone.name: ZoneUsage(kind=zone.kind, package=zone.package) for zone in source.zones}
+        self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
         self.domains: dict[str, DomainUsage] = {}
         """By UUID. A domain stays when its process ends: it may be started again."""
         self.other = Usage()
