@@ -142,8 +142,11 @@ def _apportion(amount: int, weights: Mapping[Key, int]) -> dict[Key, int]:
     total = sum(weights.values())
     if not total:
         return dict.fromkeys(weights, 0)
-    parts = {key: amount * weight // total for key, weight in weights.items()}
-    by_remainder = sorted(weights, key=lambda key: (-(amount * weights[key] % total), key))
-    for key in by_remainder[: amount - sum(parts.values())]:
+    parts, remainders = {}, []
+    for key, weight in weights.items():
+        parts[key], remainder = divmod(amount * weight, total)
+        remainders.append((-remainder, key))
+    remainders.sort()
+    for _, key in remainders[: amount - sum(parts.values())]:
         parts[key] += 1
     return parts

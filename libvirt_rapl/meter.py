@@ -7,6 +7,7 @@ share it. What a domain runs before it is first sampled, and after it is last, i
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,8 +66,8 @@ class ZoneUsage(Usage):
 class DomainUsage(Usage):
     """What a domain has used of the packages, and each of its vCPUs; theirs add up to the domain's."""
 
-    vcpus: dict[int, Usage] = field(default_factory=dict)
-    zones: dict[str, Usage] = field(default_factory=dict)
+    vcpus: defaultdict[int, Usage] = field(default_factory=lambda: defaultdict(Usage))
+    zones: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
     """What it has used of every zone, by the zone's name."""
 
 
@@ -87,7 +88,7 @@ class Meter:
         `clock` tells nanoseconds. Nothing is read yet.
         """
         self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
-        self.domains: dict[str, DomainUsage] = {}
+        self.domains: defaultdict[str, DomainUsage] = defaultdict(DomainUsage)
         """By UUID. A domain stays when its process ends: it may be started again."""
         self.other = Usage()
         """Of the packages, as `idle`."""
@@ -197,7 +198,7 @@ class Meter:
         counted.other.add(charges.other, interval)
         counted.idle.add(charges.idle, interval)
         for uuid, charge in charges.domains.items():
-            self.domains.setdefault(uuid, DomainUsage()).zones.setdefault(zone.name, Usage()).add(charge, interval)
+            self.domains[uuid].zones[zone.name].add(charge, interval)
         if zone.kind == "package" and zone.package is not None:
             self._add_package(zone.package, charges, domains)
 
@@ -209,7 +210,7 @@ class Meter:
             domain = self.domains[uuid]
             domain.add(charge, self._interval_ns)
             for vcpu, part in among_vcpus(charge, domains[uuid][package]).items():
-                domain.vcpus.setdefault(vcpu, Usage()).add(part, self._interval_ns)
+                domain.vcpus[vcpu].add(part, self._interval_ns)
 
     def _usages(self) -> Iterator[Usage]:
         yield from (self.other, self.idle)
