@@ -263,6 +263,10 @@ def test_every_zone_is_given_out(make_bench: MakeBench) -> None:
     assert (meter.domains[A].joules, meter.other.joules, meter.idle.joules) == (50, 25, 100)
     assert (meter.zones["psys"].other.joules, meter.zones["psys"].idle.watts) == (50, 200)
     assert bench.conserved(200)
+    count(11)
+    meter.sample([(A, 7), (B, 20)])  # nothing ran
+    assert (meter.zones["psys"].other.watts, meter.zones["psys"].idle.watts, meter.idle.watts) == (0, 40, 20)
+    assert meter.zones_of(A)["psys"] == Usage(100 * JOULE, 0)
 
 
 def test_active_leaves_nothing_over(make_bench: MakeBench) -> None:
@@ -298,7 +302,9 @@ def test_baseline_learns_the_idle_power_of_each_zone(make_bench: MakeBench) -> N
     assert run(1, 80, 9) == (0, 20, 0)  # nothing ran
     assert run(2, 140, 14) == (40, 20, 1)  # dram was never seen below 4 W
     assert run(4, 260, 30, seconds=2) == (40, 20, 4)
-    assert bench.conserved(260)
+    assert run(4, 290, 38, seconds=2) == (0, 15, 0)  # less power than before, though more energy
+    assert run(5, 330, 42) == (25, 15, 0)
+    assert bench.conserved(330)
 
 
 def test_a_package_whose_cpus_are_off_line(make_bench: MakeBench) -> None:
