@@ -11,9 +11,10 @@ threads of a domain ran for t ns, vCPUs and all others together. Of the energy E
     baseline    as in active, with E - I in place of E        I; E when nothing ran
 
 capacity is how QEMU computes what a guest reads (QEMU documentation, docs/specs/rapl-msr.rst), so host and guest agree;
-a domain's charge does not depend on what others do. active leaves nothing over: Scaphandre shares the host's power
-among processes this way. baseline charges domains for no more than what they add to an idle host, as Kepler did before
-version 0.10; its I is the idle power, the lowest that the zone has shown (see libvirt_rapl.meter), times T.
+a domain's charge does not depend on what others do. active shares by CPU time, as Kepler does (its "Power Attribution
+Guide"), but shares all the energy: those who run bear idle power too. baseline charges domains for no more than what
+they add to an idle host, as Kepler did before version 0.10; its I is the idle power, the lowest that the zone has shown
+(see libvirt_rapl.meter), times T.
 
 The CPUs of a zone, by its kind:
 
