@@ -1,16 +1,34 @@
-"""Who used the energy that a package counted in one interval. Pure arithmetic on integers, no I/O.
+"""Who used the energy that a zone counted in one interval. Pure arithmetic on integers, no I/O.
 
-Energy is in microjoules, time in nanoseconds. What is given out adds up to what the package counted, to the microjoule.
+Energy is in microjoules, time in nanoseconds. What is given out adds up to what the zone counted, to the microjoule.
 
-The `capacity` model: in an interval of T ns the n CPUs of a package could have run T * n ns of threads, and
+In an interval of T ns the n CPUs of a zone could have run threads for C = T * n ns. They were busy for B ns, and the
+threads of a domain ran for t ns, vCPUs and all others together. Of the energy E that the zone counted
 
-    charge of a thread = E * run_ns / (T * n)
+    model       a domain is charged   other is                idle is
+    capacity    E * t / C             E * (B - sum of t) / C  the rest
+    active      E * t / B             E * (B - sum of t) / B  0; E when nothing ran
+    baseline    as in active, with E - I in place of E        I; E when nothing ran
 
-This is how QEMU computes what a guest reads (QEMU documentation, docs/specs/rapl-msr.rst), so host and guest agree.
-The time of a domain's threads that are no vCPU (main loop, disk I/O) is spread evenly over its vCPUs.
+capacity is how QEMU computes what a guest reads (QEMU documentation, docs/specs/rapl-msr.rst), so host and guest agree;
+a domain's charge does not depend on what others do. active shares by CPU time, as Kepler does (its "Power Attribution
+Guide"), but shares all the energy: those who run bear idle power too. baseline charges domains for no more than what
+they add to an idle host, as Kepler did before version 0.10; its I is the idle power, the lowest that the zone has shown
+(see libvirt_rapl.meter), times T.
+
+The CPUs of a zone, by its kind:
+
+    package        the CPUs of that package
+    core, uncore   the same: they are parts of the package, so a domain has the same share in them as in the whole. What
+                   integrated graphics use (uncore of a client CPU) no clock of a thread tells
+    dram           the CPUs of the package the memory is attached to. Accesses are not read by domain (few hosts count
+                   them); who runs there is taken to use memory in proportion. Its refresh, which nobody causes, falls
+                   to idle in baseline
+    psys           all CPUs of the machine, for it covers the whole machine
+    any other      as package where it belongs to one, else as psys
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -25,42 +43,96 @@ class DomainTime(NamedTuple):
     non_vcpu: int
     """Time of all its other threads on this package."""
 
+    @property
+    def total(self) -> int:
+        """Time of all its threads on this package."""
+        return sum(self.vcpus.values()) + self.non_vcpu
+
+
+@dataclass(frozen=True)
+class Work:
+    """What ran on the CPUs of a zone in one interval, in nanoseconds."""
+
+    capacity: int
+    """What all its CPUs could have run: the interval times their number."""
+    busy: int
+    """What they ran, whoever did it."""
+    domains: Mapping[str, int]
+    """What the threads of each domain ran there, by UUID."""
+
 
 @dataclass(frozen=True)
 class Charges:
-    """Where the energy of one package went in one interval, in microjoules."""
+    """Where the energy of one zone went in one interval, in microjoules."""
 
-    vcpus: dict[str, dict[int, int]]
-    """Charge of each vCPU, by domain (UUID) and vCPU number. A domain's charge is the sum of its vCPUs'."""
+    domains: dict[str, int]
+    """By UUID."""
     other: int
     """Host work that is no domain's."""
     idle: int
     """What nobody's work explains."""
 
 
-def capacity(energy: int, interval: int, cpus: int, busy: int, domains: Mapping[str, DomainTime]) -> Charges:
-    """Give out the `energy` of a package whose `cpus` CPUs were busy for `busy` ns together; `domains` by UUID.
+def together(works: Collection[Work]) -> Work:
+    """Return the work of all packages as the work of one machine."""
+    domains: dict[str, int] = {}
+    for work in works:
+        for uuid, run in work.domains.items():
+            domains[uuid] = domains.get(uuid, 0) + run
+    return Work(sum(work.capacity for work in works), sum(work.busy for work in works), domains)
 
-    Other is the busy time that is no domain's, idle is the rest of the capacity `interval` * `cpus`, both at least 1.
+
+def attribute(model: str, energy: int, idle_energy: int, work: Work) -> Charges:
+    """Give out `energy` by the model of that name; only baseline looks at `idle_energy`."""
+    match model:
+        case "capacity":
+            return capacity(energy, work)
+        case "active":
+            return active(energy, work)
+        case _:
+            return baseline(energy, idle_energy, work)
+
+
+def capacity(energy: int, work: Work) -> Charges:
+    """Give out `energy` by the share of all the time the CPUs could have run.
+
     The clocks differ slightly (busy time is counted in ticks). Domains are believed first: where they ran longer than
-    `busy` there is no other; where they ran longer than the capacity they share all the energy by their time.
+    the CPUs were busy there is no other; where they ran longer than the capacity they share all the energy.
     """
-    shares = {uuid: sum(domain.vcpus.values()) + domain.non_vcpu for uuid, domain in domains.items()}
-    run = sum(shares.values())
-    free = max(0, interval * cpus - run)
-    other = min(max(0, busy - run), free)
-    charges = _apportion(energy, {**shares, "other": other, "idle": free - other})
-    return Charges(
-        vcpus={uuid: _among_vcpus(charges[uuid], domain) for uuid, domain in domains.items()},
-        other=charges["other"],
-        idle=charges["idle"],
-    )
+    run = sum(work.domains.values())
+    free = max(0, work.capacity - run)
+    other = min(max(0, work.busy - run), free)
+    return _charges(energy, work.domains, other, free - other)
 
 
-def _among_vcpus(charge: int, domain: DomainTime) -> dict[int, int]:
+def active(energy: int, work: Work) -> Charges:
+    """Give out all `energy` by the share of the time the CPUs ran; domains are believed first, as in capacity."""
+    return _charges(energy, work.domains, max(0, work.busy - sum(work.domains.values())), 0)
+
+
+def baseline(energy: int, idle_energy: int, work: Work) -> Charges:
+    """Set aside `idle_energy`, what the zone uses in such an interval when nothing runs, and give out the rest."""
+    idle = min(idle_energy, energy)
+    rest = active(energy - idle, work)
+    return Charges(rest.domains, rest.other, rest.idle + idle)
+
+
+def among_vcpus(charge: int, time: DomainTime) -> dict[int, int]:
+    """Divide the charge of a domain on a package among the vCPUs in `time`, by their time.
+
+    The time of threads that are no vCPU (main loop, disk I/O) is spread evenly over them.
+    """
     # Times are multiplied by the number of vCPUs so that an even part of the non-vCPU time is a whole number.
-    count = len(domain.vcpus)
-    return _apportion(charge, {vcpu: run * count + domain.non_vcpu for vcpu, run in domain.vcpus.items()})
+    count = len(time.vcpus)
+    return _apportion(charge, {vcpu: run * count + time.non_vcpu for vcpu, run in time.vcpus.items()})
+
+
+def _charges(energy: int, domains: Mapping[str, int], other: int, idle: int) -> Charges:
+    """Divide `energy` by time. When there is no time at all it is idle's."""
+    parts = _apportion(energy, {**domains, "other": other, "idle": idle})
+    given_out = sum(parts.values())
+    other, idle = parts.pop("other"), parts.pop("idle")
+    return Charges(parts, other, idle + energy - given_out)
 
 
 def _apportion(amount: int, weights: Mapping[Key, int]) -> dict[Key, int]:
@@ -71,8 +143,11 @@ def _apportion(amount: int, weights: Mapping[Key, int]) -> dict[Key, int]:
     total = sum(weights.values())
     if not total:
         return dict.fromkeys(weights, 0)
-    parts = {key: amount * weight // total for key, weight in weights.items()}
-    by_remainder = sorted(weights, key=lambda key: (-(amount * weights[key] % total), key))
-    for key in by_remainder[: amount - sum(parts.values())]:
+    parts, remainders = {}, []
+    for key, weight in weights.items():
+        parts[key], remainder = divmod(amount * weight, total)
+        remainders.append((-remainder, key))
+    remainders.sort()
+    for _, key in remainders[: amount - sum(parts.values())]:
         parts[key] += 1
     return parts

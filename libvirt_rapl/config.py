@@ -16,6 +16,7 @@ CHOICES = {
     "helper": ("native", "qemu"),
     "on_failure": ("degrade", "refuse"),
     "source": ("auto", "powercap", "msr"),
+    "model": ("capacity", "active", "baseline"),
 }
 
 
@@ -29,6 +30,8 @@ class Config:
     """When a domain's meter cannot be set up: `degrade` (it starts without RAPL) or `refuse` (it does not start)."""
     source: str = "auto"
     """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
+    model: str = "capacity"
+    """How energy is given out to domains on the host; see libvirt_rapl.attribution."""
     run_directory: Path = Path("/run/virt-rapl")
     """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
     state_directory: Path = Path("/var/lib/virt-rapl")
@@ -77,7 +80,7 @@ def _checked(file: Path, key: str, value: object) -> object:
         return VirtRaplError(f"{file}: {key}: expected {expected}, found {value!r}", f"correct {file}")
 
     match key:
-        case "helper" | "on_failure" | "source":
+        case "helper" | "on_failure" | "source" | "model":
             if value not in CHOICES[key]:
                 raise wrong(f"one of {', '.join(CHOICES[key])}")
             return value

@@ -1,22 +1,23 @@
 """The meter: samples zones and clocks, and adds up what each domain and vCPU has used since the meter began.
 
-One sample reads everything once; whoever owns the meter decides when. Energy is attributed from the package zones;
-other zones are told as the host's. What a domain runs before it is first sampled, and after it is last, is `other`.
+One sample reads everything once; whoever owns the meter decides when. Every zone is given out to the domains, other and
+idle; a domain's energy as a whole is that of the package zones, which its guest's own counter shows, and its vCPUs
+share it. What a domain runs before it is first sampled, and after it is last, is `other`.
 """
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from libvirt_rapl.attribution import Charges, DomainTime, capacity
+from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
 from libvirt_rapl.host.cpus import busy_nanoseconds, packages
 from libvirt_rapl.host.processes import PROC, vcpu_number
 from libvirt_rapl.host.source import Source
-from libvirt_rapl.host.zones import EnergyCounter
+from libvirt_rapl.host.zones import EnergyCounter, Zone
 
 
 @dataclass
@@ -40,24 +41,59 @@ class Usage:
 
 
 @dataclass
-class DomainUsage(Usage):
-    """What a domain has used, and each of its vCPUs; theirs add up to the domain's."""
+class ZoneUsage(Usage):
+    """What a zone has counted, and how much of it is no domain's; the domains' parts make up the rest."""
 
-    vcpus: dict[int, Usage] = field(default_factory=dict)
+    kind: str = "package"
+    other: Usage = field(default_factory=Usage)
+    idle: Usage = field(default_factory=Usage)
+    _lowest: tuple[int, int] = field(default=(0, 0), init=False)
+    """Energy and nanoseconds of the interval of lowest power so far; no time when there has been none."""
+
+    def idle_energy(self, microjoules: int, interval_ns: int) -> int:
+        """Tell what the zone uses in such an interval when nothing runs, after it counted `microjoules` in this one.
+
+        Taken for it is the lowest power seen so far, this interval included. The true idle power is never higher: it
+        is the best that can be known without a guess, and gets better whenever the host is quieter than before.
+        """
+        lowest, lowest_ns = self._lowest
+        if microjoules * lowest_ns <= lowest * interval_ns:  # the first time, too
+            self._lowest = lowest, lowest_ns = microjoules, interval_ns
+        return lowest * interval_ns // lowest_ns
+
+
+@dataclass
+class DomainUsage(Usage):
+    """What a domain has used of the packages, and each of its vCPUs; theirs add up to the domain's."""
+
+    vcpus: defaultdict[int, Usage] = field(default_factory=lambda: defaultdict(Usage))
+    zones: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
+    """What it has used of every zone, by the zone's name."""
 
 
 class Meter:
     """Call sample() at the beginning and then once an interval; read the rest in between."""
 
     def __init__(
-        self, source: Source, *, sys: Path, proc: Path = PROC, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        source: Source,
+        *,
+        sys: Path,
+        proc: Path = PROC,
+        model: str = "capacity",
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Take the zones and the roots of sysfs and /proc; `clock` tells nanoseconds. Nothing is read yet."""
-        self.zones = {zone.name: Usage() for zone in source.zones}
-        self.domains: dict[str, DomainUsage] = {}
+        """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.attribution.
+
+        `clock` tells nanoseconds. Nothing is read yet.
+        """
+        self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
+        self.domains: defaultdict[str, DomainUsage] = defaultdict(DomainUsage)
         """By UUID. A domain stays when its process ends: it may be started again."""
         self.other = Usage()
+        """Of the packages, as `idle`."""
         self.idle = Usage()
+        self._model = model
         self._interval_ns = 0
         self._counters = [EnergyCounter(zone) for zone in source.zones]
         self._sys = sys
@@ -86,6 +122,15 @@ class Meter:
         process = self._processes.get(uuid)
         return process.vcpu_tids() if process else {}
 
+    def zones_of(self, uuid: str) -> dict[str, Usage]:
+        """Return what a domain has used of each kind of zone that the host has: `package` and others."""
+        kinds = {zone.kind: Usage() for zone in self.zones.values()}
+        for name, usage in self.domains.get(uuid, DomainUsage()).zones.items():
+            kind = kinds[self.zones[name].kind]
+            kind.microjoules += usage.microjoules
+            kind.watts += usage.watts
+        return kinds
+
     def sample(self, processes: Iterable[tuple[str, int]]) -> None:
         """Read everything once and give out the energy since the previous sample.
 
@@ -104,17 +149,13 @@ class Meter:
         self._interval_ns = self._time - last_time
         for usage in self._usages():
             usage.watts = 0.0
-        energy: Counter[int] = Counter()
+        works = {package: self._work(package, last_busy, domain_times) for package in self._packages}
+        machine = together(works.values())
         for zone, microjoules in counted:
             if microjoules is not None:
-                self.zones[zone.name].add(microjoules, self._interval_ns)
-                if zone.kind == "package" and zone.package in self._packages:
-                    energy[zone.package] += microjoules  # a package of several dies has a zone for each
-        for package, microjoules in energy.items():
-            cpus = self._packages[package]
-            busy = sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
-            package_times = {uuid: times[package] for uuid, times in domain_times.items()}
-            self._add(capacity(microjoules, self._interval_ns, len(cpus), busy, package_times))
+                # Nobody runs on a package none of whose CPUs is online.
+                work = machine if zone.package is None else works.get(zone.package, Work(0, 0, {}))
+                self._add(zone, microjoules, work, domain_times)
 
     def _thread_runs(self, processes: Iterable[tuple[str, int]]) -> dict[str, list[ThreadRun]]:
         """What the threads of each process ran since the previous sample; one that is new is followed from now on."""
@@ -134,6 +175,12 @@ class Meter:
                 self._processes[uuid] = ProcessClock(wanted[uuid], with_cpu=len(self._packages) > 1, proc=self._proc)
         return runs
 
+    def _work(self, package: int, last_busy: dict[int, int], domains: dict[str, dict[int, DomainTime]]) -> Work:
+        cpus = self._packages[package]
+        busy = sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
+        runs = {uuid: times[package].total for uuid, times in domains.items()}
+        return Work(self._interval_ns * len(cpus), busy, runs)
+
     def _domain_times(self, runs: list[ThreadRun]) -> dict[int, DomainTime]:
         """Sort the threads of one domain by the package they ran on last."""
         vcpus: dict[int, dict[int, int]] = {package: {} for package in self._packages}
@@ -151,16 +198,31 @@ class Meter:
         everywhere = {vcpu: 0 for times in vcpus.values() for vcpu in times} or {0: 0}
         return {package: DomainTime(times or everywhere, non_vcpu[package]) for package, times in vcpus.items()}
 
-    def _add(self, charges: Charges) -> None:
+    def _add(self, zone: Zone, microjoules: int, work: Work, domains: dict[str, dict[int, DomainTime]]) -> None:
+        """Give out what a zone counted in the last interval."""
+        interval, counted = self._interval_ns, self.zones[zone.name]
+        charges = attribute(self._model, microjoules, counted.idle_energy(microjoules, interval), work)
+        counted.add(microjoules, interval)
+        counted.other.add(charges.other, interval)
+        counted.idle.add(charges.idle, interval)
+        for uuid, charge in charges.domains.items():
+            self.domains[uuid].zones[zone.name].add(charge, interval)
+        if zone.kind == "package" and zone.package is not None:
+            self._add_package(zone.package, charges, domains)
+
+    def _add_package(self, package: int, charges: Charges, domains: dict[str, dict[int, DomainTime]]) -> None:
+        """Add to what is told of the packages as a whole; each die of a package may have a zone."""
         self.other.add(charges.other, self._interval_ns)
         self.idle.add(charges.idle, self._interval_ns)
-        for uuid, vcpus in charges.vcpus.items():
-            domain = self.domains.setdefault(uuid, DomainUsage())
-            domain.add(sum(vcpus.values()), self._interval_ns)
-            for vcpu, microjoules in vcpus.items():
-                domain.vcpus.setdefault(vcpu, Usage()).add(microjoules, self._interval_ns)
+        for uuid, charge in charges.domains.items():
+            domain = self.domains[uuid]
+            domain.add(charge, self._interval_ns)
+            for vcpu, part in among_vcpus(charge, domains[uuid][package]).items():
+                domain.vcpus[vcpu].add(part, self._interval_ns)
 
     def _usages(self) -> Iterator[Usage]:
-        yield from (*self.zones.values(), self.other, self.idle)
+        yield from (self.other, self.idle)
+        for zone in self.zones.values():
+            yield from (zone, zone.other, zone.idle)
         for domain in self.domains.values():
-            yield from (domain, *domain.vcpus.values())
+            yield from (domain, *domain.zones.values(), *domain.vcpus.values())

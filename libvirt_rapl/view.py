@@ -27,7 +27,7 @@ class View:
     def __init__(self, config: Config) -> None:
         """Open the zones. Raises VirtRaplError when there is no energy to read."""
         self.source = open_source(config.source, sys=SYS, dev=DEV, packages=packages(SYS))
-        self.meter = Meter(self.source, sys=SYS, proc=PROC)
+        self.meter = Meter(self.source, sys=SYS, proc=PROC, model=config.model)
         self.since = time.time()
         """When counting began, in seconds since the epoch."""
         self._model = model_name(PROC)
@@ -65,7 +65,7 @@ class View:
             "reason": degraded_reason(record) if vrapl == "degraded" else None,
             "helper": self._helper(record),
             **_figures(usage),
-            "zones": {"package": _figures(usage)},
+            "zones": {kind: _figures(part) for kind, part in self.meter.zones_of(domain.uuid).items()},
             "vcpus": [
                 {"id": vcpu, "tid": tids.get(vcpu), **_figures(usage.vcpus.get(vcpu, Usage()))}
                 for vcpu in sorted(tids.keys() | usage.vcpus.keys())

@@ -38,6 +38,7 @@ def test_later_files_override(tmp_path: Path) -> None:
         ("helper: other", "helper: expected one of native, qemu, found 'other'"),
         ("on_failure: no", "on_failure: expected one of degrade, refuse, found False"),
         ("source: [powercap]", "source: expected one of auto, powercap, msr, found ['powercap']"),
+        ("model: fair", "model: expected one of capacity, active, baseline, found 'fair'"),
         ("run_directory: run", "run_directory: expected an absolute path"),
         ("state_directory: lib", "state_directory: expected an absolute path"),
         ("interval: 0.05", "interval: expected seconds from 0.1 to 60"),

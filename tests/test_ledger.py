@@ -309,12 +309,13 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     use(1)
     first.sample([(uuid, 7)])
     kept = totals.totals(first)
+    halves = dict.fromkeys((uuid, "idle"), 50000000) | {"other": 0}
     assert kept == {
         PACKAGE: 100_000_000,
         DRAM: 5_000_000,
-        Part("other", WHOLE, "package"): 0,
-        Part("idle", WHOLE, "package"): 50_000_000,
-        Part(uuid, WHOLE, "package"): 50_000_000,
+        **{Part(owner, WHOLE, "package"): half for owner, half in halves.items()},
+        **{Part(owner, WHOLE, "package-0"): half for owner, half in halves.items()},
+        **{Part(owner, WHOLE, "dram-0"): half // 20 for owner, half in halves.items()},
         Part(uuid, 0, "package"): 50_000_000,
     }
 
@@ -326,4 +327,4 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     use(2)
     second.sample([(uuid, 7)])
     again = totals.totals(second)
-    assert again == {part: n if part in (DRAM, Part("other", WHOLE, "package")) else 2 * n for part, n in kept.items()}
+    assert again == {part: n if part.zone == "dram-0" else 2 * n for part, n in kept.items()}

@@ -8,7 +8,7 @@ from fixtures import RANGE, Host, Thread
 
 from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.source import open_source
-from libvirt_rapl.meter import Meter
+from libvirt_rapl.meter import Meter, Usage
 
 S = 1_000_000_000
 JOULE = 1_000_000
@@ -24,10 +24,10 @@ class Bench:
         for package in cpus:
             self.joules(0, package)
 
-    def start(self, *processes: tuple[str, int]) -> Meter:
+    def start(self, *processes: tuple[str, int], model: str = "capacity") -> Meter:
         """Make the meter and let it take its first sample."""
         source = open_source("auto", sys=self.host.sys, dev=self.host.dev, packages=packages(self.host.sys))
-        self.meter = Meter(source, sys=self.host.sys, proc=self.host.proc, clock=self.clock)
+        self.meter = Meter(source, sys=self.host.sys, proc=self.host.proc, model=model, clock=self.clock)
         self.meter.sample(processes)
         return self.meter
 
@@ -46,10 +46,14 @@ class Bench:
         self.host.process(pid, threads, ended_ns=int(ended * S))
 
     def conserved(self, joules: float) -> bool:
-        """Tell whether domains, other and idle make up this much, and each domain's vCPUs the domain."""
+        """Tell whether domains, other and idle make up this much, each domain's vCPUs the domain, and every zone."""
         meter = self.meter
-        for domain in meter.domains.values():
+        for uuid, domain in meter.domains.items():
             assert sum(vcpu.microjoules for vcpu in domain.vcpus.values()) == domain.microjoules
+            assert meter.zones_of(uuid)["package"] == Usage(domain.microjoules, domain.watts)
+        for name, zone in meter.zones.items():
+            own = sum(domain.zones[name].microjoules for domain in meter.domains.values() if name in domain.zones)
+            assert own + zone.other.microjoules + zone.idle.microjoules == zone.microjoules
         given_out = sum(domain.microjoules for domain in meter.domains.values())
         return given_out + meter.other.microjoules + meter.idle.microjoules == joules * JOULE
 
@@ -233,6 +237,98 @@ def test_a_cpu_goes_off_line_and_comes_back(make_bench: MakeBench) -> None:
     meter.sample([(A, 7)])
     assert meter.other.joules == 50
     assert bench.conserved(300)
+
+
+def test_every_zone_is_given_out(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+
+    def count(joules: int) -> None:
+        for package in (0, 1):
+            bench.joules(10 * joules, package)
+            bench.host.zone(f"intel-rapl:{package}:0", "core", 4 * joules * JOULE)
+            bench.host.zone(f"intel-rapl:{package}:1", "dram", (1 + package) * joules * JOULE)
+        bench.host.zone("intel-rapl:2", "psys", 40 * joules * JOULE)
+
+    count(0)
+    bench.qemu(7, 0, 0, 0, cpu=0)
+    bench.qemu(20, 0, 0, cpu=3)
+    meter = bench.start((A, 7), (B, 20))
+    count(10)
+    bench.host.busy({0: 100, 1: 50, 2: 0, 3: 50})
+    bench.qemu(7, 0, 0.75, 0.25, cpu=0)
+    bench.qemu(20, 0, 0.5, cpu=3)
+    meter.sample([(A, 7), (B, 20)])
+    # A had half of package 0, B a quarter of package 1; they had a quarter and an eighth of the machine.
+    assert {kind: usage.joules for kind, usage in meter.zones_of(A).items()} == {
+        "package": 50,
+        "core": 20,
+        "dram": 5,
+        "psys": 100,
+    }
+    assert {kind: usage.watts for kind, usage in meter.zones_of(B).items()} == {
+        "package": 25,
+        "core": 10,
+        "dram": 5,
+        "psys": 50,
+    }
+    assert (meter.domains[A].zones["dram-0"].joules, meter.domains[B].zones["dram-1"].watts) == (5, 5)
+    assert (meter.domains[A].joules, meter.other.joules, meter.idle.joules) == (50, 25, 100)
+    assert (meter.zones["psys"].other.joules, meter.zones["psys"].idle.watts) == (50, 200)
+    assert bench.conserved(200)
+    count(11)
+    meter.sample([(A, 7), (B, 20)])  # nothing ran
+    assert (meter.zones["psys"].other.watts, meter.zones["psys"].idle.watts, meter.idle.watts) == (0, 40, 20)
+    assert meter.zones_of(A)["psys"] == Usage(100 * JOULE, 0)
+
+
+def test_active_leaves_nothing_over(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7), model="active")
+    bench.joules(100)
+    bench.host.busy({0: 80, 1: 0})
+    bench.qemu(7, 0, 0.2)
+    meter.sample([(A, 7)])
+    assert (meter.domains[A].joules, meter.other.joules, meter.idle.joules) == (25, 75, 0)
+    bench.joules(120)
+    meter.sample([(A, 7)])  # nothing ran
+    assert (meter.domains[A].watts, meter.other.watts, meter.idle.watts) == (0, 0, 20)
+    assert bench.conserved(120)
+
+
+def test_baseline_learns_the_idle_power_of_each_zone(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    bench.host.zone("intel-rapl:0:0", "dram")
+    meter = bench.start((A, 7), model="baseline")
+
+    def run(second: int, joules: int, dram: int, seconds: int = 1) -> tuple[float, float, float]:
+        bench.joules(joules)
+        bench.host.zone("intel-rapl:0:0", "dram", dram * JOULE)
+        bench.qemu(7, 0, second)
+        bench.seconds += seconds - 1
+        meter.sample([(A, 7)])
+        return meter.domains[A].watts, meter.idle.watts, meter.zones_of(A)["dram"].watts
+
+    assert run(1, 60, 5) == (0, 60, 0)  # it may all be idle power: nothing less has been seen
+    assert run(1, 80, 9) == (0, 20, 0)  # nothing ran
+    assert run(2, 140, 14) == (40, 20, 1)  # dram was never seen below 4 W
+    assert run(4, 260, 30, seconds=2) == (40, 20, 4)
+    assert run(4, 290, 38, seconds=2) == (0, 15, 0)  # less power than before, though more energy
+    assert run(5, 330, 42) == (25, 15, 0)
+    assert bench.conserved(330)
+
+
+def test_a_package_whose_cpus_are_off_line(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2]})
+    bench.host.busy({0: 0, 1: 0})
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    bench.joules(30, 1)
+    bench.qemu(7, 0, 1)
+    meter.sample([(A, 7)])
+    assert (meter.domains[A].joules, meter.idle.joules) == (0, 30)
+    assert bench.conserved(30)
 
 
 def test_a_package_of_two_dies(make_bench: MakeBench) -> None:

@@ -49,9 +49,9 @@ def run_for(host: Host, seconds: int) -> None:
     host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", ran), 9: Thread("CPU 1/KVM", 0)})
 
 
-def run(tmp_path: Path, *arguments: str) -> int:
+def run(tmp_path: Path, *arguments: str, configuration: str = "") -> int:
     config = tmp_path / "virt-rapl.yaml"
-    config.write_text(f"run_directory: {tmp_path}/run\n")
+    config.write_text(f"run_directory: {tmp_path}/run\n{configuration}")
     return main(["--connect", "test:///default", "--config", str(config), "status", *arguments])
 
 
@@ -100,7 +100,7 @@ def test_the_document(
                 "reason": "NoneType",
                 "helper": {"backend": "str", "pid": "int", "socket": "str", "healthy": "bool"},
                 **figures,
-                "zones": {"package": figures},
+                "zones": {"dram": figures, "package": figures},
                 "vcpus": [{"id": "int", "tid": "int", **figures}],
             }
         ],
@@ -118,6 +118,25 @@ def test_the_document(
     }
     # A second of run time in an interval of milliseconds: the domain is believed first and gets everything.
     assert [(vcpu["id"], vcpu["tid"], vcpu["energy_joules"]) for vcpu in domain["vcpus"]] == [(0, 8, 10), (1, 9, 0)]
+    assert {kind: part["energy_joules"] for kind, part in domain["zones"].items()} == {"package": 10, "dram": 0}
+
+
+def test_the_model_that_is_configured(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sleep(_: float) -> None:
+        run_for(host, 1)
+        host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", 100), 9: Thread("CPU 1/KVM", 0)})
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    joules = {}
+    for model in ("capacity", "active", "baseline"):
+        run_for(host, 0)
+        assert run(tmp_path, "--json", configuration=f"model: {model}\n") == 0
+        joules[model] = json.loads(capsys.readouterr().out)["domains"][0]["energy_joules"]
+    # It ran for 100 ns, and nobody else ran; baseline has seen no lower power, so all of it may be idle power.
+    assert 0 < joules["capacity"] < 1
+    assert (joules["active"], joules["baseline"]) == (10, 0)
 
 
 def test_watching_prints_a_document_a_line(
@@ -357,6 +376,9 @@ def test_real_guests(world: World, new_guest: Callable[..., str]) -> None:
     package = next(zone for zone in host["zones"] if zone["name"] == "package-0")
     given_out = host["domains_watts"] + host["other_watts"] + host["idle_watts"]
     assert given_out == pytest.approx(package["power_watts"])
+    assert shown[busy]["zones"].keys() == {"package", "core", "dram"}
+    assert shown[busy]["zones"]["package"]["power_watts"] == shown[busy]["power_watts"]
+    assert shown[busy]["zones"]["dram"]["power_watts"] == pytest.approx(shown[busy]["power_watts"] / 10, rel=0.01)
     for domain in (shown[busy], shown[calm]):
         for vcpu in domain["vcpus"]:
             comm = world.path(f"/proc/{domain['pid']}/task/{vcpu['tid']}/comm")
