@@ -5,18 +5,20 @@ other zones are told as the host's. What a domain runs before it is first sample
 """
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.attribution import Charges, DomainTime, capacity
-from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
+from libvirt_rapl.host.clocks import ProcessClock, ThreadRun, boot_nanoseconds
 from libvirt_rapl.host.cpus import busy_nanoseconds, packages
 from libvirt_rapl.host.processes import PROC, vcpu_number
 from libvirt_rapl.host.source import Source
 from libvirt_rapl.host.zones import EnergyCounter
+
+LIST_AGAIN_NS = 10_000_000_000
+"""How often zones are looked for that were not there before."""
 
 
 @dataclass
@@ -50,16 +52,21 @@ class Meter:
     """Call sample() at the beginning and then once an interval; read the rest in between."""
 
     def __init__(
-        self, source: Source, *, sys: Path, proc: Path = PROC, clock: Callable[[], int] = time.monotonic_ns
+        self, source: Source, *, sys: Path, proc: Path = PROC, clock: Callable[[], int] = boot_nanoseconds
     ) -> None:
-        """Take the zones and the roots of sysfs and /proc; `clock` tells nanoseconds. Nothing is read yet."""
+        """Take the zones and the roots of sysfs and /proc. Nothing is read yet.
+
+        `clock` tells nanoseconds; those in which the machine is suspended count, as the zones count them too.
+        """
         self.zones = {zone.name: Usage() for zone in source.zones}
         self.domains: dict[str, DomainUsage] = {}
         """By UUID. A domain stays when its process ends: it may be started again."""
         self.other = Usage()
         self.idle = Usage()
         self._interval_ns = 0
-        self._counters = [EnergyCounter(zone) for zone in source.zones]
+        self._source = source
+        self._counters = {zone.name: EnergyCounter(zone) for zone in source.zones}
+        self._listed = 0
         self._sys = sys
         self._proc = proc
         self._clock = clock
@@ -79,6 +86,11 @@ class Meter:
         """Power of all domains together."""
         return sum(domain.watts for domain in self.domains.values())
 
+    @property
+    def lost(self) -> dict[str, int]:
+        """How often the count of each zone was broken, so that energy is missing from it and from the charges."""
+        return {name: counter.lost for name, counter in self._counters.items()}
+
     def sample(self, processes: Iterable[tuple[str, int]]) -> None:
         """Read everything once and give out the energy since the previous sample.
 
@@ -86,7 +98,11 @@ class Meter:
         nothing but its own reading. Raises OSError or ValueError when /proc or sysfs itself does not tell.
         """
         last_time, self._time = self._time, self._clock()
-        counted = [(counter.zone, counter.advance()) for counter in self._counters]
+        if not last_time:
+            self._listed = self._time
+        elif self._time - self._listed >= LIST_AGAIN_NS:
+            self._list_zones()
+        counted = [(counter.zone, counter.advance(self._time)) for counter in self._counters.values()]
         last_busy, self._busy = self._busy, busy_nanoseconds(self._proc)
         if self._busy.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
             self._packages = packages(self._sys)
@@ -108,6 +124,14 @@ class Meter:
             busy = sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
             package_times = {uuid: times[package] for uuid, times in domain_times.items()}
             self._add(capacity(microjoules, self._interval_ns, len(cpus), busy, package_times))
+
+    def _list_zones(self) -> None:
+        """Take up zones that appeared, and those that are now found in another place."""
+        self._listed = self._time
+        with contextlib.suppress(OSError, ValueError):
+            for zone in self._source.list_zones():
+                self._counters.setdefault(zone.name, EnergyCounter(zone)).zone = zone
+                self.zones.setdefault(zone.name, Usage())
 
     def _thread_runs(self, processes: Iterable[tuple[str, int]]) -> dict[str, list[ThreadRun]]:
         """What the threads of each process ran since the previous sample; one that is new is followed from now on."""

@@ -15,7 +15,7 @@ from libvirt_rapl import domains, domxml, instances
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
-from libvirt_rapl.host.cpus import model_name, packages
+from libvirt_rapl.host.cpus import model_name
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.meter import DomainUsage, Meter, Usage
 from libvirt_rapl.registry import Record, Registry
@@ -61,7 +61,7 @@ class View:
 
     def __init__(self, uri: str, config: Config, names: list[str]) -> None:
         """Open everything. Raises VirtRaplError when there is no energy to read, no libvirt, or no such domain."""
-        self.source = open_source(config.source, sys=SYS, dev=DEV, packages=packages(SYS))
+        self.source = open_source(config.source, sys=SYS, dev=DEV, proc=PROC)
         self.meter = Meter(self.source, sys=SYS, proc=PROC)
         self.model = model_name(PROC)
         self.registry = Registry(config.run_directory)
@@ -85,7 +85,10 @@ class View:
                 "source": self.source.name,
                 "model": self.model,
                 "interval_seconds": self.meter.interval_seconds,
-                "zones": [{"name": name, **_figures(usage)} for name, usage in self.meter.zones.items()],
+                "zones": [
+                    {"name": name, **_figures(usage), **_lost(self.meter.lost[name])}
+                    for name, usage in self.meter.zones.items()
+                ],
                 "domains_watts": self.meter.domains_watts,
                 "other_watts": self.meter.other.watts,
                 "idle_watts": self.meter.idle.watts,
@@ -161,6 +164,11 @@ def _figures(usage: Usage) -> dict[str, float]:
     return {"power_watts": usage.watts, "energy_joules": usage.joules}
 
 
+def _lost(intervals: int) -> dict[str, int]:
+    """Only a zone whose count was broken says so."""
+    return {"lost_intervals": intervals} if intervals else {}
+
+
 def table(document: dict[str, Any]) -> list[str]:
     """Lay the document out for people, in lines."""
     host = document["host"]
@@ -184,4 +192,10 @@ def table(document: dict[str, Any]) -> list[str]:
         lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
     degraded = [domain for domain in document["domains"] if domain["reason"]]
     lines += ["", *(f"{domain['name']} runs without its meter: {domain['reason']}" for domain in degraded)]
+    lines += [
+        f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
+        "nobody knows how often it wrapped); that energy is missing"
+        for zone in host["zones"]
+        if "lost_intervals" in zone
+    ]
     return [*lines, "joules are counted since this command started"]
