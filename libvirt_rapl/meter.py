@@ -2,6 +2,7 @@
 
 One sample reads everything once; whoever owns the meter decides when. Energy is attributed from the package zones;
 other zones are told as the host's. What a domain runs before it is first sampled, and after it is last, is `other`.
+A domain is its QEMU and the processes that serve it in its cgroup.
 """
 
 import contextlib
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.attribution import Charges, DomainTime, capacity
-from libvirt_rapl.host.clocks import ProcessClock, ThreadRun, boot_nanoseconds
+from libvirt_rapl.host.cgroups import MachineClock
+from libvirt_rapl.host.clocks import ThreadRun, boot_nanoseconds
 from libvirt_rapl.host.cpus import busy_nanoseconds, packages
 from libvirt_rapl.host.processes import PROC, vcpu_number
 from libvirt_rapl.host.source import Source
@@ -74,7 +76,7 @@ class Meter:
         self._busy: dict[int, int] = {}
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
-        self._processes: dict[str, ProcessClock] = {}
+        self._processes: dict[str, MachineClock] = {}
 
     @property
     def interval_seconds(self) -> float:
@@ -147,7 +149,9 @@ class Meter:
             self._processes.pop(uuid).close()
         for uuid in wanted.keys() - self._processes.keys():
             with contextlib.suppress(ProcessLookupError):
-                self._processes[uuid] = ProcessClock(wanted[uuid], with_cpu=len(self._packages) > 1, proc=self._proc)
+                self._processes[uuid] = MachineClock(
+                    wanted[uuid], with_cpu=len(self._packages) > 1, sys=self._sys, proc=self._proc
+                )
         return runs
 
     def _domain_times(self, runs: list[ThreadRun]) -> dict[int, DomainTime]:

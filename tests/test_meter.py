@@ -284,3 +284,19 @@ def test_an_interval_that_may_hide_a_wrap_is_nobodys(make_bench: MakeBench) -> N
     meter.sample([(A, 7)])
     assert (meter.zones["package-0"].joules, meter.domains[A].joules) == (20, 10)
     assert bench.conserved(20)
+
+
+def test_what_serves_a_domain_in_its_cgroup_is_the_domains(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    group = "machine/qemu-1-a.libvirt-qemu"
+    bench.qemu(7, 0, 0, 0)
+    bench.host.process(30, {30: Thread("swtpm", 0)})
+    bench.host.cgroup(7, f"0::/{group}/emulator\n", group)
+    bench.host.members(f"{group}/emulator", 7, 30)
+    meter = bench.start((A, 7))
+    bench.joules(100)
+    bench.qemu(7, 0, 1, 0)
+    bench.host.process(30, {30: Thread("swtpm", S // 2)})
+    meter.sample([(A, 7)])
+    assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 62.5, 1: 12.5}
+    assert bench.conserved(100)
