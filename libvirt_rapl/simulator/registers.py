@@ -13,6 +13,9 @@ POWER_LIMIT = 0x610
 POWER_INFO = 0x614
 ENERGY_STATUS = {0x611: "package", 0x639: "core", 0x619: "dram"}
 
+ZEROS = (0x8B, 0xCE, 0xE2)
+"""Microcode revision, platform info, C-state control: turbostat gives up where they cannot be read. They read 0."""
+
 UNITS = 0xA0E03
 """Value of POWER_UNIT: power in 2**-3 W, energy in 2**-14 J, time in 2**-10 s."""
 
