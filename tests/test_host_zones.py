@@ -12,7 +12,7 @@ from libvirt_rapl.host import msr, source
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
 from libvirt_rapl.host.source import open_source
-from libvirt_rapl.host.zones import EnergyCounter
+from libvirt_rapl.host.zones import EnergyCounter, most_watts
 
 UNITS = 0xA0E03
 
@@ -243,6 +243,13 @@ def test_a_late_reading_that_may_hide_a_wrap_is_lost(seconds: int, watts: int, c
     assert counter.advance(seconds * SECOND) == counted
     assert counter.lost == (counted is None)
     assert counter.advance((seconds + 1) * SECOND) == 1  # and on from there
+
+
+def test_a_minute_is_never_late() -> None:
+    # The smallest range there is: units of 2**-16 J, as of AMD's registers and of some dram.
+    counter = EnergyCounter(Script([0, 7], wrap=65_536_000_000, most_watts=most_watts("package", 500)))
+    counter.advance(0)
+    assert counter.advance(60 * SECOND) == 7
 
 
 @pytest.mark.parametrize(("microjoules", "counted"), [(2_000_000_000, 2_000_000_000), (2_000_000_001, None)])
