@@ -2,22 +2,26 @@
 
 One sample reads everything once; whoever owns the meter decides when. Every zone is given out to the domains, other and
 idle; a domain's energy as a whole is that of the package zones, which its guest's own counter shows, and its vCPUs
-share it. What a domain runs before it is first sampled, and after it is last, is `other`.
+share it. What a domain runs before it is first sampled, and after it is last, is `other`. A domain is its QEMU and the
+processes that serve it in its cgroup.
 """
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
-from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
+from libvirt_rapl.host.cgroups import MachineClock
+from libvirt_rapl.host.clocks import ThreadRun, boot_nanoseconds
 from libvirt_rapl.host.cpus import busy_nanoseconds, packages
 from libvirt_rapl.host.processes import PROC, vcpu_number
 from libvirt_rapl.host.source import Source
 from libvirt_rapl.host.zones import EnergyCounter, Zone
+
+LIST_AGAIN_NS = 10_000_000_000
+"""How often zones are looked for that were not there before."""
 
 
 @dataclass
@@ -81,11 +85,12 @@ class Meter:
         sys: Path,
         proc: Path = PROC,
         model: str = "capacity",
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] = boot_nanoseconds,
     ) -> None:
         """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.attribution.
 
-        `clock` tells nanoseconds. Nothing is read yet.
+        `clock` tells nanoseconds; those in which the machine is suspended count, as the zones count them too. Nothing
+        is read yet.
         """
         self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
         self.domains: defaultdict[str, DomainUsage] = defaultdict(DomainUsage)
@@ -95,7 +100,9 @@ class Meter:
         self.idle = Usage()
         self._model = model
         self._interval_ns = 0
-        self._counters = [EnergyCounter(zone) for zone in source.zones]
+        self._source = source
+        self._counters = {zone.name: EnergyCounter(zone) for zone in source.zones}
+        self._listed = 0
         self._sys = sys
         self._proc = proc
         self._clock = clock
@@ -103,7 +110,7 @@ class Meter:
         self._busy: dict[int, int] = {}
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
-        self._processes: dict[str, ProcessClock] = {}
+        self._processes: dict[str, MachineClock] = {}
         self._ended: dict[str, int] = {}
         """PIDs of processes that have ended and that the caller still names."""
 
@@ -131,6 +138,11 @@ class Meter:
             kind.watts += usage.watts
         return kinds
 
+    @property
+    def lost(self) -> dict[str, int]:
+        """How often the count of each zone was broken, so that energy is missing from it and from the charges."""
+        return {name: counter.lost for name, counter in self._counters.items()}
+
     def sample(self, processes: Iterable[tuple[str, int]]) -> None:
         """Read everything once and give out the energy since the previous sample.
 
@@ -138,7 +150,11 @@ class Meter:
         nothing but its own reading. Raises OSError or ValueError when /proc or sysfs itself does not tell.
         """
         last_time, self._time = self._time, self._clock()
-        counted = [(counter.zone, counter.advance()) for counter in self._counters]
+        if not last_time:
+            self._listed = self._time
+        elif self._time - self._listed >= LIST_AGAIN_NS:
+            self._list_zones()
+        counted = [(counter.zone, counter.advance(self._time)) for counter in self._counters.values()]
         last_busy, self._busy = self._busy, busy_nanoseconds(self._proc)
         if self._busy.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
             self._packages = packages(self._sys)
@@ -157,6 +173,14 @@ class Meter:
                 work = machine if zone.package is None else works.get(zone.package, Work(0, 0, {}))
                 self._add(zone, microjoules, work, domain_times)
 
+    def _list_zones(self) -> None:
+        """Take up zones that appeared, and those that are now found in another place."""
+        self._listed = self._time
+        with contextlib.suppress(OSError, ValueError):
+            for zone in self._source.list_zones():
+                self._counters.setdefault(zone.name, EnergyCounter(zone)).zone = zone
+                self.zones.setdefault(zone.name, ZoneUsage(kind=zone.kind))
+
     def _thread_runs(self, processes: Iterable[tuple[str, int]]) -> dict[str, list[ThreadRun]]:
         """What the threads of each process ran since the previous sample; one that is new is followed from now on."""
         wanted = dict(processes)
@@ -172,7 +196,9 @@ class Meter:
             self._processes.pop(uuid).close()
         for uuid in wanted.keys() - self._processes.keys() - self._ended.keys():
             with contextlib.suppress(ProcessLookupError):
-                self._processes[uuid] = ProcessClock(wanted[uuid], with_cpu=len(self._packages) > 1, proc=self._proc)
+                self._processes[uuid] = MachineClock(
+                    wanted[uuid], with_cpu=len(self._packages) > 1, sys=self._sys, proc=self._proc
+                )
         return runs
 
     def _work(self, package: int, last_busy: dict[int, int], domains: dict[str, dict[int, DomainTime]]) -> Work:

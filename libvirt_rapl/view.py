@@ -11,7 +11,7 @@ from typing import Any
 
 from libvirt_rapl import instances
 from libvirt_rapl.config import Config
-from libvirt_rapl.host.cpus import model_name, packages
+from libvirt_rapl.host.cpus import model_name
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.inventory import Entry
 from libvirt_rapl.meter import DomainUsage, Meter, Usage
@@ -26,7 +26,7 @@ class View:
 
     def __init__(self, config: Config) -> None:
         """Open the zones. Raises VirtRaplError when there is no energy to read."""
-        self.source = open_source(config.source, sys=SYS, dev=DEV, packages=packages(SYS))
+        self.source = open_source(config.source, sys=SYS, dev=DEV, proc=PROC)
         self.meter = Meter(self.source, sys=SYS, proc=PROC, model=config.model)
         self.since = time.time()
         """When counting began, in seconds since the epoch."""
@@ -42,7 +42,10 @@ class View:
                 "model": self._model,
                 "since": datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds"),
                 "interval_seconds": self.meter.interval_seconds,
-                "zones": [{"name": name, **_figures(usage)} for name, usage in self.meter.zones.items()],
+                "zones": [
+                    {"name": name, **_figures(usage), **_lost(self.meter.lost.get(name, 0))}
+                    for name, usage in self.meter.zones.items()
+                ],
                 "domains_watts": self.meter.domains_watts,
                 "other_watts": self.meter.other.watts,
                 "idle_watts": self.meter.idle.watts,
@@ -103,3 +106,8 @@ def degraded_reason(record: Record | None) -> str:
 
 def _figures(usage: Usage) -> dict[str, float]:
     return {"power_watts": usage.watts, "energy_joules": usage.joules}
+
+
+def _lost(intervals: int) -> dict[str, int]:
+    """Only a zone whose count was broken says so."""
+    return {"lost_intervals": intervals} if intervals else {}

@@ -285,7 +285,7 @@ def test_a_full_disk(world: World) -> None:
 
 
 def source(host: Host) -> Source:
-    return open_source("auto", sys=host.sys, dev=host.dev, packages={0: [0, 1]})
+    return open_source("auto", sys=host.sys, dev=host.dev, proc=host.proc)
 
 
 def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from fixtures import RANGE, Host, Thread
 
-from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.meter import Meter, Usage
 
@@ -26,7 +25,7 @@ class Bench:
 
     def start(self, *processes: tuple[str, int], model: str = "capacity") -> Meter:
         """Make the meter and let it take its first sample."""
-        source = open_source("auto", sys=self.host.sys, dev=self.host.dev, packages=packages(self.host.sys))
+        source = open_source("auto", sys=self.host.sys, dev=self.host.dev, proc=self.host.proc)
         self.meter = Meter(source, sys=self.host.sys, proc=self.host.proc, model=model, clock=self.clock)
         self.meter.sample(processes)
         return self.meter
@@ -342,4 +341,70 @@ def test_a_package_of_two_dies(make_bench: MakeBench) -> None:
     bench.qemu(7, 0, 1)
     meter.sample([(A, 7)])
     assert meter.domains[A].joules == 50
+    assert bench.conserved(100)
+
+
+def test_a_zone_that_appears_later(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0], 1: [1]})
+    (bench.host.powercap / "intel-rapl:1/name").rename(bench.host.powercap / "intel-rapl:1/away")
+    meter = bench.start()
+    assert list(meter.zones) == ["package-0"]
+    (bench.host.powercap / "intel-rapl:1/away").rename(bench.host.powercap / "intel-rapl:1/name")
+    bench.host.zone("intel-rapl:0:0", "dram", 5 * JOULE)
+    meter.sample([])
+    assert list(meter.zones) == ["package-0"]  # nobody looks at every sample
+
+    bench.seconds += 9
+    meter.sample([])
+    bench.joules(30, 1)
+    bench.host.zone("intel-rapl:0:0", "dram", 7 * JOULE)
+    meter.sample([])
+    assert {name: usage.joules for name, usage in meter.zones.items()} == {"package-0": 0, "dram-0": 2, "package-1": 30}
+    assert bench.conserved(30)
+    assert set(meter.lost.values()) == {0}
+
+
+def test_a_zone_that_comes_back_in_another_place(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    meter = bench.start()
+    bench.host.powercap.joinpath("intel-rapl:0").rename(bench.host.powercap / "intel-rapl:4")
+    for _ in range(3):
+        meter.sample([])
+    assert meter.lost == {"package-0": 1}
+    bench.seconds += 10
+    meter.sample([])
+    bench.host.zone("intel-rapl:4", "package-0", 40 * JOULE)
+    meter.sample([])
+    assert (meter.zones["package-0"].joules, meter.lost) == (40, {"package-0": 1})
+
+
+def test_an_interval_that_may_hide_a_wrap_is_nobodys(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    bench.seconds += 3600
+    bench.joules(100)
+    bench.qemu(7, 0, 1)
+    meter.sample([(A, 7)])
+    assert (meter.zones["package-0"].joules, meter.lost) == (0, {"package-0": 1})
+    bench.joules(120)
+    bench.qemu(7, 0, 2)
+    meter.sample([(A, 7)])
+    assert (meter.zones["package-0"].joules, meter.domains[A].joules) == (20, 10)
+    assert bench.conserved(20)
+
+
+def test_what_serves_a_domain_in_its_cgroup_is_the_domains(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    group = "machine/qemu-1-a.libvirt-qemu"
+    bench.qemu(7, 0, 0, 0)
+    bench.host.process(30, {30: Thread("swtpm", 0)})
+    bench.host.cgroup(7, f"0::/{group}/emulator\n", group)
+    bench.host.members(f"{group}/emulator", 7, 30)
+    meter = bench.start((A, 7))
+    bench.joules(100)
+    bench.qemu(7, 0, 1, 0)
+    bench.host.process(30, {30: Thread("swtpm", S // 2)})
+    meter.sample([(A, 7)])
+    assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 62.5, 1: 12.5}
     assert bench.conserved(100)

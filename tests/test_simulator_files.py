@@ -110,6 +110,7 @@ def test_registers_of_each_package() -> None:
     counters = Counters(MODEL)
     host.time, host.busy = SECOND, {0: SECOND, 1: 0, 2: 0, 3: 0}
     assert host.register(0, 0x606) == 0xA0E03
+    assert host.register(0, 0x8B) == 0
     assert host.register(3, 0x611) == counters.register(1, "package", 20_000_000)
     assert host.register(0, 0x611) == host.register(1, 0x611) == counters.register(0, "package", 60_000_000)
     assert host.register(1, 0x639) == counters.register(0, "core", 40_000_000)

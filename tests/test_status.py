@@ -212,6 +212,20 @@ def test_the_table() -> None:
     ]
 
 
+def test_a_zone_whose_count_was_broken(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    energy = host.powercap / "intel-rapl:0/energy_uj"
+    monkeypatch.setattr(time, "sleep", lambda _: energy.unlink(missing_ok=True))
+    assert run(tmp_path) == 0
+    assert "package-0: lost the count 1 times" in capsys.readouterr().out
+    run_for(host, 0)
+    assert run(tmp_path, "--json") == 0
+    zones = {zone["name"]: zone for zone in json.loads(capsys.readouterr().out)["host"]["zones"]}
+    assert zones["package-0"]["lost_intervals"] == 1
+    assert "lost_intervals" not in zones["dram-0"]
+
+
 class Handle:
     """A libvirt domain with two definitions."""
 

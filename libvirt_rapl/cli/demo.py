@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World, check_kvm, check_machine
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _lacks_rapl() -> bool:
     try:
-        open_source("auto", sys=Path("/sys"), dev=Path("/dev"), packages=packages(Path("/sys")))
+        open_source("auto", sys=Path("/sys"), dev=Path("/dev"))
     except VirtRaplError:
         return True
     return False

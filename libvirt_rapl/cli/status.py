@@ -132,4 +132,10 @@ def table(document: dict[str, Any]) -> list[str]:
         lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
     degraded = [domain for domain in document["domains"] if domain["reason"]]
     lines += ["", *(f"{domain['name']} runs without its meter: {domain['reason']}" for domain in degraded)]
+    lines += [
+        f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
+        "nobody knows how often it wrapped); that energy is missing"
+        for zone in host["zones"]
+        if "lost_intervals" in zone
+    ]
     return lines

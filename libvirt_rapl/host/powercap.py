@@ -1,12 +1,15 @@
 """Zones of the kernel's powercap tree: /sys/class/powercap/intel-rapl:P and intel-rapl:P:S.
 
-AMD's counters appear under the same names. Any control type `intel-rapl*` is read; `intel-rapl-mmio` shows the package
-by another way and is used only where nothing else shows it.
+AMD's counters appear under the same names; mind that the kernel's `core` is there one core of the package only, while
+the registers (libvirt_rapl.host.msr) give them all. Any control type `intel-rapl*` is read; `intel-rapl-mmio` shows
+the package by another way and is used only where nothing else shows it.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from libvirt_rapl.host.zones import most_watts
 
 _ENTRY = re.compile(r"(?P<control_type>intel-rapl[^:]*):\d+(:\d+)*")
 _PACKAGE = re.compile(r"package-(?P<package>\d+)(?P<die>-die-\d+)?")
@@ -20,6 +23,7 @@ class PowercapZone:
     kind: str
     package: int | None
     wrap: int
+    most_watts: int
     path: Path
 
     def read(self) -> int:
@@ -48,16 +52,25 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _zone(path: Path) -> PowercapZone:
-    kind = _text(path / "name")
-    package, die = None, ""
+    name = _text(path / "name")
+    kind, package = re.sub(r"-\d+$", "", name), None  # psys of a further package is psys-1
     # intel-rapl:0:1 is a part of intel-rapl:0; psys and packages have no parent.
     top = path.with_name(":".join(path.name.split(":")[:2]))
     if match := _PACKAGE.fullmatch(_text(top / "name")):
-        package, die = int(match["package"]), match["die"] or ""
-        kind = "package" if path == top else kind
-    name = kind if package is None else f"{kind}-{package}{die}"
+        package = int(match["package"])
+        kind = "package" if path == top else name
+        name = f"{kind}-{package}{match['die'] or ''}"
     # The highest value the counter shows; one more and it is 0 again.
-    return PowercapZone(name, kind, package, int(_text(path / "max_energy_range_uj")) + 1, path)
+    wrap = int(_text(path / "max_energy_range_uj")) + 1
+    return PowercapZone(name, kind, package, wrap, most_watts(kind, _thermal_watts(top)), path)
+
+
+def _thermal_watts(package: Path) -> int:
+    """Return the thermal power of a package; 0 where powercap does not tell."""
+    try:
+        return int(_text(package / "constraint_0_max_power_uw")) // 1_000_000
+    except (OSError, ValueError):
+        return 0
 
 
 def _text(path: Path) -> str:

@@ -1,12 +1,13 @@
 """Choosing where energy is read: powercap where it has package zones, else model-specific registers."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.msr import msr_zones
 from libvirt_rapl.host.powercap import powercap_zones
+from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.zones import Zone
 
 TRY_SIMULATOR = "to try it without: virt-rapl simulate -- COMMAND"
@@ -24,21 +25,30 @@ class Source:
     name: str
     """`powercap`, `msr`, or `simulated` when the energy is not this machine's."""
     zones: tuple[Zone, ...]
-    """At least one of kind `package`."""
+    """When it was opened; at least one of kind `package`."""
+    list_zones: Callable[[], list[Zone]] = field(repr=False)
+    """Tells the zones that can be read now. Raises OSError or ValueError."""
 
 
-def open_source(choice: str, *, sys: Path, dev: Path, packages: Mapping[int, Iterable[int]]) -> Source:
-    """Find the zones of `choice`: `powercap`, `msr` or `auto`; `packages` are the host's packages and their CPUs.
+def open_source(choice: str, *, sys: Path, dev: Path, proc: Path = PROC) -> Source:
+    """Find the zones of `choice`: `powercap`, `msr` or `auto`.
 
     Every zone has been read once. Raises VirtRaplError when there is none or it may not be read.
     """
+    listings: dict[str, Callable[[], Sequence[Zone]]] = {
+        "powercap": lambda: powercap_zones(sys),
+        "msr": lambda: msr_zones(sys=sys, proc=proc, dev=dev),
+    }
     try:
-        for name in ("powercap", "msr") if choice == "auto" else (choice,):
-            zones: list[Zone] = [*(powercap_zones(sys) if name == "powercap" else msr_zones(dev, packages))]
-            zones = [zone for zone in zones if _counts(zone)]
+        for name in listings if choice == "auto" else (choice,):
+
+            def list_zones(listing: Callable[[], Sequence[Zone]] = listings[name]) -> list[Zone]:
+                return [zone for zone in listing() if _counts(zone)]
+
+            zones = list_zones()
             if any(zone.kind == "package" for zone in zones):
                 simulated = (sys / "class/powercap/virt-rapl-simulator").exists()
-                return Source("simulated" if simulated else name, tuple(zones))
+                return Source("simulated" if simulated else name, tuple(zones), list_zones)
     except PermissionError as error:
         raise VirtRaplError(f"may not read {error.filename}: energy counters are root's", "run as root") from error
     missing = "RAPL zones" if choice == "auto" else f"{choice} zones"

@@ -21,6 +21,7 @@ from libvirt_rapl.simulator.registers import (
     POWER_LIMIT,
     POWER_UNIT,
     UNITS,
+    ZEROS,
     Counters,
     Limits,
 )
@@ -103,6 +104,8 @@ class Files:
     def _register(self, package: int, address: int) -> int | None:
         if zone := ENERGY_STATUS.get(address):
             return self._counters.register(package, zone, self._sample()[package].zones[zone])
+        if address in ZEROS:
+            return 0
         limits = self._limits[package]
         return {POWER_UNIT: UNITS, POWER_LIMIT: limits.power_limit, POWER_INFO: limits.power_info}.get(address)
 

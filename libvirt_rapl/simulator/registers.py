@@ -13,6 +13,9 @@ POWER_LIMIT = 0x610
 POWER_INFO = 0x614
 ENERGY_STATUS = {0x611: "package", 0x639: "core", 0x619: "dram"}
 
+ZEROS = (0x8B, 0xCE, 0xE2)
+"""Microcode revision, platform info, C-state control: turbostat gives up where they cannot be read. They read 0."""
+
 UNITS = 0xA0E03
 """Value of POWER_UNIT: power in 2**-3 W, energy in 2**-14 J, time in 2**-10 s."""
 
@@ -57,7 +60,8 @@ class Limits:
     def __init__(self, model: Model, cpus: int) -> None:
         """Take what the package draws when all its CPUs are busy as its design power."""
         watts = model.idle_watts + model.cpu_watts * cpus
-        self._long = min(max(1, round(8 * watts)), 0x7FFF)
+        self._eighths = max(1, round(8 * watts))
+        self._long = min(self._eighths, 0x7FFF)
         self._short = min(self._long + self._long // 4, 0x7FFF)
 
     @property
@@ -74,5 +78,9 @@ class Limits:
 
     @property
     def constraints(self) -> list[tuple[str, int, int]]:
-        """powercap's view of them: name, power in microwatts, window in microseconds (a unit is 976 us there)."""
-        return [("long_term", self._long * 125_000, 27_983_872), ("short_term", self._short * 125_000, 2_440)]
+        """powercap's view of them: name, power in microwatts, window in microseconds (a unit is 976 us there).
+
+        Not cut to the 15 bits of the registers: readers judge by it what the zone can count.
+        """
+        short = self._eighths + self._eighths // 4
+        return [("long_term", self._eighths * 125_000, 27_983_872), ("short_term", short * 125_000, 2_440)]

@@ -6,6 +6,7 @@ Layouts: Intel SDM volume 3B, "RAPL Interfaces". Values made from powercap use t
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.clocks import boot_nanoseconds
 from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.msr import read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
@@ -77,7 +78,8 @@ class PowercapRegisters:
         raise OSError(f"no register {register:#x}")
 
     def _advance(self, package: int) -> None:
-        self.microjoules[package] += sum(counter.advance() or 0 for counter in self.counters[package])
+        now = boot_nanoseconds()
+        self.microjoules[package] += sum(counter.advance(now) or 0 for counter in self.counters[package])
 
     def _eighths(self, package: int, file: str) -> int:
         """Return a power of powercap in eighths of a watt; 0 where powercap does not tell."""

@@ -1,0 +1,161 @@
+"""The processes that serve one virtual machine: QEMU, and those beside it in its cgroup (swtpm, passt, vhost, ...).
+
+Where a QEMU process is in the hierarchy decides which cgroup is its machine's:
+
+    /machine.slice/machine-qemu\\x2d1\\x2dNAME.scope/libvirt/emulator   made by systemd
+    /machine/qemu-1-NAME.libvirt-qemu/emulator                        made without
+    /libvirt/qemu/NAME/emulator                                       long ago
+
+The vCPU and iothread cgroups below it hold threads of QEMU alone and are not looked at.
+"""
+
+import contextlib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
+from libvirt_rapl.host.processes import PROC, read
+
+SYS = Path("/sys")
+
+_MACHINE = re.compile(r".*?/(machine-qemu[^/]*\.scope|[^/]+\.libvirt-qemu|libvirt/qemu/[^/]+)(?=/|$)")
+_BELOW = ("", "emulator", "libvirt", "libvirt/emulator")
+
+
+class MachineClock:
+    """Follows a QEMU process, and those which serve it, to its end."""
+
+    def __init__(self, pid: int, *, with_cpu: bool, sys: Path = SYS, proc: Path = PROC) -> None:
+        """Start from now; see ProcessClock. Raises ProcessLookupError when QEMU has gone."""
+        self.pid = pid
+        self._with_cpu = with_cpu
+        self._sys = sys
+        self._proc = proc
+        self._qemu = ProcessClock(pid, with_cpu=with_cpu, proc=proc)
+        self._servants: dict[int, ProcessClock] = {}
+        self._lists: list[_ProcessList] = []
+        self._advances = 0
+        self._open_lists()
+        self._advance_servants()
+
+    def advance(self) -> list[ThreadRun]:
+        """Return what each living thread ran since the previous call. Raises ProcessLookupError when QEMU has gone.
+
+        Threads of other processes than QEMU have no name, so that none passes for a vCPU. Such a process is followed
+        from the first call that finds it; what it ran before, and after the last call before its end, is not told.
+        """
+        runs = self._qemu.advance()
+        self._advances += 1
+        if self._advances == 1:  # libvirt moves a new QEMU to its place in several steps
+            self._open_lists()
+        return runs + self._advance_servants()
+
+    def vcpu_tids(self) -> dict[int, int]:
+        """Return the TID of each vCPU; see ProcessClock."""
+        return self._qemu.vcpu_tids()
+
+    def close(self) -> None:
+        """Let go of all processes."""
+        for clock in (self._qemu, *self._servants.values()):
+            clock.close()
+        self._servants.clear()
+        self._close_lists()
+
+    def _advance_servants(self) -> list[ThreadRun]:
+        pids = self._listed()
+        runs: list[ThreadRun] = []
+        for pid, clock in list(self._servants.items()):
+            try:
+                if pid in pids:
+                    runs += clock.advance()
+                    continue
+            except ProcessLookupError:
+                pass  # it has gone; a new process may have its PID
+            self._servants.pop(pid).close()
+        for pid in pids - self._servants.keys():
+            with contextlib.suppress(ProcessLookupError):
+                self._servants[pid] = ProcessClock(pid, with_cpu=self._with_cpu, proc=self._proc)
+        return [replace(run, name="") for run in runs]
+
+    def _listed(self) -> set[int]:
+        """PIDs of the processes beside QEMU. Those of another PID namespace read as 0."""
+        pids = {pid for each in self._lists for pid in each.read()}
+        return pids - {0, self.pid}
+
+    def _open_lists(self) -> None:
+        self._close_lists()
+        place = machine_cgroup(self.pid, sys=self._sys, proc=self._proc)
+        if place is None:
+            return
+        directory, version = place
+        for below in _BELOW:
+            with contextlib.suppress(OSError):  # it is not there, or holds threads only (v2) and answers EOPNOTSUPP
+                self._lists.append(_ProcessList(directory / below / "cgroup.procs", keep=version == 2))
+
+    def _close_lists(self) -> None:
+        while self._lists:
+            self._lists.pop().close()
+
+
+class _ProcessList:
+    """A cgroup.procs. Kept open it is twice as cheap to read; in v1 it would show for ever what it showed at first."""
+
+    def __init__(self, path: Path, *, keep: bool) -> None:
+        """Read the file once. Raises OSError when that does not work."""
+        self._path = path
+        self._kept: int | None = None
+        descriptor = self._open()
+        try:
+            _pids(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        if keep:
+            self._kept = descriptor
+        else:
+            os.close(descriptor)
+
+    def read(self) -> list[int]:
+        """Return the PIDs; none when the cgroup has gone."""
+        with contextlib.suppress(OSError):
+            if self._kept is not None:
+                return _pids(self._kept)
+            descriptor = self._open()
+            try:
+                return _pids(descriptor)
+            finally:
+                os.close(descriptor)
+        return []
+
+    def close(self) -> None:
+        if self._kept is not None:
+            os.close(self._kept)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _pids(descriptor: int) -> list[int]:
+    text = b""
+    while chunk := os.pread(descriptor, 4096, len(text)):
+        text += chunk
+        if len(chunk) < 2048:  # the kernel gives a page at a time: a short part is the last
+            break
+    return [int(word) for word in text.split()]
+
+
+def machine_cgroup(pid: int, *, sys: Path = SYS, proc: Path = PROC) -> tuple[Path, int] | None:
+    """Return the directory of the cgroup of the machine that process `pid` runs, and its version: 2 or 1.
+
+    None when it has none: libvirt was told to use no cgroups, or does not run as root.
+    """
+    for line in (read(proc / str(pid) / "cgroup") or "").splitlines():
+        number, controllers, path = line.split(":", 2)
+        # name=systemd is systemd's own; what libvirt moves it moves where there are controllers.
+        if (match := _MACHINE.match(path)) and not controllers.startswith("name="):
+            directory = sys / "fs/cgroup" / controllers / match[0].removeprefix("/")
+            if directory.is_dir():
+                return directory, 2 if number == "0" else 1
+    return None

@@ -1,0 +1,155 @@
+"""The cgroup of a QEMU process, and the processes beside it there."""
+
+from pathlib import Path
+
+import pytest
+from fixtures import Host, Thread
+
+from libvirt_rapl.host.cgroups import MachineClock, machine_cgroup
+
+SCOPE = "machine.slice/machine-qemu\\x2d1\\x2dweb.scope"
+S = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("lines", "directory", "version"),
+    [
+        (f"0::/{SCOPE}/libvirt/emulator\n", SCOPE, 2),
+        (f"0::/{SCOPE}\n", SCOPE, 2),
+        ("0::/machine/qemu-1-web.libvirt-qemu/emulator\n", "machine/qemu-1-web.libvirt-qemu", 2),
+        (
+            f"12:pids:/\n7:cpu,cpuacct:/{SCOPE}/emulator\n1:name=systemd:/{SCOPE}\n0::/{SCOPE}\n",
+            f"cpu,cpuacct/{SCOPE}",
+            1,
+        ),
+        ("3:memory:/libvirt/qemu/web\n", "memory/libvirt/qemu/web", 1),
+        ("3:cpuset:/libvirt/qemu/web/emulator\n0::/\n", "cpuset/libvirt/qemu/web", 1),
+        ("3:memory:/big.partition/qemu-2-a.libvirt-qemu\n", "memory/big.partition/qemu-2-a.libvirt-qemu", 1),
+    ],
+)
+def test_libvirts_layouts(tmp_path: Path, lines: str, directory: str, version: int) -> None:
+    host = Host(tmp_path)
+    host.cgroup(7, lines, directory)
+    assert machine_cgroup(7, sys=host.sys, proc=host.proc) == (host.sys / "fs/cgroup" / directory, version)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "0::/\n",
+        "0::/user.slice/user-1000.slice/session-3.scope\n",
+        "0::/system.slice/libvirtd.service\n",
+        "0::/machine.slice/machine-lxc\\x2d1\\x2dweb.scope\n",
+        f"1:name=systemd:/{SCOPE}\n0::/system.slice/libvirtd.service\n",
+        f"0::/{SCOPE}-that-nobody-mounted\n",
+        "",
+    ],
+)
+def test_no_cgroup_of_its_own(tmp_path: Path, lines: str) -> None:
+    host = Host(tmp_path)
+    host.cgroup(7, lines, "system.slice/libvirtd.service", f"systemd/{SCOPE}")
+    assert machine_cgroup(7, sys=host.sys, proc=host.proc) is None
+
+
+def test_a_process_that_has_gone(tmp_path: Path) -> None:
+    assert machine_cgroup(7, sys=tmp_path, proc=tmp_path) is None
+    with pytest.raises(ProcessLookupError):
+        MachineClock(7, with_cpu=False, sys=tmp_path, proc=tmp_path)
+
+
+def machine(host: Host, *, with_cpu: bool = False) -> MachineClock:
+    return MachineClock(7, with_cpu=with_cpu, sys=host.sys, proc=host.proc)
+
+
+def process(host: Host, pid: int, name: str, seconds: int, cpu: int = 0) -> None:
+    host.process(pid, {pid: Thread(name, seconds * S, cpu)})
+
+
+LAYOUTS = pytest.mark.parametrize(
+    ("lines", "directory"),
+    [
+        (f"0::/{SCOPE}/libvirt/emulator\n", SCOPE),
+        (f"5:cpu,cpuacct:/{SCOPE}/libvirt/emulator\n", f"cpu,cpuacct/{SCOPE}"),
+        ("5:memory:/machine/qemu-1-web.libvirt-qemu\n", "memory/machine/qemu-1-web.libvirt-qemu"),
+    ],
+)
+
+
+@LAYOUTS
+def test_what_serves_a_machine_is_counted_with_it(tmp_path: Path, lines: str, directory: str) -> None:
+    host = Host(tmp_path)
+    process(host, 7, "qemu", 100)
+    process(host, 20, "swtpm", 10)
+    process(host, 30, "qemu-pr-helper", 10)
+    process(host, 40, "somebody else", 10)
+    host.cgroup(7, lines, directory, f"{directory}/libvirt")
+    host.members(directory, 30)
+    host.members(f"{directory}/libvirt/emulator", 7, 20)
+    host.members(f"{directory}/libvirt/vcpu0", 40)
+    clock = machine(host)
+    process(host, 7, "qemu", 101)
+    process(host, 20, "swtpm", 12)
+    process(host, 30, "qemu-pr-helper", 13)
+    process(host, 40, "somebody else", 14)
+    assert {(run.tid, run.name, run.nanoseconds) for run in clock.advance()} == {
+        (7, "qemu", S),
+        (20, "", 2 * S),
+        (30, "", 3 * S),
+    }
+    clock.close()
+
+
+@LAYOUTS
+def test_servants_come_and_go(tmp_path: Path, lines: str, directory: str) -> None:
+    host = Host(tmp_path)
+    process(host, 7, "qemu", 0)
+    host.cgroup(7, lines)
+    clock = machine(host)
+    host.members(f"{directory}/emulator", 7)  # libvirt moves QEMU there a little later
+    clock.advance()
+
+    process(host, 20, "CPU 0/KVM", 10, cpu=1)
+    host.members(f"{directory}/emulator", 7, 20)
+    assert [run.tid for run in clock.advance()] == [7]  # it is followed from now on
+    process(host, 20, "CPU 0/KVM", 11, cpu=1)
+    assert [(run.tid, run.name, run.nanoseconds) for run in clock.advance()] == [(7, "qemu", 0), (20, "", S)]
+
+    host.end(20)
+    assert [run.tid for run in clock.advance()] == [7]
+    process(host, 20, "another", 50)
+    assert [run.tid for run in clock.advance()] == [7]
+    process(host, 20, "another", 51)
+    assert [(run.tid, run.nanoseconds) for run in clock.advance()] == [(7, 0), (20, S)]
+    host.members(f"{directory}/emulator", 7)  # it was moved away
+    assert [run.tid for run in clock.advance()] == [7]
+
+    host.end(7)
+    with pytest.raises(ProcessLookupError):
+        clock.advance()
+    clock.close()
+
+
+def test_a_long_list_is_read_to_its_end(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    pids = list(range(1000, 3000))
+    process(host, 7, "qemu", 0)
+    process(host, pids[-1], "last", 0)
+    host.cgroup(7, f"0::/{SCOPE}\n")
+    host.members(SCOPE, 7, *pids)
+    clock = machine(host)
+    process(host, pids[-1], "last", 1)
+    assert [(run.tid, run.nanoseconds) for run in clock.advance()] == [(7, 0), (pids[-1], S)]
+    clock.close()
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+    host = Host(tmp_path)
+    process(host, 7, "qemu", 0)
+    process(host, 20, "swtpm", 0)
+    host.cgroup(7, f"0::/{SCOPE}\n", f"{SCOPE}/emulator")
+    host.members(SCOPE, 7, 20)
+    clock = machine(host)
+    clock.advance()
+    clock.close()
+    assert set(Path("/proc/self/fd").iterdir()) == before
