@@ -31,6 +31,9 @@ OURS = (
 GRACE_SECONDS = 5.0
 """How long processes that were told to end may take to do so."""
 
+KTHREADD = 2
+"""Parent of all kernel threads."""
+
 SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
 
@@ -110,9 +113,14 @@ def _traces() -> set[str]:
 def _processes() -> Iterator[str]:
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            ours = SESSION.encode() in (directory / "environ").read_bytes()
+            environment = (directory / "environ").read_bytes()
             state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
-            if int(directory.name) != os.getpid() and (ours or (int(parent) == os.getpid() and state != "Z")):
-                yield f"process {directory.name} {(directory / 'cmdline').read_text()!r}"
+            command = (directory / "cmdline").read_text()
         except OSError:
             continue  # it ended, or is none of our business
+        # In the middle of exec a process shows no environment: it may be ours. A kernel thread never has one.
+        unknown = not environment and int(parent) != KTHREADD
+        child = int(parent) == os.getpid()
+        marked = SESSION.encode() in environment
+        if int(directory.name) not in (os.getpid(), KTHREADD) and state != "Z" and (marked or unknown or child):
+            yield f"process {directory.name} {command!r}"

@@ -2,7 +2,9 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -80,8 +82,15 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    host = Host(tmp_path)
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's; pytest's own may not."""
+    with TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host(short_path)
     monkeypatch.setattr(instances, "start", host.start)
     monkeypatch.setattr(instances, "stop", host.stop)
     monkeypatch.setattr(instances, "alive", lambda _: host.alive)
