@@ -155,7 +155,7 @@ def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) 
 
         def kept() -> int:
             with contextlib.closing(sqlite3.connect(ledger)) as database:
-                rows = database.execute("SELECT microjoules FROM total WHERE owner = 'host'").fetchall()
+                rows = database.execute("SELECT microjoules FROM total WHERE zone = 'package-0' AND owner = 'host'").fetchall()
             return int(rows[0][0]) if rows else 0
 
         wait_until(lambda: kept() == 5_000_000, 30, "it is kept")
@@ -322,7 +322,7 @@ def test_status_through_the_socket_is_what_it_samples_itself(
 
 READ = """
 import sqlite3, sys
-where = "WHERE owner = ? AND vcpu = -1"
+where = "WHERE owner = ? AND vcpu = -1 AND zone = 'package'"
 ledger = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
 print(ledger.execute(f"SELECT microjoules FROM total {where}", sys.argv[2:]).fetchone()[0])
 """
