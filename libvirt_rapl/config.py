@@ -54,9 +54,25 @@ def load(path: Path = DEFAULT_PATH) -> Config:
     Raises VirtRaplError when a file cannot be read, is not YAML, or holds an unknown key or a wrong value.
     """
     config = Config()
-    for file in [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]:
+    for file in _files(path):
         config = replace(config, **_settings(file))
     return config
+
+
+def stated_policy(path: Path = DEFAULT_PATH) -> str:
+    """Return `on_failure` as far as it can be made out in a configuration that load() does not take."""
+    policy = Config.on_failure
+    for file in _files(path):
+        try:
+            stated = yaml.safe_load(file.read_text(encoding="utf-8"))["on_failure"]
+        except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+            continue
+        policy = stated if stated in CHOICES["on_failure"] else policy
+    return policy
+
+
+def _files(path: Path) -> list[Path]:
+    return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -65,6 +65,20 @@ def check(xml: str, socket: str) -> None:
     _check(domain, socket)
 
 
+def check_takes_effect(xml: str, socket: str) -> None:
+    """Raise VirtRaplError when XML with the mark would not give the guest a meter at `socket`.
+
+    It may have been edited since, be a copy of another domain's, or the run directory may have changed.
+    """
+    domain = _parse(xml)
+    if not _string(domain.find("devices/emulator")).endswith(WRAPPER_SUFFIX):
+        raise VirtRaplError(
+            "its emulator is not the wrapper, and without it QEMU ignores the argument", "run `virt-rapl enable` on it"
+        )
+    if domain.find(f"{COMMANDLINE_TAG}/{ARG_TAG}[@value='{ACCELERATOR}{socket}']") is None:
+        raise VirtRaplError(f"its -accel argument is not the one for {socket}", "run `virt-rapl enable` on it")
+
+
 def is_marked(xml: str) -> bool:
     """Tell whether the XML carries the mark. Raises VirtRaplError when it cannot be read."""
     return _mark(_parse(xml)) is not None
@@ -310,8 +324,10 @@ def _indentation(parent: _Element) -> str:
     return "\n" + text.rpartition("\n")[2]
 
 
-def _string(element: _Element) -> str:
-    """Return an element's text without comments, as libvirt reads it."""
+def _string(element: _Element | None) -> str:
+    """Return an element's text without comments, as libvirt reads it; empty where there is no element."""
+    if element is None:
+        return ""
     return (element.text or "") + "".join(child.tail or "" for child in element)
 
 

@@ -15,5 +15,7 @@ def replace(path: Path, text: str, mode: int) -> None:
             file.flush()
             os.fsync(descriptor)
         aside.replace(path)
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         aside.unlink(missing_ok=True)

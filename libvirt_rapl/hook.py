@@ -4,16 +4,18 @@ libvirt holds the domain locked meanwhile, so this never calls libvirt. What the
 keeps the domain from starting; at `started` and `reconnect` it would kill the running domain, so these always end in 0.
 """
 
+import contextlib
 import grp
 import os
 import pwd
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from libvirt_rapl import domxml, emulator, instances
-from libvirt_rapl.config import DEFAULT_PATH, Config, load
+from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import read_run_state
@@ -80,6 +82,7 @@ def start(xml: str, config_path: Path, stderr: TextIO) -> int:
         # Before anything can go wrong: what the wrapper reads if we do not come back.
         registry.write(record)
         domxml.check(xml, str(registry.path(uuid, "sock")))
+        domxml.check_takes_effect(xml, str(registry.path(uuid, "sock")))
         check_host()
         instances.start(record, registry, config.start_deadline)
         _enter(record, "ready", "")
@@ -95,7 +98,8 @@ def _fail(record: Record, registry: Registry, state: str, error: Exception, stde
         instances.stop(record, registry)
         registry.write(record)
     except (OSError, VirtRaplError):
-        registry.remove(record.uuid)  # without a word from us the wrapper leaves RAPL out
+        with contextlib.suppress(OSError):
+            registry.remove(record.uuid)  # without a word from us the wrapper leaves RAPL out
     if state == "refuse":
         print(f"virt-rapl: {record.name} is not started without RAPL: {record.reason}", file=stderr)
         return 1
@@ -131,11 +135,11 @@ def end(xml: str, config: Config) -> None:
 
 
 def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:
-    """Return the configuration; defaults, and why, where it cannot be read: domains start and end all the same."""
+    """Return the configuration. Where it cannot be read: defaults, but what the owner wants on failure, and why."""
     try:
         return load(path), None
     except VirtRaplError as error:
-        return Config(), error
+        return replace(Config(), on_failure=stated_policy(path)), error
 
 
 def _enter(record: Record, state: str, reason: str) -> None:

@@ -7,6 +7,7 @@ Of a domain with UUID u the run directory holds
 """
 
 import json
+import os
 import re
 import time
 from dataclasses import asdict, dataclass, field
@@ -57,9 +58,14 @@ class Registry:
         return self.run_directory / f"{uuid}.{suffix}"
 
     def create_directory(self) -> None:
-        """Make the run directory as it must be: root's, searchable by all, listed by root only."""
-        self.run_directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self.run_directory.chmod(0o711)
+        """Make the run directory as it must be: searchable by all, listed by root only, and no link elsewhere."""
+        if not self.run_directory.is_symlink():
+            self.run_directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptor = os.open(self.run_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchmod(descriptor, 0o711)
+        finally:
+            os.close(descriptor)
 
     def write(self, record: Record) -> None:
         """Store the record and the line for the wrapper. Raises OSError when the disk is full or not ours."""

@@ -100,7 +100,7 @@ def vrapl_state(domain: Entry, record: Record | None) -> str:
 def degraded_reason(record: Record | None) -> str:
     """Tell in one line why a domain runs without a working helper."""
     if record is None:
-        return "the hook did not run when it started; see `virt-rapl install`"
+        return "the hook did not run or left no record when it started; see libvirt's log and `virt-rapl install`"
     return record.reason or instances.HELPER_ENDED
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.config import CHOICES, Config, load
+from libvirt_rapl.config import CHOICES, Config, load, stated_policy
 from libvirt_rapl.errors import VirtRaplError
 
 
@@ -75,3 +75,24 @@ def test_every_choice_is_accepted(tmp_path: Path) -> None:
 )
 def test_domains_are_selected_by_name_pattern_or_uuid(pattern: str, selected: bool) -> None:
     assert Config(domains=(pattern,)).selects("web1", "12345678-1234-1234-1234-123456789abc") is selected
+
+
+@pytest.mark.parametrize(
+    ("main", "more", "policy"),
+    [
+        ("helper: nope\non_failure: refuse\n", "", "refuse"),
+        ("on_failure: refuse\n", "helper: [", "refuse"),
+        ("helper: [", "on_failure: refuse\n", "refuse"),
+        ("on_failure: refuse\n", "on_failure: degrade\nsource: nope\n", "degrade"),
+        ("on_failure: refuse\n", "on_failure: nope\n", "refuse"),
+        ("- on_failure", "\udcff", "degrade"),
+    ],
+)
+def test_the_policy_holds_beside_mistakes(tmp_path: Path, main: str, more: str, policy: str) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "a.yaml").write_bytes(more.encode(errors="surrogateescape"))
+    assert stated_policy(write(tmp_path, main)) == policy
+
+
+def test_no_file_states_no_policy(tmp_path: Path) -> None:
+    assert stated_policy(tmp_path / "none.yaml") == "degrade"

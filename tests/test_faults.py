@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from uuid import uuid4
 
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
@@ -135,6 +136,24 @@ def test_a_helper_that_dies_costs_the_meter_and_not_the_domain(world: World, new
     wait_until(lambda: status(world, name)["vrapl"] == "degraded", 5, "status tells")
     lines = len(world.readings(name))
     wait_until(lambda: len(world.readings(name)) > lines, 5, "the guest goes on")
+
+
+def test_a_copy_of_a_domain_says_that_it_has_no_meter(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(100)
+    original, copy = uuid_of(world, name), str(uuid4())
+    world.run(["virt-rapl", "enable", name])
+    xml = world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+    world.run(["virsh", "undefine", name])
+    world.run(["virsh", "define", "/dev/stdin"], input=xml.replace(f"<uuid>{original}", f"<uuid>{copy}"))
+    world.run(["virsh", "start", name])
+    wait_until(lambda: world.readings(name), 5, "the guest runs")
+    domain = status(world, name)
+    assert domain["vrapl"] == "degraded"
+    assert f"its -accel argument is not the one for /run/virt-rapl/{copy}.sock" in domain["reason"]
+    world.run(["virsh", "destroy", name])
+    world.run(["virt-rapl", "enable", name])
+    world.run(["virsh", "start", name])
+    wait_until(lambda: grows(world, name), 5, "enabled anew, it counts")
 
 
 def uuid_of(world: World, name: str) -> str:

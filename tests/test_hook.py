@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -146,6 +146,43 @@ def test_a_domain_that_has_become_growable_starts_without(host: Host) -> None:
     assert host.call("start", growable)[0] == 0
     assert host.line.startswith("degraded: the domain's number of vCPUs can grow")
     assert host.helpers == 0
+
+
+def edited_emulator(xml: str) -> str:
+    return xml.replace("qemu-system-x86_64-rapl<", "qemu-system-x86_64<")
+
+
+def socket_of_another(xml: str) -> str:
+    return xml.replace(f"{UUID}.sock", "87654321-1234-1234-1234-123456789abc.sock")
+
+
+@pytest.mark.parametrize("edit", [edited_emulator, socket_of_another])
+@pytest.mark.parametrize(("policy", "status", "line"), [("degrade", 0, "degraded: its "), ("refuse", 1, "refuse")])
+def test_a_meter_that_would_not_take_effect(
+    host: Host, edit: Callable[[str], str], policy: str, status: int, line: str
+) -> None:
+    host.configure(on_failure=policy)
+    assert edit(host.marked) != host.marked
+    assert host.call("start", edit(host.marked))[0] == status
+    assert host.line.startswith(line)
+    assert host.helpers == 0
+
+
+@pytest.mark.parametrize(("policy", "status"), [("degrade", 0), ("refuse", 1)])
+def test_a_run_directory_that_is_none(host: Host, policy: str, status: int) -> None:
+    host.configure(on_failure=policy)
+    host.run.touch()
+    got, _, said = host.call("start", host.marked)
+    assert got == status
+    assert str(host.run) in said
+
+
+def test_refuse_holds_where_another_key_is_wrong(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "Config", lambda: Config(run_directory=host.run))
+    host.configure(on_failure="refuse", source="nope")
+    status, _, said = host.call("start", host.marked)
+    assert status == 1
+    assert "source: expected one of" in said
 
 
 @pytest.mark.parametrize("operation", ["started", "stopped", "release", "reconnect", "restore", "migrate"])

@@ -65,6 +65,15 @@ def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operatio
     assert guard.got() == (["-I", "-m", "libvirt_rapl.hook", "a domain", operation, "begin", "-"], MARKED)
 
 
+@pytest.mark.parametrize("operation", ["start", "started", "restore"])
+def test_a_python_that_hangs_is_ended(guard: Guard, operation: str) -> None:
+    guard.hook.write_text(guard.hook.read_text().replace("timeout -k 1 20 ", "timeout -k 1 0.2 "))
+    guard.wakes("exec sleep 1000 >/dev/null 2>&1")
+    done = guard.run("a", operation, "begin", "-")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"failed at {operation} of a" in done.stderr
+
+
 @pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
 @pytest.mark.parametrize("xml", [UNMARKED, HEAD + TAIL, HEAD + TAIL + MARK, "", HEAD])
 def test_other_domains_leave_it_asleep(guard: Guard, operation: str, xml: str) -> None:

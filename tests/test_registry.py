@@ -68,3 +68,23 @@ def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
 def test_a_path_is_made_of_a_uuid_only(tmp_path: Path, uuid: str) -> None:
     with pytest.raises(ValueError, match="not a UUID"):
         Registry(tmp_path).path(uuid, "sock")
+
+
+def test_a_link_in_place_of_the_run_directory_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir(mode=0o755)
+    (tmp_path / "run").symlink_to(target)
+    with pytest.raises(OSError, match=r"run"):
+        Registry(tmp_path / "run").write(record())
+    assert target.stat().st_mode & 0o777 == 0o755
+    assert list(target.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/{UUID}"):
+        Registry(tmp_path).write(record())
+    assert list(tmp_path.iterdir()) == []

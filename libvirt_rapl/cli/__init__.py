@@ -28,27 +28,45 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed (told on stderr), 2 usage."""
-    options, rest = _global_parser().parse_known_args(arguments)
+    ours, rest = _split(sys.argv[1:] if arguments is None else arguments)
+    options = _global_parser().parse_args(ours)
     try:
         command = importlib.import_module(f"libvirt_rapl.cli.{options.command}")
         parser = argparse.ArgumentParser(prog=f"virt-rapl {options.command}", description=command.__doc__)
         command.add_arguments(parser)
-        options = parser.parse_args(options.arguments + rest, namespace=options)
-        return int(command.run(options))
+        options = parser.parse_args(rest, namespace=options)
+        status = int(command.run(options))
+        sys.stdout.flush()
+        return status
     except VirtRaplError as error:
         return _fail(error.message, error.hint)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader (`| head`) has gone; nothing is lost. Keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()  # the reader (`| head`) has gone; nothing is lost
         return 0
+    except OSError as error:
+        _forget_output()
+        return _fail(str(error), "is there space, and permission?")
     except Exception as error:
         if os.environ.get("VIRT_RAPL_DEBUG"):
             raise
         return _fail(
             f"internal error: {type(error).__name__}: {error}", "set VIRT_RAPL_DEBUG=1 for a traceback and report it"
         )
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Divide at the command: our own options with it, and what is the command's, which may look like ours."""
+    position = 0
+    while position < len(arguments) and arguments[position].startswith("-"):
+        position += 2 if arguments[position] in ("--connect", "--config") else 1
+    return arguments[: position + 1], arguments[position + 1 :]
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from writing the rest at its end, where it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, hint: str) -> int:
@@ -62,6 +80,7 @@ def _global_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS)) + 2
     parser = argparse.ArgumentParser(
         prog="virt-rapl",
+        usage="%(prog)s [-h] [--connect URI] [--config FILE] [--version] COMMAND ...",
         description="Energy meters for KVM guests under libvirt.",
         epilog="commands:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,6 +88,5 @@ def _global_parser() -> argparse.ArgumentParser:
     parser.add_argument("--connect", metavar="URI", default=DEFAULT_URI, help="libvirt (default %(default)s)")
     parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_PATH, help="default %(default)s")
     parser.add_argument("--version", action="version", version=f"virt-rapl {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
-    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="virt-rapl COMMAND --help tells")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="see below; each has --help")
     return parser

@@ -12,8 +12,18 @@ from libvirt_rapl.installer import install
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument(
-        "--prefix-root", metavar="DIR", type=Path, default=Path("/"), help="stage everything under DIR instead of /"
+        "--prefix-root",
+        metavar="DIR",
+        type=_directory,
+        default=Path("/"),
+        help="stage everything under DIR instead of /",
     )
+
+
+def _directory(text: str) -> Path:
+    if not text:  # an empty variable of a script: not the current directory
+        raise argparse.ArgumentTypeError("a directory is needed")
+    return Path(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ def load_library(dev: Path = DEV) -> Any:  # noqa: ANN401 (the library has no ty
     try:
         return importlib.import_module("mfusepy")
     except ImportError as error:
-        raise VirtRaplError("the Python package mfusepy is missing", "pip install 'virt-rapl[simulator]'") from error
+        raise VirtRaplError("the Python package mfusepy is missing", "pip install mfusepy") from error
     except OSError as error:
         raise VirtRaplError(f"cannot load libfuse: {error}", "install libfuse: apt-get install fuse3") from error
 

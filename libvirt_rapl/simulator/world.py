@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.simulator import guest
+from libvirt_rapl.simulator import guest, server
 
 START_SECONDS = 30.0
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
@@ -55,6 +55,8 @@ class World:
     def __enter__(self) -> Self:
         """Start the world. Raises VirtRaplError when this machine lacks what it takes."""
         check_machine()
+        if self.simulate is not None:
+            server.load_library()
         python = [sys.executable, "-I", "-m"]
         layer = [] if self.simulate is None else [*python, "libvirt_rapl", "simulate", *self.simulate, "--"]
         unshare = ["unshare", *NAMESPACES, "--propagation", "private", "--fork", "--kill-child", "--"]

@@ -61,6 +61,7 @@ def furnish(hostname: str, shared: Path | None) -> None:
     system.mount("tmpfs", STAGE, "tmpfs", options="mode=755")
     for name in OVERLAYS:
         _overlay(Path("/", name), STAGE / name)
+    system.mount("tmpfs", Path("/tmp"), "tmpfs", options="mode=1777")  # noqa: S108 - the world's own
     for directory in map(Path, MASKED):
         directory.mkdir(parents=True, exist_ok=True)
         system.mount("tmpfs", directory, "tmpfs", options="mode=755")
