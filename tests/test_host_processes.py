@@ -36,7 +36,15 @@ def test_thread_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("CPU 0/KVM", 0), ("CPU 127/KVM", 127), ("CPU 0/TCG", None), ("kvm-msr", None), ("CPU x/KVM", None), ("", None)],
+    [
+        ("CPU 0/KVM", 0),
+        ("CPU 127/KVM", 127),
+        ("CPU 0/TCG", 0),
+        ("CPU 0/HAX", None),
+        ("kvm-msr", None),
+        ("CPU x/KVM", None),
+        ("", None),
+    ],
 )
 def test_vcpu_number(name: str, number: int | None) -> None:
     assert vcpu_number(name) == number

@@ -129,7 +129,7 @@ class Screen:
 
     def _vcpu_seconds(self, domain: dict[str, Any]) -> float:
         tasks = self.world.path(f"/proc/{domain['pid']}/task")
-        clocks = [tasks / str(vcpu["tid"]) / "schedstat" for vcpu in domain["vcpus"]]
+        clocks = [tasks / str(vcpu["tid"]) / "schedstat" for vcpu in domain["vcpus"] if vcpu["tid"]]
         return sum(int(clock.read_text().split()[0]) for clock in clocks) / 1e9
 
     def _lines(self, host: dict[str, Any], rows: list[tuple[str, ...]], second: int, seconds: int) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 
-_VCPU_THREAD = re.compile(r"CPU (\d+)/KVM")
+_VCPU_THREAD = re.compile(r"CPU (\d+)/(KVM|TCG)")
 
 
 def start_time(pid: int, proc: Path = PROC) -> int | None:
@@ -38,7 +38,7 @@ def thread_names(pid: int, proc: Path = PROC) -> dict[int, str]:
 
 
 def vcpu_number(thread_name: str) -> int | None:
-    """Return the vCPU number of a QEMU thread by its name, `CPU n/KVM`; None for any other thread."""
+    """Return the vCPU number of a QEMU thread by its name, `CPU n/KVM` (emulated: TCG); None for any other thread."""
     match = _VCPU_THREAD.fullmatch(thread_name)
     return int(match[1]) if match else None
 
