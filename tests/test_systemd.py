@@ -64,7 +64,8 @@ def test_the_daemon_is_a_unit(machine: Machine) -> None:
         return machine.run(["systemctl", "show", "--value", *properties, "virt-rapld"]).stdout.split()
 
     machine.run(["systemd-analyze", "verify", "--man=no", "/etc/systemd/system/virt-rapld.service"])
-    machine.run(["systemctl", "start", "virt-rapld"])
+    machine.run(["systemctl", "enable", "--now", "virt-rapld"])
+    assert machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout.strip() == "enabled"
     modes = machine.run(["stat", "-c", "%a %U", "/var/lib/virt-rapl", "/var/lib/virt-rapl/ledger.db"]).stdout
     assert modes.splitlines() == ["750 root", "640 root"]
     assert machine.run(["stat", "-c", "%a %U", "/run/virt-rapl/status.sock"]).stdout == "660 root\n"
