@@ -81,8 +81,9 @@ def start(xml: str, config_path: Path, stderr: TextIO) -> int:
         record.owner_uid, record.owner_gid = _owner(domxml.dac_label(xml))
         # Before anything can go wrong: what the wrapper reads if we do not come back.
         registry.write(record)
-        domxml.check(xml, str(registry.path(uuid, "sock")))
-        domxml.check_takes_effect(xml, str(registry.path(uuid, "sock")))
+        socket = str(registry.path(uuid, "sock"))
+        domxml.check(xml, socket)
+        domxml.check_takes_effect(xml, socket)
         check_host()
         instances.start(record, registry, config.start_deadline)
         _enter(record, "ready", "")
