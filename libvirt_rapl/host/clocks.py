@@ -3,9 +3,13 @@
 Two clocks are read. /proc/PID/task/TID/schedstat is a thread's own, and cheap through a descriptor that stays open.
 The CPU clock of the process (clock_gettime(2)) is the sum of all threads it ever had: what the living threads do not
 explain was run by threads that ended since, and is counted with the main thread.
+
+The sum also tells what need not be read. Clocks never go back, so as soon as the threads read so far explain all that
+the process ran, no other has run: no known one, no new one, none that has ended. Most threads of a QEMU sleep.
 """
 
 import contextlib
+import math
 import os
 import resource
 import time
@@ -14,6 +18,10 @@ from pathlib import Path
 
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
 from libvirt_rapl.host.processes import PROC, fields, vcpu_number
+
+
+GONE = (FileNotFoundError, ProcessLookupError)
+"""How /proc says that a thread has ended: its files cannot be opened, or read."""
 
 
 def allow_many_descriptors() -> None:
@@ -27,9 +35,9 @@ def boot_nanoseconds() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ThreadRun:
-    """What one thread did in one interval."""
+    """What one thread did in one interval. Its clock writes the next interval over it."""
 
     tid: int
     name: str
@@ -46,7 +54,8 @@ class ProcessClock:
         self.pid = pid
         self._with_cpu = with_cpu
         self._proc = proc
-        self._threads: dict[int, _Thread] = {}
+        self._threads: list[_Thread] = []
+        """In the order in which they are read: those that ran last come first."""
         self._told = 0
         try:
             self._task = os.open(proc / str(pid) / "task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -54,35 +63,41 @@ class ProcessClock:
             raise ProcessLookupError(f"no process {pid}") from error
         try:
             self._start = self._total()
-            self._read_threads()
+            self._list()
         except OSError:
             self.close()
             raise
+        self._exact = proc == PROC and all(thread.exact for thread in self._threads)
+        """Whether the process and its threads have the same clock. One that counts ticks cannot tell that none ran."""
 
     def advance(self) -> list[ThreadRun]:
         """Return what each living thread ran since the previous call. Raises ProcessLookupError when it has gone.
 
-        Threads come by TID; one that is new is told whole. All calls together tell the whole time of the process.
+        One that is new is told whole. All calls together tell the whole time of the process.
         """
+        for thread in self._threads:
+            thread.run.nanoseconds = 0
         # The total comes first: the threads then explain at least as much, and nothing is told twice.
-        total = self._total() - self._start
-        runs = self._read_threads()
-        self._told += sum(run for run, _ in runs.values())
-        ended = max(0, total - self._told)
-        self._told += ended
-        return [
-            ThreadRun(tid, self._threads[tid].name, run + (ended if tid == self.pid else 0), cpu)
-            for tid, (run, cpu) in runs.items()
-        ]
+        ran = self._total() - self._start - self._told
+        told = self._read(ran if self._exact else math.inf)
+        if told < ran or ran < 0 or not self._exact:  # time goes back when another process has the PID
+            told += self._list()
+        if told < ran:
+            for thread in self._threads:
+                if thread.run.tid == self.pid:
+                    thread.run.nanoseconds += ran - told
+            told = ran
+        self._told += told
+        return [thread.run for thread in self._threads]
 
     def vcpu_tids(self) -> dict[int, int]:
         """Return the TID of each vCPU that was there at the last reading, by vCPU number."""
-        numbers = {tid: vcpu_number(thread.name) for tid, thread in self._threads.items()}
+        numbers = {thread.run.tid: vcpu_number(thread.run.name) for thread in self._threads}
         return {vcpu: tid for tid, vcpu in numbers.items() if vcpu is not None}
 
     def close(self) -> None:
         """Let go of the process."""
-        for thread in self._threads.values():
+        for thread in self._threads:
             thread.close()
         self._threads.clear()
         os.close(self._task)
@@ -97,24 +112,46 @@ class ProcessClock:
             raise ProcessLookupError(f"no process {self.pid}") from error
         return (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK
 
-    def _read_threads(self) -> dict[int, tuple[int, int | None]]:
-        """Time since the previous reading and last CPU of each thread that is there now."""
-        tids = {int(name) for name in os.listdir(self._task)}  # noqa: PTH208  Path knows no descriptors
+    def _read(self, enough: float) -> int:
+        """Read the known threads until what they ran is `enough`, and return that; threads that ended are let go."""
+        told = 0
+        ended, slept = [], False
+        for thread in self._threads:
+            if told >= enough:
+                break
+            try:
+                ran = thread.advance()
+            except GONE:
+                ended.append(thread)
+                continue
+            told += ran
+            slept = slept or not ran
+        for thread in ended:
+            self._forget(thread)
+        if slept and self._exact:
+            self._threads.sort(key=lambda thread: thread.run.nanoseconds == 0)
+        return told
+
+    def _list(self) -> int:
+        """Take up threads that are new, let go those no longer there, and return what the new ones ran."""
+        try:
+            tids = {int(name) for name in os.listdir(self._task)}  # noqa: PTH208  Path knows no descriptors
+        except FileNotFoundError:
+            tids = set()
         if not tids:
             raise ProcessLookupError(f"no process {self.pid}")
-        for tid in self._threads.keys() - tids:
-            self._threads.pop(tid).close()
-        runs = {}
-        for tid in sorted(tids):
-            try:
-                if tid not in self._threads:
-                    self._threads[tid] = _Thread(self._task, tid, with_cpu=self._with_cpu)
-                runs[tid] = self._threads[tid].advance()
-            except (FileNotFoundError, ProcessLookupError):
-                # It ended just now. A new thread of the same TID is taken up at the next reading.
-                if thread := self._threads.pop(tid, None):
-                    thread.close()
-        return runs
+        for thread in [thread for thread in self._threads if thread.run.tid not in tids]:
+            self._forget(thread)
+        told = 0
+        for tid in sorted(tids - {thread.run.tid for thread in self._threads}):
+            with contextlib.suppress(*GONE):  # it ended just now; that is noticed when it is read next
+                self._threads.append(_Thread(self._task, tid, with_cpu=self._with_cpu))
+                told += self._threads[-1].advance()
+        return told
+
+    def _forget(self, thread: "_Thread") -> None:
+        self._threads.remove(thread)
+        thread.close()
 
 
 class _Thread:
@@ -122,7 +159,7 @@ class _Thread:
 
     def __init__(self, task: int, tid: int, *, with_cpu: bool) -> None:
         """Open the thread's files below `task`, a descriptor of /proc/PID/task. Raises OSError when it has gone."""
-        self.name = ""
+        self.run = ThreadRun(tid, "", 0, None)
         self._readings = 0
         self._run_ns = 0
         self._with_cpu = with_cpu
@@ -131,6 +168,7 @@ class _Thread:
         self._stat: int | None = None
         with contextlib.suppress(FileNotFoundError):  # not every kernel has it; ticks are everywhere
             self._schedstat = self._open("schedstat")
+        self.exact = self._schedstat is not None
         try:
             if with_cpu or self._schedstat is None:
                 self._stat = self._open("stat")
@@ -138,24 +176,31 @@ class _Thread:
             self.close()
             raise
 
-    def advance(self) -> tuple[int, int | None]:
-        """Return nanoseconds run since the previous call, or since the thread began, and its last CPU."""
-        self._readings += 1
-        if self._readings <= 2:  # a new thread carries its maker's name until it has set its own
+    def advance(self) -> int:
+        """Add to `run`, and return, nanoseconds since the previous call, or since the thread began."""
+        if self._readings < 2:  # a new thread carries its maker's name until it has set its own
+            self._readings += 1
             with open(self._open("comm"), "rb") as file:
-                self.name = file.read().decode(errors="replace").rstrip("\n")
-        stat = [] if self._stat is None else fields(os.pread(self._stat, 1024, 0).decode(errors="replace"))
+                self.run.name = file.read().decode(errors="replace").rstrip("\n")
         if self._schedstat is None:
+            stat = self._read_stat()
             run_ns = (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK
         else:
             run_ns = int(os.pread(self._schedstat, 64, 0).split()[0])
-        since, self._run_ns = run_ns - self._run_ns, run_ns
-        return since, int(stat[36]) if self._with_cpu else None
+        ran, self._run_ns = run_ns - self._run_ns, run_ns
+        if self._with_cpu and (ran or self.run.cpu is None):
+            self.run.cpu = int(self._read_stat()[36])
+        self.run.nanoseconds += ran
+        return ran
 
     def close(self) -> None:
         for descriptor in (self._schedstat, self._stat):
             if descriptor is not None:
                 os.close(descriptor)
+
+    def _read_stat(self) -> list[str]:
+        assert self._stat is not None
+        return fields(os.pread(self._stat, 1024, 0).decode(errors="replace"))
 
     def _open(self, name: str) -> int:
         task, tid = self._directory
