@@ -9,7 +9,6 @@ the process ran, no other has run: no known one, no new one, none that has ended
 """
 
 import contextlib
-import math
 import os
 import resource
 import time
@@ -18,10 +17,6 @@ from pathlib import Path
 
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
 from libvirt_rapl.host.processes import PROC, fields, vcpu_number
-
-
-GONE = (FileNotFoundError, ProcessLookupError)
-"""How /proc says that a thread has ended: its files cannot be opened, or read."""
 
 
 def allow_many_descriptors() -> None:
@@ -40,9 +35,10 @@ class ThreadRun:
     """What one thread did in one interval. Its clock writes the next interval over it."""
 
     tid: int
-    name: str
-    nanoseconds: int
-    cpu: int | None
+    vcpu: int | None = None
+    """Number of the vCPU it runs, if that is what it does."""
+    nanoseconds: int = 0
+    cpu: int | None = None
     """Where it ran last; None when that is not asked for."""
 
 
@@ -54,8 +50,17 @@ class ProcessClock:
         self.pid = pid
         self._with_cpu = with_cpu
         self._proc = proc
-        self._threads: list[_Thread] = []
-        """In the order in which they are read: those that ran last come first."""
+        self._real = proc == PROC
+        self._exact = self._real and (proc / str(pid) / "schedstat").exists()
+        """Whether both clocks count nanoseconds. One that counts ticks cannot tell that nothing ran."""
+        self._threads: dict[int, _Thread] = {}
+        """Those that are followed, by TID."""
+        self._rest = ThreadRun(pid)
+        """What all others ran."""
+        self._seen: dict[int, int] = {}
+        """How often the name of each thread was read: a new one carries its maker's until it has set its own."""
+        self._links = 0
+        """Link count of the directory of threads when they were listed: it tells their number. 0 to list them again."""
         self._told = 0
         try:
             self._task = os.open(proc / str(pid) / "task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,41 +68,43 @@ class ProcessClock:
             raise ProcessLookupError(f"no process {pid}") from error
         try:
             self._start = self._total()
-            self._list()
+            self._list(0)
         except OSError:
             self.close()
             raise
-        self._exact = proc == PROC and all(thread.exact for thread in self._threads)
-        """Whether the process and its threads have the same clock. One that counts ticks cannot tell that none ran."""
 
     def advance(self) -> list[ThreadRun]:
-        """Return what each living thread ran since the previous call. Raises ProcessLookupError when it has gone.
+        """Return what the process ran since the previous call. Raises ProcessLookupError when it has gone.
 
-        One that is new is told whole. All calls together tell the whole time of the process.
+        Threads that are not followed, and those that have ended, come first, together under the TID of the main thread.
+        A thread that is new is told whole. All calls together tell the whole time of the process.
         """
-        for thread in self._threads:
-            thread.run.nanoseconds = 0
         # The total comes first: the threads then explain at least as much, and nothing is told twice.
         ran = self._total() - self._start - self._told
-        told = self._read(ran if self._exact else math.inf)
-        if told < ran or ran < 0 or not self._exact:  # time goes back when another process has the PID
-            told += self._list()
-        if told < ran:
-            for thread in self._threads:
-                if thread.run.tid == self.pid:
-                    thread.run.nanoseconds += ran - told
-            told = ran
-        self._told += told
-        return [thread.run for thread in self._threads]
+        if ran or not self._exact:
+            told = self._read()
+            # Time goes back when another process has the PID: then there is no thread left.
+            if (told < ran and self._links != os.fstat(self._task).st_nlink) or ran < 0 or not self._exact:
+                told += self._list(ran - told)
+            self._rest.nanoseconds = max(0, ran - told)
+            self._told += max(ran, told)
+        else:
+            self._rest.nanoseconds = 0
+            for thread in self._threads.values():
+                thread.nanoseconds = 0
+        return [self._rest, *self._threads.values()]
+
+    def look_again(self) -> None:
+        """Look for threads that are new at the next call, also when there are as many as before."""
+        self._links = 0
 
     def vcpu_tids(self) -> dict[int, int]:
-        """Return the TID of each vCPU that was there at the last reading, by vCPU number."""
-        numbers = {thread.run.tid: vcpu_number(thread.run.name) for thread in self._threads}
-        return {vcpu: tid for tid, vcpu in numbers.items() if vcpu is not None}
+        """Return the TID of each vCPU that was there when threads were listed last, by vCPU number."""
+        return {thread.vcpu: thread.tid for thread in self._threads.values() if thread.vcpu is not None}
 
     def close(self) -> None:
         """Let go of the process."""
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.close()
         self._threads.clear()
         os.close(self._task)
@@ -105,92 +112,102 @@ class ProcessClock:
     def _total(self) -> int:
         """Nanoseconds of all threads there ever were. A tree that is not the real /proc has them in ticks only."""
         try:
-            if self._proc == PROC:
+            if self._real:
                 return time.clock_gettime_ns(~self.pid << 3 | 2)  # the CPU clock of a process, clock_getcpuclockid(3)
             stat = fields((self._proc / str(self.pid) / "stat").read_text(errors="replace"))
         except OSError as error:
             raise ProcessLookupError(f"no process {self.pid}") from error
         return (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK
 
-    def _read(self, enough: float) -> int:
-        """Read the known threads until what they ran is `enough`, and return that; threads that ended are let go."""
+    def _read(self) -> int:
+        """Read the followed threads and return what they ran; one that has ended is let go."""
         told = 0
-        ended, slept = [], False
-        for thread in self._threads:
-            if told >= enough:
-                break
+        ended = []
+        for tid, thread in self._threads.items():
             try:
-                ran = thread.advance()
-            except GONE:
-                ended.append(thread)
-                continue
-            told += ran
-            slept = slept or not ran
-        for thread in ended:
-            self._forget(thread)
-        if slept and self._exact:
-            self._threads.sort(key=lambda thread: thread.run.nanoseconds == 0)
+                told += thread.advance()
+            except ProcessLookupError:
+                ended.append(tid)
+        for tid in ended:
+            self._threads.pop(tid).close()
+            self.look_again()  # another may have taken its place in the number
+        if self._with_cpu and (main := self._threads.get(self.pid)):
+            self._rest.cpu = main.cpu
         return told
 
-    def _list(self) -> int:
-        """Take up threads that are new, let go those no longer there, and return what the new ones ran."""
+    def _list(self, unexplained: int) -> int:
+        """Take up threads that are new, let go those no longer there, and return what the new ones ran.
+
+        That is no more than is `unexplained`: what one ran before it was known to be a vCPU's was told with the rest.
+        """
+        self._links = os.fstat(self._task).st_nlink
         try:
             tids = {int(name) for name in os.listdir(self._task)}  # noqa: PTH208  Path knows no descriptors
         except FileNotFoundError:
             tids = set()
         if not tids:
             raise ProcessLookupError(f"no process {self.pid}")
-        for thread in [thread for thread in self._threads if thread.run.tid not in tids]:
-            self._forget(thread)
+        for tid in self._threads.keys() - tids:
+            self._threads.pop(tid).close()
+        self._seen = {tid: self._seen.get(tid, 0) for tid in tids}
         told = 0
-        for tid in sorted(tids - {thread.run.tid for thread in self._threads}):
-            with contextlib.suppress(*GONE):  # it ended just now; that is noticed when it is read next
-                self._threads.append(_Thread(self._task, tid, with_cpu=self._with_cpu))
-                told += self._threads[-1].advance()
+        for tid in sorted(tids):
+            if self._seen[tid] < 2:
+                # It may end at any time: it then is as if it had not been listed.
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    told += self._take_up(tid, unexplained - told)
         return told
 
-    def _forget(self, thread: "_Thread") -> None:
-        self._threads.remove(thread)
-        thread.close()
+    def _take_up(self, tid: int, unexplained: int) -> int:
+        """Follow a thread if it is one to be followed; return what it ran if it is new."""
+        name = _read(self._task, f"{tid}/comm").decode(errors="replace").rstrip("\n")
+        vcpu = vcpu_number(name)
+        self._seen[tid] += 1
+        if self._seen[tid] < 2:
+            self.look_again()
+        if thread := self._threads.get(tid):
+            thread.vcpu = vcpu
+        elif vcpu is not None or self._with_cpu:
+            thread = self._threads[tid] = _Thread(self._task, tid, with_cpu=self._with_cpu)
+            thread.vcpu = vcpu
+            thread.advance()
+            thread.nanoseconds = max(0, min(thread.nanoseconds, unexplained))
+            return thread.nanoseconds
+        return 0
 
 
-class _Thread:
+class _Thread(ThreadRun):
     """One thread's open files. Those of an ended thread answer ESRCH, also when its TID is in use again."""
+
+    __slots__ = ("_run_ns", "_schedstat", "_stat", "_with_cpu")
 
     def __init__(self, task: int, tid: int, *, with_cpu: bool) -> None:
         """Open the thread's files below `task`, a descriptor of /proc/PID/task. Raises OSError when it has gone."""
-        self.run = ThreadRun(tid, "", 0, None)
-        self._readings = 0
+        super().__init__(tid)
         self._run_ns = 0
         self._with_cpu = with_cpu
-        self._directory = (task, tid)
         self._schedstat: int | None = None
         self._stat: int | None = None
         with contextlib.suppress(FileNotFoundError):  # not every kernel has it; ticks are everywhere
-            self._schedstat = self._open("schedstat")
-        self.exact = self._schedstat is not None
+            self._schedstat = _open(task, f"{tid}/schedstat")
         try:
             if with_cpu or self._schedstat is None:
-                self._stat = self._open("stat")
+                self._stat = _open(task, f"{tid}/stat")
         except OSError:
             self.close()
             raise
 
     def advance(self) -> int:
-        """Add to `run`, and return, nanoseconds since the previous call, or since the thread began."""
-        if self._readings < 2:  # a new thread carries its maker's name until it has set its own
-            self._readings += 1
-            with open(self._open("comm"), "rb") as file:
-                self.run.name = file.read().decode(errors="replace").rstrip("\n")
+        """Return, and note, nanoseconds since the previous call, or since the thread began."""
         if self._schedstat is None:
-            stat = self._read_stat()
+            stat = self._fields()
             run_ns = (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK
         else:
-            run_ns = int(os.pread(self._schedstat, 64, 0).split()[0])
-        ran, self._run_ns = run_ns - self._run_ns, run_ns
-        if self._with_cpu and (ran or self.run.cpu is None):
-            self.run.cpu = int(self._read_stat()[36])
-        self.run.nanoseconds += ran
+            run_ns = int(os.pread(self._schedstat, 64, 0).split(None, 1)[0])
+        ran = self.nanoseconds = run_ns - self._run_ns
+        self._run_ns = run_ns
+        if self._with_cpu and (ran or self.cpu is None):
+            self.cpu = int(self._fields()[36])
         return ran
 
     def close(self) -> None:
@@ -198,10 +215,15 @@ class _Thread:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _read_stat(self) -> list[str]:
+    def _fields(self) -> list[str]:
         assert self._stat is not None
         return fields(os.pread(self._stat, 1024, 0).decode(errors="replace"))
 
-    def _open(self, name: str) -> int:
-        task, tid = self._directory
-        return os.open(f"{tid}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=task)
+
+def _open(directory: int, path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+
+
+def _read(directory: int, path: str) -> bytes:
+    with open(_open(directory, path), "rb") as file:
+        return file.read()
