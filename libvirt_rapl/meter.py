@@ -234,21 +234,15 @@ class Meter:
 
     def _domain_times(self, runs: list[ThreadRun]) -> dict[int, DomainTime]:
         """Sort the threads of one domain by the package they ran on last."""
-        vcpus: dict[int, dict[int, int]] = {package: {} for package in self._packages}
-        non_vcpu = dict.fromkeys(self._packages, 0)
-        first = next(iter(self._packages))
+        first, *more = self._packages
+        if not more:  # nobody asks where a thread ran
+            return {first: _domain_time(runs, {})}
+        places: dict[int, list[ThreadRun]] = {package: [] for package in self._packages}
         for run in runs:
-            # With one package nobody asks where a thread ran; a CPU that has just gone off line is the first's.
-            package = first if run.cpu is None else self._package_of.get(run.cpu, first)
-            if run.vcpu is None:
-                non_vcpu[package] += run.nanoseconds
-            else:
-                vcpus[package][run.vcpu] = run.nanoseconds
-        # QEMU makes its vCPU threads a moment after its start; until then its work is vCPU 0's.
-        if not all(vcpus.values()):
-            everywhere = {vcpu: 0 for times in vcpus.values() for vcpu in times} or {0: 0}
-            vcpus = {package: times or everywhere for package, times in vcpus.items()}
-        return {package: DomainTime(times, non_vcpu[package]) for package, times in vcpus.items()}
+            # A CPU that has just gone off line is the first's.
+            places[first if run.cpu is None else self._package_of.get(run.cpu, first)].append(run)
+        everywhere = {run.vcpu: 0 for run in runs if run.vcpu is not None}
+        return {package: _domain_time(there, everywhere) for package, there in places.items()}
 
     def _count(self, given: list[_Given]) -> None:
         """Add up what was given out, and note the power of each."""
@@ -276,3 +270,15 @@ class Meter:
         usage.microjoules += microjoules
         usage.watts += microjoules * 1000 / self._interval_ns  # microjoules per nanosecond are kilowatts
         self._drawing.append(usage)
+
+
+def _domain_time(runs: list[ThreadRun], everywhere: dict[int, int]) -> DomainTime:
+    """Add up what threads of one domain ran on one package; `everywhere` has the vCPUs that it has on any."""
+    vcpus, non_vcpu = {}, 0
+    for run in runs:
+        if run.vcpu is None:
+            non_vcpu += run.nanoseconds
+        else:
+            vcpus[run.vcpu] = run.nanoseconds
+    # QEMU makes its vCPU threads a moment after its start; until then its work is vCPU 0's.
+    return DomainTime(vcpus or everywhere or {0: 0}, non_vcpu)
