@@ -51,14 +51,14 @@ class MachineClock:
         from the call that finds it, LIST_AGAIN_SECONDS after its start at most; what it ran before, and after the last
         call before its end, is not told.
         """
-        runs = self._qemu.advance()
-        if not self._moved:  # libvirt moves a new QEMU to its place in several steps
-            self._moved = True
-            self._open_lists()
+        if time.monotonic() >= self._list_due:
+            if not self._moved:  # libvirt moves a new QEMU to its place in several steps
+                self._open_lists()
+                self._moved = True
             self._list_servants()
-        elif time.monotonic() >= self._list_due:
+            self._list_due = time.monotonic() + LIST_AGAIN_SECONDS
             self._qemu.look_again()
-            self._list_servants()
+        runs = self._qemu.advance()
         return runs + self._advance_servants() if self._servants else runs
 
     def vcpu_tids(self) -> dict[int, int]:
@@ -74,7 +74,6 @@ class MachineClock:
 
     def _list_servants(self) -> None:
         """Take up processes that are new, and let go those that are no longer listed."""
-        self._list_due = time.monotonic() + LIST_AGAIN_SECONDS
         pids = self._listed()
         for pid in self._servants.keys() - pids:
             self._servants.pop(pid).close()
