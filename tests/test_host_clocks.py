@@ -98,9 +98,9 @@ class Kernel:
         self.total = 0
         self.patch = monkeypatch
         monkeypatch.setattr(clocks, "PROC", host.proc)
-        monkeypatch.setattr(clocks.time, "clock_gettime_ns", lambda _: self.total)
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _: self.total)
         for name in ("pread", "listdir"):
-            monkeypatch.setattr(clocks.os, name, self._noting(name))
+            monkeypatch.setattr(os, name, self._noting(name))
 
     def _noting(self, name: str) -> Callable[..., object]:
         original = getattr(os, name)

@@ -28,12 +28,10 @@ class Program:
     """A C program beside this file that is told lines and answers lines; compiled when it is started."""
 
     def __init__(self, directory: Path, name: str, *arguments: str) -> None:
-        binary = directory / name
+        self._binary = binary = directory / name
         if not binary.exists():
             subprocess.run(["cc", "-O2", "-pthread", "-o", binary, HERE / f"{name}.c"], check=True)
-        self._process = subprocess.Popen(
-            [binary, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process = subprocess.Popen([binary, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Self:
         return self
@@ -56,12 +54,12 @@ class Program:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args} ended")
+            raise RuntimeError(f"{self._binary} ended")
         return line.strip()
 
 
 class Herd(Program):
-    """Stand-ins for QEMU: processes of nine threads, named as QEMU names them, that sleep until they are told to run."""
+    """Stand-ins for QEMU: processes of nine threads, named as QEMU's, that sleep until they are told to run."""
 
     def __init__(self, directory: Path, count: int) -> None:
         super().__init__(directory, "herd", str(count))

@@ -29,9 +29,9 @@ from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.meter import Meter
 
-ZONES = {"package-0": "intel-rapl:0", "core": "intel-rapl:0:0", "dram": "intel-rapl:0:1"}
+ZONES = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:0:1": "dram"}
 WARM_UP = 3
-"""Samples that are not counted: threads are taken up, and their names read."""
+"""Samples that are not counted: threads are taken up, and their names read. The first is no interval yet."""
 LISTING = 10
 """Every tenth sample looks for new threads and processes, as the meter does in every tenth second."""
 PHASES = {"read": "_read", "attribute": "_give_out", "count": "_count"}
@@ -71,90 +71,90 @@ def stop_watch(took: dict[str, float], name: str) -> Iterator[None]:
     took[name] = (time.thread_time_ns() - begin) / 1000
 
 
-def measure(directory: Path, pids: list[int], ticks: int, run: Callable[[], None]) -> dict[str, Any]:
-    """Sample `ticks` times: the meter, C and psutil, in turns, while the processes are as they were left by `run`."""
-    host = Host(directory / "host")
-    zones = [host.powercap / entry / "energy_uj" for entry in ZONES.values()]
+class Rivals:
+    """The meter, C and psutil, on the same processes."""
 
-    def count(energy: int) -> None:
-        for part, (name, entry) in enumerate(ZONES.items(), 1):
+    def __init__(self, meter: TimedMeter, pids: list[int], same: programs.Reads, plain: programs.Reads) -> None:
+        import psutil  # after memory was measured
+
+        self._meter = meter
+        self._processes = domains(pids)
+        self._psutil = [psutil.Process(pid) for pid in pids]
+        self._programs = {"c_same": same, "c_all": plain}
+
+    def compete(self, first: int, *, listing: bool) -> tuple[dict[str, float], list[int]]:
+        """Sample once each, one of them first. Return what it took, and what the processes ran by each one's word."""
+        took: dict[str, float] = {}
+        ran: dict[str, int] = {}
+        turns = ["ours", *self._programs, "psutil"]
+        for name in turns[first % 4 :] + turns[: first % 4]:
+            if name == "ours":
+                before = self._meter.told_ns
+                self._meter.set_listing(listing)
+                with stop_watch(took, name):
+                    self._meter.sample(self._processes)
+                ran[name] = self._meter.told_ns - before
+            elif name == "psutil":
+                with stop_watch(took, name):
+                    self._ask_psutil()
+            else:
+                cost = self._programs[name].sample(listing=listing)
+                took[name], ran[name] = cost.cpu_ns / 1000, cost.ran_ns
+        return took | self._meter.took, list(ran.values())
+
+    def _ask_psutil(self) -> None:
+        for process in self._psutil:
+            process.cpu_times()
+            process.threads()
+
+
+def measure(directory: Path, pids: list[int], ticks: int, run: Callable[[], None]) -> dict[str, Any]:
+    """Let the rivals sample `ticks` times in turns, while the processes are as they were left by `run`."""
+    host = Host(directory / "host")
+    energy = 0
+
+    def next_second() -> None:
+        nonlocal energy
+        run()
+        energy += 50_000_000
+        for part, (entry, name) in enumerate(ZONES.items(), 1):
             host.zone(entry, name, energy // part)
 
-    count(0)
+    next_second()
     before = memory.of(os.getpid())
     meter = TimedMeter(host)
-    processes = [(f"00000000-0000-0000-0000-{pid:012}", pid) for pid in pids]
+    for _ in range(WARM_UP):
+        next_second()
+        meter.sample(domains(pids))
+    after = memory.of(os.getpid())
     took: dict[str, list[float]] = defaultdict(list)
     listing: dict[str, list[float]] = defaultdict(list)
-    sums: list[tuple[int, ...]] = []
-    told = 0
-    with contextlib.ExitStack() as stack:
-        same, plain = (
-            stack.enter_context(programs.Reads(directory, what, zones, pids)) for what in ("same", "all")
-        )
-        grown: dict[str, int] = {}
-        psutil_sample: Callable[[], None] = lambda: None
-        for tick in range(WARM_UP + ticks):
-            run()
-            count((tick + 1) * 50_000_000)
+    zones = [host.powercap / entry / "energy_uj" for entry in ZONES]
+    with (
+        programs.Reads(directory, "same", zones, pids) as same,
+        programs.Reads(directory, "all", zones, pids) as plain,
+    ):
+        rivals = Rivals(meter, pids, same, plain)
+        sums = []
+        for tick in range(ticks):
+            next_second()
             lists = tick % LISTING == LISTING - 1
-            now: dict[str, float] = {}
-
-            def ours() -> None:
-                meter.set_listing(lists or tick < WARM_UP)
-                with stop_watch(now, "ours"):
-                    meter.sample(processes)
-
-            costs: dict[str, programs.Cost] = {}
-
-            def theirs(name: str, program: programs.Reads) -> Callable[[], None]:
-                def sample() -> None:
-                    costs[name] = program.sample(listing=lists)
-                    now[name] = costs[name].cpu_ns / 1000
-
-                return sample
-
-            def peer() -> None:
-                with stop_watch(now, "psutil"):
-                    psutil_sample()
-
-            turns = [ours, theirs("c_same", same), theirs("c_all", plain), peer]
-            for turn in turns[tick % 4 :] + turns[: tick % 4]:
-                turn()
-            if tick == WARM_UP - 1:
-                grown = {name: size - before[name] for name, size in memory.of(os.getpid()).items()}
-                psutil_sample = with_psutil(pids)
-                psutil_sample()
-            if tick >= WARM_UP:
-                now |= meter.took
-                for name, microseconds in now.items():
-                    (listing if lists and name != "psutil" else took)[name].append(microseconds / len(pids))
-                sums.append((meter.told_ns - told, costs["c_same"].ran_ns, costs["c_all"].ran_ns))
-            told = meter.told_ns
+            microseconds, ran = rivals.compete(tick, listing=lists)
+            for name, each in microseconds.items():
+                (listing if lists else took)[name].append(each / len(pids))
+            sums.append(ran)
     figures = {name: median(values) for name, values in took.items()}
     return {
         "domains": len(pids),
         "microseconds": figures,
-        "listing_microseconds": {
-            name: (median(values) - figures[name]) / LISTING for name, values in listing.items() if name in figures
-        },
-        "memory": {**memory.of(os.getpid()), **{f"grown_{name}": size for name, size in grown.items()}},
+        "listing_microseconds": {name: (median(all_) - figures[name]) / LISTING for name, all_ in listing.items()},
+        "memory": {**after, **{f"grown_{name}": size - before[name] for name, size in after.items()}},
         "ran_ns": sums,
     }
 
 
-def with_psutil(pids: list[int]) -> Callable[[], None]:
-    """Return a function that reads with psutil what the meter reads of processes."""
-    import psutil  # after memory was measured
-
-    processes = [psutil.Process(pid) for pid in pids]
-
-    def sample() -> None:
-        for process in processes:
-            process.cpu_times()
-            process.threads()
-
-    return sample
+def domains(pids: list[int]) -> list[tuple[str, int]]:
+    return [(f"00000000-0000-0000-0000-{pid:012}", pid) for pid in pids]
 
 
 def main() -> None:
