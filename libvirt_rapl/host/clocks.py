@@ -1,11 +1,11 @@
-"""How long each thread of a process ran, in nanoseconds.
+"""How long a process, and the vCPUs' threads in it, ran, in nanoseconds.
 
-Two clocks are read. /proc/PID/task/TID/schedstat is a thread's own, and cheap through a descriptor that stays open.
-The CPU clock of the process (clock_gettime(2)) is the sum of all threads it ever had: what the living threads do not
-explain was run by threads that ended since, and is counted with the main thread.
+Two clocks are read. The CPU clock of the process (clock_gettime(2)) is the sum of all threads it ever had: those that
+came and went between two readings are in it. /proc/PID/task/TID/schedstat is a thread's own, and cheap through a
+descriptor that stays open. What the threads that are followed do not explain of the sum, others ran.
 
-The sum also tells what need not be read. Clocks never go back, so as soon as the threads read so far explain all that
-the process ran, no other has run: no known one, no new one, none that has ended. Most threads of a QEMU sleep.
+The vCPUs' threads are followed; all are where it matters on which CPU something ran. Clocks never go back: while
+the sum stands still no thread has run, and while the followed threads explain it no other has.
 """
 
 import contextlib

@@ -152,8 +152,9 @@ def show(document: dict[str, Any]) -> None:
         asked, ours = found["libvirt"], found["sampled"]["microseconds"]["ours"]
         cpu, wall = asked["cpu_microseconds"], asked["wall_microseconds"]
         print(
-            f"\nlibvirt: virConnectGetAllDomainStats of {asked['domains']} real guests costs per domain {cpu:.0f} us of "
-            f"CPU time (libvirtd and client), {cpu / ours:.0f} x ours, and {wall:.0f} us of wall time, {wall / ours:.0f} x"
+            f"\nlibvirt: virConnectGetAllDomainStats of {asked['domains']} real guests costs per domain\n"
+            f"  {cpu:.0f} us of CPU time (libvirtd and client), {cpu / ours:.0f} x ours\n"
+            f"  {wall:.0f} us of wall time, {wall / ours:.0f} x ours"
         )
     if grown := document.get("growth"):
         print(
