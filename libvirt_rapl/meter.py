@@ -7,6 +7,7 @@ processes that serve it in its cgroup.
 """
 
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.host.cgroups import MachineClock
-from libvirt_rapl.host.clocks import ThreadRun, boot_nanoseconds
-from libvirt_rapl.host.cpus import busy_nanoseconds, packages
+from libvirt_rapl.host.clocks import ThreadRun
+from libvirt_rapl.host.cpus import BusyClock, packages
 from libvirt_rapl.host.processes import PROC, vcpu_number
 from libvirt_rapl.host.source import Source
 from libvirt_rapl.host.zones import EnergyCounter, Zone
@@ -85,12 +86,11 @@ class Meter:
         sys: Path,
         proc: Path = PROC,
         model: str = "capacity",
-        clock: Callable[[], int] = boot_nanoseconds,
+        clock: Callable[[int], int] = time.clock_gettime_ns,
     ) -> None:
         """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.attribution.
 
-        `clock` tells nanoseconds; those in which the machine is suspended count, as the zones count them too. Nothing
-        is read yet.
+        `clock` tells the nanoseconds of a clock by its id. Nothing is read yet.
         """
         self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
         self.domains: defaultdict[str, DomainUsage] = defaultdict(DomainUsage)
@@ -107,6 +107,7 @@ class Meter:
         self._proc = proc
         self._clock = clock
         self._time = 0
+        self._busy_clock = BusyClock(proc, clock)
         self._busy: dict[int, int] = {}
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
@@ -149,13 +150,14 @@ class Meter:
         `processes`: UUID and PID of each running domain. One that has just ended, or a zone that cannot be read, costs
         nothing but its own reading. Raises OSError or ValueError when /proc or sysfs itself does not tell.
         """
-        last_time, self._time = self._time, self._clock()
+        # Nanoseconds in which the machine is suspended count, as the zones count then too.
+        last_time, self._time = self._time, self._clock(time.CLOCK_BOOTTIME)
         if not last_time:
             self._listed = self._time
         elif self._time - self._listed >= LIST_AGAIN_NS:
             self._list_zones()
         counted = [(counter.zone, counter.advance(self._time)) for counter in self._counters.values()]
-        last_busy, self._busy = self._busy, busy_nanoseconds(self._proc)
+        last_busy, self._busy = self._busy, self._busy_clock.read()
         if self._busy.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
             self._packages = packages(self._sys)
             self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}

@@ -45,7 +45,7 @@ MODELS = CHOICES["model"]
             [55, 0, 45],
             [100, 0, 0],
             [80, 0, 20],
-            id="busy ticks lag behind",
+            id="busy time lags behind",
         ),
         pytest.param(
             2,
