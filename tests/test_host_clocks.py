@@ -31,10 +31,11 @@ def test_what_each_thread_ran(host: Host) -> None:
     clock.close()
 
 
-def test_ticks_where_there_is_no_schedstat(host: Host) -> None:
-    host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=False)
+@pytest.mark.parametrize("schedstat", [None, "0 0 0\n"])
+def test_ticks_where_there_is_no_schedstat(host: Host, schedstat: str | None) -> None:
+    host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=schedstat)
     clock = ProcessClock(7, with_cpu=False, proc=host.proc)
-    host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=False)
+    host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=schedstat)
     assert clock.advance() == [ThreadRun(7, QEMU, 60 * MS, None), ThreadRun(9, "CPU 0/KVM", 330 * MS, None)]
     clock.close()
 

@@ -3,9 +3,10 @@
 Two clocks are read. /proc/PID/task/TID/schedstat is a thread's own, and cheap through a descriptor that stays open.
 The CPU clock of the process (clock_gettime(2)) is the sum of all threads it ever had: what the living threads do not
 explain was run by threads that ended since, and is counted with the main thread.
+
+Where the kernel keeps no schedstat, threads have the clock of /proc/PID/task/TID/stat, which counts ticks.
 """
 
-import contextlib
 import os
 import resource
 import time
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
-from libvirt_rapl.host.processes import PROC, fields, vcpu_number
+from libvirt_rapl.host.processes import PROC, fields, read, vcpu_number
+
+NOT_COUNTED = "0 0 0\n"
+"""schedstat of every thread where Linux before 5.14 keeps none (no CONFIG_SCHEDSTATS, delay accounting off)."""
 
 
 def allow_many_descriptors() -> None:
@@ -54,6 +58,8 @@ class ProcessClock:
             raise ProcessLookupError(f"no process {pid}") from error
         try:
             self._start = self._total()
+            # The main thread has run. Some kernels have no such file at all.
+            self._in_ticks = (read(proc / f"{pid}/task/{pid}/schedstat") or NOT_COUNTED) == NOT_COUNTED
             self._read_threads()
         except OSError:
             self.close()
@@ -108,7 +114,7 @@ class ProcessClock:
         for tid in sorted(tids):
             try:
                 if tid not in self._threads:
-                    self._threads[tid] = _Thread(self._task, tid, with_cpu=self._with_cpu)
+                    self._threads[tid] = _Thread(self._task, tid, in_ticks=self._in_ticks, with_cpu=self._with_cpu)
                 runs[tid] = self._threads[tid].advance()
             except (FileNotFoundError, ProcessLookupError):
                 # It ended just now. A new thread of the same TID is taken up at the next reading.
@@ -120,19 +126,17 @@ class ProcessClock:
 class _Thread:
     """One thread's open files. Those of an ended thread answer ESRCH, also when its TID is in use again."""
 
-    def __init__(self, task: int, tid: int, *, with_cpu: bool) -> None:
+    def __init__(self, task: int, tid: int, *, in_ticks: bool, with_cpu: bool) -> None:
         """Open the thread's files below `task`, a descriptor of /proc/PID/task. Raises OSError when it has gone."""
         self.name = ""
         self._readings = 0
         self._run_ns = 0
         self._with_cpu = with_cpu
         self._directory = (task, tid)
-        self._schedstat: int | None = None
+        self._schedstat = None if in_ticks else self._open("schedstat")
         self._stat: int | None = None
-        with contextlib.suppress(FileNotFoundError):  # not every kernel has it; ticks are everywhere
-            self._schedstat = self._open("schedstat")
         try:
-            if with_cpu or self._schedstat is None:
+            if with_cpu or in_ticks:
                 self._stat = self._open("stat")
         except OSError:
             self.close()
