@@ -8,12 +8,13 @@ processes that serve it in its cgroup.
 
 import contextlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
-from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
+from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, before_moving, together
 from libvirt_rapl.host.cgroups import MachineClock
 from libvirt_rapl.host.clocks import ThreadRun
 from libvirt_rapl.host.cpus import BusyClock, packages
@@ -111,6 +112,7 @@ class Meter:
         self._busy: dict[int, int] = {}
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
+        self._first = 0
         self._processes: dict[str, MachineClock] = {}
         self._ended: dict[str, int] = {}
         """PIDs of processes that have ended and that the caller still names."""
@@ -161,13 +163,20 @@ class Meter:
         if self._busy.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
             self._packages = packages(self._sys)
             self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}
-        domain_times = {uuid: self._domain_times(runs) for uuid, runs in self._thread_runs(processes).items()}
+            self._first = min(self._packages)
+        busy = {
+            package: sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
+            for package, cpus in self._packages.items()
+        }
+        runs = self._thread_runs(processes)
+        moves = self._moves(runs.values(), busy)
+        domain_times = {uuid: self._domain_times(own, moves) for uuid, own in runs.items()}
         if not last_time:
             return
         self._interval_ns = self._time - last_time
         for usage in self._usages():
             usage.watts = 0.0
-        works = {package: self._work(package, last_busy, domain_times) for package in self._packages}
+        works = {package: self._work(package, ran, domain_times) for package, ran in busy.items()}
         machine = together(works.values())
         for zone, microjoules in counted:
             if microjoules is not None:
@@ -203,28 +212,46 @@ class Meter:
                 )
         return runs
 
-    def _work(self, package: int, last_busy: dict[int, int], domains: dict[str, dict[int, DomainTime]]) -> Work:
-        cpus = self._packages[package]
-        busy = sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
+    def _work(self, package: int, busy: int, domains: dict[str, dict[int, DomainTime]]) -> Work:
         runs = {uuid: times[package].total for uuid, times in domains.items()}
-        return Work(self._interval_ns * len(cpus), busy, runs)
+        return Work(self._interval_ns * len(self._packages[package]), busy, runs)
 
-    def _domain_times(self, runs: list[ThreadRun]) -> dict[int, DomainTime]:
-        """Sort the threads of one domain by the package they ran on last."""
+    def _moves(self, domains: Iterable[list[ThreadRun]], busy: dict[int, int]) -> dict[tuple[int, int], Fraction]:
+        """How much of the time of threads that moved from one package to another was before they moved."""
+        if len(self._packages) == 1:
+            return {}
+        times: Counter[tuple[int, int]] = Counter()
+        for runs in domains:
+            for run in runs:
+                times[self._way(run)] += run.nanoseconds
+        before = before_moving(times, busy)
+        return {way: Fraction(before[way], times[way]) for way in before if times[way]}
+
+    def _domain_times(self, runs: list[ThreadRun], moves: dict[tuple[int, int], Fraction]) -> dict[int, DomainTime]:
+        """Sort the time of one domain's threads by package."""
         vcpus: dict[int, dict[int, int]] = {package: {} for package in self._packages}
         non_vcpu = dict.fromkeys(self._packages, 0)
-        first = min(self._packages)
         for run in runs:
-            # With one package nobody asks where a thread ran; a CPU that has just gone off line is the first's.
-            package = first if run.cpu is None else self._package_of.get(run.cpu, first)
+            first, last = self._way(run)
             vcpu = vcpu_number(run.name)
-            if vcpu is None:
-                non_vcpu[package] += run.nanoseconds
-            else:
-                vcpus[package][vcpu] = run.nanoseconds
+            parts = {last: run.nanoseconds}
+            if before := int(run.nanoseconds * moves.get((first, last), 0)):
+                parts = {first: before, last: run.nanoseconds - before}
+            for package, nanoseconds in parts.items():
+                if vcpu is None:
+                    non_vcpu[package] += nanoseconds
+                else:
+                    vcpus[package][vcpu] = nanoseconds
         # QEMU makes its vCPU threads a moment after its start; until then its work is vCPU 0's.
         everywhere = {vcpu: 0 for times in vcpus.values() for vcpu in times} or {0: 0}
         return {package: DomainTime(times or everywhere, non_vcpu[package]) for package, times in vcpus.items()}
+
+    def _way(self, run: ThreadRun) -> tuple[int, int]:
+        """Return the packages on which a thread was at the beginning and at the end of the interval."""
+        if run.cpu is None or run.cpu_before is None:  # with one package nobody asks
+            return self._first, self._first
+        # A CPU that has just gone off line is the first package's.
+        return self._package_of.get(run.cpu_before, self._first), self._package_of.get(run.cpu, self._first)
 
     def _add(self, zone: Zone, microjoules: int, work: Work, domains: dict[str, dict[int, DomainTime]]) -> None:
         """Give out what a zone counted in the last interval."""

@@ -26,8 +26,8 @@ def test_what_each_thread_ran(host: Host) -> None:
     host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS, cpu=1)})
     clock = ProcessClock(7, with_cpu=True, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 12 * MS), 9: Thread("CPU 0/KVM", 905 * MS, cpu=0)})
-    assert clock.advance() == [ThreadRun(7, QEMU, 2 * MS, 0), ThreadRun(9, "CPU 0/KVM", 900 * MS, 0)]
-    assert clock.advance() == [ThreadRun(7, QEMU, 0, 0), ThreadRun(9, "CPU 0/KVM", 0, 0)]
+    assert clock.advance() == [ThreadRun(7, QEMU, 2 * MS, 0, 0), ThreadRun(9, "CPU 0/KVM", 900 * MS, 1, 0)]
+    assert clock.advance() == [ThreadRun(7, QEMU, 0, 0, 0), ThreadRun(9, "CPU 0/KVM", 0, 0, 0)]
     clock.close()
 
 
@@ -36,7 +36,7 @@ def test_ticks_where_there_is_no_schedstat(host: Host, schedstat: str | None) ->
     host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=schedstat)
     clock = ProcessClock(7, with_cpu=False, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=schedstat)
-    assert clock.advance() == [ThreadRun(7, QEMU, 60 * MS, None), ThreadRun(9, "CPU 0/KVM", 330 * MS, None)]
+    assert clock.advance() == [ThreadRun(7, QEMU, 60 * MS, None, None), ThreadRun(9, "CPU 0/KVM", 330 * MS, None, None)]
     clock.close()
 
 
@@ -45,8 +45,8 @@ def test_threads_that_ended_are_counted_with_the_main_thread(host: Host) -> None
     clock = ProcessClock(7, with_cpu=False, proc=host.proc)
     # worker 9 ran 50 ms more and ended, another came and went with 30 ms
     host.process(7, {7: Thread(QEMU, 20 * MS)}, ended_ns=180 * MS)
-    assert clock.advance() == [ThreadRun(7, QEMU, 100 * MS, None)]
-    assert clock.advance() == [ThreadRun(7, QEMU, 0, None)]
+    assert clock.advance() == [ThreadRun(7, QEMU, 100 * MS, None, None)]
+    assert clock.advance() == [ThreadRun(7, QEMU, 0, None, None)]
     clock.close()
 
 

@@ -38,8 +38,10 @@ class ThreadRun:
     tid: int
     name: str
     nanoseconds: int
+    cpu_before: int | None
+    """Where it had run last when the interval began; None when that is not asked for."""
     cpu: int | None
-    """Where it ran last; None when that is not asked for."""
+    """Where it ran last."""
 
 
 class ProcessClock:
@@ -73,12 +75,12 @@ class ProcessClock:
         # The total comes first: the threads then explain at least as much, and nothing is told twice.
         total = self._total() - self._start
         runs = self._read_threads()
-        self._told += sum(run for run, _ in runs.values())
+        self._told += sum(run for run, _, _ in runs.values())
         ended = max(0, total - self._told)
         self._told += ended
         return [
-            ThreadRun(tid, self._threads[tid].name, run + (ended if tid == self.pid else 0), cpu)
-            for tid, (run, cpu) in runs.items()
+            ThreadRun(tid, self._threads[tid].name, run + (ended if tid == self.pid else 0), cpu_before, cpu)
+            for tid, (run, cpu_before, cpu) in runs.items()
         ]
 
     def vcpu_tids(self) -> dict[int, int]:
@@ -103,8 +105,8 @@ class ProcessClock:
             raise ProcessLookupError(f"no process {self.pid}") from error
         return (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK
 
-    def _read_threads(self) -> dict[int, tuple[int, int | None]]:
-        """Time since the previous reading and last CPU of each thread that is there now."""
+    def _read_threads(self) -> dict[int, tuple[int, int | None, int | None]]:
+        """Time since the previous reading, last CPU then and now, of each thread that is there now."""
         tids = {int(name) for name in os.listdir(self._task)}  # noqa: PTH208  Path knows no descriptors
         if not tids:
             raise ProcessLookupError(f"no process {self.pid}")
@@ -131,6 +133,7 @@ class _Thread:
         self.name = ""
         self._readings = 0
         self._run_ns = 0
+        self._cpu: int | None = None
         self._with_cpu = with_cpu
         self._directory = (task, tid)
         self._schedstat = None if in_ticks else self._open("schedstat")
@@ -142,8 +145,8 @@ class _Thread:
             self.close()
             raise
 
-    def advance(self) -> tuple[int, int | None]:
-        """Return nanoseconds run since the previous call, or since the thread began, and its last CPU."""
+    def advance(self) -> tuple[int, int | None, int | None]:
+        """Return nanoseconds run since the previous call, or since the thread began, and its last CPU then and now."""
         self._readings += 1
         if self._readings <= 2:  # a new thread carries its maker's name until it has set its own
             with open(self._open("comm"), "rb") as file:
@@ -154,7 +157,10 @@ class _Thread:
         else:
             run_ns = int(os.pread(self._schedstat, 64, 0).split()[0])
         since, self._run_ns = run_ns - self._run_ns, run_ns
-        return since, int(stat[36]) if self._with_cpu else None
+        if not self._with_cpu:
+            return since, None, None
+        cpu_before, self._cpu = self._cpu, int(stat[36])
+        return since, self._cpu if cpu_before is None else cpu_before, self._cpu
 
     def close(self) -> None:
         for descriptor in (self._schedstat, self._stat):
