@@ -82,23 +82,6 @@ def together(works: Collection[Work]) -> Work:
     return Work(sum(work.capacity for work in works), sum(work.busy for work in works), domains)
 
 
-def before_moving(times: Mapping[tuple[int, int], int], busy: Mapping[int, int]) -> dict[tuple[int, int], int]:
-    """Return for how long threads that moved to another package ran on the first one, by both packages.
-
-    Linux tells where a thread ran last, nothing of where it ran for how long. `times` is what all threads ran, by
-    package at the beginning and at the end of the interval, and `busy` what the CPUs of each package ran. Who was on
-    the same package both times stayed there. Who moved ran half of the time on each, or as near to half as the time
-    lets them that those who stayed left over. That is right on average when nobody knows better, and exact when
-    nothing else runs on the two packages. Of a thread that moved once, at most half its time is in the wrong place.
-    """
-    left = {package: max(0, ran - times.get((package, package), 0)) for package, ran in busy.items()}
-    return {
-        (first, last): min(max(ran // 2, ran - left[last]), left[first])
-        for (first, last), ran in times.items()
-        if first != last
-    }
-
-
 def attribute(model: str, energy: int, idle_energy: int, work: Work) -> Charges:
     """Give out `energy` by the model of that name; only baseline looks at `idle_energy`."""
     match model:

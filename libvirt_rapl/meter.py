@@ -8,19 +8,19 @@ processes that serve it in its cgroup.
 
 import contextlib
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
-from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, before_moving, together
+from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.host.cgroups import MachineClock
 from libvirt_rapl.host.clocks import ThreadRun
 from libvirt_rapl.host.cpus import BusyClock, packages
 from libvirt_rapl.host.processes import PROC, vcpu_number
 from libvirt_rapl.host.source import Source
 from libvirt_rapl.host.zones import EnergyCounter, Zone
+from libvirt_rapl.placement import Places, settle
 
 LIST_AGAIN_NS = 10_000_000_000
 """How often zones are looked for that were not there before."""
@@ -113,6 +113,8 @@ class Meter:
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
         self._first = 0
+        self._roaming: set[str] = set()
+        """Domains with threads that have moved from package to package since QEMU was started."""
         self._processes: dict[str, MachineClock] = {}
         self._ended: dict[str, int] = {}
         """PIDs of processes that have ended and that the caller still names."""
@@ -169,8 +171,9 @@ class Meter:
             for package, cpus in self._packages.items()
         }
         runs = self._thread_runs(processes)
-        moves = self._moves(runs.values(), busy)
-        domain_times = {uuid: self._domain_times(own, moves) for uuid, own in runs.items()}
+        domain_times = {uuid: self._domain_times(uuid, own) for uuid, own in runs.items()}
+        if self._roaming:
+            domain_times = settle(domain_times, self._roaming & domain_times.keys(), busy)
         if not last_time:
             return
         self._interval_ns = self._time - last_time
@@ -205,6 +208,7 @@ class Meter:
             except ProcessLookupError:
                 self._ended[uuid] = process.pid  # another process may have its PID now
             self._processes.pop(uuid).close()
+            self._roaming.discard(uuid)
         for uuid in wanted.keys() - self._processes.keys() - self._ended.keys():
             with contextlib.suppress(ProcessLookupError):
                 self._processes[uuid] = MachineClock(
@@ -212,31 +216,21 @@ class Meter:
                 )
         return runs
 
-    def _work(self, package: int, busy: int, domains: dict[str, dict[int, DomainTime]]) -> Work:
+    def _work(self, package: int, busy: int, domains: dict[str, Places]) -> Work:
         runs = {uuid: times[package].total for uuid, times in domains.items()}
         return Work(self._interval_ns * len(self._packages[package]), busy, runs)
 
-    def _moves(self, domains: Iterable[list[ThreadRun]], busy: dict[int, int]) -> dict[tuple[int, int], Fraction]:
-        """How much of the time of threads that moved from one package to another was before they moved."""
-        if len(self._packages) == 1:
-            return {}
-        times: Counter[tuple[int, int]] = Counter()
-        for runs in domains:
-            for run in runs:
-                times[self._way(run)] += run.nanoseconds
-        before = before_moving(times, busy)
-        return {way: Fraction(before[way], times[way]) for way in before if times[way]}
-
-    def _domain_times(self, runs: list[ThreadRun], moves: dict[tuple[int, int], Fraction]) -> dict[int, DomainTime]:
-        """Sort the time of one domain's threads by package."""
+    def _domain_times(self, uuid: str, runs: list[ThreadRun]) -> Places:
+        """Sort the time of one domain's threads by package, half where each was and half where it is."""
         vcpus: dict[int, dict[int, int]] = {package: {} for package in self._packages}
         non_vcpu = dict.fromkeys(self._packages, 0)
         for run in runs:
-            first, last = self._way(run)
             vcpu = vcpu_number(run.name)
-            parts = {last: run.nanoseconds}
-            if before := int(run.nanoseconds * moves.get((first, last), 0)):
-                parts = {first: before, last: run.nanoseconds - before}
+            before, now = self._place(run.cpu_before), self._place(run.cpu)
+            parts = {now: run.nanoseconds}
+            if before != now:
+                self._roaming.add(uuid)
+                parts = {before: run.nanoseconds // 2, now: run.nanoseconds - run.nanoseconds // 2}
             for package, nanoseconds in parts.items():
                 if vcpu is None:
                     non_vcpu[package] += nanoseconds
@@ -246,14 +240,11 @@ class Meter:
         everywhere = {vcpu: 0 for times in vcpus.values() for vcpu in times} or {0: 0}
         return {package: DomainTime(times or everywhere, non_vcpu[package]) for package, times in vcpus.items()}
 
-    def _way(self, run: ThreadRun) -> tuple[int, int]:
-        """Return the packages on which a thread was at the beginning and at the end of the interval."""
-        if run.cpu is None or run.cpu_before is None:  # with one package nobody asks
-            return self._first, self._first
-        # A CPU that has just gone off line is the first package's.
-        return self._package_of.get(run.cpu_before, self._first), self._package_of.get(run.cpu, self._first)
+    def _place(self, cpu: int | None) -> int:
+        """Return the package of a CPU. One that has just gone off line is the first's, as all are where nobody asks."""
+        return self._first if cpu is None else self._package_of.get(cpu, self._first)
 
-    def _add(self, zone: Zone, microjoules: int, work: Work, domains: dict[str, dict[int, DomainTime]]) -> None:
+    def _add(self, zone: Zone, microjoules: int, work: Work, domains: dict[str, Places]) -> None:
         """Give out what a zone counted in the last interval."""
         interval, counted = self._interval_ns, self.zones[zone.name]
         charges = attribute(self._model, microjoules, counted.idle_energy(microjoules, interval), work)
@@ -265,7 +256,7 @@ class Meter:
         if zone.kind == "package" and zone.package is not None:
             self._add_package(zone.package, charges, domains)
 
-    def _add_package(self, package: int, charges: Charges, domains: dict[str, dict[int, DomainTime]]) -> None:
+    def _add_package(self, package: int, charges: Charges, domains: dict[str, Places]) -> None:
         """Add to what is told of the packages as a whole; each die of a package may have a zone."""
         self.other.add(charges.other, self._interval_ns)
         self.idle.add(charges.idle, self._interval_ns)

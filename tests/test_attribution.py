@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, before_moving, together
+from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.config import CHOICES
 
 S = 1_000_000_000
@@ -102,25 +102,6 @@ def test_the_machine_is_its_packages_together() -> None:
     assert together([first, second]) == Work(6 * S, 4 * S, {"a": S + 5, "b": 7})
 
 
-@pytest.mark.parametrize(
-    ("times", "busy", "expected"),
-    [
-        pytest.param({(0, 0): 9, (1, 1): 5}, [9, 5], {}, id="nobody moved"),
-        pytest.param({(0, 1): 10}, [100, 100], {(0, 1): 5}, id="half where nobody knows better"),
-        pytest.param({(0, 1): 10}, [3, 7], {(0, 1): 3}, id="alone: what each package ran"),
-        pytest.param({(0, 1): 10, (0, 0): 50}, [58, 10], {(0, 1): 5}, id="beside one that stayed"),
-        pytest.param({(0, 1): 10, (0, 0): 50}, [52, 10], {(0, 1): 2}, id="the first package has no room for half"),
-        pytest.param({(0, 1): 10, (1, 1): 50}, [30, 54], {(0, 1): 6}, id="the last package has no room for half"),
-        pytest.param({(0, 1): 10, (0, 0): 50, (1, 1): 50}, [49, 49], {(0, 1): 0}, id="the clocks differ"),
-        pytest.param({(0, 1): 10, (1, 0): 4}, [7, 7], {(0, 1): 5, (1, 0): 2}, id="there and back"),
-    ],
-)
-def test_threads_that_moved(
-    times: dict[tuple[int, int], int], busy: list[int], expected: dict[tuple[int, int], int]
-) -> None:
-    assert before_moving(times, dict(enumerate(busy))) == expected
-
-
 models = st.sampled_from(MODELS)
 energies = st.integers(0, 10**10)
 times = st.integers(0, 4 * S)
@@ -158,26 +139,6 @@ def test_all_is_given_out_and_nobody_is_charged_less_than_nothing(
     assert min(charged.values()) >= 0
     assert charged.keys() == work.domains.keys() | {"other", "idle"}
     assert not any(charged[uuid] for uuid, run in work.domains.items() if not run)
-
-
-@settings(deadline=None)
-@given(st.dictionaries(st.tuples(st.integers(0, 3), st.integers(0, 3)), times), st.lists(times, min_size=4, max_size=4))
-def test_nobody_ran_less_than_nothing_or_longer_than_it_ran(ran: dict[tuple[int, int], int], busy: list[int]) -> None:
-    before = before_moving(ran, dict(enumerate(busy)))
-    assert before.keys() == {way for way in ran if way[0] != way[1]}
-    assert all(0 <= part <= ran[way] for way, part in before.items())
-
-
-@settings(deadline=None)
-@given(times, times, times, times, times, times)
-def test_at_most_half_the_time_of_who_moved_is_misplaced(
-    before: int, after: int, stayed: int, arrived: int, others: int, other_others: int
-) -> None:
-    """And none of it when nobody else runs."""
-    ran = {(0, 1): before + after, (0, 0): stayed, (1, 1): arrived}
-    told = before_moving(ran, {0: before + stayed + others, 1: after + arrived + other_others})[0, 1]
-    assert abs(told - before) <= (before + after + 1) // 2
-    assert before_moving(ran, {0: before + stayed, 1: after + arrived}) == {(0, 1): before}
 
 
 @settings(deadline=None)

@@ -259,22 +259,19 @@ def test_half_the_time_of_a_thread_that_moved_goes_to_each_package(make_bench: M
     assert bench.conserved(330)
 
 
-@pytest.mark.parametrize("seconds_between_moves", [0.3, 3])
-def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(
-    make_bench: MakeBench, seconds_between_moves: float
-) -> None:
-    """A vCPU that never rests, on packages of 100 W and of 20 W, of whose time it can have half."""
+def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(make_bench: MakeBench) -> None:
+    """A vCPU that moves once a second on average, on packages of 100 W and of 20 W, of whose time it can have half."""
     chance = Random(6)
     bench = make_bench({0: [0, 1], 1: [2, 3]})
     bench.qemu(7, 0, 0)
     meter = bench.start((A, 7))
-    package, due, total = 0, chance.expovariate(1 / seconds_between_moves), 0.0
-    for second in range(1, 601):
+    package, due, total = 0, chance.expovariate(1), 0.0
+    for second in range(1, 201):
         ran_on, now, moves = [0.0, 0.0], second - 1.0, 0
         while due < second:
             ran_on[package] += due - now
             now, package, moves = due, 1 - package, moves + 1
-            due += chance.expovariate(1 / seconds_between_moves)
+            due += chance.expovariate(1)
         ran_on[package] += second - now
         true = 50 * ran_on[0] + 10 * ran_on[1]
         total += true
@@ -285,8 +282,8 @@ def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(
         meter.sample([(A, 7)])
         wrongly_placed = (0, 0.5, 1)[min(moves, 2)]  # at most, seconds
         assert abs(meter.domains[A].watts - true) <= 40 * wrongly_placed + 1e-3
-    assert meter.domains[A].joules == pytest.approx(total, rel=0.03)
-    assert bench.conserved(120 * 600)
+    assert meter.domains[A].joules == pytest.approx(total, rel=0.05)
+    assert bench.conserved(120 * 200)
 
 
 def test_a_cpu_goes_off_line_and_comes_back(make_bench: MakeBench) -> None:
