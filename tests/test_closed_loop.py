@@ -9,6 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -42,9 +43,8 @@ MOVE = 'while :; do for cpu in "$2" "$3"; do taskset --all-tasks --cpu-list --pi
 
 
 class State(NamedTuple):
-    """What status said at a time, and what is true."""
+    """What status said, and what was true a little later."""
 
-    time: float
     used: dict[str, float]
     """CPU seconds of each domain."""
     charged: dict[str, float]
@@ -65,19 +65,17 @@ def package_joules(world: World) -> list[float]:
 
 
 def states(world: World, documents: Iterable[str]) -> Iterator[State]:
-    """Read the truth beside each document of status in which all guests run."""
+    """Read what is true after each document of status."""
     for line in documents:
         document = json.loads(line)
-        domains = {domain["name"]: domain for domain in document["domains"] if domain["pid"]}
-        if domains.keys() == GUESTS.keys():
-            yield State(
-                time.monotonic(),
-                {name: cpu_seconds(world, domain) for name, domain in domains.items()},
-                {name: domain["energy_joules"] for name, domain in domains.items()},
-                package_joules(world),
-                [zone["energy_joules"] for zone in document["host"]["zones"] if zone["name"].startswith("package")],
-                {task.name for task in world.path(f"/proc/{domains['disk']['pid']}/task").iterdir()},
-            )
+        domains = {domain["name"]: domain for domain in document["domains"]}
+        yield State(
+            {name: cpu_seconds(world, domain) for name, domain in domains.items()},
+            {name: domain["energy_joules"] for name, domain in domains.items()},
+            package_joules(world),
+            [zone["energy_joules"] for zone in document["host"]["zones"] if zone["name"].startswith("package")],
+            {task.name for task in world.path(f"/proc/{domains['disk']['pid']}/task").iterdir()},
+        )
 
 
 def prepare(world: World, model: str) -> None:
@@ -88,34 +86,38 @@ def prepare(world: World, model: str) -> None:
         world.define_guest(name, *duties, vcpus=len(duties))
     world.run(["truncate", "--size=64M", DISK])
     world.run(["virsh", "attach-disk", "disk", DISK, "vda", "--config"])
+    for name in GUESTS:
+        world.run(["virsh", "start", name, "--paused"])
     time.sleep(1)
 
 
 def measure(world: World) -> list[State]:
-    """Start the guests, and return what was in SECONDS seconds."""
-    with contextlib.ExitStack() as stack:
+    """Let the guests run for SECONDS seconds, and return what was each second.
 
-        def start(*command: str) -> IO[str]:
+    They rest at the beginning and at the end, so it does not matter that we read a little later than status did.
+    """
+    with contextlib.ExitStack() as ends, contextlib.ExitStack() as loops:
+
+        def start(stack: contextlib.ExitStack, *command: str) -> IO[str]:
             process = stack.enter_context(world.popen(command))
             stack.callback(process.kill)
             assert process.stdout is not None
             return process.stdout
 
-        status = start("virt-rapl", "status", "--json", "--watch")
-        for _ in range(QUIET_SECONDS):  # in which `baseline` learns the idle power
-            status.readline()
-        for name in GUESTS:
-            world.run(["virsh", "start", name])
+        def all_guests(command: str) -> None:
+            world.run(["virsh", "; ".join(f"{command} {name}" for name in GUESTS)])
+
+        told = states(world, start(ends, "virt-rapl", "status", "--json", "--watch"))
+        measured = list(islice(told, QUIET_SECONDS))  # in which `baseline` learns the idle power
+        all_guests("resume")
         pid = world.path("/run/libvirt/qemu/one-busy.pid").read_text().strip()
-        start("sh", "-c", READ_DISK, "sh", READ * 20)
-        start("sh", "-c", MOVE, "sh", pid, str(ONLINE[0]), str(ONLINE[-1]))
-        measured: list[State] = []
-        for state in states(world, status):
-            if measured or all(state.charged.values()):
-                measured.append(state)
-            if measured and state.time > measured[0].time + SECONDS:
-                break
-        return measured
+        start(loops, "sh", "-c", READ_DISK, "sh", READ * 20)
+        start(loops, "sh", "-c", MOVE, "sh", pid, str(ONLINE[0]), str(ONLINE[-1]))
+        measured += islice(told, SECONDS)
+        loops.close()
+        all_guests("suspend")
+        measured += islice(told, 3)
+        return measured[QUIET_SECONDS - 1 :]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -128,10 +130,10 @@ def test_every_domain_is_charged_what_it_used(model: str) -> None:
         measured = measure(world)
     first, last = measured[0], measured[-1]
     threads = [state.disk_threads for state in measured]
-    assert set.union(*threads) > threads[-1] > set.intersection(*threads), "threads came, and others went"
+    assert set.union(*threads) > threads[-1], "threads ended"
     for true, counted in zip(since(first.true, last.true), since(first.counted, last.counted), strict=True):
         print(f"{model}: package: counted {counted:.2f} J, true {true:.2f} J")
-        assert counted == pytest.approx(true, rel=0.01)
+        assert counted == pytest.approx(true, rel=0.03)  # packages never rest: we read a little later
     errors = {}
     for name in GUESTS:
         charged = last.charged[name] - first.charged[name]
