@@ -96,7 +96,7 @@ def attribute(model: str, energy: int, idle_energy: int, work: Work) -> Charges:
 def capacity(energy: int, work: Work) -> Charges:
     """Give out `energy` by the share of all the time the CPUs could have run.
 
-    The clocks differ slightly (busy time is counted in ticks). Domains are believed first: where they ran longer than
+    The clocks differ slightly (see BusyClock and ProcessClock). Domains are believed first: where they ran longer than
     the CPUs were busy there is no other; where they ran longer than the capacity they share all the energy.
     """
     run = sum(work.domains.values())

@@ -7,6 +7,7 @@ processes that serve it in its cgroup.
 """
 
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from typing import NamedTuple
 
 from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.host.cgroups import MachineClock
-from libvirt_rapl.host.clocks import ThreadRun, boot_nanoseconds
-from libvirt_rapl.host.cpus import busy_nanoseconds, packages
+from libvirt_rapl.host.clocks import ThreadRun
+from libvirt_rapl.host.cpus import BusyClock, packages
 from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.source import Source
 from libvirt_rapl.host.zones import EnergyCounter, Zone
+from libvirt_rapl.placement import Places, settle
 
 LIST_AGAIN_NS = 10_000_000_000
 """How often zones are looked for that were not there before."""
@@ -71,8 +73,8 @@ class DomainUsage(Usage):
     """What it has used of every zone, by the zone's name."""
 
 
-DomainTimes = dict[str, dict[int, DomainTime]]
-"""What each domain ran on each package, by UUID and package."""
+DomainTimes = dict[str, Places]
+"""What each domain ran on each package, by UUID."""
 
 
 class _Given(NamedTuple):
@@ -95,12 +97,11 @@ class Meter:
         sys: Path,
         proc: Path = PROC,
         model: str = "capacity",
-        clock: Callable[[], int] = boot_nanoseconds,
+        clock: Callable[[int], int] = time.clock_gettime_ns,
     ) -> None:
         """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.attribution.
 
-        `clock` tells nanoseconds; those in which the machine is suspended count, as the zones count them too. Nothing
-        is read yet.
+        `clock` tells the nanoseconds of a clock by its id. Nothing is read yet.
         """
         self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
         self.domains: defaultdict[str, DomainUsage] = defaultdict(DomainUsage)
@@ -117,9 +118,12 @@ class Meter:
         self._proc = proc
         self._clock = clock
         self._time = 0
+        self._busy_clock = BusyClock(proc, clock)
         self._busy: dict[int, int] = {}
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
+        self._roaming: set[str] = set()
+        """Domains with threads that have moved from package to package since QEMU was started."""
         self._processes: dict[str, MachineClock] = {}
         self._ended: dict[str, int] = {}
         """PIDs of processes that have ended and that the caller still names."""
@@ -161,26 +165,37 @@ class Meter:
         `processes`: UUID and PID of each running domain. One that has just ended, or a zone that cannot be read, costs
         nothing but its own reading. Raises OSError or ValueError when /proc or sysfs itself does not tell.
         """
-        last_time, last_busy = self._time, self._busy
-        counted, times = self._read(processes)
+        last_time = self._time
+        counted, busy, times = self._read(processes)
         if last_time:
             self._interval_ns = self._time - last_time
-            self._count(self._give_out(counted, last_busy, times))
+            self._count(self._give_out(counted, busy, times))
 
-    def _read(self, processes: Iterable[tuple[str, int]]) -> tuple[list[tuple[Zone, int]], DomainTimes]:
-        """Read all clocks and counters. Return what each zone counted and what each domain ran since the last time."""
-        self._time = self._clock()
+    def _read(self, processes: Iterable[tuple[str, int]]) -> tuple[list[tuple[Zone, int]], dict[int, int], DomainTimes]:
+        """Read all clocks and counters.
+
+        Return what happened since the last time: what each zone counted, how long each package was busy, and what each
+        domain ran.
+        """
+        # Nanoseconds in which the machine is suspended count, as the zones count then too.
+        self._time = self._clock(time.CLOCK_BOOTTIME)
         if not self._listed:
             self._listed = self._time
         elif self._time - self._listed >= LIST_AGAIN_NS:
             self._list_zones()
         readings = [(counter.zone, counter.advance(self._time)) for counter in self._counters.values()]
-        self._busy = busy_nanoseconds(self._proc)
+        last_busy, self._busy = self._busy, self._busy_clock.read()
         if self._busy.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
             self._packages = packages(self._sys)
             self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}
-        times = {uuid: self._domain_times(runs) for uuid, runs in self._thread_runs(processes).items()}
-        return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], times
+        busy = {
+            package: sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
+            for package, cpus in self._packages.items()
+        }
+        times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(processes).items()}
+        if self._roaming:
+            times = settle(times, self._roaming & times.keys(), busy)
+        return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], busy, times
 
     def _list_zones(self) -> None:
         """Take up zones that appeared, and those that are now found in another place."""
@@ -203,6 +218,7 @@ class Meter:
             except ProcessLookupError:
                 self._ended[uuid] = process.pid  # another process may have its PID now
             self._processes.pop(uuid).close()
+            self._roaming.discard(uuid)
         for uuid in wanted.keys() - self._processes.keys() - self._ended.keys():
             with contextlib.suppress(ProcessLookupError):
                 self._processes[uuid] = MachineClock(
@@ -210,9 +226,9 @@ class Meter:
                 )
         return runs
 
-    def _give_out(self, counted: list[tuple[Zone, int]], last_busy: dict[int, int], times: DomainTimes) -> list[_Given]:
+    def _give_out(self, counted: list[tuple[Zone, int]], busy: dict[int, int], times: DomainTimes) -> list[_Given]:
         """Give out what each zone counted in the last interval."""
-        works = {package: self._work(package, last_busy, times) for package in self._packages}
+        works = {package: self._work(package, ran, times) for package, ran in busy.items()}
         machine = together(works.values())
         given = []
         for zone, energy in counted:
@@ -226,23 +242,31 @@ class Meter:
             given.append(_Given(zone, energy, charges, vcpus))
         return given
 
-    def _work(self, package: int, last_busy: dict[int, int], times: DomainTimes) -> Work:
-        cpus = self._packages[package]
-        busy = sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
+    def _work(self, package: int, busy: int, times: DomainTimes) -> Work:
         runs = {uuid: run for uuid, time in times.items() if (run := time[package].total)}
-        return Work(self._interval_ns * len(cpus), busy, runs)
+        return Work(self._interval_ns * len(self._packages[package]), busy, runs)
 
-    def _domain_times(self, runs: list[ThreadRun]) -> dict[int, DomainTime]:
-        """Sort the threads of one domain by the package they ran on last."""
-        first, *more = self._packages
-        if not more:  # nobody asks where a thread ran
-            return {first: _domain_time(runs, {})}
-        places: dict[int, list[ThreadRun]] = {package: [] for package in self._packages}
+    def _domain_times(self, uuid: str, runs: list[ThreadRun]) -> Places:
+        """Sort the time of one domain's threads by package, half where each was and half where it is."""
+        if len(self._packages) == 1:  # nobody asks where a thread ran
+            return {
+                package: _domain_time([(run.vcpu, run.nanoseconds) for run in runs], {}) for package in self._packages
+            }
+        parts: dict[int, list[tuple[int | None, int]]] = {package: [] for package in self._packages}
         for run in runs:
-            # A CPU that has just gone off line is the first's.
-            places[first if run.cpu is None else self._package_of.get(run.cpu, first)].append(run)
+            before, now, half = self._place(run.cpu_before), self._place(run.cpu), 0
+            if before != now:
+                self._roaming.add(uuid)
+                half = run.nanoseconds // 2
+                parts[before].append((run.vcpu, half))
+            parts[now].append((run.vcpu, run.nanoseconds - half))
         everywhere = {run.vcpu: 0 for run in runs if run.vcpu is not None}
-        return {package: _domain_time(there, everywhere) for package, there in places.items()}
+        return {package: _domain_time(there, everywhere) for package, there in parts.items()}
+
+    def _place(self, cpu: int | None) -> int:
+        """Return the package of a CPU. One that has just gone off line, or is not known, is the first's."""
+        first = next(iter(self._packages))
+        return first if cpu is None else self._package_of.get(cpu, first)
 
     def _count(self, given: list[_Given]) -> None:
         """Add up what was given out, and note the power of each."""
@@ -272,13 +296,13 @@ class Meter:
         self._drawing.append(usage)
 
 
-def _domain_time(runs: list[ThreadRun], everywhere: dict[int, int]) -> DomainTime:
+def _domain_time(parts: Iterable[tuple[int | None, int]], everywhere: dict[int, int]) -> DomainTime:
     """Add up what threads of one domain ran on one package; `everywhere` has the vCPUs that it has on any."""
     vcpus, non_vcpu = {}, 0
-    for run in runs:
-        if run.vcpu is None:
-            non_vcpu += run.nanoseconds
+    for vcpu, nanoseconds in parts:
+        if vcpu is None:
+            non_vcpu += nanoseconds
         else:
-            vcpus[run.vcpu] = run.nanoseconds
+            vcpus[vcpu] = nanoseconds
     # QEMU makes its vCPU threads a moment after its start; until then its work is vCPU 0's.
     return DomainTime(vcpus or everywhere or {0: 0}, non_vcpu)

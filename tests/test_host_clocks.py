@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import Host, Thread, write
+from fixtures import Host, Thread
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -38,8 +38,9 @@ def test_what_each_thread_ran_and_where(host: Host) -> None:
     host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS, cpu=1), 11: Thread("worker", 0, cpu=1)})
     clock = ProcessClock(7, with_cpu=True, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 30 * MS, cpu=1), 9: Thread("CPU 0/KVM", 905 * MS), 11: Thread("worker", 30 * MS)})
-    told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu) for run in clock.advance()}
-    assert told == {(7, REST, 0, 1), (7, REST, 20 * MS, 1), (9, 0, 900 * MS, 0), (11, REST, 30 * MS, 0)}
+    told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()}
+    assert told == {(7, REST, 0, 0, 1), (7, REST, 20 * MS, 0, 1), (9, 0, 900 * MS, 1, 0), (11, REST, 30 * MS, 1, 0)}
+    assert {(run.tid, run.cpu_before, run.cpu) for run in clock.advance()} == {(7, 1, 1), (9, 0, 0), (11, 0, 0)}
     assert set(advance(clock).values()) == {0}
     clock.close()
 
@@ -54,11 +55,12 @@ def test_a_domain_of_one_package_needs_its_vcpus_only(host: Host) -> None:
     clock.close()
 
 
+@pytest.mark.parametrize("schedstat", [None, "0 0 0\n"])
 @pytest.mark.parametrize("with_cpu", [False, True])
-def test_ticks_where_there_is_no_schedstat(host: Host, with_cpu: bool) -> None:
-    host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=False)
+def test_ticks_where_there_is_no_schedstat(host: Host, with_cpu: bool, schedstat: str | None) -> None:
+    host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=schedstat)
     clock = ProcessClock(7, with_cpu=with_cpu, proc=host.proc)
-    host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=False)
+    host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=schedstat)
     assert advance(clock) == {REST: 60 * MS, 0: 330 * MS}
     clock.close()
 
@@ -112,7 +114,6 @@ class Kernel:
         return noting
 
     def set(self, threads: dict[int, Thread], ended_ns: int = 0) -> None:
-        write(self.host.proc / "7/schedstat", "")
         self.host.process(7, threads, ended_ns=ended_ns)
         self.reads.clear()
         self.total = sum(thread.ns for thread in threads.values()) + ended_ns

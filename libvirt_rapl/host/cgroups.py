@@ -85,7 +85,7 @@ class MachineClock:
         runs: list[ThreadRun] = []
         for pid, clock in list(self._servants.items()):
             try:
-                runs += [ThreadRun(run.tid, None, run.nanoseconds, run.cpu) for run in clock.advance()]
+                runs += [ThreadRun(run.tid, None, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()]
             except ProcessLookupError:  # it has gone; a new process may have its PID
                 self._servants.pop(pid).close()
         return runs

@@ -6,6 +6,8 @@ descriptor that stays open. What the threads that are followed do not explain of
 
 The vCPUs' threads are followed; all are where it matters on which CPU something ran. Clocks never go back: while
 the sum stands still no thread has run, and while the followed threads explain it no other has.
+
+Where the kernel keeps no schedstat, threads have the clock of /proc/PID/task/TID/stat, which counts ticks.
 """
 
 import contextlib
@@ -16,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
-from libvirt_rapl.host.processes import PROC, fields, vcpu_number
+from libvirt_rapl.host.processes import PROC, fields, read, vcpu_number
+
+NOT_COUNTED = "0 0 0\n"
+"""schedstat of every thread where Linux before 5.14 keeps none (no CONFIG_SCHEDSTATS, delay accounting off)."""
 
 
 def allow_many_descriptors() -> None:
@@ -38,8 +43,10 @@ class ThreadRun:
     vcpu: int | None = None
     """Number of the vCPU it runs, if that is what it does."""
     nanoseconds: int = 0
+    cpu_before: int | None = None
+    """Where it had run last when the interval began; None when that is not asked for."""
     cpu: int | None = None
-    """Where it ran last; None when that is not asked for."""
+    """Where it ran last."""
 
 
 class ProcessClock:
@@ -51,7 +58,9 @@ class ProcessClock:
         self._with_cpu = with_cpu
         self._proc = proc
         self._real = proc == PROC
-        self._exact = self._real and (proc / str(pid) / "schedstat").exists()
+        # The main thread has run. Some kernels have no such file at all.
+        self._in_ticks = (read(proc / f"{pid}/task/{pid}/schedstat") or NOT_COUNTED) == NOT_COUNTED
+        self._exact = self._real and not self._in_ticks
         """Whether both clocks count nanoseconds. One that counts ticks cannot tell that nothing ran."""
         self._threads: dict[int, _Thread] = {}
         """Those that are followed, by TID."""
@@ -91,7 +100,7 @@ class ProcessClock:
         else:
             self._rest.nanoseconds = 0
             for thread in self._threads.values():
-                thread.nanoseconds = 0
+                thread.nanoseconds, thread.cpu_before = 0, thread.cpu
         return [self._rest, *self._threads.values()]
 
     def look_again(self) -> None:
@@ -132,7 +141,7 @@ class ProcessClock:
             self._threads.pop(tid).close()
             self.look_again()  # another may have taken its place in the number
         if self._with_cpu and (main := self._threads.get(self.pid)):
-            self._rest.cpu = main.cpu
+            self._rest.cpu_before, self._rest.cpu = main.cpu_before, main.cpu
         return told
 
     def _list(self, unexplained: int) -> int:
@@ -168,7 +177,7 @@ class ProcessClock:
         if thread := self._threads.get(tid):
             thread.vcpu = vcpu
         elif vcpu is not None or self._with_cpu:
-            thread = self._threads[tid] = _Thread(self._task, tid, with_cpu=self._with_cpu)
+            thread = self._threads[tid] = _Thread(self._task, tid, in_ticks=self._in_ticks, with_cpu=self._with_cpu)
             thread.vcpu = vcpu
             thread.advance()
             thread.nanoseconds = max(0, min(thread.nanoseconds, unexplained))
@@ -181,17 +190,15 @@ class _Thread(ThreadRun):
 
     __slots__ = ("_run_ns", "_schedstat", "_stat", "_with_cpu")
 
-    def __init__(self, task: int, tid: int, *, with_cpu: bool) -> None:
+    def __init__(self, task: int, tid: int, *, in_ticks: bool, with_cpu: bool) -> None:
         """Open the thread's files below `task`, a descriptor of /proc/PID/task. Raises OSError when it has gone."""
         super().__init__(tid)
         self._run_ns = 0
         self._with_cpu = with_cpu
-        self._schedstat: int | None = None
+        self._schedstat = None if in_ticks else _open(task, f"{tid}/schedstat")
         self._stat: int | None = None
-        with contextlib.suppress(FileNotFoundError):  # not every kernel has it; ticks are everywhere
-            self._schedstat = _open(task, f"{tid}/schedstat")
         try:
-            if with_cpu or self._schedstat is None:
+            if with_cpu or in_ticks:
                 self._stat = _open(task, f"{tid}/stat")
         except OSError:
             self.close()
@@ -206,8 +213,12 @@ class _Thread(ThreadRun):
             run_ns = int(os.pread(self._schedstat, 64, 0).split(None, 1)[0])
         ran = self.nanoseconds = run_ns - self._run_ns
         self._run_ns = run_ns
-        if self._with_cpu and (ran or self.cpu is None):
-            self.cpu = int(self._fields()[36])
+        if self._with_cpu:
+            self.cpu_before = self.cpu
+            if ran or self.cpu is None:
+                self.cpu = int(self._fields()[36])
+            if self.cpu_before is None:
+                self.cpu_before = self.cpu
         return ran
 
     def close(self) -> None:
