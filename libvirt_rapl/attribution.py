@@ -123,8 +123,9 @@ def among_vcpus(charge: int, time: DomainTime) -> dict[int, int]:
     The time of threads that are no vCPU (main loop, disk I/O) is spread evenly over them.
     """
     # Times are multiplied by the number of vCPUs so that an even part of the non-vCPU time is a whole number.
-    count = len(time.vcpus)
-    return _apportion(charge, {vcpu: run * count + time.non_vcpu for vcpu, run in time.vcpus.items()})
+    vcpus, non_vcpu = time
+    count = len(vcpus)
+    return _apportion(charge, {vcpu: run * count + non_vcpu for vcpu, run in vcpus.items()})
 
 
 def _charges(energy: int, domains: Mapping[str, int], other: int, idle: int) -> Charges:
@@ -147,7 +148,8 @@ def _apportion(amount: int, weights: Mapping[Key, int]) -> dict[Key, int]:
     for key, weight in weights.items():
         parts[key], remainder = divmod(amount * weight, total)
         remainders.append((-remainder, key))
-    remainders.sort()
-    for _, key in remainders[: amount - sum(parts.values())]:
-        parts[key] += 1
+    if left := amount - sum(parts.values()):
+        remainders.sort()
+        for _, key in remainders[:left]:
+            parts[key] += 1
     return parts

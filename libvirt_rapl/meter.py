@@ -279,8 +279,9 @@ class Meter:
             add(counted, energy)
             add(counted.other, charges.other)
             add(counted.idle, charges.idle)
+            name = zone.name
             for uuid, charge in charges.domains.items():
-                add(self.domains[uuid].zones[zone.name], charge)
+                add(self.domains[uuid].zones[name], charge)
             if vcpus is not None:  # each die of a package may have a zone
                 add(self.other, charges.other)
                 add(self.idle, charges.idle)
