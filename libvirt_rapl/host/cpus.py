@@ -62,9 +62,13 @@ class BusyClock:
 
     def _not_busy(self) -> dict[int, int]:
         result = {}
-        for line in (self._proc / "stat").read_text().splitlines():
+        with open(f"{self._proc}/stat", "rb", buffering=0) as file:  # a third of the time of read_text()
+            lines = file.read().splitlines()
+        for line in lines:
+            if not line.startswith(b"cpu"):  # those of CPUs come first
+                break
             name, *values = line.split()
-            if name.startswith("cpu") and name != "cpu":
+            if name != b"cpu":
                 _user, _nice, _system, idle, iowait, _irq, _softirq, steal = map(int, values[:8])
                 result[int(name[3:])] = (idle + iowait + steal) * NANOSECONDS_PER_TICK
         return result
