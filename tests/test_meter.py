@@ -259,6 +259,24 @@ def test_half_the_time_of_a_thread_that_moved_goes_to_each_package(make_bench: M
     assert bench.conserved(330)
 
 
+def test_a_domain_that_moves_alone_is_charged_for_all_that_was_busy(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7), model="active")
+    first = last = 0
+    for second, moved_after in enumerate((20, 0, 95, 50, 71), 1):  # ticks: from the first package and back, in turn
+        first += moved_after if second % 2 else 100 - moved_after
+        last += 100 - moved_after if second % 2 else moved_after
+        bench.host.busy({0: first, 1: 0, 2: 0, 3: last})
+        bench.joules(first, 0)
+        bench.joules(3 * last, 1)
+        bench.qemu(7, 0, second, cpu=3 if second % 2 else 1)
+        meter.sample([(A, 7)])
+        assert meter.other.joules == 0
+    assert meter.domains[A].joules == first + 3 * last
+    assert bench.conserved(first + 3 * last)
+
+
 def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(make_bench: MakeBench) -> None:
     """A vCPU that moves once a second on average, on packages of 100 W and of 20 W, of whose time it can have half."""
     chance = Random(6)
