@@ -148,12 +148,16 @@ class Daemon:
             if not self._unkept:
                 return
             kept = self._ledger.load()
+            entries = self._inventory.entries
+            running = {uuid for uuid, entry in entries.items() if entry.pid is not None}
+            known = entries.keys() if self._inventory.listed else None
             with self._lock:
                 totals.add(self._view.meter, kept)
                 self._view.since = self._ledger.since
-                counted = totals.totals(self._view.meter)
+                retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
+                counted = totals.kept(self._view.meter)
                 self._unkept = False
-            self._ledger.write(counted)
+            self._ledger.write(counted, retired)
 
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)

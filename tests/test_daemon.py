@@ -162,6 +162,35 @@ def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) 
         process.kill()
 
 
+def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
+    uuid, recent = "aaaaaaaa-0000-0000-0000-000000000000", "bbbbbbbb-0000-0000-0000-000000000000"
+    ledger = bench.root / "state/ledger.db"
+
+    def rows() -> dict[str, int]:
+        with contextlib.closing(sqlite3.connect(ledger)) as database:
+            return dict(database.execute("SELECT owner, microjoules FROM total WHERE zone = 'package'"))
+
+    def run_daemon() -> None:
+        with bench.daemon() as process:
+            assert bench.told(process) == "WATCHDOG=1"
+            bench.document()  # what is told is kept
+            process.terminate()
+            while bench.told(process) != "STOPPING=1":
+                pass
+            process.wait(30)
+
+    run_daemon()
+    with contextlib.closing(sqlite3.connect(ledger)) as database:
+        for owner, last_ran in ((uuid, time.time() - 31 * 86400), (recent, time.time() - 29 * 86400)):
+            database.execute("INSERT INTO total VALUES (?, -1, 'package', 7)", (owner,))
+            database.execute("INSERT INTO domain VALUES (?, ?)", (owner, last_ran))
+        database.commit()
+    run_daemon()
+    assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
+    run_daemon()
+    assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
+
+
 def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:
     with bench.daemon() as process:
         assert bench.told(process) == "WATCHDOG=1"
