@@ -83,8 +83,8 @@ class Inventory:
         self._attempts = 0
 
     def start(self) -> None:
-        """Begin to follow."""
-        domains.start_events()
+        """Begin to follow; domains that libvirt recorded as running are found at once, whether it answers or not."""
+        self._follow_run_state()
         threading.Thread(target=self._run, name="inventory", daemon=True).start()
 
     def _run(self) -> None:

@@ -225,7 +225,7 @@ LOG = "/mnt/daemon.log"
 ALONE = "/mnt/alone.yaml"
 """A configuration whose run directory has no daemon."""
 
-StartDaemon = Callable[[], int]
+StartDaemon = Callable[..., int]
 
 
 @pytest.fixture
@@ -233,9 +233,10 @@ def start_daemon(world: World) -> Iterator[StartDaemon]:
     """A function that starts the daemon in the world, waits until it answers, and returns its PID inside."""
     pids: list[int] = []
 
-    def start_daemon() -> int:
+    def start_daemon(**environment: str) -> int:
         world.path(ALONE).write_text("run_directory: /run/nobody\n")
-        pids.append(int(world.run(["sh", "-c", f"virt-rapl daemon >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
+        command = " ".join(["env", *(f"{name}={value}" for name, value in environment.items()), "virt-rapl daemon"])
+        pids.append(int(world.run(["sh", "-c", f"exec {command} >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
         wait_until(lambda: asked(world), 30, "the daemon answers")
         return pids[-1]
 
@@ -309,6 +310,47 @@ def test_metering_outlives_libvirtd_and_the_daemon(
     world.run(["virsh", "start", later])
     wait_until(lambda: energies(world, later)[0] > 0, 20, "a domain started after that is metered")
     grows(name, later)
+
+
+@pytest.mark.e2e
+def test_libvirtd_hangs(world: World, new_guest: NewGuest, start_daemon: StartDaemon) -> None:
+    name = new_guest(100)
+    start_enabled(world, name)
+    address = f"/mnt/notify-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(world.path(address)))
+        notify.settimeout(10)
+        pid = start_daemon(NOTIFY_SOCKET=address)
+        libvirtd = world.path("/run/libvirtd.pid").read_text()
+        world.run(["sh", "-c", f"kill -s STOP {libvirtd}"])
+        try:
+            # Neither the daemon's samples nor its answers wait for libvirt.
+            alone = world.popen(["sh", "-c", f"virt-rapl --config {ALONE} status 2>&1"])
+            told = energies(world, name)[0]
+            while notify.recv(100) != b"WATCHDOG=1":
+                pass
+            for _ in range(3):
+                assert notify.recv(100) == b"WATCHDOG=1"
+            assert energies(world, name)[0] > told
+            assert "joules are counted since 2" in world.run(["virt-rapl", "status"]).stdout
+            # Where there is no daemon, the command gives up.
+            words = alone.communicate(timeout=60)[0]
+            print(words)
+            assert alone.returncode == 1
+            assert [line.split(": ")[0] for line in words.splitlines()] == ["virt-rapl", "hint"]
+            assert "does not answer" in words
+            # A daemon that starts now finds the domain all the same.
+            world.kill(pid, "TERM")
+            start_daemon()
+            wait_until(lambda: name in (asked(world) or {}), 5, "the domain is found")
+            told = energies(world, name)[0]
+            wait_until(lambda: energies(world, name)[0] > told, 10, "it is metered")
+        finally:
+            world.run(["sh", "-c", f"kill -s CONT {libvirtd}"])
+    world.path(address).unlink()
+    other = new_guest(0)
+    wait_until(lambda: other in (asked(world) or {}), 30, "a domain defined after that is known")
+    assert other in world.run(["virt-rapl", "--config", ALONE, "status"]).stdout
 
 
 @pytest.mark.e2e
