@@ -38,8 +38,10 @@ def run(config: Config, uri: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, END)  # they are waited for, between samples; threads inherit this
     allow_many_descriptors()
     try:
-        if not config.run_directory.is_dir():
+        directory = config.run_directory / status_socket.DIRECTORY
+        if not directory.is_dir():  # where systemd runs it has made it, for our user
             Registry(config.run_directory).create_directory()
+            directory.mkdir(mode=status_socket.DIRECTORY_MODE)
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with _alone(config.run_directory):
@@ -124,6 +126,7 @@ class Daemon:
         systemd.notify("STOPPING=1")
         with contextlib.suppress(OSError):
             self._socket.unlink()
+            self._socket.parent.rmdir()
         self._sample()
         self._flush()
 

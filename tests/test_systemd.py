@@ -68,7 +68,7 @@ def test_the_daemon_is_a_unit(machine: Machine) -> None:
     assert machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout.strip() == "enabled"
     modes = machine.run(["stat", "-c", "%a %U", "/var/lib/virt-rapl", "/var/lib/virt-rapl/ledger.db"]).stdout
     assert modes.splitlines() == ["750 root", "640 root"]
-    assert machine.run(["stat", "-c", "%a %U", "/run/virt-rapl/status.sock"]).stdout == "660 root\n"
+    assert machine.run(["stat", "-c", "%a %U", "/run/virt-rapl/daemon/status.sock"]).stdout == "660 root\n"
     first = document()
     assert first["host"]["source"] == "simulated"
     machine.run(["systemctl", "kill", "--signal=KILL", "virt-rapld"])
