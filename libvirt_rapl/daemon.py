@@ -35,7 +35,7 @@ LISTING_SECONDS = 5.0
 
 def run(config: Config, uri: str) -> None:
     """Meter until SIGTERM. Raises VirtRaplError when there is nothing to meter with, or another daemon does it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, END)  # they are waited for, between samples; threads inherit this
+    signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
     allow_many_descriptors()
     try:
         directory = config.run_directory / status_socket.DIRECTORY
@@ -91,12 +91,14 @@ class Daemon:
         self._ledger_lock = threading.Lock()
         self._unkept = True
         """Whether there has been a sample since the ledger was written."""
+        self._told_to_end = threading.Event()
         self._metered = threading.Event()
         """Set when there has been an interval, and so powers."""
         self._trouble = ""
 
     def start(self) -> None:
         """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
+        threading.Thread(target=self._wait_for_end, name="signals", daemon=True).start()
         self._flush()
         self._inventory.start()
         self._inventory.attempted.wait(LISTING_SECONDS)
@@ -111,7 +113,7 @@ class Daemon:
         """Sample once an interval and flush the totals every FLUSH_SECONDS."""
         due = time.monotonic() + min(self._interval, FIRST_INTERVAL_SECONDS)
         flush_due = time.monotonic() + FLUSH_SECONDS
-        while not signal.sigtimedwait(END, max(0.0, due - time.monotonic())):
+        while not self._told_to_end.wait(max(0.0, due - time.monotonic())):
             if self._sample():
                 self._metered.set()
                 systemd.notify("WATCHDOG=1")
@@ -120,6 +122,11 @@ class Daemon:
             if now >= flush_due:
                 self._flush()
                 flush_due = now + FLUSH_SECONDS
+
+    def _wait_for_end(self) -> None:
+        # Python's sigtimedwait() takes a SIGCONT that comes after its time for one of these signals.
+        signal.sigwait(END)
+        self._told_to_end.set()
 
     def end(self) -> None:
         """Count what has been used until now, keep the totals, and answer no more."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sqlite3
@@ -74,6 +75,9 @@ class Bench:
         except TimeoutError:
             process.kill()
             raise AssertionError(process.communicate()[1]) from None
+
+    def is_told_within_a_second(self) -> bool:
+        return bool(select.select([self.notify], [], [], 1)[0]) and bool(self.notify.recv(100))
 
     def document(self) -> dict[str, Any]:
         document = status_socket.ask(self.root / "run" / status_socket.NAME)
@@ -205,6 +209,49 @@ def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:
         assert process.stderr
         (line,) = process.stderr.read().splitlines()
         assert line.startswith("virt-rapl: cannot meter: ")
+
+
+def test_a_sign_of_life_comes_with_samples_only(bench: Bench) -> None:
+    energy = bench.host.powercap / "intel-rapl:0/energy_uj"
+    with bench.daemon() as process:
+        # Clients that do not read hold nothing up.
+        with contextlib.ExitStack() as clients:
+            for _ in range(20):
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(bench.root / "run" / status_socket.NAME))
+            for _ in range(5):
+                assert bench.told(process) == "WATCHDOG=1"
+        # A counter whose reading does not come back does.
+        energy.rename(energy.with_name("away"))
+        os.mkfifo(energy)
+        while bench.is_told_within_a_second():
+            pass
+        with energy.open("w") as unblocking:
+            energy.with_name("away").rename(energy)
+            unblocking.write("0\n")
+        assert bench.told(process) == "WATCHDOG=1"
+
+
+def test_a_daemon_that_was_stopped_counts_what_no_wrap_can_hide(bench: Bench) -> None:
+    bench.host.zone("intel-rapl:0:0", "dram", 0, highest=1_999_999_999)  # full after two seconds at 1 kW
+
+    def zones() -> dict[str, tuple[float, int]]:
+        shown = bench.document()["host"]["zones"]
+        return {zone["name"]: (zone["energy_joules"], zone.get("lost_intervals", 0)) for zone in shown}
+
+    with bench.daemon() as process:
+        assert bench.told(process) == "WATCHDOG=1"
+        assert zones() == {"package-0": (0, 0), "dram-0": (0, 0)}
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        bench.joules(500)
+        bench.host.zone("intel-rapl:0:0", "dram", 100_000_000, highest=1_999_999_999)
+        process.send_signal(signal.SIGCONT)
+        # The package counter needs minutes to wrap: all it has counted is known, and is there once.
+        wait_until(lambda: zones() == {"package-0": (500, 0), "dram-0": (0, 1)}, 10, "it counts on")
+        bench.joules(510)
+        bench.host.zone("intel-rapl:0:0", "dram", 103_000_000, highest=1_999_999_999)
+        wait_until(lambda: zones() == {"package-0": (510, 0), "dram-0": (3, 1)}, 10, "it counts on")
 
 
 def test_no_energy_and_no_run_directory(bench: Bench) -> None:
