@@ -57,6 +57,8 @@ class Ledger:
         self._simulated = simulated
         self._tell = tell
         self._loaded = False
+        self._written = Kept()
+        """What the file has from us; so that only what has changed is written."""
         self._retired: set[str] = set()
         """Domains whose rows are still to be taken out."""
         self._trouble = ""
@@ -76,17 +78,25 @@ class Ledger:
         """
         self._retired.update(retired)
         if self._loaded and self._attempt(lambda database: self._store(database, kept)):
+            self._written = kept
             self._retired.clear()
 
     def _store(self, database: sqlite3.Connection, kept: Kept) -> bool:
+        written = self._written
         retired = [(uuid,) for uuid in self._retired]
         database.executemany("DELETE FROM total WHERE owner = ?", retired)
         database.executemany("DELETE FROM domain WHERE uuid = ?", retired)
-        database.executemany(UPSERT, [(*part, microjoules) for part, microjoules in kept.totals.items()])
+        rows = (
+            (*part, microjoules)
+            for part, microjoules in kept.totals.items()
+            if written.totals.get(part) != microjoules or part.owner in self._retired
+        )
+        database.executemany(UPSERT, rows)
         database.executemany(
             "REPLACE INTO lowest VALUES (?, ?, ?)", [(zone, *low) for zone, low in kept.lowest.items()]
         )
-        database.executemany("REPLACE INTO domain VALUES (?, ?)", kept.last_ran.items())
+        last_ran = (item for item in kept.last_ran.items() if item not in written.last_ran.items())
+        database.executemany("REPLACE INTO domain VALUES (?, ?)", last_ran)
         return True
 
     def _read(self, database: sqlite3.Connection) -> Kept:
@@ -147,6 +157,7 @@ class Ledger:
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {SCHEMA}")
         if version == 0:
+            self._written = Kept()
             database.execute("INSERT INTO ledger VALUES (?, ?)", (self.since, self._simulated))
             return
         if version not in (*STATEMENTS, SCHEMA):
