@@ -447,7 +447,8 @@ print(ledger.execute(f"SELECT microjoules FROM total {where}", sys.argv[2:]).fet
 
 
 @pytest.mark.e2e
-def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest) -> None:
+@pytest.mark.parametrize("libvirt", ["answers", "refuses"])
+def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest, libvirt: str) -> None:
     name = new_guest(100)
     start_enabled(world, name)
     uuid = world.run(["virsh", "domuuid", name]).stdout.strip()
@@ -455,6 +456,10 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest) -
     for directory in ("/mnt/unprivileged", f"/run/virt-rapl/{status_socket.DIRECTORY}"):
         world.run(["install", "-d", "-o", "65534", "-m", "750", directory])
     world.path("/mnt/unprivileged.yaml").write_text("state_directory: /mnt/unprivileged\n")
+    libvirt_socket = world.path("/run/libvirt/libvirt-sock-ro")
+    mode = libvirt_socket.stat().st_mode
+    if libvirt == "refuses":
+        libvirt_socket.chmod(0o600)
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+dac_read_search"]
     capability = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
     command = " ".join([*nobody, *capability, "virt-rapl --config /mnt/unprivileged.yaml daemon"])
@@ -472,8 +477,10 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest) -
         assert int(effective.split()[1], 16) == 1 << 2  # CAP_DAC_READ_SEARCH and nothing else
         assert world.path(f"/proc/{pid}").stat().st_uid == 65534
         assert (asked(world) or {})[name]["vrapl"] == "active"  # records are root's
-        assert world.path(LOG).read_text() == ""
+        words = [line.partition(" for now: ")[0] for line in world.path(LOG).read_text().splitlines()]
+        assert words == {"answers": [], "refuses": ["virt-rapl: without libvirt"]}[libvirt]
     finally:
+        libvirt_socket.chmod(mode)
         world.kill(pid, "TERM")
         world.run(["rm", "-r", "/mnt/unprivileged", "/mnt/unprivileged.yaml", "/run/virt-rapl/daemon", LOG])
 
