@@ -389,9 +389,9 @@ def test_libvirtd_hangs(world: World, new_guest: NewGuest, start_daemon: StartDa
             # A daemon that starts now finds the domain all the same.
             world.kill(pid, "TERM")
             start_daemon()
-            wait_until(lambda: name in (asked(world) or {}), 5, "the domain is found")
+            wait_until(lambda: name in (asked(world) or {}), 20, "the domain is found")
             told = energies(world, name)[0]
-            wait_until(lambda: energies(world, name)[0] > told, 10, "it is metered")
+            wait_until(lambda: energies(world, name)[0] > told, 20, "it is metered")
         finally:
             world.run(["sh", "-c", f"kill -s CONT {libvirtd}"])
     world.path(address).unlink()

@@ -134,8 +134,8 @@ def test_the_daemon_is_a_unit(machine: Machine) -> None:
 
 
 def test_a_hung_daemon_is_killed_and_restarted(machine: Machine, daemon: Callable[..., None]) -> None:
-    daemon("WatchdogSec=3", "RestartSec=0")
-    time.sleep(5)
+    daemon("WatchdogSec=5", "RestartSec=0")
+    time.sleep(7)
     assert restarted(machine, 0)  # its signs of life are enough
     told = document(machine)
     machine.run(["systemctl", "kill", "--kill-whom=main", "--signal=STOP", "virt-rapld"])
@@ -184,7 +184,7 @@ def test_the_daemon_as_another_user(machine: Machine, daemon: Callable[..., None
     status, told = ask("stranger")
     assert status == 1
     assert told.splitlines()[-1] == "hint: run as root"
-    wait_until(lambda: zone_joules(document(machine)) > zone_joules(shown), 5, "it counts on")
+    wait_until(lambda: zone_joules(document(machine)) > zone_joules(shown), 20, "it counts on")
 
     daemon()  # and back
     assert owners() == {"root:root"}
