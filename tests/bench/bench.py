@@ -126,7 +126,6 @@ def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "time_r_squared": correlation(counts, times) ** 2,
         "time_per_domain_last_to_first": last["microseconds"]["ours"] / first["microseconds"]["ours"],
-        "memory_r_squared": correlation(counts, memory) ** 2,
         "bytes_per_domain": (memory[-1] - memory[0]) / span,
     }
 
