@@ -8,6 +8,7 @@ left out: the domains are told, and none comes or goes.
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ def main() -> None:
         figures.update(memory.of(os.getpid()))
         os.kill(os.getpid(), daemon.END[0])
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, daemon.END)  # the daemon waits for them; no other thread may take them
     threading.Thread(target=measure, daemon=True).start()
     daemon.run(Config(run_directory=directory / "run", state_directory=directory / "state"), "test:///default")
     print(json.dumps(figures))
