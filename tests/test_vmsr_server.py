@@ -26,7 +26,7 @@ class Helper:
         here = Path.cwd()
         listener = listen(self.path, uid=os.getuid(), gid=os.getgid())
         os.chdir(here)
-        self.server = Server(listener, owner_uid=os.getuid(), read_register=self.read)
+        self.server = Server(listener, owner_uid=os.getuid(), reader_for=lambda _: self.read)
         self.thread = threading.Thread(target=self.server.serve)
         self.thread.start()
 

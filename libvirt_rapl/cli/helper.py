@@ -40,7 +40,9 @@ def run(options: argparse.Namespace) -> int:
         _exec_qemu_helper(program, _listen(path, record.owner_uid, record.owner_gid))
     read_register = registers(config.source)
     serve_until_terminated(
-        _listen(path, record.owner_uid, record.owner_gid), owner_uid=record.owner_uid, read_register=read_register
+        _listen(path, record.owner_uid, record.owner_gid),
+        owner_uid=record.owner_uid,
+        reader_for=lambda _: read_register,
     )
     return 0
 

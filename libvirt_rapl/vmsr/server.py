@@ -20,9 +20,15 @@ MAX_CONNECTIONS = 8
 ReadRegister = Callable[[int, int], int]
 """(register, cpu) -> value; raises OSError when it cannot be read."""
 
+ReaderFor = Callable[[int], ReadRegister]
+"""PID of a peer -> how registers are read for it; called once for each connection."""
+
 
 class Connection:
     """One peer: who it is, and the part of a request that has arrived."""
+
+    read_register: ReadRegister
+    """What this peer reads; set when it is accepted."""
 
     def __init__(self, peer: socket.socket, proc: Path) -> None:
         """Take an accepted socket and ask the kernel who is at the other end."""
@@ -31,7 +37,7 @@ class Connection:
         self.tasks = proc / str(self.pid) / "task"
         self.buffer = b""
 
-    def serve(self, read_register: ReadRegister) -> bool:
+    def serve(self) -> bool:
         """Take what has arrived and answer a whole request. False: the connection is to be closed."""
         arrived = self.socket.recv(REQUEST.size + 1)
         self.buffer += arrived
@@ -44,7 +50,7 @@ class Connection:
         if register not in REGISTERS:
             return False
         try:
-            value = read_register(register, cpu) if (self.tasks / str(tid)).exists() else 0
+            value = self.read_register(register, cpu) if (self.tasks / str(tid)).exists() else 0
         except OSError:
             value = 0
         return self.socket.send(REPLY.pack(value)) == REPLY.size
@@ -54,11 +60,11 @@ class Server:
     """Serves `listener` until stop(); `owner_uid` is the user of the domain's QEMU."""
 
     def __init__(
-        self, listener: socket.socket, *, owner_uid: int, read_register: ReadRegister, proc: Path = Path("/proc")
+        self, listener: socket.socket, *, owner_uid: int, reader_for: ReaderFor, proc: Path = Path("/proc")
     ) -> None:
         """Take a listening socket."""
         self.owner_uid = owner_uid
-        self.read_register = read_register
+        self.reader_for = reader_for
         self.proc = proc
         self.selector = selectors.DefaultSelector()
         self.connections = 0
@@ -94,12 +100,13 @@ class Server:
             peer.close()
             return
         peer.setblocking(False)
+        connection.read_register = self.reader_for(connection.pid)
         self.connections += 1
         self.selector.register(peer, selectors.EVENT_READ, connection)
 
     def _answer(self, connection: Connection) -> None:
         try:
-            keep = connection.serve(self.read_register)
+            keep = connection.serve()
         except OSError:
             keep = False  # the peer has gone, or does not read its replies
         if not keep:
@@ -108,9 +115,9 @@ class Server:
             self.connections -= 1
 
 
-def serve_until_terminated(listener: socket.socket, *, owner_uid: int, read_register: ReadRegister) -> None:
+def serve_until_terminated(listener: socket.socket, *, owner_uid: int, reader_for: ReaderFor) -> None:
     """Serve until SIGTERM or SIGINT."""
-    server = Server(listener, owner_uid=owner_uid, read_register=read_register)
+    server = Server(listener, owner_uid=owner_uid, reader_for=reader_for)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     server.serve()
