@@ -12,7 +12,7 @@ from libvirt_rapl.host.msr import read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
 from libvirt_rapl.host.zones import EnergyCounter
 from libvirt_rapl.vmsr import protocol
-from libvirt_rapl.vmsr.server import ReadRegister
+from libvirt_rapl.vmsr.protocol import ReadRegister
 
 UNITS = 0xA0E03
 """Power in 2**-3 W (bits 0-3), energy in 2**-14 J (bits 8-12), time in 2**-10 s (bits 16-19)."""
