@@ -13,7 +13,8 @@ from typing import NoReturn
 from libvirt_rapl.config import load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Registry
-from libvirt_rapl.vmsr.registers import registers
+from libvirt_rapl.vmsr.readers import Readers
+from libvirt_rapl.vmsr.registers import find
 from libvirt_rapl.vmsr.server import listen, serve_until_terminated
 
 QEMU_HELPER = "qemu-vmsr-helper"
@@ -38,11 +39,14 @@ def run(options: argparse.Namespace) -> int:
     if record.backend == "qemu":
         program = _qemu_helper()
         _exec_qemu_helper(program, _listen(path, record.owner_uid, record.owner_gid))
-    read_register = registers(config.source)
+    try:
+        readers = Readers(find(config.source), shaping=config.shaping)
+    except (OSError, ValueError) as error:
+        raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
     serve_until_terminated(
         _listen(path, record.owner_uid, record.owner_gid),
         owner_uid=record.owner_uid,
-        reader_for=lambda _: read_register,
+        reader_for=readers.reader_for,
     )
     return 0
 
