@@ -2,7 +2,7 @@
 
 Once a second QEMU takes a window: it reads the clock ticks of its threads, asks the helper for the energy register of
 each package, sleeps a second, asks again and reads the ticks again (kvm_msr_energy_thread of QEMU's
-target/i386/kvm/kvm.c; 9.1 to 11.0 do the same). A thread belongs to the package where it was when the window began; the
+target/i386/kvm/kvm.c; 9.1 to 11.x do the same). A thread belongs to the package where it was when the window began; the
 main thread is left out. Of a package's difference d each of its threads is worth
 
     part = round(d / 100 * (100 / maxticks * ticks))      maxticks: ticks a second x CPUs of the package
@@ -26,8 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # a helper's memory is counted in kilobytes, and typing takes 1,700 of them
     from collections.abc import Iterable, Sequence
 
-OLDEST, NEWEST = (9, 1), (11, 0)
-"""QEMU's versions, major and minor, that are known to compute so."""
+OLDEST, TOO_NEW = (9, 1), (12, 0)
+"""From which of QEMU's versions on, and up to which, this is known to be what they compute."""
 
 LONGEST = 1 << 63
 """What does not fit into 63 bits is rounded to this by QEMU on x86."""
@@ -36,9 +36,10 @@ MOST = (1 << 31) - 1
 """Gains up to this can be solved for; a guest takes a greater one for a counter that has wrapped."""
 
 
-def known(version: Sequence[int]) -> bool:
-    """Tell whether a QEMU of this version computes as described here, as far as anybody has looked."""
-    return OLDEST <= tuple(version[:2]) <= NEWEST
+def known(version: str) -> bool:
+    """Tell whether a QEMU of this version, such as `10.0.2`, computes as described here."""
+    major, minor = version.split(".")[:2]
+    return OLDEST <= (int(major), int(minor)) < TOO_NEW
 
 
 class Qemu:
