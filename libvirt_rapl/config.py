@@ -32,6 +32,8 @@ class Config:
     """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
     model: str = "capacity"
     """How energy is given out to domains on the host; see libvirt_rapl.attribution."""
+    shaping: bool = True
+    """Whether the native helper makes its answers so that a guest counts what its domain is charged."""
     run_directory: Path = Path("/run/virt-rapl")
     """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
     state_directory: Path = Path("/var/lib/virt-rapl")
@@ -99,6 +101,10 @@ def _checked(file: Path, key: str, value: object) -> object:
         case "helper" | "on_failure" | "source" | "model":
             if value not in CHOICES[key]:
                 raise wrong(f"one of {', '.join(CHOICES[key])}")
+            return value
+        case "shaping":
+            if not isinstance(value, bool):
+                raise wrong("on or off")
             return value
         case "run_directory" | "state_directory":
             if not isinstance(value, str) or not value.startswith("/"):

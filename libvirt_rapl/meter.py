@@ -15,10 +15,11 @@ from pathlib import Path
 from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.host.cgroups import MachineClock
 from libvirt_rapl.host.clocks import ThreadRun, boot_nanoseconds
+from libvirt_rapl.host.counter import EnergyCounter
 from libvirt_rapl.host.cpus import busy_nanoseconds, packages
 from libvirt_rapl.host.processes import PROC, vcpu_number
 from libvirt_rapl.host.source import Source
-from libvirt_rapl.host.zones import EnergyCounter, Zone
+from libvirt_rapl.host.zones import Zone
 
 LIST_AGAIN_NS = 10_000_000_000
 """How often zones are looked for that were not there before."""

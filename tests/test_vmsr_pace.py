@@ -2,8 +2,8 @@
 
 import pytest
 
-from libvirt_rapl.vmsr.pace import WINDOW_SECONDS, Bucket, Fresh, Windows
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_UNIT
+from libvirt_rapl.vmsr.pace import WINDOW_SECONDS, Bucket, Windows
+from libvirt_rapl.vmsr.protocol import ENERGY
 
 
 class Registers:
@@ -32,41 +32,13 @@ def registers() -> Registers:
 
 
 @pytest.fixture
-def fresh(registers: Registers) -> Fresh:
-    return Fresh(registers.read, registers.package_of, registers.clock)
-
-
-@pytest.fixture
 def windows(registers: Registers) -> Windows:
     return Windows(registers.read, registers.package_of, registers.clock)
 
 
-def test_a_value_holds_for_a_window(registers: Registers, fresh: Fresh) -> None:
-    first = fresh.read(ENERGY, 0)
-    registers.now += WINDOW_SECONDS * 0.99
-    assert fresh.read(ENERGY, 0) == first
-    registers.now += WINDOW_SECONDS * 0.02
-    assert fresh.read(ENERGY, 0) > first
-
-
-def test_the_cpus_of_a_package_have_one_value_and_each_register_its_own(registers: Registers, fresh: Fresh) -> None:
-    assert fresh.read(ENERGY, 0) == fresh.read(ENERGY, 1)
-    assert len({fresh.read(ENERGY, 0), fresh.read(ENERGY, 2), fresh.read(POWER_UNIT, 0)}) == 3
-    assert registers.readings == [(ENERGY, 0), (ENERGY, 2), (POWER_UNIT, 0)]
-
-
-def test_however_often_it_is_asked_a_value_is_a_window_old(registers: Registers, fresh: Fresh) -> None:
-    values = set()
-    for _ in range(10_000):
-        registers.now += 0.001
-        values.add(fresh.read(ENERGY, 0))
-    assert len(values) <= 10 / WINDOW_SECONDS + 1
-
-
-def test_no_such_cpu_is_an_error_and_costs_nothing(registers: Registers, fresh: Fresh, windows: Windows) -> None:
-    for reader in (fresh, windows):
-        with pytest.raises(OSError, match="no such CPU"):
-            reader.read(ENERGY, 4)
+def test_no_such_cpu_is_an_error_and_costs_nothing(registers: Registers, windows: Windows) -> None:
+    with pytest.raises(OSError, match="no such CPU"):
+        windows.read(ENERGY, 4)
     assert not registers.readings
 
 

@@ -4,6 +4,7 @@ The libvirt hook starts it; there is no reason to run it by hand.
 """
 
 import argparse
+import marshal
 import os
 import shutil
 import socket
@@ -11,11 +12,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from libvirt_rapl.config import load
+from libvirt_rapl.config import Config, load
 from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.listener import listen
 from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr.registers import find
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if record.backend == "qemu":
         program = _qemu_helper()
         _exec_qemu_helper(program, _listen(path))
-    _exec_native(record, registry, config.source, _listen(path))
+    _exec_native(record, registry, config, _listen(path))
 
 
 def _check_processes_are_seen(mounts: Path = Path("/proc/self/mountinfo")) -> None:
@@ -67,15 +69,21 @@ def _listen(path: Path) -> socket.socket:
         raise VirtRaplError(f"cannot listen on {path}: {error}", "it takes root and free space") from error
 
 
-def _exec_native(record: Record, registry: Registry, source: str, listener: socket.socket) -> NoReturn:
+def _exec_native(record: Record, registry: Registry, config: Config, listener: socket.socket) -> NoReturn:
+    try:
+        found = find(config.source)
+    except (OSError, ValueError) as error:
+        raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
+    registers = marshal.dumps((*found[:1], tuple(map(tuple, found.counters)), *found[2:])).hex()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     life = os.open(registry.path(record.uuid, "alive"), flags, 0o600)
     for descriptor in (listener.fileno(), life):
         os.set_inheritable(descriptor, True)
     state_file = registry.path(record.uuid, "state")
-    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, source))
+    shaping = "on" if config.shaping else "off"
+    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, shaping, registers))
     limit_resources()
-    drop_privileges(registers=source != "powercap")
+    drop_privileges(registers=any(counter.register for counter in found.counters))
     filter_system_calls()
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", SERVE, *arguments])
 

@@ -12,25 +12,6 @@ WINDOW_SECONDS = 0.9
 """QEMU sleeps for a second between the start and the end of a window; what asks sooner is not QEMU's thread."""
 
 
-class Fresh:
-    """Reads a register of a package anew after WINDOW_SECONDS at the soonest; until then its last value holds."""
-
-    def __init__(self, read: ReadRegister, package_of: Callable[[int], int], clock: Callable[[], float]) -> None:
-        """`package_of` tells the package of a CPU; it raises OSError where there is no such CPU, as `read` may."""
-        self._read = read
-        self._package_of = package_of
-        self._clock = clock
-        self._told: dict[tuple[int, int], tuple[float, int]] = {}
-
-    def read(self, register: int, cpu: int) -> int:
-        """Return the register's value, now or a moment ago. Raises OSError."""
-        place, now = (register, self._package_of(cpu)), self._clock()
-        told = self._told.get(place)
-        if told is None or now - told[0] >= WINDOW_SECONDS:
-            told = self._told[place] = now, self._read(register, cpu)
-        return told[1]
-
-
 class Windows:
     """Lets a reader see the starts and ends of a peer's windows, package by package, and nothing in between.
 
@@ -38,7 +19,7 @@ class Windows:
     """
 
     def __init__(self, read: ReadRegister, package_of: Callable[[int], int], clock: Callable[[], float]) -> None:
-        """Take what Fresh takes."""
+        """`package_of` tells the package of a CPU; it raises OSError where there is no such CPU, as `read` may."""
         self._read = read
         self._package_of = package_of
         self._clock = clock

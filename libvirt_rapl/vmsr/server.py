@@ -35,21 +35,26 @@ _CREDENTIALS = struct.Struct("3i")
 class Peer:
     """A process at the other end of one or more connections."""
 
-    __slots__ = ("bucket", "connections", "pid", "read", "tasks", "uid")
+    __slots__ = ("bucket", "connections", "pid", "proc", "read", "tasks", "uid")
 
     def __init__(self, pid: int, uid: int, read: ReadRegister, proc: str) -> None:
         """Take who it is and how registers are read for it."""
         self.pid = pid
         self.uid = uid
+        self.proc = proc
         self.tasks = f"{proc}/{pid}/task"
         self.read = read
         self.bucket = Bucket(BURST_REQUESTS, REQUESTS_PER_SECOND, time.monotonic())
         self.connections = 0
 
     def value(self, register: int, cpu: int, thread: int) -> int:
-        """Return the register for one of the process's own threads; 0 for any other, or where it cannot be read."""
+        """Return the register for one of the process's own threads; 0 for another's, or where it cannot be read.
+
+        QEMU may name a thread that has just ended, and would take 0 for what its window begins with.
+        """
+        own = os.access(f"{self.tasks}/{thread}", os.F_OK) or not os.access(f"{self.proc}/{thread}", os.F_OK)
         try:
-            return self.read(register, cpu) if os.access(f"{self.tasks}/{thread}", os.F_OK) else 0
+            return self.read(register, cpu) if own else 0
         except OSError:
             return 0
 

@@ -4,37 +4,39 @@ Whatever it ever needs is imported before it serves: QEMU never connects again, 
 below it is upgraded or removed.
 """
 
+import marshal
 import os
 import sys
 import time
-from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # signal takes half a megabyte
+from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # see server
 from _socket import socket
 
-from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.vmsr.pace import Fresh, Windows
+from libvirt_rapl.vmsr.pace import Windows
 from libvirt_rapl.vmsr.protocol import ENERGY, ReadRegister
-from libvirt_rapl.vmsr.registers import registers
+from libvirt_rapl.vmsr.readers import Readers
 from libvirt_rapl.vmsr.server import Server
 
 LAST_SECONDS = 60.0
 """How long a QEMU that still runs is served after SIGTERM; the unit's TimeoutStopSec is longer."""
 
 
-def main(listener: str, life: str, state_file: str, owner_uid: str, source: str) -> None:
-    """Serve until SIGTERM; exit with 1 when there is nothing to read.
+def main(listener: str, life: str, state_file: str, owner_uid: str, shaping: str, registers: str) -> None:
+    """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose time of change is
-    the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry.
+    the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry. `registers` are those
+    of libvirt_rapl.vmsr.registers, as marshal has them, in hexadecimal digits.
     """
+    found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
-        plain = Fresh(registers(source), package_of, time.monotonic)
-    except VirtRaplError as error:
-        print(f"virt-rapl: error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-        sys.exit(1)
+        readers = Readers(found, shaping=shaping == "on")
+    except (OSError, ValueError) as error:
+        sys.exit(f"virt-rapl: error: cannot read energy: {error}")
 
-    def reader_for(_pid: int) -> ReadRegister:
-        windows = Windows(plain.read, package_of, time.monotonic)
-        return lambda register, cpu: (windows if register == ENERGY else plain).read(register, cpu)
+    def reader_for(pid: int) -> ReadRegister:
+        read = readers.reader_for(pid)
+        windows = Windows(read, readers.package_of, time.monotonic)
+        return lambda register, cpu: (windows.read if register == ENERGY else read)(register, cpu)
 
     life_descriptor = int(life)
     server = Server(
@@ -48,12 +50,6 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, source: str)
         signal(number, lambda *_: server.stop(LAST_SECONDS))
     signal(SIGHUP, SIG_IGN)  # whoever started it may go
     server.serve()
-
-
-def package_of(cpu: int) -> int:
-    """Return the physical package of a CPU. Raises OSError where there is no such CPU, or it is not online."""
-    with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id", "rb") as file:
-        return int(file.read())
 
 
 def qemu_pid(state_file: str) -> int | None:
