@@ -17,14 +17,18 @@ from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.listener import listen
 from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr import serving
 from libvirt_rapl.vmsr.registers import find
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
 
 PACKAGES = Path(__file__).parents[2]
-SERVE = "import sys; sys.path.append(sys.argv[1]); from libvirt_rapl.vmsr.serving import main; main(*sys.argv[2:])"
-"""What an instance runs. The interpreter imports no more than that: its memory is spent for each domain."""
+SERVE = f"import sys; sys.path.append(sys.argv[1]); from {serving.__name__} import main; main(*sys.argv[2:])"
+"""What an instance runs. The interpreter imports no more than that: its memory is spent for each domain.
+
+It is imported here, too, so that Python finds it compiled there: an instance cannot write.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
