@@ -17,7 +17,7 @@ from libvirt_rapl.vmsr.readers import Readers
 from libvirt_rapl.vmsr.server import Server
 
 LAST_SECONDS = 5.0
-"""How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown does not wait long."""
+"""How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
 def main(listener: str, life: str, state_file: str, owner_uid: str, shaping: str, registers: str) -> None:
