@@ -97,11 +97,11 @@ def _checked(file: Path, key: str, value: object) -> object:
     def wrong(expected: str) -> VirtRaplError:
         return VirtRaplError(f"{file}: {key}: expected {expected}, found {value!r}", f"correct {file}")
 
+    if key in CHOICES:
+        if value not in CHOICES[key]:
+            raise wrong(f"one of {', '.join(CHOICES[key])}")
+        return value
     match key:
-        case "helper" | "on_failure" | "source" | "model":
-            if value not in CHOICES[key]:
-                raise wrong(f"one of {', '.join(CHOICES[key])}")
-            return value
         case "shaping":
             if not isinstance(value, bool):
                 raise wrong("on or off")

@@ -40,7 +40,7 @@ class View:
             "host": {
                 "source": self.source.name,
                 "model": self._model,
-                "since": datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds"),
+                "since": _instant(self.since),
                 "interval_seconds": self.meter.interval_seconds,
                 "zones": [
                     {"name": name, **_figures(usage), **_lost(self.meter.lost.get(name, 0))}
@@ -66,6 +66,7 @@ class View:
             "pid": domain.pid,
             "vrapl": vrapl,
             "reason": degraded_reason(record) if vrapl == "degraded" else None,
+            "since": self._degraded_since(record) if vrapl == "degraded" else None,
             "helper": self._helper(record),
             **_figures(usage),
             "zones": {kind: _figures(part) for kind, part in self.meter.zones_of(domain.uuid).items()},
@@ -74,6 +75,13 @@ class View:
                 for vcpu in sorted(tids.keys() | usage.vcpus.keys())
             ],
         }
+
+    def _degraded_since(self, record: Record | None) -> str | None:
+        """Tell since when a domain runs without a working helper; None when nobody knows."""
+        if record is None:
+            return None
+        since = instances.ended_at(record, self._registry) if record.state == "ready" else record.since
+        return _instant(since) if since else None
 
     def _helper(self, record: Record | None) -> dict[str, Any] | None:
         if record is None:
@@ -102,6 +110,10 @@ def degraded_reason(record: Record | None) -> str:
     if record is None:
         return "the hook did not run or left no record when it started; see libvirt's log and `virt-rapl install`"
     return record.reason or instances.HELPER_ENDED
+
+
+def _instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _figures(usage: Usage) -> dict[str, float]:

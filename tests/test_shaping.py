@@ -31,7 +31,7 @@ DISK = "/mnt/disk-{name}.raw"
 BACKEND = "/machine/peripheral/virtio-disk0/virtio-backend"
 WORKERS = 64
 """What QEMU has at most; each of these requests keeps one busy for some 20 ms while the others wait for the file."""
-REQUEST_MEGABYTES = 64
+REQUEST_MEGABYTES = 32
 ROUNDS = 5
 ROUND_SECONDS = 13.0
 """Workers leave after ten seconds without work."""
@@ -210,5 +210,7 @@ def test_workers_that_come_and_go_do_not_make_garbage() -> None:
 def keep_workers_busy(world: World, name: str) -> None:
     """Let QEMU clear as many parts of the disk at the same time as it has workers at most."""
     size = REQUEST_MEGABYTES
-    requests = [f'qemu-io -d {BACKEND} "aio_write -z -u -q {part * size}M {size}M"' for part in range(WORKERS)]
-    world.run(["virsh", "-q"], input="".join(f"qemu-monitor-command --hmp {name} '{each}'\n" for each in requests))
+    requests = [f'qemu-io -d {BACKEND} "aio_write -z -q {part * size}M {size}M"' for part in range(WORKERS)]
+    world.run(
+        ["virsh", "-q"], input="".join(2 * [f"qemu-monitor-command --hmp {name} '{each}'\n" for each in requests])
+    )

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def test_the_document(
                 "pid": "int",
                 "vrapl": "str",
                 "reason": "NoneType",
+                "since": "NoneType",
                 "helper": {"backend": "str", "pid": "int", "socket": "str", "healthy": "bool"},
                 **figures,
                 "zones": {"dram": figures, "package": figures},
@@ -181,6 +182,7 @@ def document(source: str) -> dict[str, Any]:
             "state": state,
             "vrapl": "degraded" if watts else "off",
             "reason": "no helper" if watts else None,
+            "since": "2026-01-02T03:04:05+00:00" if watts else None,
             "power_watts": watts,
             "energy_joules": watts,
             "vcpus": parts,
@@ -194,6 +196,7 @@ def document(source: str) -> dict[str, Any]:
 
 
 def test_the_table() -> None:
+    local = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     assert status.table(document("simulated")) == [
         "energy is SIMULATED: it is not this machine's own",
         "CPU (simulated)",
@@ -204,7 +207,7 @@ def test_the_table() -> None:
         "a          shut off  off         0.00    0.00  -",
         "long-name  running   degraded  123.46  123.46  0:100.00 1:23.46",
         "",
-        "long-name runs without its meter: no helper",
+        f"long-name runs without its meter since {local}: no helper",
     ]
     assert status.table(document("msr")) == [
         "CPU (msr)",

@@ -8,11 +8,10 @@ import pytest
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.vmsr import energy, readers
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
+from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, ReadRegister
 from libvirt_rapl.vmsr.readers import Readers
 from libvirt_rapl.vmsr.registers import find
 from libvirt_rapl.vmsr.requirements import check_host
-from libvirt_rapl.vmsr.server import ReadRegister
 
 RANGE = 262_143_328_850
 
@@ -64,7 +63,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     now = [1_000_000_000]
     monkeypatch.setattr(readers, "boot_nanoseconds", lambda: now[0])
     monkeypatch.setattr(energy, "boot_nanoseconds", lambda: now[0])
-    yield now
+    return now
 
 
 def test_the_cpus_own_registers_come_first(host: Host) -> None:
@@ -117,7 +116,7 @@ def test_energy_goes_on_over_a_wrap(host: Host, source: str, now: list[int]) -> 
     assert before > 1 << 31
 
 
-def test_the_dies_of_a_package_are_added_up(host: Host, now: list[int]) -> None:
+def test_the_dies_of_a_package_are_added_up(host: Host) -> None:
     host.powercap(0, 1_000_000, name="package-0-die-0")
     host.powercap(1, 2_000_000, name="package-0-die-1")
     assert plain(host, "powercap")(ENERGY, 0) == 3 << 14

@@ -11,8 +11,8 @@ from libvirt_rapl.vmsr.threads import Domain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from libvirt_rapl.vmsr.protocol import ReadRegister
     from libvirt_rapl.vmsr.registers import Registers
-    from libvirt_rapl.vmsr.server import ReadRegister
 
 FRESH_NS = 900_000_000
 """Without shaping a package is read again after so long at the soonest; QEMU's windows take a second."""

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from libvirt_rapl.vmsr.threads import Domain, Thread
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-WINDOW_NS = 500_000_000
-"""QEMU sleeps for a second between beginning and end; what is asked sooner after a beginning is no end."""
+WINDOW_NS = 900_000_000
+"""QEMU sleeps for a second between beginning and end. What is asked sooner after a beginning is no end: nobody gets
+finer readings than QEMU, for they tell what others on the package compute (CVE-2020-8694)."""
 IDLE_NS = 10_000_000_000
 """An AIO worker ends when it has had no work for so long (QEMU's util/thread-pool.c)."""
 SOONER_NS, LATER_NS = 250_000_000, 500_000_000

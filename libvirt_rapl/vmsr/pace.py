@@ -1,0 +1,21 @@
+"""How often a peer gets an answer. No I/O; times are seconds of any clock that only grows."""
+
+
+class Bucket:
+    """Tokens for requests: some to begin with, and as many again in the course of time."""
+
+    def __init__(self, size: float, per_second: float, now: float) -> None:
+        """Begin full."""
+        self._size = size
+        self._per_second = per_second
+        self._tokens = size
+        self._since = now
+
+    def take(self, now: float) -> float:
+        """Take a token and return 0, or, where there is none, return the seconds until there will be one."""
+        self._tokens = min(self._size, self._tokens + (now - self._since) * self._per_second)
+        self._since = now
+        if self._tokens < 1:
+            return (1 - self._tokens) / self._per_second
+        self._tokens -= 1
+        return 0.0
