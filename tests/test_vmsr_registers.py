@@ -1,7 +1,6 @@
 """Registers from a fixture tree: the CPU's own, or made from powercap's files."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,7 @@ def plain(host: Host, source: str) -> ReadRegister:
 
 
 @pytest.fixture(autouse=True)
-def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The time that readers see, in ns."""
     now = [1_000_000_000]
     monkeypatch.setattr(readers, "boot_nanoseconds", lambda: now[0])
