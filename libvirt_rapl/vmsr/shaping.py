@@ -19,6 +19,8 @@ had run a tick is gone at the end of a window:
   ran last is known to a second, so a window or two are held for each time that workers go idle;
 - it is one of the first two windows: vCPU threads are being made, and which there are QEMU saw a moment earlier.
 
+The same goes for a window that began while a thread moved to another package: on which one QEMU saw it nobody knows.
+
 What remains is a thread that ends of its own accord, not by that timeout, between the look that is taken here and the
 one that QEMU takes a moment later (a worker whose pool is made smaller, the end of a migration that was cancelled).
 
@@ -53,11 +55,13 @@ FIRST_WINDOWS = 2
 class Span:
     """The ticks of one thread in one window."""
 
-    __slots__ = ("around", "begin", "end", "is_vcpu")
+    __slots__ = ("around", "begin", "cpu", "end", "is_vcpu")
 
     def __init__(self, thread: Thread) -> None:
         """Take the thread as it was when the window began."""
         self.is_vcpu = thread.is_vcpu
+        self.cpu = thread.cpu
+        """Where it was seen last."""
         self.begin = self.end = thread.ticks
         self.around = 0.0
         """Ticks before the beginning and after the end that QEMU is expected to have seen too."""
@@ -140,10 +144,12 @@ class Shaper:
     def _begin(self, now: int) -> None:
         threads = self._domain.threads()
         halves: dict[int, float] = {}
+        moved = False
         for side in self._sides.values():
             for tid in side.spans.keys() & threads.keys():
                 halves[tid] = (threads[tid].ticks - side.spans[tid].end) / 2
                 side.spans[tid].around += halves[tid]
+                moved |= self._package_of.get(threads[tid].cpu) != self._package_of.get(side.spans[tid].cpu)
             self._reckon(side)
             side.begun = 0
             side.spans = {}
@@ -151,7 +157,7 @@ class Shaper:
             if side_here := self._sides.get(self._package_of.get(thread.cpu, -1)):
                 span = side_here.spans[tid] = Span(thread)
                 span.around = halves.get(tid, 0.0)
-        self._held = self._windows < FIRST_WINDOWS or not self._alive <= threads.keys()
+        self._held = moved or self._windows < FIRST_WINDOWS or not self._alive <= threads.keys()
         self._windows += 1
         self._idle.watch(threads, now)
         self._over = False
@@ -173,7 +179,7 @@ class Shaper:
         for tid, span in side.spans.items():
             thread = alive.get(tid)
             if thread and thread.ticks >= span.begin:
-                span.end, span.is_vcpu = thread.ticks, thread.is_vcpu
+                span.end, span.is_vcpu, span.cpu = thread.ticks, thread.is_vcpu, thread.cpu
             elif span.begin:
                 garbage = True
         self._alive = set(self._domain.tids())
