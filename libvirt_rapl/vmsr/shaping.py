@@ -7,9 +7,9 @@ libvirt_rapl.vmsr.model, stays within what is owed; the rest is carried. Nothing
 twice: what QEMU did with the difference is reckoned when the next window begins and more is known of the ticks it saw.
 
 QEMU reads ticks a moment after an end is answered and a moment before a beginning is asked for, so a thread may have
-run a tick more than was seen here. Of a tick in between half is expected in the window before and half in the one
-after. If every thread of the package had one tick more, the guest would still gain no more than is owed and what the
-package itself counted meanwhile.
+run a tick more than was seen here. Of a tick in between a third is expected in the window before, a third in the one
+after, and a third in neither, between QEMU's own looks. If every thread of the package had one tick more, the guest
+would still gain no more than is owed and what the package itself counted meanwhile.
 
 No difference at all is answered, and everything carried, where QEMU would write garbage, as it does when a thread that
 had run a tick is gone at the end of a window:
@@ -143,12 +143,12 @@ class Shaper:
 
     def _begin(self, now: int) -> None:
         threads = self._domain.threads()
-        halves: dict[int, float] = {}
+        thirds: dict[int, float] = {}
         moved = False
         for side in self._sides.values():
             for tid in side.spans.keys() & threads.keys():
-                halves[tid] = (threads[tid].ticks - side.spans[tid].end) / 2
-                side.spans[tid].around += halves[tid]
+                thirds[tid] = (threads[tid].ticks - side.spans[tid].end) / 3
+                side.spans[tid].around += thirds[tid]
                 moved |= self._package_of.get(threads[tid].cpu) != self._package_of.get(side.spans[tid].cpu)
             self._reckon(side)
             side.begun = 0
@@ -156,7 +156,7 @@ class Shaper:
         for tid, thread in threads.items():
             if side_here := self._sides.get(self._package_of.get(thread.cpu, -1)):
                 span = side_here.spans[tid] = Span(thread)
-                span.around = halves.get(tid, 0.0)
+                span.around = thirds.get(tid, 0.0)
         self._held = moved or self._windows < FIRST_WINDOWS or not self._alive <= threads.keys()
         self._windows += 1
         self._idle.watch(threads, now)
