@@ -19,6 +19,14 @@ CHOICES = {
     "model": ("capacity", "active", "baseline"),
 }
 
+EXPECTED = {
+    **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
+    "shaping": "on or off",
+    **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
+    **dict.fromkeys(("interval", "start_deadline"), "seconds from 0.1 to 60"),
+    "domains": "a list of names, patterns or UUIDs",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -93,31 +101,19 @@ def _settings(file: Path) -> dict[str, Any]:
     return {str(key): _checked(file, str(key), value) for key, value in document.items()}
 
 
-def _checked(file: Path, key: str, value: object) -> object:
-    def wrong(expected: str) -> VirtRaplError:
-        return VirtRaplError(f"{file}: {key}: expected {expected}, found {value!r}", f"correct {file}")
-
+def _checked(file: Path, key: str, value: Any) -> object:  # noqa: ANN401 (whatever YAML makes of it)
     match key:
-        case "helper" | "on_failure" | "source" | "model":
-            if value not in CHOICES[key]:
-                raise wrong(f"one of {', '.join(CHOICES[key])}")
+        case _ if key in CHOICES and value in CHOICES[key]:
             return value
-        case "shaping":
-            if not isinstance(value, bool):
-                raise wrong("on or off")
+        case "shaping" if isinstance(value, bool):
             return value
-        case "run_directory" | "state_directory":
-            if not isinstance(value, str) or not value.startswith("/"):
-                raise wrong("an absolute path")
+        case "run_directory" | "state_directory" if isinstance(value, str) and value.startswith("/"):
             return Path(value)
-        case "interval" | "start_deadline":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 60:
-                raise wrong("seconds from 0.1 to 60")
+        case "interval" | "start_deadline" if type(value) in (int, float) and 0.1 <= value <= 60:
             return float(value)
-        case "domains":
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise wrong("a list of names, patterns or UUIDs")
+        case "domains" if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        case _:
-            known = ", ".join(field.name for field in fields(Config))
-            raise VirtRaplError(f"{file}: unknown key {key!r}", f"known keys: {known}")
+    if key in EXPECTED:
+        raise VirtRaplError(f"{file}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {file}")
+    known = ", ".join(field.name for field in fields(Config))
+    raise VirtRaplError(f"{file}: unknown key {key!r}", f"known keys: {known}")

@@ -146,8 +146,8 @@ def test_on_sigterm_without_qemu_it_ends_at_once(rapl: Rapl, directory: Path) ->
         assert instance.process.wait(10) == 0
 
 
-@pytest.mark.parametrize("shaping", ["on", "off"])
-def test_energy_comes_at_a_rhythm_of_a_second(rapl: Rapl, directory: Path, shaping: str) -> None:
+@pytest.mark.parametrize("shaping", [True, False])
+def test_energy_comes_at_a_rhythm_of_a_second(rapl: Rapl, directory: Path, *, shaping: bool) -> None:
     with Instance(rapl, directory, shaping=shaping) as instance, instance.connect() as peer:
         values: list[int | None] = []
         until = time.monotonic() + 3.5
@@ -155,7 +155,7 @@ def test_energy_comes_at_a_rhythm_of_a_second(rapl: Rapl, directory: Path, shapi
             values.append(ask(peer, ENERGY))
         assert len(values) > 50
         assert 0 not in values
-        assert (1 if shaping == "on" else 3) <= len(set(values)) <= 5
+        assert (1 if shaping else 3) <= len(set(values)) <= 5
 
 
 def test_status_tells_since_when_a_helper_is_dead(rapl: Rapl, directory: Path) -> None:

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from test_qemu_oracle import CPUS, TICKS_PER_SECOND
 from test_qemu_oracle import Qemu as Oracle
 

@@ -1,7 +1,6 @@
 """Registers from a fixture tree: the CPU's own, or made from powercap's files."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,12 +57,12 @@ def plain(host: Host, source: str) -> ReadRegister:
 
 
 @pytest.fixture(autouse=True)
-def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The time that readers see, in ns."""
     now = [1_000_000_000]
     monkeypatch.setattr(readers, "boot_nanoseconds", lambda: now[0])
     monkeypatch.setattr(energy, "boot_nanoseconds", lambda: now[0])
-    yield now
+    return now
 
 
 def test_the_cpus_own_registers_come_first(host: Host) -> None:
@@ -116,7 +115,7 @@ def test_energy_goes_on_over_a_wrap(host: Host, source: str, now: list[int]) -> 
     assert before > 1 << 31
 
 
-def test_the_dies_of_a_package_are_added_up(host: Host, now: list[int]) -> None:
+def test_the_dies_of_a_package_are_added_up(host: Host) -> None:
     host.powercap(0, 1_000_000, name="package-0-die-0")
     host.powercap(1, 2_000_000, name="package-0-die-1")
     assert plain(host, "powercap")(ENERGY, 0) == 3 << 14

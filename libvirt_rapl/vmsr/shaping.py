@@ -7,9 +7,9 @@ libvirt_rapl.vmsr.model, stays within what is owed; the rest is carried. Nothing
 twice: what QEMU did with the difference is reckoned when the next window begins and more is known of the ticks it saw.
 
 QEMU reads ticks a moment after an end is answered and a moment before a beginning is asked for, so a thread may have
-run a tick more than was seen here. Of a tick in between half is expected in the window before and half in the one
-after. If every thread of the package had one tick more, the guest would still gain no more than is owed and what the
-package itself counted meanwhile.
+run a tick more than was seen here. Of a tick in between a third is expected in the window before, a third in the one
+after, and a third in neither, between QEMU's own looks. If every thread of the package had one tick more, the guest
+would still gain no more than is owed and what the package itself counted meanwhile.
 
 No difference at all is answered, and everything carried, where QEMU would write garbage, as it does when a thread that
 had run a tick is gone at the end of a window:
@@ -18,6 +18,8 @@ had run a tick is gone at the end of a window:
 - a thread that is no vCPU ran last about ten seconds ago: AIO workers leave after ten seconds without work. When one
   ran last is known to a second, so a window or two are held for each time that workers go idle;
 - it is one of the first two windows: vCPU threads are being made, and which there are QEMU saw a moment earlier.
+
+The same goes for a window that began while a thread moved to another package: on which one QEMU saw it nobody knows.
 
 What remains is a thread that ends of its own accord, not by that timeout, between the look that is taken here and the
 one that QEMU takes a moment later (a worker whose pool is made smaller, the end of a migration that was cancelled).
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
     from libvirt_rapl.vmsr.threads import Domain, Thread
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-WINDOW_NS = 500_000_000
-"""QEMU sleeps for a second between beginning and end; what is asked sooner after a beginning is no end."""
+WINDOW_NS = 900_000_000
+"""QEMU sleeps for a second between beginning and end. What is asked sooner after a beginning is no end: nobody gets
+finer readings than QEMU, for they tell what others on the package compute (CVE-2020-8694)."""
 IDLE_NS = 10_000_000_000
 """An AIO worker ends when it has had no work for so long (QEMU's util/thread-pool.c)."""
 SOONER_NS, LATER_NS = 250_000_000, 500_000_000
@@ -52,11 +55,13 @@ FIRST_WINDOWS = 2
 class Span:
     """The ticks of one thread in one window."""
 
-    __slots__ = ("around", "begin", "end", "is_vcpu")
+    __slots__ = ("around", "begin", "cpu", "end", "is_vcpu")
 
     def __init__(self, thread: Thread) -> None:
         """Take the thread as it was when the window began."""
         self.is_vcpu = thread.is_vcpu
+        self.cpu = thread.cpu
+        """Where it was seen last."""
         self.begin = self.end = thread.ticks
         self.around = 0.0
         """Ticks before the beginning and after the end that QEMU is expected to have seen too."""
@@ -138,19 +143,21 @@ class Shaper:
 
     def _begin(self, now: int) -> None:
         threads = self._domain.threads()
-        halves: dict[int, float] = {}
+        thirds: dict[int, float] = {}
+        moved = False
         for side in self._sides.values():
             for tid in side.spans.keys() & threads.keys():
-                halves[tid] = (threads[tid].ticks - side.spans[tid].end) / 2
-                side.spans[tid].around += halves[tid]
+                thirds[tid] = (threads[tid].ticks - side.spans[tid].end) / 3
+                side.spans[tid].around += thirds[tid]
+                moved |= self._package_of.get(threads[tid].cpu) != self._package_of.get(side.spans[tid].cpu)
             self._reckon(side)
             side.begun = 0
             side.spans = {}
         for tid, thread in threads.items():
             if side_here := self._sides.get(self._package_of.get(thread.cpu, -1)):
                 span = side_here.spans[tid] = Span(thread)
-                span.around = halves.get(tid, 0.0)
-        self._held = self._windows < FIRST_WINDOWS or not self._alive <= threads.keys()
+                span.around = thirds.get(tid, 0.0)
+        self._held = moved or self._windows < FIRST_WINDOWS or not self._alive <= threads.keys()
         self._windows += 1
         self._idle.watch(threads, now)
         self._over = False
@@ -172,7 +179,7 @@ class Shaper:
         for tid, span in side.spans.items():
             thread = alive.get(tid)
             if thread and thread.ticks >= span.begin:
-                span.end, span.is_vcpu = thread.ticks, thread.is_vcpu
+                span.end, span.is_vcpu, span.cpu = thread.ticks, thread.is_vcpu, thread.cpu
             elif span.begin:
                 garbage = True
         self._alive = set(self._domain.tids())
