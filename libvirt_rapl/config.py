@@ -1,7 +1,7 @@
 """The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,46 @@ def _files(path: Path) -> list[Path]:
 
 def _settings(file: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        lines = _lines(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise VirtRaplError(f"cannot read {file}: {error}", "make it a UTF-8 text file readable by root") from error
     except yaml.YAMLError as error:
         raise VirtRaplError(f"{file} is not valid YAML: {' '.join(str(error).split())}", f"correct {file}") from error
-    if document is None:
-        return {}
-    if not isinstance(document, Mapping):
+    if lines is None:
         raise VirtRaplError(f"{file}: expected `key: value` lines", f"correct {file}")
-    return {str(key): _checked(file, str(key), value) for key, value in document.items()}
+    settings: dict[str, Any] = {}
+    for number, key, value in lines:
+        if key in settings:
+            raise VirtRaplError(f"{file}:{number}: {key} is set a second time", "keep one of the two lines")
+        settings[key] = _checked(f"{file}:{number}", key, value)
+    return settings
 
 
-def _checked(file: Path, key: str, value: Any) -> object:  # noqa: ANN401 (whatever YAML makes of it)
+def _lines(text: str) -> list[tuple[int, str, object]] | None:
+    """Return line number, key and value of each setting; None when the text is something else than settings."""
+    loader = yaml.SafeLoader(text)
+    try:
+        document = loader.get_single_node()
+        if document is None:
+            return []
+        if not isinstance(document, yaml.MappingNode):
+            return None
+        return [
+            (
+                key.start_mark.line + 1,
+                str(loader.construct_object(key, deep=True)),
+                loader.construct_object(value, deep=True),
+            )
+            for key, value in document.value
+        ]
+    finally:
+        loader.dispose()
+
+
+def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whatever YAML makes of it)
+    """Return the value as Config holds it. `place` is where it stands, for the error: FILE:LINE."""
     match key:
         case _ if key in CHOICES and value in CHOICES[key]:
             return value
@@ -114,6 +139,8 @@ def _checked(file: Path, key: str, value: Any) -> object:  # noqa: ANN401 (whate
         case "domains" if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
     if key in EXPECTED:
-        raise VirtRaplError(f"{file}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {file}")
-    known = ", ".join(field.name for field in fields(Config))
-    raise VirtRaplError(f"{file}: unknown key {key!r}", f"known keys: {known}")
+        raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {place}")
+    known = [field.name for field in fields(Config)]
+    near = get_close_matches(key, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    raise VirtRaplError(f"{place}: unknown key {key!r}", hint)

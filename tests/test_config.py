@@ -46,7 +46,10 @@ def test_later_files_override(tmp_path: Path) -> None:
         ("start_deadline: 0", "start_deadline: expected seconds"),
         ("start_deadline: yes", "start_deadline: expected seconds"),
         ("domains: web", "domains: expected a list"),
-        ("helpers: native", "unknown key 'helpers'"),
+        ("# ours\nhelpers: native", "virt-rapl.yaml:2: unknown key 'helpers'"),
+        ("model: active\n\ninterval: 61", "virt-rapl.yaml:3: interval: expected seconds"),
+        ("model: active\ninterval: 2\nmodel: active", "virt-rapl.yaml:3: model is set a second time"),
+        ("[a]: b", "virt-rapl.yaml:1: unknown key"),
         ("- helper", "expected `key: value` lines"),
         ("helper: [", "not valid YAML"),
         ("helper: \udcff", "cannot read"),
@@ -61,6 +64,20 @@ def test_what_is_wrong_is_told_in_one_line_with_the_file(tmp_path: Path, text: s
     assert str(path) in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("intervall: 2", "did you mean interval?"),
+        ("on-failure: refuse", "did you mean on_failure?"),
+        ("x: 1", "known keys: helper, "),
+    ],
+)
+def test_a_mistyped_key(tmp_path: Path, text: str, hint: str) -> None:
+    with pytest.raises(VirtRaplError) as caught:
+        load(write(tmp_path, text))
+    assert caught.value.hint.startswith(hint)
 
 
 def test_every_choice_is_accepted(tmp_path: Path) -> None:

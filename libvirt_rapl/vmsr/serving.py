@@ -16,7 +16,7 @@ from libvirt_rapl.vmsr.protocol import ENERGY, ReadRegister
 from libvirt_rapl.vmsr.readers import Readers
 from libvirt_rapl.vmsr.server import Server
 
-LAST_SECONDS = 5.0
+LAST_SECONDS = 2.0
 """How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
