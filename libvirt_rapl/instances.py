@@ -53,14 +53,15 @@ def ended_at(record: Record, registry: Registry) -> float | None:
 
 
 def stop(record: Record, registry: Registry) -> None:
-    """End the domain's helper and take its socket away; a helper that does not exist is fine."""
+    """End the domain's helper and take away its socket and its sign of life; a helper that does not exist is fine."""
     if alive(record):
         # Not through systemd: while the machine shuts down it would queue that behind what waits for us.
         _terminate(record)
     elif systemd.runs():
         with contextlib.suppress(VirtRaplError):  # one that no record tells of
             systemd.systemctl("kill", "--signal=KILL", _unit(record), timeout=STOP_SECONDS * 2)
-    registry.path(record.uuid, "sock").unlink(missing_ok=True)
+    for suffix in ("sock", "alive"):
+        registry.path(record.uuid, suffix).unlink(missing_ok=True)
 
 
 def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:

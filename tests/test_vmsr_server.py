@@ -112,6 +112,14 @@ def test_a_register_that_cannot_be_read_is_0(helper: Helper) -> None:
         assert ask(peer, ENERGY, cpu=9) == 0
 
 
+def test_a_mistake_of_ours_is_told_once_and_reads_0(helper: Helper, capsys: pytest.CaptureFixture[str]) -> None:
+    del helper.values[ENERGY]
+    with helper.connect() as peer:
+        assert [ask(peer, ENERGY) for _ in range(3)] == [0, 0, 0]
+        assert ask(peer, POWER_UNIT) == VALUES[POWER_UNIT]
+    assert capsys.readouterr().err == "virt-rapl: error: register 0x611 of CPU 0: KeyError(1553)\n"
+
+
 def test_a_request_may_arrive_in_pieces_while_others_are_served(helper: Helper) -> None:
     request = REQUEST.pack(ENERGY, 0, os.getpid())
     with helper.connect() as slow, helper.connect() as other:

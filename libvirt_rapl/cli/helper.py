@@ -12,19 +12,23 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from libvirt_rapl.config import load
+from libvirt_rapl.config import Config, load
 from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.listener import listen
 from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.vmsr.registers import Registers, find
+from libvirt_rapl.vmsr import serving
+from libvirt_rapl.vmsr.registers import find
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
 
 PACKAGES = Path(__file__).parents[2]
-SERVE = "import sys; sys.path.append(sys.argv[1]); from libvirt_rapl.vmsr.serving import main; main(*sys.argv[2:])"
-"""What an instance runs. The interpreter imports no more than that: its memory is spent for each domain."""
+SERVE = f"import sys; sys.path.append(sys.argv[1]); from {serving.__name__} import main; main(*sys.argv[2:])"
+"""What an instance runs. The interpreter imports no more than that: its memory is spent for each domain.
+
+It is imported here, too, so that Python finds it compiled there: an instance cannot write.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if record.backend == "qemu":
         program = _qemu_helper()
         _exec_qemu_helper(program, _listen(path))
-    _exec_native(record, registry, find(config.source), _listen(path), shaping=config.shaping)
+    _exec_native(record, registry, config, _listen(path))
 
 
 def _check_processes_are_seen(mounts: Path = Path("/proc/self/mountinfo")) -> None:
@@ -69,18 +73,21 @@ def _listen(path: Path) -> socket.socket:
         raise VirtRaplError(f"cannot listen on {path}: {error}", "it takes root and free space") from error
 
 
-def _exec_native(
-    record: Record, registry: Registry, registers: Registers, listener: socket.socket, *, shaping: bool
-) -> NoReturn:
+def _exec_native(record: Record, registry: Registry, config: Config, listener: socket.socket) -> NoReturn:
+    try:
+        found = find(config.source)
+    except (OSError, ValueError) as error:
+        raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
+    registers = marshal.dumps((*found[:1], tuple(map(tuple, found.counters)), *found[2:])).hex()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     life = os.open(registry.path(record.uuid, "alive"), flags, 0o600)
     for descriptor in (listener.fileno(), life):
         os.set_inheritable(descriptor, True)
     state_file = registry.path(record.uuid, "state")
-    found = marshal.dumps((registers.plain(), shaping)).hex()
-    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, found))
+    shaping = "on" if config.shaping else "off"
+    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, shaping, registers))
     limit_resources()
-    drop_privileges(registers=any(counter.register for counter in registers.counters))
+    drop_privileges(registers=any(counter.register for counter in found.counters))
     filter_system_calls()
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", SERVE, *arguments])
 

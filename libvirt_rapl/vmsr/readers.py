@@ -39,9 +39,7 @@ class Readers:
 
         def read(register: int, cpu: int) -> int:
             nonlocal shaper
-            package = self._package_of.get(cpu)
-            if package not in self._packages:
-                raise OSError(f"no package zone for CPU {cpu}")
+            package = self.package_of(cpu)
             if register in self._constants:
                 return self._constants[register]
             if not self._shaping:
@@ -52,6 +50,13 @@ class Readers:
             return shaper.energy(package)
 
         return read
+
+    def package_of(self, cpu: int) -> int:
+        """Return the package of a CPU. Raises OSError where there is no such CPU, or its package has no counter."""
+        package = self._package_of.get(cpu)
+        if package not in self._packages:
+            raise OSError(f"no package zone for CPU {cpu}")
+        return package
 
     def _energy(self, package: int) -> int:
         """Return what a package has counted, in units; what it said last, if that was a moment ago."""

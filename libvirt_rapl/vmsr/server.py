@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import struct
+import sys
 import time
 from _collections_abc import Callable  # collections.abc, without the memory that the rest of collections takes
 from _socket import MSG_DONTWAIT, SO_PEERCRED, SOL_SOCKET, socket
@@ -35,26 +36,33 @@ _CREDENTIALS = struct.Struct("3i")
 class Peer:
     """A process at the other end of one or more connections."""
 
-    __slots__ = ("bucket", "connections", "pid", "read", "tasks", "uid")
+    __slots__ = ("bucket", "complained", "connections", "pid", "proc", "read", "tasks", "uid")
 
     def __init__(self, pid: int, uid: int, read: ReadRegister, proc: str) -> None:
         """Take who it is and how registers are read for it."""
         self.pid = pid
         self.uid = uid
+        self.proc = proc
         self.tasks = f"{proc}/{pid}/task"
         self.read = read
         self.bucket = Bucket(BURST_REQUESTS, REQUESTS_PER_SECOND, time.monotonic())
         self.connections = 0
+        self.complained = False
 
     def value(self, register: int, cpu: int, thread: int) -> int:
-        """Return the register for one of the process's own threads; 0 for any other, or where it cannot be read.
+        """Return the register for one of the process's own threads; 0 for another's, or where it cannot be read.
 
         QEMU may name a thread that has just ended, and would take 0 for what its window begins with.
         """
-        own = os.access(f"{self.tasks}/{thread}", os.F_OK) or not os.access(f"{self.tasks}/../../{thread}", os.F_OK)
+        own = os.access(f"{self.tasks}/{thread}", os.F_OK) or not os.access(f"{self.proc}/{thread}", os.F_OK)
         try:
             return self.read(register, cpu) if own else 0
         except OSError:
+            return 0
+        except Exception as error:  # a mistake of ours costs an interval, and not the guest's counter for good
+            if not self.complained:
+                self.complained = True
+                print(f"virt-rapl: error: register {register:#x} of CPU {cpu}: {error!r}", file=sys.stderr, flush=True)
             return 0
 
 

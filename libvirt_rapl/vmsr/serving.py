@@ -7,34 +7,42 @@ below it is upgraded or removed.
 import marshal
 import os
 import sys
-from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # signal takes half a megabyte
+import time
+from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # see server
 from _socket import socket
 
+from libvirt_rapl.vmsr.pace import Windows
+from libvirt_rapl.vmsr.protocol import ENERGY, ReadRegister
 from libvirt_rapl.vmsr.readers import Readers
 from libvirt_rapl.vmsr.server import Server
 
-LAST_SECONDS = 60.0
-"""How long a QEMU that still runs is served after SIGTERM; the unit's TimeoutStopSec is longer."""
+LAST_SECONDS = 5.0
+"""How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
-def main(listener: str, life: str, state_file: str, owner_uid: str, found: str) -> None:
-    """Serve until SIGTERM; exit with 1 when there is nothing to read.
+def main(listener: str, life: str, state_file: str, owner_uid: str, shaping: str, registers: str) -> None:
+    """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose time of change is
-    the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry. `found`: where
-    registers are found (libvirt_rapl.vmsr.registers) and whether answers are shaped, packed by marshal.
+    the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry. `registers` are those
+    of libvirt_rapl.vmsr.registers, as marshal has them, in hexadecimal digits.
     """
+    found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
-        registers, shaping = marshal.loads(bytes.fromhex(found))  # noqa: S302 - from who started this
-        readers = Readers(registers, shaping=shaping)
+        readers = Readers(found, shaping=shaping == "on")
     except (OSError, ValueError) as error:
-        print(f"virt-rapl: error: cannot read energy: {error}\nhint: it takes root", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"virt-rapl: error: cannot read energy: {error}")
+
+    def reader_for(pid: int) -> ReadRegister:
+        read = readers.reader_for(pid)
+        windows = Windows(read, readers.package_of, time.monotonic)
+        return lambda register, cpu: (windows.read if register == ENERGY else read)(register, cpu)
+
     life_descriptor = int(life)
     server = Server(
         socket(fileno=int(listener)),
         owner_uid=int(owner_uid),
-        reader_for=readers.reader_for,
+        reader_for=reader_for,
         qemu_pid=lambda: qemu_pid(state_file),
         tick=lambda: os.utime(life_descriptor),
     )
