@@ -121,6 +121,9 @@ def follow(name: str, xml: str, config: Config) -> None:
     run_state = read_run_state(name)
     if run_state:
         record.pid, record.vcpu_tids = run_state.pid, run_state.vcpu_tids
+    if not record.qemu_version:
+        with contextlib.suppress(VirtRaplError):  # it matters for `status` only
+            record.qemu_version = emulator.version(domxml.original_emulator(xml))
     if record.state == "ready" and not instances.alive(record):
         since = instances.ended_at(record, registry)
         _enter(record, "degraded", instances.HELPER_ENDED)

@@ -44,6 +44,8 @@ class Record:
     """QEMU's main process."""
     vcpu_tids: dict[int, int] = field(default_factory=dict)
     """Thread of each vCPU, by vCPU number."""
+    qemu_version: str = ""
+    """Of the QEMU that runs, such as `10.0.2`; empty when it did not tell."""
 
 
 class Registry:

@@ -16,6 +16,7 @@ from libvirt_rapl.host.source import open_source
 from libvirt_rapl.inventory import Entry
 from libvirt_rapl.meter import DomainUsage, Meter, Usage
 from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr.model import known
 
 SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
 SCHEMA = 1
@@ -91,6 +92,7 @@ class View:
             "pid": record.helper_pid,
             "socket": str(self._registry.path(record.uuid, "sock")),
             "healthy": instances.alive(record),
+            "note": unknown_qemu(record),
         }
 
 
@@ -114,6 +116,14 @@ def degraded_reason(record: Record | None) -> str:
 
 def _instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def unknown_qemu(record: Record) -> str | None:
+    """Tell in one line when our helper makes its answers for a QEMU that nobody has looked at yet."""
+    version = record.qemu_version
+    if record.backend != "native" or not version or known(version):
+        return None
+    return f"QEMU {version} is not known; it is taken to compute as 11.x does (`shaping: off` switches that off)"
 
 
 def _figures(usage: Usage) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Instance:
         backend: str = "native",
         number: int = 1,
         source: str = "auto",
-        shaping: bool = True,
+        shaping: str = "on",
         program: Sequence[str] = (sys.executable, "-I", "-m", "libvirt_rapl"),
     ) -> None:
         self.uuid = UUID.format(number)

@@ -97,6 +97,7 @@ def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(hook, "check_host", lambda: None)
     monkeypatch.setattr(hook, "read_run_state", lambda _: RunState(100, {0: 101, 1: 102}))
     monkeypatch.setattr(emulator, "check", lambda _: None)
+    monkeypatch.setattr(emulator, "version", lambda _: "10.0.2")
     monkeypatch.setattr(hook, "DEFINITIONS", host.definitions)
     return host
 
@@ -107,6 +108,7 @@ def test_a_life(host: Host) -> None:
     assert (host.record.owner_uid, host.record.owner_gid, host.record.backend) == (64055, 993, "native")
     assert host.call("started", host.marked) == (0, "", "")
     assert (host.record.pid, host.record.vcpu_tids) == (100, {0: 101, 1: 102})
+    assert host.record.qemu_version == "10.0.2"
     assert host.line == "ready\n100"
     assert host.call("reconnect", host.marked) == (0, "", "")
     assert host.line == "ready\n100"

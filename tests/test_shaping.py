@@ -30,13 +30,12 @@ GUESTS = {"spinning": (100,), "half-idle": (50,), "nearly-idle": (2,), "four-vcp
 
 DISK = "/mnt/disk-{name}.raw"
 BACKEND = "/machine/peripheral/virtio-disk0/virtio-backend"
-WORKERS = 64
-"""What QEMU has at most; each of these requests keeps one busy for some 20 ms while the others wait for the file."""
-REQUEST_MEGABYTES = 32
-ROUNDS = 5
-ROUND_SECONDS = 13.0
+REQUESTS, REQUEST_MEGABYTES, PARTS = 192, 64, 8
+"""Each keeps one of QEMU's 64 workers at most busy for a clock tick or more while the others wait for the file."""
+ROUNDS = 4
+ROUND_SECONDS = 11.5
 """Workers leave after ten seconds without work."""
-WORK_SECONDS = 4.0
+WORK_SECONDS = 6.0
 EXITS = 200
 
 
@@ -172,14 +171,15 @@ def workers(world: World, pid: int) -> dict[int, int]:
 
 def test_workers_that_come_and_go_do_not_make_garbage() -> None:
     """As with qemu-vmsr-helper, which serves the other guest: with it they do."""
-    helpers = {"native": "native", "theirs": "qemu"}
+    helpers = {"native-0": "native", "native-1": "native", "native-2": "native", "native-3": "native", "theirs": "qemu"}
+    natives = [name for name in helpers if name != "theirs"]
     with World(("--idle-watts=100", "--cpu-watts=0")) as world:
         world.run(["virt-rapl", "install"])
         world.start_libvirtd()
         pids = {}
         for name, helper in helpers.items():
             world.path("/etc/virt-rapl/virt-rapl.yaml").write_text(f"helper: {helper}\n")
-            world.define_guest(name, 50)
+            world.define_guest(name, 30)
             disk = DISK.format(name=name)
             world.run(["truncate", "--size=4G", disk])
             world.run(["virsh", "attach-disk", name, disk, "vda", "--config"])
@@ -201,19 +201,19 @@ def test_workers_that_come_and_go_do_not_make_garbage() -> None:
             comparison.follow(AVERAGED_SECONDS)
     print(f"workers that had run a tick and ended: {exits}")
     theirs = max(joules for _, joules in comparison.ahead("theirs"))
-    ours = [joules for _, joules in comparison.ahead("native")]
-    print(f"ahead of the host: theirs up to {theirs:.0f} J, ours {min(ours):.0f} to {max(ours):.0f} J")
-    assert min(exits.values()) >= EXITS
+    print(f"ahead of the host: theirs up to {theirs:.0f} J")
     assert theirs > 100_000, "qemu-vmsr-helper makes garbage, or this test does not make it"
-    # No jump: never more ahead than the package's energy of two seconds.
-    assert max(later - earlier for earlier, later in pairwise(ours)) < 200
-    assert abs(comparison.error("native")) <= 0.03
+    for name in natives:
+        ours = [joules for _, joules in comparison.ahead(name)]
+        print(f"ahead of the host: {name} {min(ours):.0f} to {max(ours):.0f} J")
+        # No jump: at once no more than the package's energy of two seconds.
+        assert max(later - earlier for earlier, later in pairwise(ours)) < 200
+        assert abs(comparison.error(name)) <= 0.03
+    assert sum(exits[name] for name in natives) >= EXITS
 
 
 def keep_workers_busy(world: World, name: str) -> None:
-    """Let QEMU clear as many parts of the disk at the same time as it has workers at most."""
+    """Let QEMU clear parts of the disk, in more requests at a time than it has workers."""
     size = REQUEST_MEGABYTES
-    requests = [f'qemu-io -d {BACKEND} "aio_write -z -q {part * size}M {size}M"' for part in range(WORKERS)]
-    world.run(
-        ["virsh", "-q"], input="".join(2 * [f"qemu-monitor-command --hmp {name} '{each}'\n" for each in requests])
-    )
+    requests = [f'qemu-io -d {BACKEND} "aio_write -z -q {part % PARTS * size}M {size}M"' for part in range(REQUESTS)]
+    world.run(["virsh", "-q"], input="".join(f"qemu-monitor-command --hmp {name} '{each}'\n" for each in requests))

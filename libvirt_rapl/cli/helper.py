@@ -78,13 +78,14 @@ def _exec_native(record: Record, registry: Registry, config: Config, listener: s
         found = find(config.source)
     except (OSError, ValueError) as error:
         raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
-    registers = marshal.dumps((found.plain(), config.shaping)).hex()
+    registers = marshal.dumps((*found[:1], tuple(map(tuple, found.counters)), *found[2:])).hex()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     life = os.open(registry.path(record.uuid, "alive"), flags, 0o600)
     for descriptor in (listener.fileno(), life):
         os.set_inheritable(descriptor, True)
     state_file = registry.path(record.uuid, "state")
-    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, registers))
+    shaping = "on" if config.shaping else "off"
+    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, shaping, registers))
     limit_resources()
     drop_privileges(registers=any(counter.register for counter in found.counters))
     filter_system_calls()

@@ -137,6 +137,11 @@ def table(document: dict[str, Any]) -> list[str]:
         since = f" since {_local_time(domain['since'])}" if domain.get("since") else ""
         lines.append(f"{domain['name']} runs without its meter{since}: {domain['reason']}")
     lines += [
+        f"{domain['name']}: {domain['helper']['note']}"
+        for domain in document["domains"]
+        if domain["helper"] and domain["helper"].get("note")
+    ]
+    lines += [
         f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
         "nobody knows how often it wrapped); that energy is missing"
         for zone in host["zones"]

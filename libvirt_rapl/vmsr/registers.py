@@ -6,7 +6,7 @@ Interfaces". Values made from powercap use the units most CPUs have.
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import packages
@@ -44,10 +44,6 @@ class Registers(NamedTuple):
     """Package of each CPU."""
     unit: tuple[int, int]
     """Microjoules of ENERGY's unit, a fraction."""
-
-    def plain(self) -> tuple[Any, ...]:
-        """Return the same without names: what can be handed to a program that imports nothing to understand it."""
-        return self.constants, tuple(map(tuple, self.counters)), self.cpus, self.unit
 
 
 def find(source: str, *, sys: Path = Path("/sys"), dev: Path = Path("/dev"), proc: Path = PROC) -> Registers:

@@ -20,16 +20,16 @@ LAST_SECONDS = 2.0
 """How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
-def main(listener: str, life: str, state_file: str, owner_uid: str, registers: str) -> None:
+def main(listener: str, life: str, state_file: str, owner_uid: str, shaping: str, registers: str) -> None:
     """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose time of change is
-    the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry. `registers`: those
-    that libvirt_rapl.vmsr.registers found, and whether answers are shaped, as marshal has them, in hexadecimal digits.
+    the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry. `registers` are those
+    of libvirt_rapl.vmsr.registers, as marshal has them, in hexadecimal digits.
     """
     found, shaping = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
-        readers = Readers(found, shaping=shaping)
+        readers = Readers(found, shaping=shaping == "on")
     except (OSError, ValueError) as error:
         sys.exit(f"virt-rapl: error: cannot read energy: {error}")
 
