@@ -26,7 +26,7 @@ def rapl() -> Iterator[Rapl]:
         yield rapl
 
 
-def started(rapl: Rapl, backend: str, *, shaping: bool = False) -> Iterator[Instance]:
+def started(rapl: Rapl, backend: str, shaping: str = "off") -> Iterator[Instance]:
     """Shaped, energy is not the package's but made for a domain, of which there is none here."""
     with (
         tempfile.TemporaryDirectory(prefix="virt-rapl-") as directory,
@@ -188,7 +188,7 @@ class TestDifferences:
                     assert bool(ask(peer, POWER_UNIT, tid=tid)) == answers
 
     def test_energy_is_made_for_the_domain_by_default(self, rapl: Rapl, qemus: Instance) -> None:
-        for helper in started(rapl, "native", shaping=True):
+        for helper in started(rapl, "native", shaping="on"):
             with helper.connect() as ours, qemus.connect() as theirs:
                 before = [ask(peer, ENERGY) for peer in (ours, theirs)]
                 time.sleep(1.05)

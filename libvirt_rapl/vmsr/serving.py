@@ -27,7 +27,7 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, shaping: str
     the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry. `registers` are those
     of libvirt_rapl.vmsr.registers, as marshal has them, in hexadecimal digits.
     """
-    found, shaping = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
+    found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
         readers = Readers(found, shaping=shaping == "on")
     except (OSError, ValueError) as error:
