@@ -297,7 +297,7 @@ def test_how_far_a_domain_is(
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
-    assert view.vrapl_state(inventory.describe(domain), record) == expected
+    assert view.vrapl_state(inventory.describe(domain), record)[0] == expected
 
 
 def test_nothing_is_printed_before_a_failure(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
