@@ -183,7 +183,7 @@ class Daemon:
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)
         with self._lock:
-            document = self._view.document(self._inventory.entries.values())
+            document = self._view.document(self._inventory.seen())
         self._flush()  # what has been told must not be lost: energies would go back
         return document
 
