@@ -138,7 +138,7 @@ def test_trouble_at_start(host: Host, trouble: Exception, policy: str, status: i
 def test_a_helper_that_comes_late_sees_that_nobody_waits(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """As systemd's job, when systemd itself is slow: the hook has given up, and the domain runs without."""
     reasons = []
-    monkeypatch.setattr(instances, "stop", lambda record, registry: reasons.append(host.record.reason))
+    monkeypatch.setattr(instances, "stop", lambda *_: reasons.append(host.record.reason))
     host.trouble = VirtRaplError("timed out")
     host.call("start", host.marked)
     assert reasons == ["timed out"]

@@ -165,7 +165,9 @@ def test_a_helper_that_a_slow_systemd_starts_too_late(machine: Machine, guest_at
             lambda: "was started without its helper" in machine.run(words, check=False).stdout, 30, "it comes, too late"
         )
         wait_until(
-            lambda: machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() == "inactive", 10, "it ends"
+            lambda: machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() == "inactive",
+            10,
+            "it ends",
         )
         assert not machine.path(f"/run/virt-rapl/{uuid}.sock").exists()
     finally:

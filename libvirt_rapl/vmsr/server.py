@@ -26,7 +26,7 @@ SLOTS_OF_ONE = 2
 PATIENCE_SECONDS = 5.0
 """For the first request of a connection, and for the rest of a request that has begun."""
 LONELY_SECONDS = 300.0
-"""Whoever nobody has asked anything for so long serves nobody: its QEMU did not come, or has gone and nobody said so."""
+"""When nobody has been there for so long, QEMU did not come, or it has gone and nobody said so."""
 TICK_SECONDS = 2.0
 """Between two looks at the clock; `tick` is called as often."""
 BURST_REQUESTS, REQUESTS_PER_SECOND = 32, 16
