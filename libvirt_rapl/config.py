@@ -38,8 +38,8 @@ class Config:
     """Holds the daemon's ledger of energy."""
     interval: float = 1.0
     """Seconds between two samples of the daemon."""
-    start_deadline: float = 5.0
-    """Seconds a starting domain waits for its helper at most."""
+    hook_deadline: float = 5.0
+    """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; up to 10."""
     domains: tuple[str, ...] = ()
     """Domains (name, shell pattern of names, or UUID) that a restore or an incoming migration switches on."""
 
@@ -130,9 +130,10 @@ def _checked(place: str, key: str, value: object) -> object:
             if not isinstance(value, str) or not value.startswith("/"):
                 raise wrong("an absolute path")
             return Path(value)
-        case "interval" | "start_deadline":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 60:
-                raise wrong("seconds from 0.1 to 60")
+        case "interval" | "hook_deadline":
+            most = 60 if key == "interval" else 10
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= most:
+                raise wrong(f"seconds from 0.1 to {most}")
             return float(value)
         case "domains":
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

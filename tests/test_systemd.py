@@ -50,8 +50,19 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
 
     machine.run(["virsh", "destroy", name])
     assert machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() == "inactive"
-    assert machine.run(["find", "/run/virt-rapl", "-type", "f", "-o", "-type", "s"]).stdout == ""
+    left = machine.run(["find", "/run/virt-rapl", "-type", "f", "-o", "-type", "s"]).stdout
+    assert left == "/run/virt-rapl/events.jsonl\n"
     machine.run(["virsh", "undefine", name])
+
+    said = machine.run(["journalctl", "--quiet", "--output=json", f"VIRT_RAPL_DOMAIN={name}"]).stdout.splitlines()
+    lines = [json.loads(line) for line in said]
+    fields = [(line["VIRT_RAPL_OPERATION"], line["VIRT_RAPL_RESULT"], line["VIRT_RAPL_UUID"]) for line in lines]
+    assert fields[:3] == [(operation, "ready", uuid) for operation in ("start", "started", "reconnect")]
+    assert fields[3:] == [("stopped", "ended", uuid), ("release", "unchanged", uuid)]
+    assert all(int(line["VIRT_RAPL_MILLISECONDS"]) < 20_000 for line in lines)
+    assert lines[0]["SYSLOG_IDENTIFIER"] == "virt-rapl"
+    shown = json.loads(machine.run(["virt-rapl", "events", "--json", name]).stdout)["events"]
+    assert [(event["operation"], event["result"], event["uuid"]) for event in shown] == fields
 
 
 def test_the_daemon_is_a_unit(machine: Machine) -> None:
