@@ -98,11 +98,15 @@ def filtered(xml: str, config: Config) -> tuple[str, str, str]:
     possible on this host, the meter is taken out, so that the domain arrives.
     """
     name, uuid = domxml.identity(xml)
+    registry = Registry(config.run_directory)
+    told = registry.how_to_restore(uuid)
     marked = domxml.is_marked(xml)
-    if not (marked or config.selects(name, uuid) or _definition_is_marked(name)):
+    if not (marked or told == "with" or config.selects(name, uuid) or _definition_is_marked(name)):
         return "", "unchanged", ""
     try:
-        wanted = domxml.inject(xml, socket=str(Registry(config.run_directory).path(uuid, "sock")))
+        if told == "without":
+            raise VirtRaplError("it could not be restored with its meter")
+        wanted = domxml.inject(xml, socket=str(registry.path(uuid, "sock")))
         emulator.check(domxml.original_emulator(wanted))
         result, reason = "injected", ""
     except VirtRaplError as error:
