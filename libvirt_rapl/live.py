@@ -28,7 +28,7 @@ SAVES = Path("/var/lib/libvirt/qemu/save")
 """Where libvirt puts managed saves."""
 TRIAL_BYTES = 64 << 20
 """So much is written there at most, and forgotten, to see how fast that goes."""
-RESTART_SECONDS = 1.0
+RESTART_SECONDS = 2.0
 """What a pause takes however small the domain: the new QEMU, and the hook."""
 
 

@@ -96,7 +96,8 @@ class Registry:
                 replace(path, "with" if meter else "without", 0o600)
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def how_to_restore(self, uuid: str) -> str:
         """Return `with`, `without`, or nothing where nobody has said."""
