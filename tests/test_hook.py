@@ -263,6 +263,17 @@ def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> Non
     assert host.call("restore", PLAIN)[1] == host.marked
 
 
+def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
+    with host.registry.restoring(UUID, meter=True):
+        assert host.call("restore", PLAIN)[1] == host.marked
+    assert host.call("restore", PLAIN)[1] == ""
+    host.configure(domains="[web*]")
+    with host.registry.restoring(UUID, meter=False):
+        assert host.call("restore", PLAIN)[1] == ""
+        assert not domxml.is_marked(host.call("restore", host.marked)[1])
+    assert host.call("restore", PLAIN)[1] == host.marked
+
+
 def test_a_host_that_cannot_takes_the_meter_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_old(_: str) -> None:
         raise VirtRaplError("QEMU 8.2 is too old")

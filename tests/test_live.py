@@ -243,6 +243,12 @@ e2e = pytest.mark.e2e
 @e2e
 def test_a_running_domain_gets_its_meter(world: World, running: str) -> None:
     world.run(["virsh", "autostart", running])
+    snapshot = "<domainsnapshot><name>before</name><state>shutoff</state></domainsnapshot>"
+    uuid = world.run(["virsh", "domuuid", running]).stdout
+    world.path("/mnt/snapshot.xml").write_text(
+        snapshot.replace("</state>", f"</state>{definition(world, running)}<creationTime>1</creationTime>")
+    )
+    world.run(["virsh", "snapshot-create", "--redefine", running, "/mnt/snapshot.xml"])
     before = definition(world, running)
     done = world.run(["virt-rapl", "enable", "--live", "--dry-run", running])
     assert "pauses for about" in done.stdout
@@ -259,6 +265,9 @@ def test_a_running_domain_gets_its_meter(world: World, running: str) -> None:
     runs_on(world, running, len(world.readings(running)))
     assert "urn:libvirt-rapl:mark:1" in definition(world, running)
     assert "Autostart:      enable" in world.run(["virsh", "dominfo", running]).stdout
+    assert world.run(["virsh", "domuuid", running]).stdout == uuid
+    assert world.run(["virsh", "snapshot-list", "--name", running]).stdout.split() == ["before"]
+    world.run(["virsh", "snapshot-delete", "--metadata", running, "before"])
     assert enable_live(world, running) == (0, f"{running}: its meter is already active\n", "")
     world.run(["virt-rapl", "disable", running])
     assert definition(world, running) == before
