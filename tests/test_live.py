@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -467,3 +468,29 @@ def test_ctrl_c_while_it_is_saved(world: World, running: str) -> None:
     assert "cancelled" in said or command.returncode == 130, "cancelled, or too late for that"
     runs_on(world, running, len(world.readings(running)))
     assert ("urn:libvirt-rapl:mark:1" in definition(world, running)) == (command.returncode == 130)
+
+
+@e2e
+@pytest.mark.parametrize(("whom", "state"), [("us", "shut off"), ("libvirtd", "running")])
+def test_killed_while_it_is_saved(world: World, running: str, whom: str, state: str) -> None:
+    """Without us libvirt saves it to the end; a libvirt that comes back lets it go on."""
+    pid = status(world, running)["pid"]
+    world.run(["kill", "-STOP", str(pid)])
+    command = world.popen(["sh", "-c", 'echo $$; exec virt-rapl enable --live "$1" 2>&1', "sh", running])
+    assert command.stdout is not None
+    ours = command.stdout.readline().strip()
+    assert "pauses for about" in command.stdout.readline()
+    time.sleep(1)  # libvirt is told to save, and waits for QEMU
+    if whom == "us":
+        world.run(["kill", "-KILL", ours])
+        world.run(["kill", "-CONT", str(pid)])
+        command.communicate(timeout=60)
+    else:
+        world.stop_libvirtd("KILL")
+        world.run(["kill", "-CONT", str(pid)])
+        assert "libvirt was lost" in command.communicate(timeout=60)[0]
+        world.start_libvirtd()
+    wait_until(lambda: world.run(["virsh", "domstate", running]).stdout.strip() == state, 20, f"it is {state}")
+    if state == "shut off":
+        world.run(["virsh", "start", running])
+    runs_on(world, running, len(world.readings(running)))
