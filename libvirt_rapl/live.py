@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,8 @@ class Plan:
     """What shall happen to a running domain."""
 
     domain: Domain
-    definition: str | None
-    """What to define once the domain has its meter; None where there is nothing to define."""
+    enable: Callable[[], None]
+    """Enables its definition, as that is then, once the domain has its meter."""
     persistent: bool
     used_bytes: int
     """Memory that QEMU uses: as much is written, and read again."""
@@ -69,7 +69,7 @@ def is_active(domain: Domain, registry: Registry) -> bool:
     return vrapl_state(inventory.describe(domain), registry.read(domain.uuid)) == "active"
 
 
-def plan(domain: Domain, definition: str | None, registry: Registry) -> Plan:
+def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan:
     """Check all that can be checked beforehand. Raises VirtRaplError when the domain cannot have its meter now."""
     if os.geteuid():
         raise VirtRaplError("saving a running domain and restoring it with its meter takes root", "use sudo")
@@ -94,7 +94,7 @@ def plan(domain: Domain, definition: str | None, registry: Registry) -> Plan:
         raise VirtRaplError(f"it uses {_mib(used)} of memory, and {SAVES} has {_mib(free)} free", "make room there")
     return Plan(
         domain=domain,
-        definition=definition,
+        enable=enable,
         persistent=domain.persistent,
         used_bytes=used,
         bytes_per_second=_bytes_per_second(min(used, TRIAL_BYTES)),
@@ -114,8 +114,7 @@ def switch_on(plan: Plan, registry: Registry) -> float:
             _restore(plan, registry)
             seconds = time.monotonic() - began
             _check(plan.domain, registry)
-            if plan.definition:
-                plan.domain.define(plan.definition)
+            plan.enable()
             result, reason = "active", ""
         except VirtRaplError as error:
             reason = error.message
@@ -175,7 +174,7 @@ def _save(plan: Plan, signals: list[int]) -> None:
             raise VirtRaplError(f"{name}: cancelled; it runs on as before") from error
         raise VirtRaplError(
             f"{name}: runs on as before, as libvirt did not save it: {error}",
-            "enabled without --live, it gets its meter at its next start",
+            f"`virsh domstate {name}` shows it; enabled without --live, it gets its meter at its next start",
         ) from error
 
 

@@ -37,7 +37,7 @@ class Handle:
 
     def __init__(self, registry: Registry, *, save: str = "", restores: tuple[str, ...] = ("",)) -> None:
         self.registry, self.trouble, self.restores = registry, save, list(restores)
-        self.active, self.aborted, self.told = True, threading.Event(), list[str]()
+        self.active, self.enabled, self.aborted, self.told = True, False, threading.Event(), list[str]()
 
     def managedSave(self) -> int:  # noqa: N802
         if self.trouble == "slow":
@@ -70,6 +70,10 @@ class Handle:
     def connect(self) -> "Handle":
         return self
 
+    def enable(self) -> None:
+        assert self.active
+        self.enabled = True
+
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
@@ -80,7 +84,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 def plan(handle: Handle) -> live.Plan:
     domain = Domain(name="web", uuid=UUID, id=1, state="running", handle=handle)
-    return live.Plan(domain=domain, definition=None, persistent=True, used_bytes=1 << 30, bytes_per_second=1e9)
+    return live.Plan(domain=domain, enable=handle.enable, persistent=True, used_bytes=1 << 30, bytes_per_second=1e9)
 
 
 def told(registry: Registry) -> list[tuple[str, str]]:
@@ -90,6 +94,7 @@ def told(registry: Registry) -> list[tuple[str, str]]:
 def test_the_hook_is_told_while_the_domain_is_restored_and_no_longer(registry: Registry) -> None:
     handle = Handle(registry)
     assert live.switch_on(plan(handle), registry) >= 0
+    assert handle.enabled
     assert handle.told == ["with"]
     assert registry.how_to_restore(UUID) == ""
     assert told(registry) == [("live", "active")]
@@ -123,6 +128,7 @@ def test_not_restored_with_it_is_restored_without(registry: Registry) -> None:
         VirtRaplError, match=r"web: runs on as before, as it could not be .* with its meter: QEMU exited"
     ):
         live.switch_on(plan(handle), registry)
+    assert not handle.enabled
     assert handle.told == ["with", "without"]
     assert registry.how_to_restore(UUID) == ""
 
@@ -151,7 +157,7 @@ def test_a_ctrl_c_that_comes_too_late_takes_effect_when_the_domain_runs_again(re
     handle = Handle(registry, save="late")
     with pytest.raises(KeyboardInterrupt):
         live.switch_on(plan(handle), registry)
-    assert handle.active
+    assert handle.enabled
     assert told(registry) == [("live", "active")]
 
 
@@ -493,4 +499,20 @@ def test_killed_while_it_is_saved(world: World, running: str, whom: str, state: 
     wait_until(lambda: world.run(["virsh", "domstate", running]).stdout.strip() == state, 20, f"it is {state}")
     if state == "shut off":
         world.run(["virsh", "start", running])
+    runs_on(world, running, len(world.readings(running)))
+
+
+@e2e
+def test_an_edit_made_meanwhile_is_kept(world: World, running: str) -> None:
+    edited = definition(world, running).replace("</uuid>", "</uuid><title>edited</title>")
+    pid = status(world, running)["pid"]
+    world.run(["kill", "-STOP", str(pid)])
+    command = world.popen(["virt-rapl", "enable", "--live", running])
+    assert command.stdout is not None
+    assert "pauses for about" in command.stdout.readline()
+    world.run(["virsh", "define", "/dev/stdin"], input=edited)
+    world.run(["kill", "-CONT", str(pid)])
+    assert "has its meter" in command.communicate(timeout=60)[0]
+    assert "<title>edited</title>" in definition(world, running)
+    assert "urn:libvirt-rapl:mark:1" in definition(world, running)
     runs_on(world, running, len(world.readings(running)))

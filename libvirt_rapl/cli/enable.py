@@ -57,16 +57,29 @@ def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str]
         if live.is_active(domain, registry):
             print(f"{domain.name}: its meter is already active")
             continue
-        change = _plan(domain, with_meter) if domain.persistent else None
-        with _named(domain):
-            plans.append(live.plan(domain, change.after if change and change.difference else None, registry))
-        if options.dry_run and change:
-            sys.stdout.write(change.difference)
+        plan, difference = _plan_live(domain, with_meter, registry)
+        plans.append(plan)
+        if options.dry_run:
+            sys.stdout.write(difference)
     for plan in plans:
         print(plan, flush=True)
         if not options.dry_run:
             seconds = live.switch_on(plan, registry)
             print(f"{plan.domain.name}: has its meter; it paused for {seconds:.1f} s", flush=True)
+
+
+def _plan_live(domain: Domain, with_meter: Callable[[Domain, str], str], registry: Registry) -> tuple[live.Plan, str]:
+    """Return what shall happen to a running domain, and the difference that it will make to the definition."""
+    difference = _plan(domain, with_meter).difference if domain.persistent else ""
+
+    def enable() -> None:
+        if difference:
+            # As it is by then: its owner may edit it while the domain is saved.
+            change = _plan(domain, with_meter)
+            domain.define(change.after)
+
+    with _named(domain):
+        return live.plan(domain, enable, registry), difference
 
 
 @dataclass(frozen=True)
