@@ -1,5 +1,6 @@
 """`virt-rapl status`: the document's shape, the words for a domain's meter, the table, and what fails."""
 
+import itertools
 import json
 import os
 import socket
@@ -124,8 +125,11 @@ def test_the_document(
 def test_the_model_that_is_configured(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    up = itertools.count(1000, 1000)
+
     def sleep(_: float) -> None:
         run_for(host, 1)
+        host.up(next(up))  # both CPUs idled
         host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", 100), 9: Thread("CPU 1/KVM", 0)})
 
     monkeypatch.setattr(time, "sleep", sleep)
