@@ -19,6 +19,15 @@ CHOICES = {
     "model": ("capacity", "active", "baseline"),
 }
 
+EXPECTED = {
+    **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
+    "shaping": "on or off",
+    **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
+    "interval": "seconds from 0.1 to 60",
+    "hook_deadline": "seconds from 0.1 to 10",
+    "domains": "a list of names, patterns or UUIDs",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -32,6 +41,8 @@ class Config:
     """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
     model: str = "capacity"
     """How energy is given out to domains on the host; see libvirt_rapl.attribution."""
+    shaping: bool = True
+    """Whether the native helper makes its answers so that a guest counts what its domain is charged."""
     run_directory: Path = Path("/run/virt-rapl")
     """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
     state_directory: Path = Path("/var/lib/virt-rapl")
@@ -115,32 +126,24 @@ def _lines(text: str) -> list[tuple[int, str, object]] | None:
         loader.dispose()
 
 
-def _checked(place: str, key: str, value: object) -> object:
+def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whatever YAML makes of it)
     """Return the value as Config holds it. `place` is where it stands, for the error: FILE:LINE."""
-
-    def wrong(expected: str) -> VirtRaplError:
-        return VirtRaplError(f"{place}: {key}: expected {expected}, found {value!r}", f"correct {place}")
-
     match key:
-        case "helper" | "on_failure" | "source" | "model":
-            if value not in CHOICES[key]:
-                raise wrong(f"one of {', '.join(CHOICES[key])}")
+        case _ if key in CHOICES and value in CHOICES[key]:
             return value
-        case "run_directory" | "state_directory":
-            if not isinstance(value, str) or not value.startswith("/"):
-                raise wrong("an absolute path")
+        case "shaping" if isinstance(value, bool):
+            return value
+        case "run_directory" | "state_directory" if isinstance(value, str) and value.startswith("/"):
             return Path(value)
-        case "interval" | "hook_deadline":
-            most = 60 if key == "interval" else 10
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= most:
-                raise wrong(f"seconds from 0.1 to {most}")
+        case "interval" if type(value) in (int, float) and 0.1 <= value <= 60:
             return float(value)
-        case "domains":
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise wrong("a list of names, patterns or UUIDs")
+        case "hook_deadline" if type(value) in (int, float) and 0.1 <= value <= 10:
+            return float(value)
+        case "domains" if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        case _:
-            known = [field.name for field in fields(Config)]
-            near = get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise VirtRaplError(f"{place}: unknown key {key!r}", hint)
+    if key in EXPECTED:
+        raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {place}")
+    known = [field.name for field in fields(Config)]
+    near = get_close_matches(key, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    raise VirtRaplError(f"{place}: unknown key {key!r}", hint)

@@ -7,7 +7,8 @@ import pytest
 from fixtures import Host, Thread
 
 from libvirt_rapl.host import cgroups
-from libvirt_rapl.host.cgroups import MachineClock, machine_cgroup
+from libvirt_rapl.host.cgroups import MachineClock
+from libvirt_rapl.host.machine import machine_cgroup
 
 SCOPE = "machine.slice/machine-qemu\\x2d1\\x2dweb.scope"
 S = 1_000_000_000
@@ -32,7 +33,7 @@ S = 1_000_000_000
 def test_libvirts_layouts(tmp_path: Path, lines: str, directory: str, version: int) -> None:
     host = Host(tmp_path)
     host.cgroup(7, lines, directory)
-    assert machine_cgroup(7, sys=host.sys, proc=host.proc) == (host.sys / "fs/cgroup" / directory, version)
+    assert machine_cgroup(7, sys=host.sys, proc=host.proc) == (str(host.sys / "fs/cgroup" / directory), version)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,16 @@ def table(document: dict[str, Any]) -> list[str]:
         left = f"{name:{widths[0]}}  {state:{widths[1]}}  {vrapl:{widths[2]}}"
         lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
     degraded = [domain for domain in document["domains"] if domain["reason"]]
-    lines += ["", *(f"{domain['name']} runs without its meter: {domain['reason']}" for domain in degraded)]
+    lines.append("")
+    for domain in degraded:
+        # A daemon of an older version does not tell it.
+        since = f" since {_local_time(domain['since'])}" if domain.get("since") else ""
+        lines.append(f"{domain['name']} runs without its meter{since}: {domain['reason']}")
+    lines += [
+        f"{domain['name']}: {domain['helper']['note']}"
+        for domain in document["domains"]
+        if domain["helper"] and domain["helper"].get("note")
+    ]
     lines += [
         f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
         "nobody knows how often it wrapped); that energy is missing"

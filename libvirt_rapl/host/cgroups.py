@@ -1,30 +1,18 @@
-"""The processes that serve one virtual machine: QEMU, and those beside it in its cgroup (swtpm, passt, vhost, ...).
-
-Where a QEMU process is in the hierarchy decides which cgroup is its machine's:
-
-    /machine.slice/machine-qemu\\x2d1\\x2dNAME.scope/libvirt/emulator   made by systemd
-    /machine/qemu-1-NAME.libvirt-qemu/emulator                        made without
-    /libvirt/qemu/NAME/emulator                                       long ago
-
-The vCPU and iothread cgroups below it hold threads of QEMU alone and are not looked at.
-"""
+"""The processes that serve one virtual machine: QEMU, and those beside it in its cgroup (swtpm, passt, vhost, ...)."""
 
 import contextlib
 import os
-import re
 import time
 from pathlib import Path
 
 from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
-from libvirt_rapl.host.processes import PROC, read
+from libvirt_rapl.host.machine import BELOW, machine_cgroup
+from libvirt_rapl.host.processes import PROC
 
 SYS = Path("/sys")
 
 LIST_AGAIN_SECONDS = 10.0
 """How often processes are looked for that were not there before."""
-
-_MACHINE = re.compile(r".*?/(machine-qemu[^/]*\.scope|[^/]+\.libvirt-qemu|libvirt/qemu/[^/]+)(?=/|$)")
-_BELOW = ("", "emulator", "libvirt", "libvirt/emulator")
 
 
 class MachineClock:
@@ -101,9 +89,9 @@ class MachineClock:
         if place is None:
             return
         directory, version = place
-        for below in _BELOW:
+        for below in BELOW:
             with contextlib.suppress(OSError):  # it is not there, or holds threads only (v2) and answers EOPNOTSUPP
-                self._lists.append(_ProcessList(directory / below / "cgroup.procs", keep=version == 2))
+                self._lists.append(_ProcessList(Path(directory, below, "cgroup.procs"), keep=version == 2))
 
     def _close_lists(self) -> None:
         while self._lists:
@@ -155,18 +143,3 @@ def _pids(descriptor: int) -> list[int]:
         if len(chunk) < 2048:  # the kernel gives a page at a time: a short part is the last
             break
     return [int(word) for word in text.split()]
-
-
-def machine_cgroup(pid: int, *, sys: Path = SYS, proc: Path = PROC) -> tuple[Path, int] | None:
-    """Return the directory of the cgroup of the machine that process `pid` runs, and its version: 2 or 1.
-
-    None when it has none: libvirt was told to use no cgroups, or does not run as root.
-    """
-    for line in (read(proc / str(pid) / "cgroup") or "").splitlines():
-        number, controllers, path = line.split(":", 2)
-        # name=systemd is systemd's own; what libvirt moves it moves where there are controllers.
-        if (match := _MACHINE.match(path)) and not controllers.startswith("name="):
-            directory = sys / "fs/cgroup" / controllers / match[0].removeprefix("/")
-            if directory.is_dir():
-                return directory, 2 if number == "0" else 1
-    return None

@@ -30,11 +30,6 @@ def allow_many_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def boot_nanoseconds() -> int:
-    """Return nanoseconds since the machine was started, those in which it was suspended among them."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
 @dataclass(slots=True)
 class ThreadRun:
     """What one thread did in one interval. Its clock writes the next interval over it."""
