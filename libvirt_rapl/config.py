@@ -23,7 +23,8 @@ EXPECTED = {
     **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
     "shaping": "on or off",
     **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
-    **dict.fromkeys(("interval", "start_deadline"), "seconds from 0.1 to 60"),
+    "interval": "seconds from 0.1 to 60",
+    "hook_deadline": "seconds from 0.1 to 10",
     "domains": "a list of names, patterns or UUIDs",
 }
 
@@ -48,8 +49,8 @@ class Config:
     """Holds the daemon's ledger of energy."""
     interval: float = 1.0
     """Seconds between two samples of the daemon."""
-    start_deadline: float = 5.0
-    """Seconds a starting domain waits for its helper at most."""
+    hook_deadline: float = 5.0
+    """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; up to 10."""
     domains: tuple[str, ...] = ()
     """Domains (name, shell pattern of names, or UUID) that a restore or an incoming migration switches on."""
 
@@ -134,7 +135,9 @@ def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whate
             return value
         case "run_directory" | "state_directory" if isinstance(value, str) and value.startswith("/"):
             return Path(value)
-        case "interval" | "start_deadline" if type(value) in (int, float) and 0.1 <= value <= 60:
+        case "interval" if type(value) in (int, float) and 0.1 <= value <= 60:
+            return float(value)
+        case "hook_deadline" if type(value) in (int, float) and 0.1 <= value <= 10:
             return float(value)
         case "domains" if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)

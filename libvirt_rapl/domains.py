@@ -19,6 +19,8 @@ except ImportError as missing:
         f"the Python module libvirt cannot be used: {missing}", "install python3-libvirt or pip install libvirt-python"
     ) from missing
 
+LibvirtError = libvirt.libvirtError
+
 # virsh's words, so that a state reads the same in both.
 STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: "no state",

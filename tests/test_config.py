@@ -25,10 +25,10 @@ def test_no_file_means_defaults(tmp_path: Path) -> None:
 def test_later_files_override(tmp_path: Path) -> None:
     path = write(tmp_path, "helper: qemu\non_failure: refuse\n")
     (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d" / "10.yaml").write_text("on_failure: degrade\nstart_deadline: 2\n")
+    (tmp_path / "conf.d" / "10.yaml").write_text("on_failure: degrade\nhook_deadline: 2\n")
     (tmp_path / "conf.d" / "20.yaml").write_text("run_directory: /run/elsewhere\ndomains: [web*]\n")
     assert load(path) == Config(
-        helper="qemu", start_deadline=2.0, run_directory=Path("/run/elsewhere"), domains=("web*",)
+        helper="qemu", hook_deadline=2.0, run_directory=Path("/run/elsewhere"), domains=("web*",)
     )
 
 
@@ -43,8 +43,9 @@ def test_later_files_override(tmp_path: Path) -> None:
         ("state_directory: lib", "state_directory: expected an absolute path"),
         ("interval: 0.05", "interval: expected seconds from 0.1 to 60"),
         ("interval: 61", "interval: expected seconds from 0.1 to 60"),
-        ("start_deadline: 0", "start_deadline: expected seconds"),
-        ("start_deadline: yes", "start_deadline: expected seconds"),
+        ("hook_deadline: 0", "hook_deadline: expected seconds"),
+        ("hook_deadline: 11", "hook_deadline: expected seconds from 0.1 to 10"),
+        ("hook_deadline: yes", "hook_deadline: expected seconds"),
         ("domains: web", "domains: expected a list"),
         ("# ours\nhelpers: native", "virt-rapl.yaml:2: unknown key 'helpers'"),
         ("model: active\n\ninterval: 61", "virt-rapl.yaml:3: interval: expected seconds"),

@@ -3,9 +3,12 @@
 import argparse
 
 from libvirt_rapl import domxml
-from libvirt_rapl.cli.enable import add_arguments, change_all
+from libvirt_rapl.cli.enable import add_common_arguments, change_all
 
-__all__ = ["add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add_common_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
