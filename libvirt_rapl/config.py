@@ -1,14 +1,14 @@
 """The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import EXPECTED, Selection
 
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
 
@@ -40,12 +40,8 @@ class Config:
     """Seconds between two samples of the daemon."""
     start_deadline: float = 5.0
     """Seconds a starting domain waits for its helper at most."""
-    domains: tuple[str, ...] = ()
-    """Domains (name, shell pattern of names, or UUID) that a restore or an incoming migration switches on."""
-
-    def selects(self, name: str, uuid: str) -> bool:
-        """Tell whether the operator's `domains` list names this domain."""
-        return any(pattern == uuid or fnmatchcase(name, pattern) for pattern in self.domains)
+    domains: Selection = field(default_factory=Selection)
+    """Domains that shall have a meter without being asked for one by one: see libvirt_rapl.policy. None by default."""
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
@@ -135,11 +131,12 @@ def _checked(place: str, key: str, value: object) -> object:
                 raise wrong("seconds from 0.1 to 60")
             return float(value)
         case "domains":
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise wrong("a list of names, patterns or UUIDs")
-            return tuple(value)
+            selection = Selection.parse(value)
+            if selection is None:
+                raise wrong(EXPECTED)
+            return selection
         case _:
-            known = [field.name for field in fields(Config)]
+            known = [known.name for known in fields(Config)]
             near = get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
             raise VirtRaplError(f"{place}: unknown key {key!r}", hint)

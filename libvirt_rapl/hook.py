@@ -47,12 +47,12 @@ def filtered(xml: str, config: Config) -> str:
     A domain with the mark gets this host's socket; one that the operator chose gets the meter; where that is not
     possible on this host, the meter is taken out, so that the domain arrives.
     """
-    name, uuid = domxml.identity(xml)
+    traits = domxml.traits(xml)
     marked = domxml.is_marked(xml)
-    if not (marked or config.selects(name, uuid) or _definition_is_marked(name)):
+    if not (marked or config.domains.selects(traits) or _definition_is_marked(traits.name)):
         return ""
     try:
-        wanted = domxml.inject(xml, socket=str(Registry(config.run_directory).path(uuid, "sock")))
+        wanted = domxml.inject(xml, socket=str(Registry(config.run_directory).path(traits.uuid, "sock")))
         emulator.check(domxml.original_emulator(wanted))
     except VirtRaplError:
         wanted = domxml.strip(xml)
