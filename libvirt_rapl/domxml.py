@@ -255,7 +255,10 @@ def _clear(domain: _Element) -> None:
     _strip(domain)
     for arg in domain.findall(f"{COMMANDLINE_TAG}/{ARG_TAG}"):
         if OUR_ARGUMENT.fullmatch(arg.get("value", "")):
+            commandline = arg.getparent()
             _remove_option(arg)
+            if commandline is not None and not len(commandline) and not (commandline.text or "").strip():
+                remove(commandline)
     emulator = domain.find("devices/emulator")
     if emulator is not None and last_text(emulator).endswith(WRAPPER_SUFFIX):
         set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))

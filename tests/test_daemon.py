@@ -207,7 +207,7 @@ def start_daemon(world: World) -> Iterator[StartDaemon]:
     def start_daemon() -> int:
         world.path(ALONE).write_text("run_directory: /run/nobody\n")
         pids.append(int(world.run(["sh", "-c", f"virt-rapl daemon >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
-        wait_until(lambda: asked(world), 30, "the daemon answers")
+        wait_until(lambda: asked(world) is not None, 30, "the daemon answers")
         return pids[-1]
 
     yield start_daemon

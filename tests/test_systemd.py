@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from machine import Machine
 
+from libvirt_rapl import domxml
 from libvirt_rapl.simulator import guest
 
 pytestmark = pytest.mark.e2e
@@ -84,6 +85,22 @@ def test_the_daemon_is_a_unit(machine: Machine) -> None:
     said = machine.run(["journalctl", "--quiet", "--unit=virt-rapld", "_TRANSPORT=stdout", "--output=cat"], check=False)
     assert said.stdout == ""
     assert document()["host"]["since"] > first["host"]["since"]
+
+
+def test_the_unit_may_enable_the_domains_of_the_configuration(machine: Machine) -> None:
+    machine.path(CONFIGURATION).write_text("domains: [chosen]\n")
+    xml = guest.domain_xml("chosen", "/var/lib/libvirt/images/chosen.rom", "/var/log/libvirt/qemu/chosen.out")
+    machine.path("/root/guest.xml").write_text(xml)
+    machine.run(["systemctl", "start", "virt-rapld"])
+    try:
+        machine.run(["virsh", "define", "/root/guest.xml"])
+        until = time.monotonic() + 10
+        while not domxml.is_marked(machine.run(["virsh", "dumpxml", "chosen"]).stdout):
+            assert time.monotonic() < until, machine.run(["journalctl", "--unit=virt-rapld", "--output=cat"]).stdout
+            time.sleep(0.2)
+    finally:
+        machine.run(["systemctl", "stop", "virt-rapld"])
+        machine.run(["virsh", "undefine", "chosen"])
 
 
 def guest_uuid(backend: str) -> str:

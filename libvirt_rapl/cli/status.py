@@ -109,6 +109,13 @@ def _local_time(instant: str) -> str:
     return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def _why(domain: dict[str, Any]) -> str:
+    if domain["vrapl"] == "degraded":
+        return f"{domain['name']} runs without its meter: {domain['reason']}"
+    who = f"{domain['name']} gets no meter at its next start, though the configuration's `domains` choose it"
+    return f"{who}: {domain['reason']}"
+
+
 def table(document: dict[str, Any]) -> list[str]:
     """Lay the document out for people, in lines."""
     host = document["host"]
@@ -130,8 +137,7 @@ def table(document: dict[str, Any]) -> list[str]:
     for name, state, vrapl, watts, joules, vcpus in rows:
         left = f"{name:{widths[0]}}  {state:{widths[1]}}  {vrapl:{widths[2]}}"
         lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
-    degraded = [domain for domain in document["domains"] if domain["reason"]]
-    lines += ["", *(f"{domain['name']} runs without its meter: {domain['reason']}" for domain in degraded)]
+    lines += ["", *(_why(domain) for domain in document["domains"] if domain["reason"])]
     lines += [
         f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
         "nobody knows how often it wrapped); that energy is missing"
