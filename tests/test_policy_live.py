@@ -160,6 +160,38 @@ def test_disable_tells_that_it_is_in_vain(world: World, define: Define) -> None:
     comes_in_order(world, "chosen")
 
 
+@pytest.mark.usefixtures("default_configuration")
+def test_a_daemon_that_may_not_write_says_so_once_and_tries_on(world: World, define: Define) -> None:
+    configure(world, domains=["chosen*"], state_directory="/mnt/unprivileged")
+    for directory in ("/mnt/unprivileged", "/run/virt-rapl/daemon"):
+        world.run(["install", "-d", "-o", "65534", directory])
+    socket = world.path("/run/libvirt/libvirt-sock")
+    mode = socket.stat().st_mode
+    socket.chmod(0o600)
+    capability = "--bounding-set=-all,+dac_read_search --inh-caps=-all,+dac_read_search --ambient-caps=+dac_read_search"
+    command = f"setpriv --reuid=65534 --regid=65534 --clear-groups {capability} virt-rapl daemon"
+    pid = int(world.run(["sh", "-c", f"{command} >/dev/null 2>{LOG} </dev/null & echo $!"]).stdout)
+
+    def complaints() -> list[str]:
+        return [line for line in log(world) if "cannot enable the configuration's `domains`" in line]
+
+    try:
+        define("chosen", plain("chosen", 1))
+        wait_until(complaints, 20, "it says that it may not")
+        define("chosen-too", plain("chosen-too", 2))
+        wait_until(lambda: world.path("/mnt/unprivileged/ledger.db").exists(), 20, "the ledger is kept")
+        socket.chmod(mode)
+        define("chosen-three", plain("chosen-three", 3))
+        for name in ("chosen", "chosen-too", "chosen-three"):
+            wait_until(lambda: in_order(world, name), 10, f"{name} is enabled")  # noqa: B023
+        assert len(complaints()) == 1
+        assert log(world)[-1] == "virt-rapl: the configuration's `domains` are enabled again"
+    finally:
+        socket.chmod(mode)
+        world.kill(pid, "TERM")
+        world.run(["rm", "-r", "/mnt/unprivileged", "/run/virt-rapl/daemon", LOG])
+
+
 # Orchestrators that make the XML themselves pass it through the filter: the examples, run as they would be.
 
 EXAMPLES = Path(__file__).parent.parent / "etc/examples"
