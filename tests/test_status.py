@@ -17,6 +17,7 @@ from fixtures import Host, Thread
 
 from libvirt_rapl import domains, domxml, inventory, status_socket, view
 from libvirt_rapl.cli import main, status
+from libvirt_rapl.config import Config
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import RunState
@@ -282,6 +283,17 @@ def test_how_far_a_domain_is(
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
     assert view.vrapl_state(inventory.describe(domain), record) == expected
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(("mark", "reason"), [("", "it can grow"), ("next", "it can grow"), ("live", "no helper")])
+def test_why_a_chosen_domain_has_no_meter(tmp_path: Path, mark: str, reason: str) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.write(Record(uuid=UUID, name="vm", backend="native", owner_uid=0, owner_gid=0, reason="no helper"))
+    entry = inventory.Entry(name="vm", uuid=UUID, id=None, state="shut off", pid=None, mark=mark)
+    shown = view.View(Config(run_directory=registry.run_directory))
+    (domain,) = shown.document([entry], {UUID: "it can grow"})["domains"]
+    assert domain["reason"] == reason
 
 
 def test_nothing_is_printed_before_a_failure(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
