@@ -36,11 +36,13 @@ LISTING_SECONDS = 5.0
 
 def run(config: Config, uri: str) -> None:
     """Meter until SIGTERM. Raises VirtRaplError when there is nothing to meter with, or another daemon does it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, END)  # they are waited for, between samples; threads inherit this
+    signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
     allow_many_descriptors()
     try:
-        if not config.run_directory.is_dir():
+        directory = config.run_directory / status_socket.DIRECTORY
+        if not directory.is_dir():  # where systemd runs it has made it, for our user
             Registry(config.run_directory).create_directory()
+            directory.mkdir(mode=status_socket.DIRECTORY_MODE)
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with _alone(config.run_directory):
@@ -91,12 +93,14 @@ class Daemon:
         self._ledger_lock = threading.Lock()
         self._unkept = True
         """Whether there has been a sample since the ledger was written."""
+        self._told_to_end = threading.Event()
         self._metered = threading.Event()
         """Set when there has been an interval, and so powers."""
         self._trouble = ""
 
     def start(self) -> None:
         """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
+        threading.Thread(target=self._wait_for_end, name="signals", daemon=True).start()
         self._flush()
         self._policy.start()
         self._inventory.start()
@@ -112,7 +116,7 @@ class Daemon:
         """Sample once an interval and flush the totals every FLUSH_SECONDS."""
         due = time.monotonic() + min(self._interval, FIRST_INTERVAL_SECONDS)
         flush_due = time.monotonic() + FLUSH_SECONDS
-        while not signal.sigtimedwait(END, max(0.0, due - time.monotonic())):
+        while not self._told_to_end.wait(max(0.0, due - time.monotonic())):
             if self._sample():
                 self._metered.set()
                 systemd.notify("WATCHDOG=1")
@@ -122,11 +126,17 @@ class Daemon:
                 self._flush()
                 flush_due = now + FLUSH_SECONDS
 
+    def _wait_for_end(self) -> None:
+        # Python's sigtimedwait() takes a SIGCONT that comes after its time for one of these signals.
+        signal.sigwait(END)
+        self._told_to_end.set()
+
     def end(self) -> None:
         """Count what has been used until now, keep the totals, and answer no more."""
         systemd.notify("STOPPING=1")
         with contextlib.suppress(OSError):
             self._socket.unlink()
+            self._socket.parent.rmdir()
         self._sample()
         self._flush()
 
@@ -151,12 +161,16 @@ class Daemon:
             if not self._unkept:
                 return
             kept = self._ledger.load()
+            entries = self._inventory.entries
+            running = {uuid for uuid, entry in entries.items() if entry.pid is not None}
+            known = entries.keys() if self._inventory.listed else None
             with self._lock:
                 totals.add(self._view.meter, kept)
                 self._view.since = self._ledger.since
-                counted = totals.totals(self._view.meter)
+                retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
+                counted = totals.kept(self._view.meter)
                 self._unkept = False
-            self._ledger.write(counted)
+            self._ledger.write(counted, retired)
 
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)

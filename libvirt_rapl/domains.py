@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from libvirt_rapl.errors import VirtRaplError
@@ -30,8 +31,15 @@ STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
 }
 
+OPEN_SECONDS = 10.0
+"""How long to wait for a libvirt that hangs; one that has just been started for us needs a few."""
 KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT = 5, 3
 """A libvirt that has not answered for this long, so many times, counts as lost."""
+
+HINT = "`systemctl status libvirtd` tells how it is"
+
+_opening = threading.Lock()
+"""Held while libvirt is being opened. One that hangs keeps one thread of ours, however often we try."""
 
 
 class DomainGoneError(VirtRaplError):
@@ -96,14 +104,45 @@ class Domain:
 
 
 def connect(uri: str, *, read_only: bool = False) -> Any:  # noqa: ANN401  libvirt-python has no types
-    """Open libvirt and return its virConnect. Raises VirtRaplError when there is none or it refuses us."""
+    """Open libvirt and return its virConnect. Raises VirtRaplError when there is none, or it refuses us or hangs.
+
+    A call on the connection fails when libvirt does not answer for KEEP_ALIVE_SECONDS x KEEP_ALIVE_COUNT.
+    """
     # libvirt-python prints every error on stderr unless a handler takes it.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    start_events()
+    connection = _open(libvirt.openReadOnly if read_only else libvirt.open, uri)
     try:
-        return libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
+        if isinstance(connection, libvirt.libvirtError):
+            raise connection
+        connection.setKeepAlive(KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT)
     except libvirt.libvirtError as error:
-        hint = "run as root, or join the group libvirt" if os.geteuid() else "start it: systemctl start libvirtd"
-        raise VirtRaplError(f"cannot connect to libvirt at {uri}: {error}", hint) from error
+        # Drivers that live in our own process cannot be lost.
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            hint = "run as root, or join the group libvirt" if os.geteuid() else "start it: systemctl start libvirtd"
+            raise VirtRaplError(f"cannot connect to libvirt at {uri}: {error}", hint) from error
+    return connection
+
+
+def _open(call: Callable[[str], Any], uri: str) -> Any:  # noqa: ANN401
+    """Return what `call` returns or the libvirtError that it raises. Raises VirtRaplError when it does neither."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(call(uri))
+        except libvirt.libvirtError as error:
+            answers.put(error)
+        finally:
+            _opening.release()
+
+    with contextlib.suppress(Empty):
+        if _opening.acquire(timeout=OPEN_SECONDS):
+            threading.Thread(target=work, name="libvirt open", daemon=True).start()
+            return answers.get(timeout=OPEN_SECONDS)
+    raise VirtRaplError(
+        f"libvirt at {uri} does not answer", "it hangs; `systemctl restart libvirtd` leaves the domains running"
+    )
 
 
 def lookup(connection: Any, name_or_uuid: str) -> Domain:  # noqa: ANN401
@@ -138,7 +177,7 @@ def every_domain(connection: Any) -> list[Domain]:  # noqa: ANN401
     try:
         handles = connection.listAllDomains()
     except libvirt.libvirtError as error:
-        raise VirtRaplError(f"cannot list the domains: {error}") from error
+        raise VirtRaplError(f"cannot list the domains: {error}", HINT) from error
     for handle in handles:
         try:
             found.append(_domain(handle))
@@ -176,7 +215,6 @@ def subscribed(connection: Any, *, changed: Callable[[str], None], lost: Callabl
             undo.callback(_ignoring_errors, connection.domainEventDeregisterAny, number)
             connection.registerCloseCallback(lambda *_: lost(), None)
             undo.callback(_ignoring_errors, connection.unregisterCloseCallback)
-            connection.setKeepAlive(KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT)
         except libvirt.libvirtError as error:
             # Drivers that live in our own process cannot be lost.
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
@@ -202,4 +240,4 @@ def _domain(handle: Any) -> Domain:  # noqa: ANN401
 
 def _raise_unless_gone(error: Any) -> None:  # noqa: ANN401
     if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-        raise VirtRaplError(f"libvirt: {error}") from error
+        raise VirtRaplError(f"libvirt: {error}", HINT) from error

@@ -78,6 +78,8 @@ class Inventory:
         """
         self.entries: dict[str, Entry] = {}
         """By UUID. Replaced as a whole at each change, never changed in place."""
+        self.listed = False
+        """Whether libvirt has told all its domains since we began: it knows none that is not in `entries`."""
         self.attempted = threading.Event()
         """Set when the domains have been listed for the first time, with libvirt or without."""
         self._uri = uri
@@ -87,8 +89,8 @@ class Inventory:
         self._attempts = 0
 
     def start(self) -> None:
-        """Begin to follow."""
-        domains.start_events()
+        """Begin to follow; domains that libvirt recorded as running are found at once, whether it answers or not."""
+        self._follow_run_state()
         threading.Thread(target=self._run, name="inventory", daemon=True).start()
 
     def _run(self) -> None:
@@ -110,6 +112,7 @@ class Inventory:
         connection = domains.connect(self._uri, read_only=True)
         with domains.subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
             self.entries = _by_uuid(domains.every_domain(connection))
+            self.listed = True
             if self._trouble:
                 self._tell("libvirt is back")
             self._trouble, self._attempts = "", 0

@@ -1,21 +1,20 @@
 """The ledger: totals of energy that outlive the process, the machine's uptime and a kill -9, in an SQLite file.
 
-Totals are written as they are, never as differences: writing twice changes nothing, and whoever dies between two
-writes loses only what came after the first. The file is opened for each write, so that it may be moved away, and is
-whole on the disk when the write is done.
+Beside them it keeps the lowest power of each zone and when each domain ran last. Totals are written as they are, never
+as differences: writing twice changes nothing, and whoever dies between two writes loses only what came after the first.
+The file is opened for each write, so that it may be moved away, and is whole on the disk when the write is done.
 """
 
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.totals import Part, Totals
+from libvirt_rapl.totals import Kept, Part
 
-SCHEMA = 1
 TABLES = (
     "CREATE TABLE ledger (since REAL NOT NULL, simulated INTEGER NOT NULL)",
     """CREATE TABLE total (
@@ -24,6 +23,17 @@ TABLES = (
         PRIMARY KEY (owner, vcpu, zone)
     ) WITHOUT ROWID""",
 )
+TABLES_SINCE_2 = (
+    """CREATE TABLE lowest (
+        zone TEXT NOT NULL PRIMARY KEY,
+        microjoules INTEGER NOT NULL CHECK (typeof(microjoules) = 'integer' AND microjoules >= 0),
+        nanoseconds INTEGER NOT NULL CHECK (typeof(nanoseconds) = 'integer' AND nanoseconds > 0)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE domain (uuid TEXT NOT NULL PRIMARY KEY, last_ran REAL NOT NULL) WITHOUT ROWID",
+)
+STATEMENTS = {0: (*TABLES, *TABLES_SINCE_2), 1: TABLES_SINCE_2}
+"""What makes a file of each older schema one of ours; 0 is a new file."""
+SCHEMA = 2
 # A total never goes back, whoever writes it.
 UPSERT = """INSERT INTO total VALUES (?, ?, ?, ?)
     ON CONFLICT (owner, vcpu, zone) DO UPDATE SET microjoules = max(microjoules, excluded.microjoules)"""
@@ -47,29 +57,60 @@ class Ledger:
         self._simulated = simulated
         self._tell = tell
         self._loaded = False
+        self._written = Kept()
+        """What the file has from us; so that only what has changed is written."""
+        self._retired: set[str] = set()
+        """Domains whose rows are still to be taken out."""
         self._trouble = ""
 
-    def load(self) -> Totals:
+    def load(self) -> Kept:
         """Return what earlier owners have kept, once. Empty before it can be read, and at every call after that."""
         if self._loaded:
-            return {}
+            return Kept()
         kept = self._attempt(self._read)
         self._loaded = kept is not None
-        return kept or {}
+        return kept or Kept()
 
-    def write(self, totals: Totals) -> None:
-        """Keep these totals, all or none. Nothing happens before the file has been read: they must include its."""
-        if self._loaded:
-            rows = [(*part, microjoules) for part, microjoules in totals.items()]
-            self._attempt(lambda database: database.executemany(UPSERT, rows))
+    def write(self, kept: Kept, retired: Collection[str] = ()) -> None:
+        """Keep this, all or nothing, and take out the rows of `retired` domains, whose energy it has as `gone`.
 
-    def _read(self, database: sqlite3.Connection) -> Totals:
+        Nothing happens before the file has been read: what is kept must include its totals.
+        """
+        self._retired.update(retired)
+        if self._loaded and self._attempt(lambda database: self._store(database, kept)):
+            self._written = kept
+            self._retired.clear()
+
+    def _store(self, database: sqlite3.Connection, kept: Kept) -> bool:
+        written = self._written
+        retired = [(uuid,) for uuid in self._retired]
+        database.executemany("DELETE FROM total WHERE owner = ?", retired)
+        database.executemany("DELETE FROM domain WHERE uuid = ?", retired)
+        rows = (
+            (*part, microjoules)
+            for part, microjoules in kept.totals.items()
+            if written.totals.get(part) != microjoules or part.owner in self._retired
+        )
+        database.executemany(UPSERT, rows)
+        database.executemany(
+            "REPLACE INTO lowest VALUES (?, ?, ?)", [(zone, *low) for zone, low in kept.lowest.items()]
+        )
+        last_ran = (item for item in kept.last_ran.items() if item not in written.last_ran.items())
+        database.executemany("REPLACE INTO domain VALUES (?, ?)", last_ran)
+        return True
+
+    def _read(self, database: sqlite3.Connection) -> Kept:
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise _DamagedError(verdict)
         (self.since,) = database.execute("SELECT since FROM ledger").fetchone()
-        rows = database.execute("SELECT owner, vcpu, zone, microjoules FROM total")
-        return {Part(owner, vcpu, zone): microjoules for owner, vcpu, zone, microjoules in rows}
+        totals = database.execute("SELECT owner, vcpu, zone, microjoules FROM total")
+        lowest = database.execute("SELECT zone, microjoules, nanoseconds FROM lowest")
+        return Kept(
+            totals={Part(owner, vcpu, zone): microjoules for owner, vcpu, zone, microjoules in totals},
+            lowest={zone: (microjoules, nanoseconds) for zone, microjoules, nanoseconds in lowest},
+            last_ran=dict(database.execute("SELECT uuid, last_ran FROM domain")),
+        )
 
     def _attempt(self, work: Callable[[sqlite3.Connection], Result]) -> Result | None:
         """Return what `work` does in one transaction; None when the file cannot be had now."""
@@ -109,15 +150,17 @@ class Ledger:
         self._path.chmod(0o640)  # SQLite gives its files beside this one the same mode
 
     def _check(self, database: sqlite3.Connection) -> None:
-        """Furnish a new file; refuse one that is not ours or holds another kind of energy."""
+        """Furnish a new file, add to an older one; refuse one that is not ours or holds another kind of energy."""
         (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for table in TABLES:
-                database.execute(table)
-            database.execute("INSERT INTO ledger VALUES (?, ?)", (self.since, self._simulated))
+        if version in STATEMENTS:
+            for statement in STATEMENTS[version]:
+                database.execute(statement)
             database.execute(f"PRAGMA user_version = {SCHEMA}")
+        if version == 0:
+            self._written = Kept()
+            database.execute("INSERT INTO ledger VALUES (?, ?)", (self.since, self._simulated))
             return
-        if version != SCHEMA:
+        if version not in (*STATEMENTS, SCHEMA):
             raise _DamagedError(f"it has version {version}, not {SCHEMA}")
         row = database.execute("SELECT simulated FROM ledger").fetchone()
         if row is None:

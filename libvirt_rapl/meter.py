@@ -51,7 +51,7 @@ class ZoneUsage(Usage):
     kind: str = "package"
     other: Usage = field(default_factory=Usage)
     idle: Usage = field(default_factory=Usage)
-    _lowest: tuple[int, int] = field(default=(0, 0), init=False)
+    lowest: tuple[int, int] = (0, 0)
     """Energy and nanoseconds of the interval of lowest power so far; no time when there has been none."""
 
     def idle_energy(self, microjoules: int, interval_ns: int) -> int:
@@ -60,10 +60,15 @@ class ZoneUsage(Usage):
         Taken for it is the lowest power seen so far, this interval included. The true idle power is never higher: it
         is the best that can be known without a guess, and gets better whenever the host is quieter than before.
         """
-        lowest, lowest_ns = self._lowest
-        if microjoules * lowest_ns <= lowest * interval_ns:  # the first time, too
-            self._lowest = lowest, lowest_ns = microjoules, interval_ns
+        self.learn(microjoules, interval_ns)
+        lowest, lowest_ns = self.lowest
         return lowest * interval_ns // lowest_ns
+
+    def learn(self, microjoules: int, interval_ns: int) -> None:
+        """Take in that the zone counted `microjoules` in an interval: its power may be the lowest so far."""
+        lowest, lowest_ns = self.lowest
+        if microjoules * lowest_ns <= lowest * interval_ns:  # the first time, too
+            self.lowest = microjoules, interval_ns
 
 
 @dataclass
@@ -73,6 +78,8 @@ class DomainUsage(Usage):
     vcpus: defaultdict[int, Usage] = field(default_factory=lambda: defaultdict(Usage))
     zones: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
     """What it has used of every zone, by the zone's name."""
+    last_ran: float = 0.0
+    """When it was last seen to run, in seconds since the epoch; see libvirt_rapl.totals."""
 
 
 class Meter:

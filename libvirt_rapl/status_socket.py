@@ -1,4 +1,7 @@
-"""RUN_DIRECTORY/status.sock: the daemon writes the status document, as JSON, to whoever connects, and reads nothing."""
+"""RUN_DIRECTORY/daemon/status.sock: the daemon writes the status document, as JSON, to whoever connects.
+
+It reads nothing. The directory is the daemon's own, whoever its user is; the run directory is root's and the hook's.
+"""
 
 import json
 import os
@@ -12,9 +15,10 @@ from typing import Any
 from libvirt_rapl.view import SCHEMA
 from libvirt_rapl.vmsr.server import listen
 
-NAME = "status.sock"
-MODE = 0o660
-"""For root, and for the group that the daemon's unit names: fine readings of energy tell what a guest computes."""
+DIRECTORY = "daemon"
+NAME = f"{DIRECTORY}/status.sock"
+DIRECTORY_MODE, MODE = 0o750, 0o660
+"""For root, and the user and group that the daemon's unit names: fine readings of energy tell what a guest computes."""
 
 SEND_SECONDS = 5.0
 ANSWER_SECONDS = 10.0

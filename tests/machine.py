@@ -15,6 +15,9 @@ from types import TracebackType
 
 BOOT = """
 set -eu
+for group in "$@"; do
+  echo $$ > "$group/cgroup.procs"
+done
 mount -t tmpfs -o mode=755 machine /mnt
 mkdir /mnt/upper /mnt/work /mnt/root
 mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work machine /mnt/root
@@ -48,9 +51,11 @@ class Machine:
 
     def __enter__(self) -> "Machine":
         """Boot it; about ten seconds."""
-        self._cgroups = _own_cgroups()
+        self._cgroups = contextlib.ExitStack()
+        groups = [str(self._cgroups.enter_context(_cgroup(parent))) for parent in _own_cgroups()]
+        simulate = [sys.executable, "-m", "libvirt_rapl", "simulate", *CONSTANT_100_WATTS, "--"]
         self._simulate = subprocess.Popen(
-            [sys.executable, "-m", "libvirt_rapl", "simulate", *CONSTANT_100_WATTS, "--", "sh", "-c", BOOT],
+            [*simulate, "sh", "-c", BOOT, "sh", *groups],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -58,7 +63,10 @@ class Machine:
         try:
             self.leader = self._wait_for_leader()
             self._wait_for_boot()
+            for group in groups:
+                _pass_on_controllers(Path(group))
             self.run(["sh", "-c", RAPL])
+            self.run(["systemctl", "restart", "libvirtd"])  # it looks for controllers when it starts
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -75,10 +83,7 @@ class Machine:
         except subprocess.TimeoutExpired:
             self._simulate.terminate()
             self._simulate.wait(10)
-        for group in self._cgroups:
-            for name in ("payload", "supervisor"):
-                for path, _, _ in os.walk(group / name, topdown=False):
-                    Path(path).rmdir()
+        self._cgroups.close()
 
     def run(self, command: list[str], *, check: bool = True, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
         """Run a command on the machine."""
@@ -134,10 +139,42 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _own_cgroups() -> list[Path]:
-    """Return where systemd-nspawn makes control groups: below our own, of systemd's hierarchy and the unified one."""
+    """Return our own control groups, of systemd's hierarchy and the unified one: systemd-nspawn makes its own there."""
     own = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()}
     unified = Path("/sys/fs/cgroup/unified") if Path("/sys/fs/cgroup/unified").exists() else Path("/sys/fs/cgroup")
     groups = [unified / own.get("", "/").lstrip("/")]
     if "name=systemd" in own:
         groups.append(Path("/sys/fs/cgroup/systemd") / own["name=systemd"].lstrip("/"))
     return groups
+
+
+@contextlib.contextmanager
+def _cgroup(parent: Path) -> Iterator[Path]:
+    """Make a control group for one machine, with all the controllers that there are; in the end it goes."""
+    group = parent / f"virt-rapl-test-{os.getpid()}"
+    enabled = _pass_on_controllers(parent)
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        for path, _, _ in os.walk(group, topdown=False):
+            Path(path).rmdir()
+        for controller in enabled:
+            with contextlib.suppress(OSError):  # another machine has it now
+                (parent / "cgroup.subtree_control").write_text(f"-{controller}")
+
+
+def _pass_on_controllers(group: Path) -> list[str]:
+    """Let the groups below have this group's controllers (version 2). Return those that they did not have before.
+
+    libvirt makes a group for each domain only where there is a controller at all, whichever it is.
+    """
+    passed_on = group / "cgroup.subtree_control"
+    if not passed_on.exists():
+        return []
+    enabled = []
+    for controller in set((group / "cgroup.controllers").read_text().split()) - set(passed_on.read_text().split()):
+        with contextlib.suppress(OSError):  # it has processes of its own
+            passed_on.write_text(f"+{controller}")
+            enabled.append(controller)
+    return enabled

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sqlite3
@@ -75,8 +76,11 @@ class Bench:
             process.kill()
             raise AssertionError(process.communicate()[1]) from None
 
+    def is_told_within_a_second(self) -> bool:
+        return bool(select.select([self.notify], [], [], 1)[0]) and bool(self.notify.recv(100))
+
     def document(self) -> dict[str, Any]:
-        document = status_socket.ask(self.root / "run/status.sock")
+        document = status_socket.ask(self.root / "run" / status_socket.NAME)
         assert document
         return document
 
@@ -101,8 +105,8 @@ def test_a_life(bench: Bench) -> None:
         document = bench.document()
         assert document["host"]["source"] == "powercap"
         assert [domain["name"] for domain in document["domains"]] == ["test"]
-        socket_mode = (bench.root / "run/status.sock").stat().st_mode & 0o777
-        assert (socket_mode, (bench.root / "run").stat().st_mode & 0o777) == (0o660, 0o711)
+        paths = (bench.root / "run", bench.root / "run/daemon", bench.root / "run/daemon/status.sock")
+        assert [path.stat().st_mode & 0o777 for path in paths] == [0o711, 0o750, 0o660]
 
         with bench.popen() as second:
             _, words = second.communicate(timeout=30)
@@ -162,6 +166,35 @@ def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) 
         process.kill()
 
 
+def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
+    uuid, recent = "aaaaaaaa-0000-0000-0000-000000000000", "bbbbbbbb-0000-0000-0000-000000000000"
+    ledger = bench.root / "state/ledger.db"
+
+    def rows() -> dict[str, int]:
+        with contextlib.closing(sqlite3.connect(ledger)) as database:
+            return dict(database.execute("SELECT owner, microjoules FROM total WHERE zone = 'package'"))
+
+    def run_daemon() -> None:
+        with bench.daemon() as process:
+            assert bench.told(process) == "WATCHDOG=1"
+            bench.document()  # what is told is kept
+            process.terminate()
+            while bench.told(process) != "STOPPING=1":
+                pass
+            process.wait(30)
+
+    run_daemon()
+    with contextlib.closing(sqlite3.connect(ledger)) as database:
+        for owner, last_ran in ((uuid, time.time() - 31 * 86400), (recent, time.time() - 29 * 86400)):
+            database.execute("INSERT INTO total VALUES (?, -1, 'package', 7)", (owner,))
+            database.execute("INSERT INTO domain VALUES (?, ?)", (owner, last_ran))
+        database.commit()
+    run_daemon()
+    assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
+    run_daemon()
+    assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
+
+
 def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:
     with bench.daemon() as process:
         assert bench.told(process) == "WATCHDOG=1"
@@ -176,6 +209,49 @@ def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:
         assert process.stderr
         (line,) = process.stderr.read().splitlines()
         assert line.startswith("virt-rapl: cannot meter: ")
+
+
+def test_a_sign_of_life_comes_with_samples_only(bench: Bench) -> None:
+    energy = bench.host.powercap / "intel-rapl:0/energy_uj"
+    with bench.daemon() as process:
+        # Clients that do not read hold nothing up.
+        with contextlib.ExitStack() as clients:
+            for _ in range(20):
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(bench.root / "run" / status_socket.NAME))
+            for _ in range(5):
+                assert bench.told(process) == "WATCHDOG=1"
+        # A counter whose reading does not come back does.
+        energy.rename(energy.with_name("away"))
+        os.mkfifo(energy)
+        while bench.is_told_within_a_second():
+            pass
+        with energy.open("w") as unblocking:
+            energy.with_name("away").rename(energy)
+            unblocking.write("0\n")
+        assert bench.told(process) == "WATCHDOG=1"
+
+
+def test_a_daemon_that_was_stopped_counts_what_no_wrap_can_hide(bench: Bench) -> None:
+    bench.host.zone("intel-rapl:0:0", "dram", 0, highest=1_999_999_999)  # full after two seconds at 1 kW
+
+    def zones() -> dict[str, tuple[float, int]]:
+        shown = bench.document()["host"]["zones"]
+        return {zone["name"]: (zone["energy_joules"], zone.get("lost_intervals", 0)) for zone in shown}
+
+    with bench.daemon() as process:
+        assert bench.told(process) == "WATCHDOG=1"
+        assert zones() == {"package-0": (0, 0), "dram-0": (0, 0)}
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        bench.joules(500)
+        bench.host.zone("intel-rapl:0:0", "dram", 100_000_000, highest=1_999_999_999)
+        process.send_signal(signal.SIGCONT)
+        # The package counter needs minutes to wrap: all it has counted is known, and is there once.
+        wait_until(lambda: zones() == {"package-0": (500, 0), "dram-0": (0, 1)}, 10, "it counts on")
+        bench.joules(510)
+        bench.host.zone("intel-rapl:0:0", "dram", 103_000_000, highest=1_999_999_999)
+        wait_until(lambda: zones() == {"package-0": (510, 0), "dram-0": (3, 1)}, 10, "it counts on")
 
 
 def test_no_energy_and_no_run_directory(bench: Bench) -> None:
@@ -196,7 +272,7 @@ LOG = "/mnt/daemon.log"
 ALONE = "/mnt/alone.yaml"
 """A configuration whose run directory has no daemon."""
 
-StartDaemon = Callable[[], int]
+StartDaemon = Callable[..., int]
 
 
 @pytest.fixture
@@ -204,9 +280,10 @@ def start_daemon(world: World) -> Iterator[StartDaemon]:
     """A function that starts the daemon in the world, waits until it answers, and returns its PID inside."""
     pids: list[int] = []
 
-    def start_daemon() -> int:
+    def start_daemon(**environment: str) -> int:
         world.path(ALONE).write_text("run_directory: /run/nobody\n")
-        pids.append(int(world.run(["sh", "-c", f"virt-rapl daemon >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
+        command = " ".join(["env", *(f"{name}={value}" for name, value in environment.items()), "virt-rapl daemon"])
+        pids.append(int(world.run(["sh", "-c", f"exec {command} >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
         wait_until(lambda: asked(world) is not None, 30, "the daemon answers")
         return pids[-1]
 
@@ -221,7 +298,7 @@ def start_daemon(world: World) -> Iterator[StartDaemon]:
 
 def asked(world: World) -> dict[str, dict[str, Any]] | None:
     """Return what the daemon tells of each domain, by name; None where there is no daemon."""
-    document = status_socket.ask(world.path("/run/virt-rapl/status.sock"))
+    document = status_socket.ask(world.path(f"/run/virt-rapl/{status_socket.NAME}"))
     return None if document is None else {domain["name"]: domain for domain in document["domains"]}
 
 
@@ -283,6 +360,47 @@ def test_metering_outlives_libvirtd_and_the_daemon(
 
 
 @pytest.mark.e2e
+def test_libvirtd_hangs(world: World, new_guest: NewGuest, start_daemon: StartDaemon) -> None:
+    name = new_guest(100)
+    start_enabled(world, name)
+    address = f"/mnt/notify-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(world.path(address)))
+        notify.settimeout(10)
+        pid = start_daemon(NOTIFY_SOCKET=address)
+        libvirtd = world.path("/run/libvirtd.pid").read_text()
+        world.run(["sh", "-c", f"kill -s STOP {libvirtd}"])
+        try:
+            # Neither the daemon's samples nor its answers wait for libvirt.
+            alone = world.popen(["sh", "-c", f"virt-rapl --config {ALONE} status 2>&1"])
+            told = energies(world, name)[0]
+            while notify.recv(100) != b"WATCHDOG=1":
+                pass
+            for _ in range(3):
+                assert notify.recv(100) == b"WATCHDOG=1"
+            assert energies(world, name)[0] > told
+            assert "joules are counted since 2" in world.run(["virt-rapl", "status"]).stdout
+            # Where there is no daemon, the command gives up.
+            words = alone.communicate(timeout=60)[0]
+            print(words)
+            assert alone.returncode == 1
+            assert [line.split(": ")[0] for line in words.splitlines()] == ["virt-rapl", "hint"]
+            assert "does not answer" in words
+            # A daemon that starts now finds the domain all the same.
+            world.kill(pid, "TERM")
+            start_daemon()
+            wait_until(lambda: name in (asked(world) or {}), 20, "the domain is found")
+            told = energies(world, name)[0]
+            wait_until(lambda: energies(world, name)[0] > told, 20, "it is metered")
+        finally:
+            world.run(["sh", "-c", f"kill -s CONT {libvirtd}"])
+    world.path(address).unlink()
+    other = new_guest(0)
+    wait_until(lambda: other in (asked(world) or {}), 30, "a domain defined after that is known")
+    assert other in world.run(["virt-rapl", "--config", ALONE, "status"]).stdout
+
+
+@pytest.mark.e2e
 def test_status_through_the_socket_is_what_it_samples_itself(
     world: World, new_guest: NewGuest, start_daemon: StartDaemon
 ) -> None:
@@ -329,12 +447,19 @@ print(ledger.execute(f"SELECT microjoules FROM total {where}", sys.argv[2:]).fet
 
 
 @pytest.mark.e2e
-def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest) -> None:
+@pytest.mark.parametrize("libvirt", ["answers", "refuses"])
+def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest, libvirt: str) -> None:
     name = new_guest(100)
     start_enabled(world, name)
     uuid = world.run(["virsh", "domuuid", name]).stdout.strip()
-    world.run(["install", "-d", "-o", "65534", "/mnt/unprivileged"])
+    # As systemd does by the unit's StateDirectory= and RuntimeDirectory=.
+    for directory in ("/mnt/unprivileged", f"/run/virt-rapl/{status_socket.DIRECTORY}"):
+        world.run(["install", "-d", "-o", "65534", "-m", "750", directory])
     world.path("/mnt/unprivileged.yaml").write_text("state_directory: /mnt/unprivileged\n")
+    libvirt_socket = world.path("/run/libvirt/libvirt-sock-ro")
+    mode = libvirt_socket.stat().st_mode
+    if libvirt == "refuses":
+        libvirt_socket.chmod(0o600)
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+dac_read_search"]
     capability = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
     command = " ".join([*nobody, *capability, "virt-rapl --config /mnt/unprivileged.yaml daemon"])
@@ -351,11 +476,13 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest) -
         )
         assert int(effective.split()[1], 16) == 1 << 2  # CAP_DAC_READ_SEARCH and nothing else
         assert world.path(f"/proc/{pid}").stat().st_uid == 65534
-        (line,) = world.path(LOG).read_text().splitlines()
-        assert line.endswith("Permission denied; `virt-rapl status` samples for itself"), line
+        assert (asked(world) or {})[name]["vrapl"] == "active"  # records are root's
+        words = [line.partition(" for now: ")[0] for line in world.path(LOG).read_text().splitlines()]
+        assert words == {"answers": [], "refuses": ["virt-rapl: without libvirt"]}[libvirt]
     finally:
+        libvirt_socket.chmod(mode)
         world.kill(pid, "TERM")
-        world.run(["rm", "-r", "/mnt/unprivileged", "/mnt/unprivileged.yaml", LOG])
+        world.run(["rm", "-r", "/mnt/unprivileged", "/mnt/unprivileged.yaml", "/run/virt-rapl/daemon", LOG])
 
 
 @pytest.mark.parametrize("address", ["{}/notify", "@virt-rapl-{}"])

@@ -182,6 +182,9 @@ class FakeLibvirt:
         self.defined += 1
         self.lookupByUUIDString(domxml.identity(xml)[1]).xml = xml
 
+    def setKeepAlive(self, seconds: int, count: int) -> None:  # noqa: N802
+        assert seconds * count > 0
+
     @staticmethod
     def _only(found: Iterator[FakeDomain]) -> FakeDomain:
         for domain in found:

@@ -1,5 +1,6 @@
 """The daemon's list of domains: libvirt's events, libvirt lost and found again, and life without it."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +98,7 @@ class FakeLibvirt:
         raise failure(libvirt.VIR_ERR_INTERNAL_ERROR)  # as a connection that has gone does
 
     def setKeepAlive(self, seconds: int, count: int) -> None:  # noqa: N802
-        assert seconds * count > 0
+        self.alive = seconds, count
 
     def close(self) -> None:
         self.closed += 1
@@ -217,6 +218,48 @@ def test_without_libvirt_its_run_time_files_tell(fake: FakeLibvirt, monkeypatch:
     monkeypatch.setattr(inventory, "running_domains", list)
     fake.lose()
     eventually(shows(found, entry(2, running=False)))
+
+
+def test_a_libvirt_that_hangs_has_one_thread_of_ours_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+    opened: list[str] = []
+
+    def hang(uri: str) -> FakeLibvirt:
+        opened.append(uri)
+        goes_on.wait()
+        return FakeLibvirt()
+
+    monkeypatch.setattr(libvirt, "open", hang)
+    monkeypatch.setattr(domains, "OPEN_SECONDS", 0.05)
+    for _ in range(3):
+        with pytest.raises(VirtRaplError, match="libvirt at fake:/// does not answer") as caught:
+            domains.connect("fake:///")
+        assert caught.value.hint
+    assert opened == ["fake:///"]
+    goes_on.set()
+    monkeypatch.setattr(domains, "OPEN_SECONDS", 10)
+    connection = domains.connect("fake:///")
+    assert connection.alive == (domains.KEEP_ALIVE_SECONDS, domains.KEEP_ALIVE_COUNT)  # nor can a call hang for ever
+
+
+def test_domains_that_run_are_known_before_libvirt_answers(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, plain(1))
+    monkeypatch.setattr(inventory, "running_domains", lambda: [record])
+    goes_on = threading.Event()
+
+    def hang(uri: str, *, read_only: bool) -> FakeLibvirt:
+        goes_on.wait()
+        return fake.open(uri, read_only=read_only)
+
+    monkeypatch.setattr(domains, "connect", hang)
+    found = Inventory("fake:///", pytest.fail)
+    found.start()
+    assert shows(found, entry(1))()
+    assert not found.listed
+    fake.set(FakeDomain(2, plain(2)))
+    goes_on.set()
+    eventually(shows(found, entry(2)))
+    assert found.listed
 
 
 def test_running_domains(tmp_path: Path) -> None:

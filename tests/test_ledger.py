@@ -19,7 +19,7 @@ from libvirt_rapl.host.source import Source, open_source
 from libvirt_rapl.ledger import Ledger
 from libvirt_rapl.meter import Meter
 from libvirt_rapl.simulator.world import World
-from libvirt_rapl.totals import HOST, WHOLE, Part
+from libvirt_rapl.totals import GONE, GONE_SECONDS, HOST, WHOLE, Kept, Part
 
 PACKAGE = Part(HOST, WHOLE, "package-0")
 DRAM = Part(HOST, WHOLE, "dram-0")
@@ -50,13 +50,13 @@ def make_ledger(path: Path, told: Told) -> MakeLedger:
 
 def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, told: Told) -> None:
     first = make_ledger()
-    assert first.load() == {}
-    first.write({PACKAGE: 10, VCPU: 2**62})
-    first.write({PACKAGE: 30, DRAM: 1})
-    first.write({PACKAGE: 20})
+    assert first.load().totals == {}
+    first.write(Kept({PACKAGE: 10, VCPU: 2**62}))
+    first.write(Kept({PACKAGE: 30, DRAM: 1}))
+    first.write(Kept({PACKAGE: 20}))
     second = make_ledger()
-    assert second.load() == {PACKAGE: 30, VCPU: 2**62, DRAM: 1}
-    assert second.load() == {}  # only once: they would count twice
+    assert second.load().totals == {PACKAGE: 30, VCPU: 2**62, DRAM: 1}
+    assert second.load().totals == {}  # only once: they would count twice
     assert second.since == first.since
     assert told == []
 
@@ -68,12 +68,61 @@ def test_only_root_and_its_group_may_read(make_ledger: MakeLedger, path: Path) -
         ledger.load()
         with contextlib.closing(sqlite3.connect(path)) as reader:  # so that SQLite's files beside it stay
             reader.execute("SELECT * FROM total").fetchall()
-            ledger.write({PACKAGE: 1})
+            ledger.write(Kept({PACKAGE: 1}))
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     finally:
         os.umask(umask)
     assert modes == {"ledger.db": 0o640, "ledger.db-wal": 0o640, "ledger.db-shm": 0o640}
     assert path.parent.stat().st_mode & 0o777 == 0o750
+
+
+SCHEMA_1 = """
+CREATE TABLE ledger (since REAL NOT NULL, simulated INTEGER NOT NULL);
+CREATE TABLE total (
+    owner TEXT NOT NULL, vcpu INTEGER NOT NULL, zone TEXT NOT NULL,
+    microjoules INTEGER NOT NULL CHECK (typeof(microjoules) = 'integer' AND microjoules >= 0),
+    PRIMARY KEY (owner, vcpu, zone)
+) WITHOUT ROWID;
+INSERT INTO ledger VALUES (1234567890.5, 0);
+INSERT INTO total VALUES ('host', -1, 'package-0', 70), ('aaaaaaaa-0000-0000-0000-000000000000', 3, 'package', 7);
+PRAGMA user_version = 1;
+"""
+"""A file as virt-rapl wrote it before it kept more than totals."""
+
+
+def test_a_file_of_schema_1_is_counted_on(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(SCHEMA_1)
+    ledger = make_ledger()
+    assert ledger.load() == Kept({PACKAGE: 70, VCPU: 7})
+    assert ledger.since == 1234567890.5
+    more = Kept({PACKAGE: 80, VCPU: 8}, {"package-0": (5, 1000)}, {VCPU.owner: 99.5})
+    ledger.write(more)
+    again = make_ledger()
+    assert again.load() == more
+    assert again.since == 1234567890.5
+    assert told == []
+
+
+def test_rows_of_retired_domains_go_when_the_file_can_be_written(
+    make_ledger: MakeLedger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libvirt_rapl.ledger.BUSY_SECONDS", 0.01)
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write(Kept({PACKAGE: 10, VCPU: 4}, last_ran={VCPU.owner: 1}))
+    gone = Kept({PACKAGE: 10, VCPU._replace(owner=GONE): 4})
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ledger.write(gone, {VCPU.owner})
+        other.execute("ROLLBACK")
+    assert make_ledger().load().totals == {PACKAGE: 10, VCPU: 4}
+    ledger.write(gone)
+    assert make_ledger().load() == gone
+    back = Kept({**gone.totals, VCPU: 1}, last_ran={VCPU.owner: 2})  # a domain of that UUID begins anew
+    ledger.write(back)
+    assert make_ledger().load() == back
 
 
 def cut_short(path: Path) -> None:
@@ -116,19 +165,19 @@ def test_a_damaged_file_is_set_aside(
 ) -> None:
     ledger = make_ledger()
     ledger.load()
-    ledger.write({PACKAGE: 10})
+    ledger.write(Kept({PACKAGE: 10}))
     damage(path)
     damaged = path.read_bytes()
 
     anew = make_ledger()
-    assert anew.load() == {}
-    anew.write({PACKAGE: 5})
+    assert anew.load().totals == {}
+    anew.write(Kept({PACKAGE: 5}))
     (line,) = told
     assert line.startswith(f"{path} cannot be used: ")
     (aside,) = path.parent.glob("ledger.db.aside-*[0-9]")
     assert aside.name in line
     assert aside.read_bytes() == damaged
-    assert make_ledger().load() == {PACKAGE: 5}
+    assert make_ledger().load().totals == {PACKAGE: 5}
     assert len(told) == 1
 
 
@@ -137,13 +186,13 @@ def test_a_file_damaged_or_taken_away_meanwhile_is_written_anew(
 ) -> None:
     ledger = make_ledger()
     ledger.load()
-    ledger.write({PACKAGE: 10, VCPU: 5})
+    ledger.write(Kept({PACKAGE: 10, VCPU: 5}))
     path.write_text("damaged" * 1000)
-    ledger.write({PACKAGE: 20, VCPU: 5})
+    ledger.write(Kept({PACKAGE: 20, VCPU: 5}))
     assert len(told) == 1
     path.unlink()
-    ledger.write({PACKAGE: 30, VCPU: 5})
-    assert make_ledger().load() == {PACKAGE: 30, VCPU: 5}
+    ledger.write(Kept({PACKAGE: 30, VCPU: 5}))
+    assert make_ledger().load().totals == {PACKAGE: 30, VCPU: 5}
     assert make_ledger().since < ledger.since + 60
 
 
@@ -152,24 +201,24 @@ def test_a_place_that_cannot_be_used_is_told_once_and_tried_again(
 ) -> None:
     before = make_ledger()
     before.load()
-    before.write({PACKAGE: 100})
+    before.write(Kept({PACKAGE: 100}))
     directory = path.parent.rename(path.parent.with_name("away"))
     path.parent.write_text("not a directory")
 
     ledger = make_ledger()
     counted = {PACKAGE: 7}
     for _ in range(3):
-        assert ledger.load() == {}
-        ledger.write(counted)
+        assert ledger.load().totals == {}
+        ledger.write(Kept(counted))
     (line,) = told
     assert line.startswith(f"cannot keep totals in {path}: ")
     assert line.endswith("metering goes on in memory")
 
     path.parent.unlink()
     directory.rename(path.parent)
-    assert ledger.load() == {PACKAGE: 100}
-    ledger.write({PACKAGE: 107})
-    assert make_ledger().load() == {PACKAGE: 107}
+    assert ledger.load().totals == {PACKAGE: 100}
+    ledger.write(Kept({PACKAGE: 107}))
+    assert make_ledger().load().totals == {PACKAGE: 107}
     assert told[1:] == [f"totals are kept in {path} again"]
 
 
@@ -181,42 +230,42 @@ def test_another_program_holds_the_file(
     ledger.load()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        ledger.write({PACKAGE: 1})
+        ledger.write(Kept({PACKAGE: 1}))
         other.execute("ROLLBACK")
     assert "locked" in told[0]
-    ledger.write({PACKAGE: 2})
-    assert make_ledger().load() == {PACKAGE: 2}
+    ledger.write(Kept({PACKAGE: 2}))
+    assert make_ledger().load().totals == {PACKAGE: 2}
 
 
 def test_simulated_and_measured_energy_are_never_mixed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
     simulated = make_ledger(simulated=True)
     simulated.load()
-    simulated.write({PACKAGE: 10})
+    simulated.write(Kept({PACKAGE: 10}))
     measured = make_ledger()
-    assert measured.load() == {}
-    measured.write({PACKAGE: 3})
+    assert measured.load().totals == {}
+    measured.write(Kept({PACKAGE: 3}))
     assert "simulated" in told[0]
     assert len(list(path.parent.glob("ledger.db.aside-*"))) == 1
 
     again = make_ledger(simulated=True)
-    assert again.load() == {}
-    again.write({PACKAGE: 99})
+    assert again.load().totals == {}
+    again.write(Kept({PACKAGE: 99}))
     assert "it holds measured energy" in told[1]
-    assert make_ledger().load() == {PACKAGE: 3}
+    assert make_ledger().load().totals == {PACKAGE: 3}
 
 
 WRITER = """
 import sys
 from pathlib import Path
 from libvirt_rapl.ledger import Ledger
-from libvirt_rapl.totals import Part
+from libvirt_rapl.totals import Kept, Part
 ledger = Ledger(Path(sys.argv[1]), simulated=False, tell=lambda line: sys.exit(line))
 parts = [Part("host", -1, f"zone-{number}") for number in range(200)]
-total = ledger.load().get(parts[0], 0)
+total = ledger.load().totals.get(parts[0], 0)
 while True:
     total += 1
     print(total, flush=True)
-    ledger.write(dict.fromkeys(parts, total))
+    ledger.write(Kept(dict.fromkeys(parts, total)))
 """
 
 
@@ -232,7 +281,7 @@ def test_kill_9_at_any_moment_loses_at_most_one_write(path: Path) -> None:
         last = int((["", *writer.stdout.read().split()][-1]) or kept + 1)
         writer.wait()
         writer.stdout.close()
-        found = Ledger(path, simulated=False, tell=pytest.fail).load()
+        found = Ledger(path, simulated=False, tell=pytest.fail).load().totals
         assert len(set(found.values())) <= 1  # all of a write or nothing of it
         assert last - 1 <= (found or {PACKAGE: 0}).popitem()[1] <= last
         kept = max(kept, *found.values()) if found else kept
@@ -243,7 +292,7 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 from libvirt_rapl.ledger import Ledger
-from libvirt_rapl.totals import Part
+from libvirt_rapl.totals import Kept, Part
 directory = Path("/mnt/full")
 def fill():
     with (directory / "filler").open("wb", buffering=0) as filler:
@@ -255,20 +304,20 @@ def ledger(): return Ledger(directory / "ledger.db", simulated=True, tell=told.a
 def many(n): return {Part("host", -1, f"zone-{number}"): n for number in range(5000)}
 fill()
 empty = ledger()
-assert empty.load() == {} and empty.load() == {}
+assert empty.load().totals == {} and empty.load().totals == {}
 assert len(told) == 1 and "memory" in told[0], told
 (directory / "filler").unlink()
-assert empty.load() == {}
+assert empty.load().totals == {}
 assert len(told) == 2 and "again" in told[1], told
-empty.write(many(1))
+empty.write(Kept(many(1)))
 fill()
-empty.write({**many(2), **{Part("other", n, "package" * 20): n for n in range(5000)}})
-empty.write({**many(3), **{Part("other", n, "package" * 20): n for n in range(5000)}})
+empty.write(Kept({**many(2), **{Part("other", n, "package" * 20): n for n in range(5000)}}))
+empty.write(Kept({**many(3), **{Part("other", n, "package" * 20): n for n in range(5000)}}))
 assert len(told) == 3 and "memory" in told[2], told
-assert set(ledger().load().values()) <= {1}
+assert set(ledger().load().totals.values()) <= {1}
 (directory / "filler").unlink()
-empty.write(many(4))
-assert set(ledger().load().values()) == {4}
+empty.write(Kept(many(4)))
+assert set(ledger().load().totals.values()) == {4}
 print("\\n".join(told))
 """
 
@@ -308,7 +357,7 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     first.sample([(uuid, 7)])
     use(1)
     first.sample([(uuid, 7)])
-    kept = totals.totals(first)
+    kept = totals.kept(first).totals
     halves = dict.fromkeys((uuid, "idle"), 50000000) | {"other": 0}
     assert kept == {
         PACKAGE: 100_000_000,
@@ -322,9 +371,90 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     (host.powercap / "intel-rapl:0:0/energy_uj").unlink()  # a zone that does not come back with the next boot
     second = meter()
     second.sample([(uuid, 7)])
-    totals.add(second, kept)
-    assert totals.totals(second) == kept
+    totals.add(second, Kept(kept))
+    assert totals.kept(second).totals == kept
     use(2)
     second.sample([(uuid, 7)])
-    again = totals.totals(second)
+    again = totals.kept(second).totals
     assert again == {part: n if part.zone == "dram-0" else 2 * n for part, n in kept.items()}
+
+
+A, B = "aaaaaaaa-0000-0000-0000-000000000000", "bbbbbbbb-0000-0000-0000-000000000000"
+
+
+def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0")
+    seconds = iter(range(1, 100))
+    meter = Meter(source(host), sys=host.sys, proc=host.proc, clock=lambda: next(seconds) * 10**9)
+
+    def use(joules: int) -> None:
+        host.zone("intel-rapl:0", "package-0", joules * 1_000_000)
+        for pid in (7, 20):
+            threads = {pid: Thread("qemu", 0), pid + 1: Thread("CPU 0/KVM", joules * 10**7)}
+            host.process(pid, threads)
+        meter.sample([(A, 7), (B, 20)])
+
+    def sums() -> tuple[int, int]:
+        """Return what the zone counted, and what domains, other and idle make of it."""
+        kept = totals.kept(meter).totals
+        parts = [n for part, n in kept.items() if part.zone == "package-0" and part.owner != HOST]
+        for uuid, domain in meter.domains.items():
+            vcpus = [n for part, n in kept.items() if part.owner == uuid and part.vcpu != WHOLE]
+            assert sum(vcpus) == domain.microjoules == domain.zones["package-0"].microjoules
+        return kept[PACKAGE], sum(parts)
+
+    def retire(now: float, known: set[str] | None, running: set[str] | None = None) -> set[str]:
+        return totals.retire(meter, running=running or set(), known=known, now=now)
+
+    use(0)
+    use(40)
+    assert sums() == (40_000_000, 40_000_000)
+    used = meter.domains[A].microjoules
+    assert used > 0
+    month = GONE_SECONDS
+    assert retire(1000.0, set(), {A, B}) == set()
+    assert retire(999.0 + month, set()) == set()  # not so long ago yet
+    assert retire(1001.0 + month, None) == set()  # libvirt has not told
+    assert retire(1001.0 + month, {A, B}) == set()  # defined, though it does not run
+    assert retire(1001.0 + month, {A}, {A}) == {B}
+    assert meter.domains.keys() == {A, GONE}
+    assert retire(1000.0 + 2 * month, set()) == set()
+    assert retire(1002.0 + 2 * month, set()) == {A}
+    assert {uuid: domain.microjoules for uuid, domain in meter.domains.items()} == {GONE: 2 * used}
+    assert retire(10 * month, set()) == retire(20 * month, set()) == set()
+    assert sums() == (40_000_000, 40_000_000)
+    use(60)
+    assert sums() == (60_000_000, 60_000_000)
+    assert meter.domains[GONE].watts == 0
+
+
+def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0")
+    seconds = iter(range(1, 100))
+
+    def meter() -> Meter:
+        clock = lambda: next(seconds) * 10**9  # noqa: E731
+        return Meter(source(host), sys=host.sys, proc=host.proc, model="baseline", clock=clock)
+
+    def use(meter: Meter, joules: int, ran: int) -> None:
+        host.zone("intel-rapl:0", "package-0", joules * 1_000_000)
+        host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", ran * 10**9)})
+        meter.sample([(A, 7)])
+
+    first = meter()
+    use(first, 0, 0)
+    use(first, 20, 0)
+    kept = totals.kept(first)
+    assert kept.lowest == {"package-0": (20_000_000, 10**9)}
+
+    second = meter()
+    totals.add(second, kept)
+    use(second, 100, 0)
+    use(second, 160, 1)  # the host was never quiet since the restart
+    assert (second.domains[A].joules, second.idle.watts) == (40, 20)
+    use(second, 170, 1)
+    assert totals.kept(second).lowest == {"package-0": (10_000_000, 10**9)}
+    totals.add(second, kept)  # a ledger that can be read only now
+    assert totals.kept(second).lowest == {"package-0": (10_000_000, 10**9)}

@@ -343,8 +343,10 @@ def test_a_daemon_is_asked_where_there_is_one(
     told["host"]["since"] = "2026-01-02T03:04:05+00:00"
     for number, domain in enumerate(told["domains"]):
         domain["uuid"] = f"{number}2345678-1234-1234-1234-123456789abc"
-    status_socket.serve(tmp_path / "status.sock", lambda: told)
-    assert (tmp_path / "status.sock").stat().st_mode & 0o777 == 0o660
+    path = tmp_path / status_socket.NAME
+    path.parent.mkdir()
+    status_socket.serve(path, lambda: told)
+    assert path.stat().st_mode & 0o777 == 0o660
 
     assert ask_daemon(tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out) == told

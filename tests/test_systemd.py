@@ -1,12 +1,16 @@
 """On a machine with systemd, helper instances are units: install, enable, start, and what runs then."""
 
 import json
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import Machine
+from machine import CONSTANT_100_WATTS, Machine
+from walking import wait_until
 
 from libvirt_rapl import domxml
 from libvirt_rapl.simulator import guest
@@ -55,36 +59,166 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
     machine.run(["virsh", "undefine", name])
 
 
+def document(machine: Machine) -> dict[str, Any]:
+    found = json.loads(machine.run(["virt-rapl", "status", "--json"]).stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def zone_joules(document: dict[str, Any]) -> float:
+    (joules,) = [zone["energy_joules"] for zone in document["host"]["zones"] if zone["name"] == "package-0"]
+    return float(joules)
+
+
+def show(machine: Machine, *properties: str) -> list[str]:
+    """Return properties of virt-rapld's unit, in the order of systemd's choice."""
+    options = [f"--property={name}" for name in properties]
+    return machine.run(["systemctl", "show", "--value", *options, "virt-rapld"]).stdout.split()
+
+
+def restarted(machine: Machine, times: int) -> bool:
+    return sorted(show(machine, "ActiveState", "NRestarts")) == [str(times), "active"]
+
+
+@pytest.fixture
+def daemon(machine: Machine) -> Iterator[Callable[..., None]]:
+    """A function that starts virt-rapld with these further settings of [Service]; the test's end stops it."""
+    drop_in = machine.path("/etc/systemd/system/virt-rapld.service.d/test.conf")
+
+    def start(*settings: str) -> None:
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.write_text("\n".join(["[Service]", *settings, ""]))
+        machine.run(["systemctl", "daemon-reload"])
+        machine.run(["systemctl", "restart", "virt-rapld"])
+
+    yield start
+    machine.run(["systemctl", "stop", "virt-rapld"])
+    drop_in.unlink()
+    machine.run(["systemctl", "daemon-reload"])
+
+
+@pytest.fixture
+def guest_at_rest(machine: Machine) -> Iterator[str]:
+    """The name of a guest that runs and does nothing."""
+    name = "guest-at-rest"
+    files = f"/var/lib/libvirt/images/{name}.rom", f"/var/log/libvirt/qemu/{name}.out"
+    machine.path(files[0]).write_bytes(guest.rom(0))
+    machine.path("/root/guest.xml").write_text(guest.domain_xml(name, *files))
+    machine.run(["virsh", "define", "/root/guest.xml"])
+    machine.run(["virsh", "start", name])
+    yield name
+    machine.run(["virsh", "destroy", name])
+    machine.run(["virsh", "undefine", name])
+
+
 def test_the_daemon_is_a_unit(machine: Machine) -> None:
-    def document() -> dict[str, Any]:
-        found = json.loads(machine.run(["virt-rapl", "status", "--json"]).stdout)
-        assert isinstance(found, dict)
-        return found
-
-    def show(*properties: str) -> list[str]:
-        return machine.run(["systemctl", "show", "--value", *properties, "virt-rapld"]).stdout.split()
-
     machine.run(["systemd-analyze", "verify", "--man=no", "/etc/systemd/system/virt-rapld.service"])
     machine.run(["systemctl", "enable", "--now", "virt-rapld"])
     assert machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout.strip() == "enabled"
     modes = machine.run(["stat", "-c", "%a %U", "/var/lib/virt-rapl", "/var/lib/virt-rapl/ledger.db"]).stdout
     assert modes.splitlines() == ["750 root", "640 root"]
-    assert machine.run(["stat", "-c", "%a %U", "/run/virt-rapl/status.sock"]).stdout == "660 root\n"
-    first = document()
+    socket = "/run/virt-rapl/daemon/status.sock"
+    modes = machine.run(["stat", "-c", "%a %U", str(Path(socket).parent), socket]).stdout
+    assert modes.splitlines() == ["750 root", "660 root"]
+    first = document(machine)
     assert first["host"]["source"] == "simulated"
     machine.run(["systemctl", "kill", "--signal=KILL", "virt-rapld"])
-    until = time.monotonic() + 30
-    while set(show("--property=ActiveState", "--property=NRestarts")) != {"active", "1"}:
-        assert time.monotonic() < until, "it is not restarted"
-        time.sleep(0.2)
-    again = document()
+    wait_until(lambda: restarted(machine, 1), 30, "it is restarted")
+    again = document(machine)
     assert again["host"]["since"] == first["host"]["since"]
-    assert again["host"]["zones"][0]["energy_joules"] >= first["host"]["zones"][0]["energy_joules"]
+    assert zone_joules(again) >= zone_joules(first)
     machine.run(["systemctl", "stop", "virt-rapld"])
-    assert show("--property=Result") == ["success"]
+    assert show(machine, "Result") == ["success"]
     said = machine.run(["journalctl", "--quiet", "--unit=virt-rapld", "_TRANSPORT=stdout", "--output=cat"], check=False)
     assert said.stdout == ""
-    assert document()["host"]["since"] > first["host"]["since"]
+    assert document(machine)["host"]["since"] > first["host"]["since"]
+
+
+def test_a_hung_daemon_is_killed_and_restarted(machine: Machine, daemon: Callable[..., None]) -> None:
+    daemon("WatchdogSec=5", "RestartSec=0")
+    time.sleep(7)
+    assert restarted(machine, 0)  # its signs of life are enough
+    told = document(machine)
+    machine.run(["systemctl", "kill", "--kill-whom=main", "--signal=STOP", "virt-rapld"])
+    wait_until(lambda: restarted(machine, 1), 30, "it is restarted")
+    again = document(machine)
+    assert again["host"]["since"] == told["host"]["since"]
+    assert zone_joules(again) >= zone_joules(told)
+    said = machine.run(["journalctl", "--quiet", "--unit=virt-rapld", "--output=cat"]).stdout
+    assert "Watchdog timeout" in said
+
+
+def test_the_daemon_as_another_user(machine: Machine, daemon: Callable[..., None], guest_at_rest: str) -> None:
+    def ask(user: str) -> tuple[int, str]:
+        command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "virt-rapl", "status", "--json"]
+        done = machine.run(command, check=False)
+        return done.returncode, done.stdout or done.stderr
+
+    def owners() -> set[str]:
+        paths = ["/run/virt-rapl/daemon", "/run/virt-rapl/daemon/status.sock", "/var/lib/virt-rapl/ledger.db"]
+        return set(machine.run(["stat", "-c", "%U:%G", *paths]).stdout.split())
+
+    machine.run(["useradd", "--system", "metering"])
+    machine.run(["useradd", "--system", "--groups=metering", "colleague"])
+    machine.run(["useradd", "--system", "stranger"])
+    for directory in (*Path(sys.executable).parents, *Path(__file__).parents):  # the checkout may be root's alone
+        machine.run(["chmod", "o+x", str(directory)])
+    daemon()
+    first = document(machine)
+    assert owners() == {"root:root"}
+
+    only = "CAP_DAC_READ_SEARCH"
+    daemon("User=metering", f"AmbientCapabilities={only}", "CapabilityBoundingSet=", f"CapabilityBoundingSet={only}")
+    process = machine.path(f"/proc/{show(machine, 'MainPID')[0]}/status").read_text().splitlines()
+    capabilities = {line.split()[0]: int(line.split()[1], 16) for line in process if line.startswith("Cap")}
+    assert capabilities["CapEff:"] == capabilities["CapBnd:"] == 1 << 2  # CAP_DAC_READ_SEARCH
+    assert owners() == {"metering:metering"}
+    assert machine.run(["stat", "-c", "%U", "/run/virt-rapl"]).stdout == "root\n"
+    for user in ("metering", "colleague", "root"):
+        status, told = ask(user)
+        assert status == 0, told
+        shown = json.loads(told)
+        assert shown["host"]["since"] == first["host"]["since"]
+        assert zone_joules(shown) > zone_joules(first)
+        (domain,) = shown["domains"]
+        assert (domain["name"], domain["state"]) == (guest_at_rest, "running")
+    status, told = ask("stranger")
+    assert status == 1
+    assert told.splitlines()[-1] == "hint: run as root"
+    wait_until(lambda: zone_joules(document(machine)) > zone_joules(shown), 20, "it counts on")
+
+    daemon()  # and back
+    assert owners() == {"root:root"}
+    assert zone_joules(document(machine)) > zone_joules(shown)
+
+
+SERVANT = """
+import sys, time
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text("0")
+time.sleep(3)  # until it is found
+while time.process_time() < 3: pass
+time.sleep(3)  # until it has been read once more
+"""
+SERVANT_SECONDS = 3
+
+
+@pytest.mark.usefixtures("guest_at_rest")
+def test_what_libvirt_has_in_the_domains_cgroup_is_the_domains(machine: Machine, daemon: Callable[..., None]) -> None:
+    daemon()
+    (domain,) = document(machine)["domains"]
+    cgroup = machine.run(["cat", f"/proc/{domain['pid']}/cgroup"]).stdout.splitlines()[-1].removeprefix("0::")
+    if "/machine.slice/machine-qemu" not in cgroup:
+        pytest.skip("this machine's kernel has no cgroup controller to give to systemd-nspawn")
+    print(cgroup)
+    before = time.monotonic()
+    machine.run([sys.executable, "-c", SERVANT, f"/sys/fs/cgroup{cgroup}"])
+    watts = 100 / (os.cpu_count() or 1)
+    assert CONSTANT_100_WATTS == ("--idle-watts=100", "--cpu-watts=0")
+    (after,) = document(machine)["domains"]
+    joules = after["energy_joules"] - domain["energy_joules"]
+    print(f"{joules:.1f} J in {time.monotonic() - before:.1f} s; the servant's {SERVANT_SECONDS * watts:.1f} J")
+    assert joules >= 0.95 * SERVANT_SECONDS * watts
 
 
 def test_the_unit_may_enable_the_domains_of_the_configuration(machine: Machine) -> None:
