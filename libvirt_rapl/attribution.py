@@ -96,7 +96,7 @@ def attribute(model: str, energy: int, idle_energy: int, work: Work) -> Charges:
 def capacity(energy: int, work: Work) -> Charges:
     """Give out `energy` by the share of all the time the CPUs could have run.
 
-    The clocks differ slightly (busy time is counted in ticks). Domains are believed first: where they ran longer than
+    The clocks differ slightly (see BusyClock and ProcessClock). Domains are believed first: where they ran longer than
     the CPUs were busy there is no other; where they ran longer than the capacity they share all the energy.
     """
     run = sum(work.domains.values())
@@ -123,8 +123,9 @@ def among_vcpus(charge: int, time: DomainTime) -> dict[int, int]:
     The time of threads that are no vCPU (main loop, disk I/O) is spread evenly over them.
     """
     # Times are multiplied by the number of vCPUs so that an even part of the non-vCPU time is a whole number.
-    count = len(time.vcpus)
-    return _apportion(charge, {vcpu: run * count + time.non_vcpu for vcpu, run in time.vcpus.items()})
+    vcpus, non_vcpu = time
+    count = len(vcpus)
+    return _apportion(charge, {vcpu: run * count + non_vcpu for vcpu, run in vcpus.items()})
 
 
 def _charges(energy: int, domains: Mapping[str, int], other: int, idle: int) -> Charges:
@@ -147,7 +148,8 @@ def _apportion(amount: int, weights: Mapping[Key, int]) -> dict[Key, int]:
     for key, weight in weights.items():
         parts[key], remainder = divmod(amount * weight, total)
         remainders.append((-remainder, key))
-    remainders.sort()
-    for _, key in remainders[: amount - sum(parts.values())]:
-        parts[key] += 1
+    if left := amount - sum(parts.values()):
+        remainders.sort()
+        for _, key in remainders[:left]:
+            parts[key] += 1
     return parts

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from libvirt_rapl import selection
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.selection import EXPECTED, Selection
+from libvirt_rapl.selection import Selection
 
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
 
@@ -17,6 +18,14 @@ CHOICES = {
     "on_failure": ("degrade", "refuse"),
     "source": ("auto", "powercap", "msr"),
     "model": ("capacity", "active", "baseline"),
+}
+
+EXPECTED = {
+    **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
+    "shaping": "on or off",
+    **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
+    **dict.fromkeys(("interval", "start_deadline"), "seconds from 0.1 to 60"),
+    "domains": selection.EXPECTED,
 }
 
 
@@ -32,6 +41,8 @@ class Config:
     """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
     model: str = "capacity"
     """How energy is given out to domains on the host; see libvirt_rapl.attribution."""
+    shaping: bool = True
+    """Whether the native helper makes its answers so that a guest counts what its domain is charged."""
     run_directory: Path = Path("/run/virt-rapl")
     """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
     state_directory: Path = Path("/var/lib/virt-rapl")
@@ -111,32 +122,22 @@ def _lines(text: str) -> list[tuple[int, str, object]] | None:
         loader.dispose()
 
 
-def _checked(place: str, key: str, value: object) -> object:
+def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whatever YAML makes of it)
     """Return the value as Config holds it. `place` is where it stands, for the error: FILE:LINE."""
-
-    def wrong(expected: str) -> VirtRaplError:
-        return VirtRaplError(f"{place}: {key}: expected {expected}, found {value!r}", f"correct {place}")
-
     match key:
-        case "helper" | "on_failure" | "source" | "model":
-            if value not in CHOICES[key]:
-                raise wrong(f"one of {', '.join(CHOICES[key])}")
+        case _ if key in CHOICES and value in CHOICES[key]:
             return value
-        case "run_directory" | "state_directory":
-            if not isinstance(value, str) or not value.startswith("/"):
-                raise wrong("an absolute path")
+        case "shaping" if isinstance(value, bool):
+            return value
+        case "run_directory" | "state_directory" if isinstance(value, str) and value.startswith("/"):
             return Path(value)
-        case "interval" | "start_deadline":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 60:
-                raise wrong("seconds from 0.1 to 60")
+        case "interval" | "start_deadline" if type(value) in (int, float) and 0.1 <= value <= 60:
             return float(value)
-        case "domains":
-            selection = Selection.parse(value)
-            if selection is None:
-                raise wrong(EXPECTED)
-            return selection
-        case _:
-            known = [known.name for known in fields(Config)]
-            near = get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise VirtRaplError(f"{place}: unknown key {key!r}", hint)
+        case "domains" if (chosen := Selection.parse(value)) is not None:
+            return chosen
+    if key in EXPECTED:
+        raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {place}")
+    known = [known.name for known in fields(Config)]
+    near = get_close_matches(key, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    raise VirtRaplError(f"{place}: unknown key {key!r}", hint)

@@ -36,9 +36,9 @@ def check(path: str) -> None:
 
     That is: it runs, is QEMU 9.1 or newer, has the property `rapl` of kvm-accel, and the wrapper stands beside it.
     """
-    version, properties = _ask(path)
-    name = ".".join(map(str, version))
-    if version < OLDEST:
+    numbers, properties = _ask(path)
+    name = ".".join(map(str, numbers))
+    if numbers < OLDEST:
         raise VirtRaplError(
             f"QEMU {name} at {path} is too old for RAPL", "install QEMU 9.1 or newer (Debian 12: from backports)"
         )
@@ -47,6 +47,11 @@ def check(path: str) -> None:
     wrapper = path + WRAPPER_SUFFIX
     if not os.access(wrapper, os.X_OK):
         raise VirtRaplError(f"there is no emulator wrapper {wrapper}", "run `virt-rapl install`")
+
+
+def version(path: str) -> str:
+    """Return the version of the emulator at `path`, such as `10.0.2`. Raises VirtRaplError when it does not tell."""
+    return ".".join(map(str, _ask(path)[0]))
 
 
 def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:

@@ -75,6 +75,7 @@ def start(xml: str, config_path: Path, stderr: TextIO) -> int:
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state = name, config.helper, failed_state
+    record.pid, record.vcpu_tids = None, {}  # those of a run that a crash has ended
     try:
         if config_error:
             raise config_error
@@ -120,8 +121,13 @@ def follow(name: str, xml: str, config: Config) -> None:
     run_state = read_run_state(name)
     if run_state:
         record.pid, record.vcpu_tids = run_state.pid, run_state.vcpu_tids
+    if not record.qemu_version:
+        with contextlib.suppress(VirtRaplError):  # it matters for `status` only
+            record.qemu_version = emulator.version(domxml.original_emulator(xml))
     if record.state == "ready" and not instances.alive(record):
+        since = instances.ended_at(record, registry)
         _enter(record, "degraded", instances.HELPER_ENDED)
+        record.since = since or record.since
     registry.write(record)
 
 

@@ -33,7 +33,8 @@ def start(record: Record, registry: Registry, deadline: float) -> None:
     record.helper_start = start_time(record.helper_pid)
     try:
         _wait_until_ready(record, registry, until)
-    except VirtRaplError:
+        os.chown(registry.path(record.uuid, "sock"), record.owner_uid, record.owner_gid, follow_symlinks=False)
+    except (OSError, VirtRaplError):
         stop(record, registry)
         raise
 
@@ -43,14 +44,24 @@ def alive(record: Record) -> bool:
     return record.helper_pid is not None and record.helper_start == start_time(record.helper_pid) is not None
 
 
+def ended_at(record: Record, registry: Registry) -> float | None:
+    """Tell when a helper that ended gave its last sign of life, in seconds since the epoch; None: nobody knows."""
+    try:
+        return registry.path(record.uuid, "alive").stat().st_mtime
+    except OSError:
+        return None
+
+
 def stop(record: Record, registry: Registry) -> None:
-    """End the domain's helper and take its socket away; a helper that does not exist is fine."""
-    if systemd.runs():
-        with contextlib.suppress(VirtRaplError):
-            systemd.systemctl("stop", _unit(record), timeout=STOP_SECONDS * 2)
+    """End the domain's helper and take away its socket and its sign of life; a helper that does not exist is fine."""
     if alive(record):
+        # Not through systemd: while the machine shuts down it would queue that behind what waits for us.
         _terminate(record)
-    registry.path(record.uuid, "sock").unlink(missing_ok=True)
+    elif systemd.runs():
+        with contextlib.suppress(VirtRaplError):  # one that no record tells of
+            systemd.systemctl("kill", "--signal=KILL", _unit(record), timeout=STOP_SECONDS * 2)
+    for suffix in ("sock", "alive"):
+        registry.path(record.uuid, suffix).unlink(missing_ok=True)
 
 
 def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:

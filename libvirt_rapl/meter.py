@@ -7,24 +7,28 @@ processes that serve it in its cgroup.
 """
 
 import contextlib
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.host.cgroups import MachineClock
-from libvirt_rapl.host.clocks import ThreadRun, boot_nanoseconds
-from libvirt_rapl.host.cpus import busy_nanoseconds, packages
-from libvirt_rapl.host.processes import PROC, vcpu_number
+from libvirt_rapl.host.clocks import ThreadRun
+from libvirt_rapl.host.counter import EnergyCounter
+from libvirt_rapl.host.cpus import BusyClock, packages
+from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.source import Source
-from libvirt_rapl.host.zones import EnergyCounter, Zone
+from libvirt_rapl.host.zones import Zone
+from libvirt_rapl.placement import Places, settle
 
 LIST_AGAIN_NS = 10_000_000_000
 """How often zones are looked for that were not there before."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Usage:
     """What a zone, domain or vCPU has used."""
 
@@ -38,13 +42,8 @@ class Usage:
         """The energy in joules."""
         return self.microjoules / 1_000_000
 
-    def add(self, microjoules: int, interval_ns: int) -> None:
-        """Add energy of the current interval."""
-        self.microjoules += microjoules
-        self.watts += microjoules * 1000 / interval_ns  # microjoules per nanosecond are kilowatts
 
-
-@dataclass
+@dataclass(slots=True)
 class ZoneUsage(Usage):
     """What a zone has counted, and how much of it is no domain's; the domains' parts make up the rest."""
 
@@ -71,7 +70,7 @@ class ZoneUsage(Usage):
             self.lowest = microjoules, interval_ns
 
 
-@dataclass
+@dataclass(slots=True)
 class DomainUsage(Usage):
     """What a domain has used of the packages, and each of its vCPUs; theirs add up to the domain's."""
 
@@ -80,6 +79,20 @@ class DomainUsage(Usage):
     """What it has used of every zone, by the zone's name."""
     last_ran: float = 0.0
     """When it was last seen to run, in seconds since the epoch; see libvirt_rapl.totals."""
+
+
+DomainTimes = dict[str, Places]
+"""What each domain ran on each package, by UUID."""
+
+
+class _Given(NamedTuple):
+    """How the energy that a zone counted in an interval was given out, in microjoules."""
+
+    zone: Zone
+    energy: int
+    charges: Charges
+    vcpus: dict[str, dict[int, int]] | None
+    """Of a package's zone, what each vCPU has of its domain's charge; None for others."""
 
 
 class Meter:
@@ -92,12 +105,11 @@ class Meter:
         sys: Path,
         proc: Path = PROC,
         model: str = "capacity",
-        clock: Callable[[], int] = boot_nanoseconds,
+        clock: Callable[[int], int] = time.clock_gettime_ns,
     ) -> None:
         """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.attribution.
 
-        `clock` tells nanoseconds; those in which the machine is suspended count, as the zones count them too. Nothing
-        is read yet.
+        `clock` tells the nanoseconds of a clock by its id. Nothing is read yet.
         """
         self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
         self.domains: defaultdict[str, DomainUsage] = defaultdict(DomainUsage)
@@ -114,12 +126,17 @@ class Meter:
         self._proc = proc
         self._clock = clock
         self._time = 0
+        self._busy_clock = BusyClock(proc, clock)
         self._busy: dict[int, int] = {}
         self._packages: dict[int, list[int]] = {}
         self._package_of: dict[int, int] = {}
+        self._roaming: set[str] = set()
+        """Domains with threads that have moved from package to package since QEMU was started."""
         self._processes: dict[str, MachineClock] = {}
         self._ended: dict[str, int] = {}
         """PIDs of processes that have ended and that the caller still names."""
+        self._drawing: list[Usage] = []
+        """What has used energy in the last interval."""
 
     @property
     def interval_seconds(self) -> float:
@@ -156,29 +173,37 @@ class Meter:
         `processes`: UUID and PID of each running domain. One that has just ended, or a zone that cannot be read, costs
         nothing but its own reading. Raises OSError or ValueError when /proc or sysfs itself does not tell.
         """
-        last_time, self._time = self._time, self._clock()
-        if not last_time:
+        last_time = self._time
+        counted, busy, times = self._read(processes)
+        if last_time:
+            self._interval_ns = self._time - last_time
+            self._count(self._give_out(counted, busy, times))
+
+    def _read(self, processes: Iterable[tuple[str, int]]) -> tuple[list[tuple[Zone, int]], dict[int, int], DomainTimes]:
+        """Read all clocks and counters.
+
+        Return what happened since the last time: what each zone counted, how long each package was busy, and what each
+        domain ran.
+        """
+        # Nanoseconds in which the machine is suspended count, as the zones count then too.
+        self._time = self._clock(time.CLOCK_BOOTTIME)
+        if not self._listed:
             self._listed = self._time
         elif self._time - self._listed >= LIST_AGAIN_NS:
             self._list_zones()
-        counted = [(counter.zone, counter.advance(self._time)) for counter in self._counters.values()]
-        last_busy, self._busy = self._busy, busy_nanoseconds(self._proc)
+        readings = [(counter.zone, counter.advance(self._time)) for counter in self._counters.values()]
+        last_busy, self._busy = self._busy, self._busy_clock.read()
         if self._busy.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
             self._packages = packages(self._sys)
             self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}
-        domain_times = {uuid: self._domain_times(runs) for uuid, runs in self._thread_runs(processes).items()}
-        if not last_time:
-            return
-        self._interval_ns = self._time - last_time
-        for usage in self._usages():
-            usage.watts = 0.0
-        works = {package: self._work(package, last_busy, domain_times) for package in self._packages}
-        machine = together(works.values())
-        for zone, microjoules in counted:
-            if microjoules is not None:
-                # Nobody runs on a package none of whose CPUs is online.
-                work = machine if zone.package is None else works.get(zone.package, Work(0, 0, {}))
-                self._add(zone, microjoules, work, domain_times)
+        busy = {
+            package: sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
+            for package, cpus in self._packages.items()
+        }
+        times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(processes).items()}
+        if self._roaming:
+            times = settle(times, self._roaming & times.keys(), busy)
+        return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], busy, times
 
     def _list_zones(self) -> None:
         """Take up zones that appeared, and those that are now found in another place."""
@@ -201,6 +226,7 @@ class Meter:
             except ProcessLookupError:
                 self._ended[uuid] = process.pid  # another process may have its PID now
             self._processes.pop(uuid).close()
+            self._roaming.discard(uuid)
         for uuid in wanted.keys() - self._processes.keys() - self._ended.keys():
             with contextlib.suppress(ProcessLookupError):
                 self._processes[uuid] = MachineClock(
@@ -208,54 +234,84 @@ class Meter:
                 )
         return runs
 
-    def _work(self, package: int, last_busy: dict[int, int], domains: dict[str, dict[int, DomainTime]]) -> Work:
-        cpus = self._packages[package]
-        busy = sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
-        runs = {uuid: times[package].total for uuid, times in domains.items()}
-        return Work(self._interval_ns * len(cpus), busy, runs)
+    def _give_out(self, counted: list[tuple[Zone, int]], busy: dict[int, int], times: DomainTimes) -> list[_Given]:
+        """Give out what each zone counted in the last interval."""
+        works = {package: self._work(package, ran, times) for package, ran in busy.items()}
+        machine = together(works.values())
+        given = []
+        for zone, energy in counted:
+            # Nobody runs on a package none of whose CPUs is online.
+            work = machine if zone.package is None else works.get(zone.package, Work(0, 0, {}))
+            idle_energy = self.zones[zone.name].idle_energy(energy, self._interval_ns)
+            charges = attribute(self._model, energy, idle_energy, work)
+            vcpus = None
+            if zone.kind == "package" and zone.package is not None:
+                vcpus = {uuid: among_vcpus(part, times[uuid][zone.package]) for uuid, part in charges.domains.items()}
+            given.append(_Given(zone, energy, charges, vcpus))
+        return given
 
-    def _domain_times(self, runs: list[ThreadRun]) -> dict[int, DomainTime]:
-        """Sort the threads of one domain by the package they ran on last."""
-        vcpus: dict[int, dict[int, int]] = {package: {} for package in self._packages}
-        non_vcpu = dict.fromkeys(self._packages, 0)
-        first = min(self._packages)
+    def _work(self, package: int, busy: int, times: DomainTimes) -> Work:
+        runs = {uuid: run for uuid, time in times.items() if (run := time[package].total)}
+        return Work(self._interval_ns * len(self._packages[package]), busy, runs)
+
+    def _domain_times(self, uuid: str, runs: list[ThreadRun]) -> Places:
+        """Sort the time of one domain's threads by package, half where each was and half where it is."""
+        if len(self._packages) == 1:  # nobody asks where a thread ran
+            return {
+                package: _domain_time([(run.vcpu, run.nanoseconds) for run in runs], {}) for package in self._packages
+            }
+        parts: dict[int, list[tuple[int | None, int]]] = {package: [] for package in self._packages}
         for run in runs:
-            # With one package nobody asks where a thread ran; a CPU that has just gone off line is the first's.
-            package = first if run.cpu is None else self._package_of.get(run.cpu, first)
-            vcpu = vcpu_number(run.name)
-            if vcpu is None:
-                non_vcpu[package] += run.nanoseconds
-            else:
-                vcpus[package][vcpu] = run.nanoseconds
-        # QEMU makes its vCPU threads a moment after its start; until then its work is vCPU 0's.
-        everywhere = {vcpu: 0 for times in vcpus.values() for vcpu in times} or {0: 0}
-        return {package: DomainTime(times or everywhere, non_vcpu[package]) for package, times in vcpus.items()}
+            before, now, half = self._place(run.cpu_before), self._place(run.cpu), 0
+            if before != now:
+                self._roaming.add(uuid)
+                half = run.nanoseconds // 2
+                parts[before].append((run.vcpu, half))
+            parts[now].append((run.vcpu, run.nanoseconds - half))
+        everywhere = {run.vcpu: 0 for run in runs if run.vcpu is not None}
+        return {package: _domain_time(there, everywhere) for package, there in parts.items()}
 
-    def _add(self, zone: Zone, microjoules: int, work: Work, domains: dict[str, dict[int, DomainTime]]) -> None:
-        """Give out what a zone counted in the last interval."""
-        interval, counted = self._interval_ns, self.zones[zone.name]
-        charges = attribute(self._model, microjoules, counted.idle_energy(microjoules, interval), work)
-        counted.add(microjoules, interval)
-        counted.other.add(charges.other, interval)
-        counted.idle.add(charges.idle, interval)
-        for uuid, charge in charges.domains.items():
-            self.domains[uuid].zones[zone.name].add(charge, interval)
-        if zone.kind == "package" and zone.package is not None:
-            self._add_package(zone.package, charges, domains)
+    def _place(self, cpu: int | None) -> int:
+        """Return the package of a CPU. One that has just gone off line, or is not known, is the first's."""
+        first = next(iter(self._packages))
+        return first if cpu is None else self._package_of.get(cpu, first)
 
-    def _add_package(self, package: int, charges: Charges, domains: dict[str, dict[int, DomainTime]]) -> None:
-        """Add to what is told of the packages as a whole; each die of a package may have a zone."""
-        self.other.add(charges.other, self._interval_ns)
-        self.idle.add(charges.idle, self._interval_ns)
-        for uuid, charge in charges.domains.items():
-            domain = self.domains[uuid]
-            domain.add(charge, self._interval_ns)
-            for vcpu, part in among_vcpus(charge, domains[uuid][package]).items():
-                domain.vcpus[vcpu].add(part, self._interval_ns)
+    def _count(self, given: list[_Given]) -> None:
+        """Add up what was given out, and note the power of each."""
+        for usage in self._drawing:
+            usage.watts = 0.0
+        self._drawing.clear()
+        add = self._add
+        for zone, energy, charges, vcpus in given:
+            counted = self.zones[zone.name]
+            add(counted, energy)
+            add(counted.other, charges.other)
+            add(counted.idle, charges.idle)
+            name = zone.name
+            for uuid, charge in charges.domains.items():
+                add(self.domains[uuid].zones[name], charge)
+            if vcpus is not None:  # each die of a package may have a zone
+                add(self.other, charges.other)
+                add(self.idle, charges.idle)
+                for uuid, parts in vcpus.items():
+                    domain = self.domains[uuid]
+                    add(domain, charges.domains[uuid])
+                    for vcpu, part in parts.items():
+                        add(domain.vcpus[vcpu], part)
 
-    def _usages(self) -> Iterator[Usage]:
-        yield from (self.other, self.idle)
-        for zone in self.zones.values():
-            yield from (zone, zone.other, zone.idle)
-        for domain in self.domains.values():
-            yield from (domain, *domain.zones.values(), *domain.vcpus.values())
+    def _add(self, usage: Usage, microjoules: int) -> None:
+        usage.microjoules += microjoules
+        usage.watts += microjoules * 1000 / self._interval_ns  # microjoules per nanosecond are kilowatts
+        self._drawing.append(usage)
+
+
+def _domain_time(parts: Iterable[tuple[int | None, int]], everywhere: dict[int, int]) -> DomainTime:
+    """Add up what threads of one domain ran on one package; `everywhere` has the vCPUs that it has on any."""
+    vcpus, non_vcpu = {}, 0
+    for vcpu, nanoseconds in parts:
+        if vcpu is None:
+            non_vcpu += nanoseconds
+        else:
+            vcpus[vcpu] = nanoseconds
+    # QEMU makes its vCPU threads a moment after its start; until then its work is vCPU 0's.
+    return DomainTime(vcpus or everywhere or {0: 0}, non_vcpu)

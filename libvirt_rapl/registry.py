@@ -2,8 +2,10 @@
 
 Of a domain with UUID u the run directory holds
   u.json   the record (root only),
-  u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`,
-  u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600.
+  u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
+           below it, for the helper, QEMU's PID once it is known,
+  u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600,
+  u.alive  a file whose time of change is the native helper's last sign of life.
 """
 
 import json
@@ -42,6 +44,8 @@ class Record:
     """QEMU's main process."""
     vcpu_tids: dict[int, int] = field(default_factory=dict)
     """Thread of each vCPU, by vCPU number."""
+    qemu_version: str = ""
+    """Of the QEMU that runs, such as `10.0.2`; empty when it did not tell."""
 
 
 class Registry:
@@ -52,7 +56,7 @@ class Registry:
         self.run_directory = run_directory
 
     def path(self, uuid: str, suffix: str) -> Path:
-        """Path of a domain's file; `suffix` is json, state, sock or log. Raises ValueError on what is no UUID."""
+        """Path of a domain's file; `suffix` is json, state, sock, alive or log. Raises ValueError if `uuid` is none."""
         if not UUID.fullmatch(uuid):
             raise ValueError(f"not a UUID: {uuid!r}")
         return self.run_directory / f"{uuid}.{suffix}"
@@ -72,7 +76,8 @@ class Registry:
         line = f"degraded: {record.reason}" if record.state == "degraded" else record.state
         self.create_directory()
         replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
-        replace(self.path(record.uuid, "state"), line + "\n", 0o644)
+        lines = [line] if record.pid is None else [line, str(record.pid)]
+        replace(self.path(record.uuid, "state"), "\n".join([*lines, ""]), 0o644)
 
     def read(self, uuid: str) -> Record | None:
         """Return the domain's record; None when there is none or it cannot be understood."""
@@ -84,6 +89,6 @@ class Registry:
             return None
 
     def remove(self, uuid: str) -> None:
-        """Forget the domain: its record, its line for the wrapper, its socket and its helper's log."""
-        for suffix in ("state", "sock", "log", "json"):
+        """Forget the domain: its record, its line for the wrapper, its socket and what its helper left."""
+        for suffix in ("state", "sock", "alive", "log", "json"):
             self.path(uuid, suffix).unlink(missing_ok=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from libvirt_rapl.listener import listen
 from libvirt_rapl.view import SCHEMA
-from libvirt_rapl.vmsr.server import listen
 
 DIRECTORY = "daemon"
 NAME = f"{DIRECTORY}/status.sock"

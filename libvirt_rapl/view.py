@@ -16,6 +16,7 @@ from libvirt_rapl.host.source import open_source
 from libvirt_rapl.inventory import Entry
 from libvirt_rapl.meter import DomainUsage, Meter, Usage
 from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr.model import known
 
 SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
 SCHEMA = 1
@@ -43,7 +44,7 @@ class View:
             "host": {
                 "source": self.source.name,
                 "model": self._model,
-                "since": datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds"),
+                "since": _instant(self.since),
                 "interval_seconds": self.meter.interval_seconds,
                 "zones": [
                     {"name": name, **_figures(usage), **_lost(self.meter.lost.get(name, 0))}
@@ -72,6 +73,7 @@ class View:
             "pid": domain.pid,
             "vrapl": vrapl,
             "reason": degraded_reason(record) if vrapl == "degraded" else refusal,
+            "since": self._degraded_since(record) if vrapl == "degraded" else None,
             "helper": self._helper(record),
             **_figures(usage),
             "zones": {kind: _figures(part) for kind, part in self.meter.zones_of(domain.uuid).items()},
@@ -81,6 +83,13 @@ class View:
             ],
         }
 
+    def _degraded_since(self, record: Record | None) -> str | None:
+        """Tell since when a domain runs without a working helper; None when nobody knows."""
+        if record is None:
+            return None
+        since = instances.ended_at(record, self._registry) if record.state == "ready" else record.since
+        return _instant(since) if since else None
+
     def _helper(self, record: Record | None) -> dict[str, Any] | None:
         if record is None:
             return None
@@ -89,6 +98,7 @@ class View:
             "pid": record.helper_pid,
             "socket": str(self._registry.path(record.uuid, "sock")),
             "healthy": instances.alive(record),
+            "note": unknown_qemu(record),
         }
 
 
@@ -108,6 +118,18 @@ def degraded_reason(record: Record | None) -> str:
     if record is None:
         return "the hook did not run or left no record when it started; see libvirt's log and `virt-rapl install`"
     return record.reason or instances.HELPER_ENDED
+
+
+def _instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def unknown_qemu(record: Record) -> str | None:
+    """Tell in one line when our helper makes its answers for a QEMU that nobody has looked at yet."""
+    version = record.qemu_version
+    if record.backend != "native" or not version or known(version):
+        return None
+    return f"QEMU {version} is not known; it is taken to compute as 11.x does (`shaping: off` switches that off)"
 
 
 def _figures(usage: Usage) -> dict[str, float]:

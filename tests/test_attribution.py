@@ -45,7 +45,7 @@ MODELS = CHOICES["model"]
             [55, 0, 45],
             [100, 0, 0],
             [80, 0, 20],
-            id="busy ticks lag behind",
+            id="busy time lags behind",
         ),
         pytest.param(
             2,
@@ -217,6 +217,38 @@ def test_the_hosts_own_work_changes_no_domains_charge_in_capacity(energy: int, w
     assert after.other >= before.other - 1
     if work.domains:
         assert furthest(after.domains, before.domains) <= 1  # the last microjoule may move
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["active", "baseline"]), energies, energies, works, st.integers(0, S))
+def test_a_busy_clock_that_is_off_costs_no_more_than_its_error(
+    model: str, energy: int, idle_energy: int, work: Work, off: int
+) -> None:
+    """Also where it says less than the domains ran. The error of a charge is E times the error of B over B."""
+    run = sum(work.domains.values())
+    busy = max(work.busy, run)
+    right = attribute(model, energy, idle_energy, Work(work.capacity, busy, work.domains))
+    for wrong in (busy + off, max(0, busy - off)):
+        charges = attribute(model, energy, idle_energy, Work(work.capacity, wrong, work.domains))
+        for uuid, charge in charges.domains.items():
+            assert abs(charge - right.domains[uuid]) * max(1, busy) <= energy * off + 2 * max(1, busy)
+
+
+@settings(deadline=None)
+@given(energies, st.lists(st.integers(1, 1000), min_size=1, max_size=6), st.integers(1, S), st.integers(0, S))
+def test_thread_clocks_that_are_ahead_change_nothing(energy: int, parts: list[int], unit: int, ahead: int) -> None:
+    """Domains keep all CPUs busy, and their clocks tell more than the CPUs could have run: each gets its part."""
+    right, wrong = (
+        attribute(
+            "capacity",
+            energy,
+            0,
+            Work(sum(parts) * unit, sum(parts) * unit, {str(number): part * told for number, part in enumerate(parts)}),
+        )
+        for told in (unit, unit + ahead)
+    )
+    assert right == wrong
+    assert right.other == right.idle == 0
 
 
 shares = st.integers(1, 1000)

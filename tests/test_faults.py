@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -132,8 +133,15 @@ def test_a_helper_that_dies_costs_the_meter_and_not_the_domain(world: World, new
     name = new_guest(100)
     start_enabled(world, name)
     wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
-    world.kill(status(world, name)["helper"]["pid"])
+    helper = status(world, name)["helper"]["pid"]
+    world.kill(helper)
+    before = datetime.now(UTC)
     wait_until(lambda: status(world, name)["vrapl"] == "degraded", 5, "status tells")
+    domain = status(world, name)
+    assert "its helper ended" in domain["reason"]
+    assert before - timedelta(seconds=5) <= datetime.fromisoformat(domain["since"]) <= before
+    said = world.run(["virt-rapl", "status", name]).stdout
+    assert f"{name} runs without its meter since " in said
     lines = len(world.readings(name))
     wait_until(lambda: len(world.readings(name)) > lines, 5, "the guest goes on")
 

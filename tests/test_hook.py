@@ -97,6 +97,7 @@ def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(hook, "check_host", lambda: None)
     monkeypatch.setattr(hook, "read_run_state", lambda _: RunState(100, {0: 101, 1: 102}))
     monkeypatch.setattr(emulator, "check", lambda _: None)
+    monkeypatch.setattr(emulator, "version", lambda _: "10.0.2")
     monkeypatch.setattr(hook, "DEFINITIONS", host.definitions)
     return host
 
@@ -107,8 +108,10 @@ def test_a_life(host: Host) -> None:
     assert (host.record.owner_uid, host.record.owner_gid, host.record.backend) == (64055, 993, "native")
     assert host.call("started", host.marked) == (0, "", "")
     assert (host.record.pid, host.record.vcpu_tids) == (100, {0: 101, 1: 102})
+    assert host.record.qemu_version == "10.0.2"
+    assert host.line == "ready\n100"
     assert host.call("reconnect", host.marked) == (0, "", "")
-    assert host.line == "ready"
+    assert host.line == "ready\n100"
     assert host.call("stopped", host.marked) == (0, "", "")
     assert host.helpers == 0
     assert host.call("release", host.marked) == (0, "", "")
@@ -197,9 +200,13 @@ def test_no_failure_of_ours_reaches_libvirt(host: Host, operation: str) -> None:
 def test_reconnect_tells_a_helper_that_died(host: Host) -> None:
     host.call("start", host.marked)
     host.alive = False
+    sign_of_life = host.run / f"{host.record.uuid}.alive"
+    sign_of_life.touch()
+    os.utime(sign_of_life, (1_700_000_000, 1_700_000_000))
     assert host.call("reconnect", host.marked)[0] == 0
     assert host.record.state == "degraded"
     assert "its helper ended" in host.record.reason
+    assert host.record.since == 1_700_000_000
 
 
 def test_reconnect_makes_a_lost_record_anew(host: Host) -> None:

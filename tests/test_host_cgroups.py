@@ -1,11 +1,14 @@
 """The cgroup of a QEMU process, and the processes beside it there."""
 
+import time
 from pathlib import Path
 
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl.host.cgroups import MachineClock, machine_cgroup
+from libvirt_rapl.host import cgroups
+from libvirt_rapl.host.cgroups import MachineClock
+from libvirt_rapl.host.machine import machine_cgroup
 
 SCOPE = "machine.slice/machine-qemu\\x2d1\\x2dweb.scope"
 S = 1_000_000_000
@@ -30,7 +33,7 @@ S = 1_000_000_000
 def test_libvirts_layouts(tmp_path: Path, lines: str, directory: str, version: int) -> None:
     host = Host(tmp_path)
     host.cgroup(7, lines, directory)
-    assert machine_cgroup(7, sys=host.sys, proc=host.proc) == (host.sys / "fs/cgroup" / directory, version)
+    assert machine_cgroup(7, sys=host.sys, proc=host.proc) == (str(host.sys / "fs/cgroup" / directory), version)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,11 @@ def process(host: Host, pid: int, name: str, seconds: int, cpu: int = 0) -> None
     host.process(pid, {pid: Thread(name, seconds * S, cpu)})
 
 
+def ran(clock: MachineClock) -> dict[tuple[int, int | None], int]:
+    """What each thread ran, by its TID and vCPU; those that did not are left out."""
+    return {(run.tid, run.vcpu): run.nanoseconds for run in clock.advance() if run.nanoseconds}
+
+
 LAYOUTS = pytest.mark.parametrize(
     ("lines", "directory"),
     [
@@ -91,41 +99,59 @@ def test_what_serves_a_machine_is_counted_with_it(tmp_path: Path, lines: str, di
     process(host, 20, "swtpm", 12)
     process(host, 30, "qemu-pr-helper", 13)
     process(host, 40, "somebody else", 14)
-    assert {(run.tid, run.name, run.nanoseconds) for run in clock.advance()} == {
-        (7, "qemu", S),
-        (20, "", 2 * S),
-        (30, "", 3 * S),
-    }
+    assert {(run.tid, run.nanoseconds) for run in clock.advance()} == {(7, S), (20, 2 * S), (30, 3 * S)}
     clock.close()
 
 
 @LAYOUTS
-def test_servants_come_and_go(tmp_path: Path, lines: str, directory: str) -> None:
+def test_servants_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, directory: str) -> None:
+    monkeypatch.setattr(cgroups, "LIST_AGAIN_SECONDS", 0)
     host = Host(tmp_path)
     process(host, 7, "qemu", 0)
     host.cgroup(7, lines)
     clock = machine(host)
     host.members(f"{directory}/emulator", 7)  # libvirt moves QEMU there a little later
-    clock.advance()
+    assert ran(clock) == {}
 
     process(host, 20, "CPU 0/KVM", 10, cpu=1)
     host.members(f"{directory}/emulator", 7, 20)
-    assert [run.tid for run in clock.advance()] == [7]  # it is followed from now on
+    assert ran(clock) == {}  # it is followed from now on
     process(host, 20, "CPU 0/KVM", 11, cpu=1)
-    assert [(run.tid, run.name, run.nanoseconds) for run in clock.advance()] == [(7, "qemu", 0), (20, "", S)]
+    assert ran(clock) == {(20, None): S}
 
     host.end(20)
-    assert [run.tid for run in clock.advance()] == [7]
+    assert ran(clock) == {}
     process(host, 20, "another", 50)
-    assert [run.tid for run in clock.advance()] == [7]
+    assert ran(clock) == {}
     process(host, 20, "another", 51)
-    assert [(run.tid, run.nanoseconds) for run in clock.advance()] == [(7, 0), (20, S)]
+    assert ran(clock) == {(20, None): S}
     host.members(f"{directory}/emulator", 7)  # it was moved away
-    assert [run.tid for run in clock.advance()] == [7]
+    process(host, 20, "another", 52)
+    assert ran(clock) == {}
 
     host.end(7)
     with pytest.raises(ProcessLookupError):
         clock.advance()
+    clock.close()
+
+
+def test_servants_are_not_looked_for_at_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    host = Host(tmp_path)
+    process(host, 7, "qemu", 0)
+    process(host, 20, "swtpm", 0)
+    host.cgroup(7, f"0::/{SCOPE}\n")
+    host.members(SCOPE, 7)
+    clock = machine(host)
+    clock.advance()
+    host.members(SCOPE, 7, 20)
+    now += cgroups.LIST_AGAIN_SECONDS - 1
+    assert {run.tid for run in clock.advance()} == {7}
+    now += 1
+    clock.advance()
+    process(host, 20, "swtpm", 1)
+    assert {(run.tid, run.nanoseconds) for run in clock.advance()} == {(7, 0), (20, S)}
     clock.close()
 
 

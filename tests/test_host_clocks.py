@@ -5,16 +5,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fixtures import Host, Thread
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
+from libvirt_rapl.host import clocks
+from libvirt_rapl.host.clocks import ProcessClock
 
 MS = 1_000_000
 QEMU = "qemu-system-x86"
+REST = None
 
 
 @pytest.fixture
@@ -22,41 +26,193 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_what_each_thread_ran(host: Host) -> None:
-    host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS, cpu=1)})
+def advance(clock: ProcessClock) -> dict[int | None, int]:
+    """What each vCPU ran, by its number, and what all the rest did."""
+    told: dict[int | None, int] = {}
+    for run in clock.advance():
+        told[run.vcpu] = told.get(run.vcpu, 0) + run.nanoseconds
+    return told
+
+
+def test_what_each_thread_ran_and_where(host: Host) -> None:
+    host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS, cpu=1), 11: Thread("worker", 0, cpu=1)})
     clock = ProcessClock(7, with_cpu=True, proc=host.proc)
-    host.process(7, {7: Thread(QEMU, 12 * MS), 9: Thread("CPU 0/KVM", 905 * MS, cpu=0)})
-    assert clock.advance() == [ThreadRun(7, QEMU, 2 * MS, 0), ThreadRun(9, "CPU 0/KVM", 900 * MS, 0)]
-    assert clock.advance() == [ThreadRun(7, QEMU, 0, 0), ThreadRun(9, "CPU 0/KVM", 0, 0)]
+    host.process(7, {7: Thread(QEMU, 30 * MS, cpu=1), 9: Thread("CPU 0/KVM", 905 * MS), 11: Thread("worker", 30 * MS)})
+    told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()}
+    assert told == {(7, REST, 0, 0, 1), (7, REST, 20 * MS, 0, 1), (9, 0, 900 * MS, 1, 0), (11, REST, 30 * MS, 1, 0)}
+    assert {(run.tid, run.cpu_before, run.cpu) for run in clock.advance()} == {(7, 1, 1), (9, 0, 0), (11, 0, 0)}
+    assert set(advance(clock).values()) == {0}
     clock.close()
 
 
-def test_ticks_where_there_is_no_schedstat(host: Host) -> None:
-    host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=False)
+def test_a_domain_of_one_package_needs_its_vcpus_only(host: Host) -> None:
+    host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS), 11: Thread("worker", 0)})
     clock = ProcessClock(7, with_cpu=False, proc=host.proc)
-    host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=False)
-    assert clock.advance() == [ThreadRun(7, QEMU, 60 * MS, None), ThreadRun(9, "CPU 0/KVM", 330 * MS, None)]
+    host.process(7, {7: Thread(QEMU, 20 * MS), 9: Thread("CPU 0/KVM", 905 * MS), 11: Thread("worker", 30 * MS)})
+    told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu) for run in clock.advance()}
+    assert told == {(7, REST, 40 * MS, None), (9, 0, 900 * MS, None)}
+    assert (advance(clock), clock.vcpu_tids()) == ({REST: 0, 0: 0}, {0: 9})
     clock.close()
 
 
-def test_threads_that_ended_are_counted_with_the_main_thread(host: Host) -> None:
-    host.process(7, {7: Thread(QEMU, 0), 9: Thread("worker", 100 * MS)})
-    clock = ProcessClock(7, with_cpu=False, proc=host.proc)
+@pytest.mark.parametrize("schedstat", [None, "0 0 0\n"])
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_ticks_where_there_is_no_schedstat(host: Host, with_cpu: bool, schedstat: str | None) -> None:
+    host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=schedstat)
+    clock = ProcessClock(7, with_cpu=with_cpu, proc=host.proc)
+    host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=schedstat)
+    assert advance(clock) == {REST: 60 * MS, 0: 330 * MS}
+    clock.close()
+
+
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_threads_that_ended_are_counted_with_the_rest(host: Host, with_cpu: bool) -> None:
+    host.process(7, {7: Thread(QEMU, 0, cpu=1), 9: Thread("worker", 100 * MS)})
+    clock = ProcessClock(7, with_cpu=with_cpu, proc=host.proc)
     # worker 9 ran 50 ms more and ended, another came and went with 30 ms
-    host.process(7, {7: Thread(QEMU, 20 * MS)}, ended_ns=180 * MS)
-    assert clock.advance() == [ThreadRun(7, QEMU, 100 * MS, None)]
-    assert clock.advance() == [ThreadRun(7, QEMU, 0, None)]
+    host.process(7, {7: Thread(QEMU, 20 * MS, cpu=1)}, ended_ns=180 * MS)
+    runs = clock.advance()
+    assert sum(run.nanoseconds for run in runs) == 100 * MS
+    assert {run.cpu for run in runs} == {1 if with_cpu else None}
+    assert advance(clock) == {REST: 0}
     clock.close()
 
 
-def test_a_thread_carries_its_makers_name_at_first(host: Host) -> None:
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_a_thread_carries_its_makers_name_at_first(host: Host, with_cpu: bool) -> None:
     host.process(7, {7: Thread(QEMU, 0)})
-    clock = ProcessClock(7, with_cpu=False, proc=host.proc)
-    host.process(7, {7: Thread(QEMU, 0), 9: Thread(QEMU, 1 * MS)})
-    clock.advance()
-    host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 2 * MS)})
-    assert [run.name for run in clock.advance()] == [QEMU, "CPU 3/KVM"]
+    clock = ProcessClock(7, with_cpu=with_cpu, proc=host.proc)
+    host.process(7, {7: Thread(QEMU, 0), 9: Thread(QEMU, 10 * MS)})
+    assert advance(clock) == {REST: 10 * MS}
+    host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 30 * MS)})
+    assert sum(advance(clock).values()) == 20 * MS
+    host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 60 * MS)})
+    assert advance(clock) == {REST: 0, 3: 30 * MS}
     clock.close()
+
+
+class Kernel:
+    """A host whose process clock counts nanoseconds, as the real one's does, and which notes what is read of it."""
+
+    def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host = host
+        self.reads: list[str] = []
+        self.total = 0
+        self.patch = monkeypatch
+        monkeypatch.setattr(clocks, "PROC", host.proc)
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _: self.total)
+        for name in ("pread", "listdir"):
+            monkeypatch.setattr(os, name, self._noting(name))
+
+    def _noting(self, name: str) -> Callable[..., object]:
+        original = getattr(os, name)
+
+        def noting(*arguments: object) -> object:
+            self.reads.append(name)
+            return original(*arguments)
+
+        return noting
+
+    def set(self, threads: dict[int, Thread], ended_ns: int = 0) -> None:
+        self.host.process(7, threads, ended_ns=ended_ns)
+        self.reads.clear()
+        self.total = sum(thread.ns for thread in threads.values()) + ended_ns
+
+    def clock(self, *, with_cpu: bool = False) -> ProcessClock:
+        return ProcessClock(7, with_cpu=with_cpu, proc=self.host.proc)
+
+
+@pytest.fixture
+def kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(host, monkeypatch)
+
+
+def test_of_a_process_that_slept_nothing_is_read(kernel: Kernel) -> None:
+    threads = {7: Thread(QEMU, 100), 9: Thread("CPU 0/KVM", 200)}
+    kernel.set(threads)
+    clock = kernel.clock()
+    kernel.set({7: Thread(QEMU, 103), 9: Thread("CPU 0/KVM", 205)})
+    assert advance(clock) == {REST: 3, 0: 5}
+    kernel.reads.clear()
+    assert advance(clock) == {REST: 0, 0: 0}
+    assert kernel.reads == []
+    clock.close()
+
+
+def test_threads_are_listed_when_their_number_has_moved(kernel: Kernel) -> None:
+    kernel.set({7: Thread(QEMU, 100), 9: Thread("CPU 0/KVM", 200)})
+    clock = kernel.clock()
+    advance(clock)
+    kernel.set({7: Thread(QEMU, 101), 9: Thread("CPU 0/KVM", 202)})
+    clock.advance()  # names have been read twice now
+    kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 222)})
+    assert advance(clock) == {REST: 10, 0: 20}
+    assert kernel.reads == ["pread"]
+    kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 222), 10: Thread("CPU 1/KVM", 33)})
+    assert advance(clock) == {REST: 0, 0: 0, 1: 33}
+    kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 222)}, ended_ns=44)
+    assert advance(clock) == {REST: 11, 0: 0}
+    assert clock.vcpu_tids() == {0: 9}
+    clock.close()
+
+
+def test_as_many_threads_as_before_but_not_the_same(kernel: Kernel) -> None:
+    kernel.set({7: Thread(QEMU, 0), 9: Thread("worker", 0)})
+    clock = kernel.clock()
+    for run in (1, 2):
+        kernel.set({7: Thread(QEMU, run), 9: Thread("worker", 0)})
+        advance(clock)
+    kernel.set({7: Thread(QEMU, 2), 10: Thread("CPU 0/KVM", 5)})
+    assert advance(clock) == {REST: 5}  # it is the domain's, and nobody has seen yet whose
+    kernel.set({7: Thread(QEMU, 3), 10: Thread("CPU 0/KVM", 15)})
+    clock.look_again()
+    assert advance(clock) == {REST: 0, 0: 11}  # all that is left: it is not known which part was the main thread's
+    kernel.set({7: Thread(QEMU, 4), 10: Thread("CPU 0/KVM", 25)})
+    assert advance(clock) == {REST: 1, 0: 10}
+    clock.close()
+
+
+Threads = dict[int, tuple[str, int]]
+NAMES = st.sampled_from([QEMU, "CPU 0/KVM", "CPU 1/KVM", "worker"])
+
+
+@given(
+    seconds=st.lists(
+        st.tuples(
+            st.dictionaries(st.integers(8, 12), st.tuples(NAMES, st.integers(0, 50)), max_size=4),  # who is there
+            st.integers(0, 50),  # what the main thread ran
+            st.integers(0, 50),  # what came and went
+        ),
+        max_size=6,
+    ),
+    with_cpu=st.booleans(),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_threads_do_all_is_told_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    seconds: list[tuple[Threads, int, int]],
+    with_cpu: bool,
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kernel = Kernel(Host(tmp_path_factory.mktemp("host")), monkeypatch)
+        kernel.set({7: Thread(QEMU, 1000)})
+        clock = kernel.clock(with_cpu=with_cpu)
+        main, ended, last = 1000, 0, dict[int, Thread]()
+        for there, ran, gone in seconds:
+            main, ended = main + ran, ended + gone
+            threads = {}
+            for tid, (name, more) in there.items():
+                before = last.pop(tid).ns if tid in last else 0
+                threads[tid] = Thread(name, before + more)
+            ended += sum(thread.ns for thread in last.values())
+            last = dict(threads)
+            begin, told = kernel.total, 0
+            kernel.set({7: Thread(QEMU, main), **threads}, ended_ns=ended)
+            runs = clock.advance()
+            told = sum(run.nanoseconds for run in runs)
+            assert told == kernel.total - begin
+            assert min(run.nanoseconds for run in runs) >= 0
+        clock.close()
 
 
 def test_a_process_that_is_not_there(host: Host) -> None:

@@ -9,10 +9,11 @@ from fixtures import RANGE, Host, write
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import msr, source
+from libvirt_rapl.host.counter import EnergyCounter
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
 from libvirt_rapl.host.source import open_source
-from libvirt_rapl.host.zones import EnergyCounter, most_watts
+from libvirt_rapl.host.zones import most_watts
 
 UNITS = 0xA0E03
 

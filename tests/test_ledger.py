@@ -344,8 +344,11 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     host.zone("intel-rapl:0:0", "dram")
     seconds = iter(range(1, 100))
 
+    def clock(which: int) -> int:
+        return next(seconds) * 10**9 if which == time.CLOCK_BOOTTIME else 0
+
     def meter() -> Meter:
-        return Meter(source(host), sys=host.sys, proc=host.proc, clock=lambda: next(seconds) * 10**9)
+        return Meter(source(host), sys=host.sys, proc=host.proc, clock=clock)
 
     def use(seconds: int) -> None:
         host.zone("intel-rapl:0", "package-0", 100_000_000 * seconds)
@@ -386,7 +389,7 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
     host = Host(tmp_path)
     host.zone("intel-rapl:0", "package-0")
     seconds = iter(range(1, 100))
-    meter = Meter(source(host), sys=host.sys, proc=host.proc, clock=lambda: next(seconds) * 10**9)
+    meter = Meter(source(host), sys=host.sys, proc=host.proc, clock=lambda _: next(seconds) * 10**9)
 
     def use(joules: int) -> None:
         host.zone("intel-rapl:0", "package-0", joules * 1_000_000)
@@ -432,10 +435,16 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
 def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.zone("intel-rapl:0", "package-0")
-    seconds = iter(range(1, 100))
+    seconds = 0
+
+    def clock(which: int) -> int:
+        nonlocal seconds
+        if which == time.CLOCK_BOOTTIME:  # the first that a sample asks for
+            seconds += 1
+            host.up(seconds * 100)  # nothing but the domain runs
+        return seconds * 10**9
 
     def meter() -> Meter:
-        clock = lambda: next(seconds) * 10**9  # noqa: E731
         return Meter(source(host), sys=host.sys, proc=host.proc, model="baseline", clock=clock)
 
     def use(meter: Meter, joules: int, ran: int) -> None:

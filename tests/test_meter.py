@@ -1,11 +1,14 @@
 """The meter on a host made of files: who is charged what while domains, threads, zones and CPUs come and go."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from fixtures import RANGE, Host, Thread
 
+from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.meter import Meter, Usage
 
@@ -30,8 +33,10 @@ class Bench:
         self.meter.sample(processes)
         return self.meter
 
-    def clock(self) -> int:
-        self.seconds += 1
+    def clock(self, which: int) -> int:
+        if which == time.CLOCK_BOOTTIME:  # the first that a sample asks for
+            self.seconds += 1
+            self.host.up(self.seconds * S // NANOSECONDS_PER_TICK)
         return self.seconds * S
 
     def joules(self, joules: int, package: int = 0) -> None:
@@ -204,20 +209,99 @@ def test_a_zone_that_fails_costs_its_own_readings_only(make_bench: MakeBench) ->
 
 def test_each_package_is_attributed_to_those_who_ran_there(make_bench: MakeBench) -> None:
     bench = make_bench({0: [0, 1], 1: [2, 3]})
+
+    def run(ns: int) -> None:
+        bench.host.process(
+            20,
+            {
+                20: Thread("qemu-system-x86", ns, cpu=0),
+                21: Thread("CPU 0/KVM", ns, cpu=2),
+                22: Thread("CPU 1/KVM", 0, cpu=3),
+            },
+        )
+
     bench.qemu(7, 0, 0, cpu=0)
-    bench.qemu(20, 0, 0, 0, cpu=3)
+    run(0)
     meter = bench.start((A, 7), (B, 20))
     bench.joules(100, 0)
     bench.joules(10, 1)
     bench.qemu(7, 0, 1, cpu=1)
-    main, vcpu = Thread("qemu-system-x86", S, cpu=0), Thread("CPU 0/KVM", S, cpu=2)
-    bench.host.process(20, {20: main, 21: vcpu, 22: Thread("CPU 1/KVM", 0, cpu=3)})
+    run(S)
     meter.sample([(A, 7), (B, 20)])
     assert meter.domains[A].joules == 50
     # On package 1 its vCPU 0 ran; on package 0 only its main thread did, which both vCPUs share.
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[B].vcpus.items()} == {0: 30, 1: 25}
     assert meter.domains[B].watts == 55
     assert bench.conserved(110)
+
+
+def test_half_the_time_of_a_thread_that_moved_goes_to_each_package(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0, cpu=0)
+    meter = bench.start((A, 7))
+    bench.joules(100, 0)
+    bench.joules(10, 1)
+    bench.host.busy({0: 100, 1: 50, 2: 100, 3: 50})
+    bench.qemu(7, 0, 1, cpu=2)
+    meter.sample([(A, 7)])
+    assert meter.domains[A].joules == 25 + 2.5
+    bench.joules(200, 0)
+    bench.joules(20, 1)
+    bench.qemu(7, 0, 2, cpu=3)  # it stayed on the package
+    meter.sample([(A, 7)])
+    assert meter.domains[A].joules == 25 + 2.5 + 5
+    bench.joules(300, 0)
+    bench.joules(30, 1)
+    bench.host.busy({0: 120, 1: 50, 2: 180, 3: 50})  # it was alone
+    bench.qemu(7, 0, 3, cpu=1)
+    meter.sample([(A, 7)])
+    assert meter.domains[A].joules == 25 + 2.5 + 5 + 10 + 4
+    assert bench.conserved(330)
+
+
+def test_a_domain_that_moves_alone_is_charged_for_all_that_was_busy(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7), model="active")
+    first = last = 0
+    for second, moved_after in enumerate((20, 0, 95, 50, 71), 1):  # ticks: from the first package and back, in turn
+        first += moved_after if second % 2 else 100 - moved_after
+        last += 100 - moved_after if second % 2 else moved_after
+        bench.host.busy({0: first, 1: 0, 2: 0, 3: last})
+        bench.joules(first, 0)
+        bench.joules(3 * last, 1)
+        bench.qemu(7, 0, second, cpu=3 if second % 2 else 1)
+        meter.sample([(A, 7)])
+        assert meter.other.joules == 0
+    assert meter.domains[A].joules == first + 3 * last
+    assert bench.conserved(first + 3 * last)
+
+
+def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(make_bench: MakeBench) -> None:
+    """A vCPU that moves once a second on average, on packages of 100 W and of 20 W, of whose time it can have half."""
+    chance = Random(6)
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    package, due, total = 0, chance.expovariate(1), 0.0
+    for second in range(1, 201):
+        ran_on, now, moves = [0.0, 0.0], second - 1.0, 0
+        while due < second:
+            ran_on[package] += due - now
+            now, package, moves = due, 1 - package, moves + 1
+            due += chance.expovariate(1)
+        ran_on[package] += second - now
+        true = 50 * ran_on[0] + 10 * ran_on[1]
+        total += true
+        bench.joules(100 * second, 0)
+        bench.joules(20 * second, 1)
+        bench.host.busy(dict.fromkeys(range(4), 100 * second))  # with others, so that busy time tells nothing
+        bench.qemu(7, 0, second, cpu=2 * package)
+        meter.sample([(A, 7)])
+        wrongly_placed = (0, 0.5, 1)[min(moves, 2)]  # at most, seconds
+        assert abs(meter.domains[A].watts - true) <= 40 * wrongly_placed + 1e-3
+    assert meter.domains[A].joules == pytest.approx(total, rel=0.05)
+    assert bench.conserved(120 * 200)
 
 
 def test_a_cpu_goes_off_line_and_comes_back(make_bench: MakeBench) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr.serving import qemu_pid
 
 UUID = "12345678-1234-1234-1234-123456789abc"
 
@@ -39,12 +40,17 @@ def test_permissions_are_explicit_whatever_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "line"), [("ready", "ready\n"), ("refuse", "refuse\n"), ("degraded", "degraded: no helper\n")]
+    ("state", "line"), [("ready", "ready"), ("refuse", "refuse"), ("degraded", "degraded: no helper")]
 )
-def test_the_wrapper_finds_the_state_in_a_line(tmp_path: Path, state: str, line: str) -> None:
+@pytest.mark.parametrize("pid", [None, 42])
+def test_the_wrapper_finds_the_state_in_a_line_and_the_helper_qemus_pid_in_the_next(
+    tmp_path: Path, state: str, line: str, pid: int | None
+) -> None:
     registry = Registry(tmp_path)
-    registry.write(replace(record(), state=state, reason="no helper"))
-    assert registry.path(UUID, "state").read_text() == line
+    registry.write(replace(record(), state=state, reason="no helper", pid=pid))
+    path = registry.path(UUID, "state")
+    assert path.read_text() == (f"{line}\n" if pid is None else f"{line}\n{pid}\n")
+    assert qemu_pid(str(path)) == pid
 
 
 def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`virt-rapl status`: the document's shape, the words for a domain's meter, the table, and what fails."""
 
+import itertools
 import json
 import os
 import socket
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def test_the_document(
                 "pid": "int",
                 "vrapl": "str",
                 "reason": "NoneType",
-                "helper": {"backend": "str", "pid": "int", "socket": "str", "healthy": "bool"},
+                "since": "NoneType",
+                "helper": {"backend": "str", "pid": "int", "socket": "str", "healthy": "bool", "note": "NoneType"},
                 **figures,
                 "zones": {"dram": figures, "package": figures},
                 "vcpus": [{"id": "int", "tid": "int", **figures}],
@@ -116,17 +118,37 @@ def test_the_document(
         "pid": 7,
         "socket": f"{tmp_path}/run/{TEST_UUID}.sock",
         "healthy": False,
+        "note": None,
     }
     # A second of run time in an interval of milliseconds: the domain is believed first and gets everything.
     assert [(vcpu["id"], vcpu["tid"], vcpu["energy_joules"]) for vcpu in domain["vcpus"]] == [(0, 8, 10), (1, 9, 0)]
     assert {kind: part["energy_joules"] for kind, part in domain["zones"].items()} == {"package": 10, "dram": 0}
 
 
+@pytest.mark.parametrize(
+    ("backend", "version", "told"),
+    [("native", "10.0.2", None), ("native", "12.0.0", "QEMU 12.0.0 is not known"), ("qemu", "12.0.0", None)],
+)
+def test_a_qemu_that_nobody_has_looked_at_is_told(backend: str, version: str, told: str | None) -> None:
+    record = Record(uuid=TEST_UUID, name="a", backend=backend, owner_uid=0, owner_gid=0, qemu_version=version)
+    note = view.unknown_qemu(record)
+    assert (note is None) == (told is None)
+    helper = {"backend": backend, "pid": 7, "socket": "/s", "healthy": True, "note": note}
+    shown = document("msr")
+    shown["domains"] = [{**shown["domains"][0], "helper": helper}]
+    assert (
+        any(told in line for line in status.table(shown)) if told else "not known" not in "".join(status.table(shown))
+    )
+
+
 def test_the_model_that_is_configured(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    up = itertools.count(1000, 1000)
+
     def sleep(_: float) -> None:
         run_for(host, 1)
+        host.up(next(up))  # both CPUs idled
         host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", 100), 9: Thread("CPU 1/KVM", 0)})
 
     monkeypatch.setattr(time, "sleep", sleep)
@@ -181,7 +203,9 @@ def document(source: str) -> dict[str, Any]:
             "name": name,
             "state": state,
             "vrapl": "degraded" if watts else "off",
+            "helper": None,
             "reason": "no helper" if watts else None,
+            "since": "2026-01-02T03:04:05+00:00" if watts else None,
             "power_watts": watts,
             "energy_joules": watts,
             "vcpus": parts,
@@ -195,6 +219,7 @@ def document(source: str) -> dict[str, Any]:
 
 
 def test_the_table() -> None:
+    local = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     assert status.table(document("simulated")) == [
         "energy is SIMULATED: it is not this machine's own",
         "CPU (simulated)",
@@ -205,7 +230,7 @@ def test_the_table() -> None:
         "a          shut off  off         0.00    0.00  -",
         "long-name  running   degraded  123.46  123.46  0:100.00 1:23.46",
         "",
-        "long-name runs without its meter: no helper",
+        f"long-name runs without its meter since {local}: no helper",
     ]
     assert status.table(document("msr")) == [
         "CPU (msr)",

@@ -17,6 +17,7 @@ from libvirt_rapl.simulator import guest
 
 pytestmark = pytest.mark.e2e
 
+SYS_RAWIO = 1 << 17
 CONFIGURATION = "/etc/virt-rapl/virt-rapl.yaml"
 
 
@@ -43,6 +44,17 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
     main_pid = machine.run(["systemctl", "show", "--property=MainPID", "--value", unit]).stdout.strip()
     domain = json.loads(machine.run(["virt-rapl", "status", "--json", name]).stdout)["domains"][0]
     assert (domain["vrapl"], str(domain["helper"]["pid"])) == ("active", main_pid)
+    assert confinement(machine, main_pid) == {
+        "CapInh": 0,
+        "CapPrm": SYS_RAWIO,
+        "CapEff": SYS_RAWIO,
+        "CapBnd": SYS_RAWIO,
+        "CapAmb": 0,
+        "NoNewPrivs": 1,
+        "Seccomp": 2,
+    }
+    owner = machine.run(["stat", "-c", "%U %a", f"/run/virt-rapl/{uuid}.sock"]).stdout
+    assert owner == "libvirt-qemu 600\n"
     until = time.monotonic() + 6
     while not any(guest.joules(guest.readings(machine.path(f"/var/log/libvirt/qemu/{name}.out"))).values()):
         assert time.monotonic() < until, "the guest's counter does not move"
@@ -53,10 +65,26 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
     assert machine.run(["virsh", "domstate", name]).stdout.strip() == "running"
     assert machine.run(["systemctl", "is-active", unit]).stdout.strip() == "active"
 
+    # As tools do that look for processes with an old library: the guest's counter would stop for good.
+    assert "refused" in machine.run(["systemctl", "restart", unit], check=False).stderr
+    assert machine.run(["systemctl", "is-active", unit]).stdout.strip() == "active"
+
     machine.run(["virsh", "destroy", name])
-    assert machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() == "inactive"
+    until = time.monotonic() + 6
+    while machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() != "inactive":
+        assert time.monotonic() < until, "the helper has not ended"
+        time.sleep(0.1)
+    assert machine.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", unit]).stdout == ""
     assert machine.run(["find", "/run/virt-rapl", "-type", "f", "-o", "-type", "s"]).stdout == ""
     machine.run(["virsh", "undefine", name])
+
+
+def confinement(machine: Machine, pid: str) -> dict[str, int]:
+    fields = dict(line.split(":\t", 1) for line in machine.run(["cat", f"/proc/{pid}/status"]).stdout.splitlines())
+    return {
+        name: int(fields[name], 16 if name.startswith("Cap") else 10)
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+    }
 
 
 def document(machine: Machine) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Registers from a fixture tree: the CPU's own, or made from powercap's files."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
-from libvirt_rapl.vmsr.registers import registers
+from libvirt_rapl.vmsr import energy, readers
+from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, ReadRegister
+from libvirt_rapl.vmsr.readers import Readers
+from libvirt_rapl.vmsr.registers import find
 from libvirt_rapl.vmsr.requirements import check_host
 
 RANGE = 262_143_328_850
@@ -17,6 +20,7 @@ class Host:
 
     def __init__(self, root: Path) -> None:
         self.sys, self.dev, self.proc = root / "sys", root / "dev", root / "proc"
+        self.write("proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 142\n")
         self.write("sys/devices/system/cpu/online", "0-1")
         for cpu in (0, 1):
             self.write(f"sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id", str(cpu))
@@ -47,34 +51,74 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
+def plain(host: Host, source: str) -> ReadRegister:
+    found = find(source, sys=host.sys, dev=host.dev, proc=host.proc)
+    return Readers(found, shaping=False).reader_for(os.getpid())
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The time that readers see, in ns."""
+    now = [1_000_000_000]
+    monkeypatch.setattr(readers, "boot_nanoseconds", lambda: now[0])
+    monkeypatch.setattr(energy, "boot_nanoseconds", lambda: now[0])
+    return now
+
+
 def test_the_cpus_own_registers_come_first(host: Host) -> None:
-    host.msr({POWER_UNIT: 0xA0E03, ENERGY: 12345})
+    host.msr({POWER_UNIT: 0xA0E03, ENERGY: 12345, POWER_INFO: 0x123_0000_0000})
     host.powercap(0, 1)
-    read = registers("auto", sys=host.sys, dev=host.dev)
-    assert (read(POWER_UNIT, 0), read(ENERGY, 0)) == (0xA0E03, 12345)
+    read = plain(host, "auto")
+    assert [read(register, 0) for register in (POWER_UNIT, POWER_INFO)] == [0xA0E03, 0x123_0000_0000]
+    assert read(POWER_LIMIT, 0) == 12345 << 8, "in a file registers lie over each other"
+    assert read(ENERGY, 0) == pytest.approx(12345, abs=1)
+
+
+def test_no_register_reads_0_which_qemu_refuses(host: Host) -> None:
+    host.msr({POWER_UNIT: 0xA0E03, ENERGY: 1})
+    read = plain(host, "msr")
+    assert all(read(register, 0) for register in (POWER_UNIT, POWER_INFO, ENERGY))
 
 
 def test_powercap_where_the_registers_read_nothing(host: Host) -> None:
     host.msr({POWER_UNIT: 0})
     host.powercap(0, 61_035_156, constraint_0_power_limit_uw="125000000", constraint_0_max_power_uw="210000000")
     host.powercap(1, 0)
-    read = registers("auto", sys=host.sys, dev=host.dev)
+    read = plain(host, "auto")
     unit = 2.0 ** -(read(POWER_UNIT, 0) >> 8 & 0x1F)
     assert read(ENERGY, 0) * unit == pytest.approx(61.035156, abs=unit)
+    assert read(ENERGY, 1) > 0
     assert read(POWER_LIMIT, 0) & 0x7FFF == 125 * 8
     assert read(POWER_INFO, 0) & 0x7FFF == 210 * 8
-    assert read(POWER_LIMIT, 1) != 0
-    assert read(POWER_INFO, 1) != 0, "QEMU refuses to start when a register reads 0"
     with pytest.raises(OSError, match="no package zone"):
         read(ENERGY, 2)
 
 
-def test_powercap_energy_goes_on_over_a_wrap(host: Host) -> None:
+def test_powercap_that_tells_no_power(host: Host) -> None:
+    host.powercap(0, 1)
+    read = plain(host, "powercap")
+    assert (read(POWER_LIMIT, 0) & 0x7FFF, read(POWER_INFO, 0)) == (0, 1)
+    assert read(POWER_LIMIT, 0) != 0
+
+
+@pytest.mark.parametrize("source", ["msr", "powercap"])
+def test_energy_goes_on_over_a_wrap(host: Host, source: str, now: list[int]) -> None:
+    host.msr({POWER_UNIT: 0xA0E03, ENERGY: (1 << 32) - 16384})
     host.powercap(0, RANGE - 1_000_000)
-    read = registers("powercap", sys=host.sys, dev=host.dev)
+    read = plain(host, source)
     before = read(ENERGY, 0)
+    host.msr({POWER_UNIT: 0xA0E03, ENERGY: 16384})
     host.powercap(0, 999_999)
-    assert (read(ENERGY, 0) - before) * 2.0**-14 == pytest.approx(2.0, abs=2.0**-14)
+    assert read(ENERGY, 0) == before, "no finer than QEMU needs it"
+    now[0] += 1_000_000_000
+    assert (read(ENERGY, 0) - before) * 2.0**-14 == pytest.approx(2.0, abs=2.0**-13)
+    assert before > 1 << 31
+
+
+def test_the_dies_of_a_package_are_added_up(host: Host) -> None:
+    host.powercap(0, 1_000_000, name="package-0-die-0")
+    host.powercap(1, 2_000_000, name="package-0-die-1")
+    assert plain(host, "powercap")(ENERGY, 0) == 3 << 14
 
 
 @pytest.mark.parametrize(
@@ -82,7 +126,7 @@ def test_powercap_energy_goes_on_over_a_wrap(host: Host) -> None:
 )
 def test_no_source_is_told(host: Host, source: str, told: str) -> None:
     with pytest.raises(VirtRaplError, match=told) as caught:
-        registers(source, sys=host.sys, dev=host.dev)
+        find(source, sys=host.sys, dev=host.dev, proc=host.proc)
     assert "modprobe" in caught.value.hint
 
 

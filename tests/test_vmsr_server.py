@@ -1,18 +1,23 @@
-"""The native helper on a real socket: what it answers, and whom it hangs up on."""
+"""The native helper on a real socket: what it answers, whom it hangs up on, and who gets in nevertheless."""
 
 import os
+import resource
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from libvirt_rapl.listener import listen
 from libvirt_rapl.vmsr import server as server_module
 from libvirt_rapl.vmsr.client import probe
 from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST
-from libvirt_rapl.vmsr.server import MAX_CONNECTIONS, Server, listen
+from libvirt_rapl.vmsr.server import SLOTS, SLOTS_OF_ONE, Server
 
 VALUES = {POWER_UNIT: 0xA0E03, POWER_LIMIT: 0x42816000DD8498, POWER_INFO: 0x4F002D80000690, ENERGY: 2**40 + 7}
 
@@ -26,7 +31,10 @@ class Helper:
         here = Path.cwd()
         listener = listen(self.path, uid=os.getuid(), gid=os.getgid())
         os.chdir(here)
-        self.server = Server(listener, owner_uid=os.getuid(), read_register=self.read)
+        self.qemu_pid: int | None = None
+        self.server = Server(
+            listener, owner_uid=os.getuid(), reader_for=lambda _: self.read, qemu_pid=lambda: self.qemu_pid
+        )
         self.thread = threading.Thread(target=self.server.serve)
         self.thread.start()
 
@@ -37,22 +45,23 @@ class Helper:
 
     def connect(self) -> socket.socket:
         peer = socket.socket(socket.AF_UNIX)
+        peer.connect(str(self.path))  # as QEMU does: it waits where many others do
         peer.settimeout(10)
-        peer.connect(str(self.path))
         return peer
 
     def close(self) -> None:
         self.server.stop()
         self.thread.join(10)
         assert not self.thread.is_alive()
-        for key in list(self.server.selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            key.fileobj.close()
-        self.server.selector.close()
+        self.server.close()
 
 
 @pytest.fixture
-def helper(tmp_path: Path) -> Iterator[Helper]:
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Helper]:
+    """A helper of little patience, for a test that waits for its end. Nobody here is slowed down."""
+    monkeypatch.setattr(server_module, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(server_module, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "REQUESTS_PER_SECOND", 10_000)
     helper = Helper(tmp_path)
     yield helper
     helper.close()
@@ -103,6 +112,14 @@ def test_a_register_that_cannot_be_read_is_0(helper: Helper) -> None:
         assert ask(peer, ENERGY, cpu=9) == 0
 
 
+def test_a_mistake_of_ours_is_told_once_and_reads_0(helper: Helper, capsys: pytest.CaptureFixture[str]) -> None:
+    del helper.values[ENERGY]
+    with helper.connect() as peer:
+        assert [ask(peer, ENERGY) for _ in range(3)] == [0, 0, 0]
+        assert ask(peer, POWER_UNIT) == VALUES[POWER_UNIT]
+    assert capsys.readouterr().err == "virt-rapl: error: register 0x611 of CPU 0: KeyError(1553)\n"
+
+
 def test_a_request_may_arrive_in_pieces_while_others_are_served(helper: Helper) -> None:
     request = REQUEST.pack(ENERGY, 0, os.getpid())
     with helper.connect() as slow, helper.connect() as other:
@@ -113,42 +130,216 @@ def test_a_request_may_arrive_in_pieces_while_others_are_served(helper: Helper) 
         assert REPLY.unpack(slow.recv(REPLY.size)) == (VALUES[ENERGY],)
 
 
-def test_more_than_one_request_at_once_closes_the_connection(helper: Helper) -> None:
+def test_requests_sent_at_once_are_answered_one_by_one(helper: Helper) -> None:
+    requests = [REQUEST.pack(register, 0, os.getpid()) for register in VALUES] * 5
+    with helper.connect() as peer:
+        peer.sendall(b"".join(requests))
+        assert [answer(peer) for _ in requests] == list(VALUES.values()) * 5
+
+
+def test_a_peer_that_reads_no_replies_loses_its_connection(helper: Helper) -> None:
     with helper.connect() as peer, helper.connect() as other:
-        peer.sendall(REQUEST.pack(ENERGY, 0, os.getpid()) * 2)
-        assert answer(peer) is None
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            send_on(peer, REQUEST.pack(ENERGY, 0, os.getpid()) * 100)
         assert ask(other, ENERGY) == VALUES[ENERGY]
 
 
 def test_a_peer_that_goes_away_half_way_is_forgotten(helper: Helper) -> None:
-    for _ in range(3 * MAX_CONNECTIONS):
+    for _ in range(3 * SLOTS):
         with helper.connect() as peer:
             peer.sendall(b"\x11\x06")
     with helper.connect() as peer:
         assert ask(peer, ENERGY) == VALUES[ENERGY]
 
 
-def test_too_many_connections_are_turned_away_and_room_comes_back(helper: Helper) -> None:
-    peers = [helper.connect() for _ in range(MAX_CONNECTIONS)]
-    assert all(ask(peer, ENERGY) for peer in peers)
-    with helper.connect() as late:
-        assert answer(late) is None
-    peers.pop().close()
+@pytest.mark.parametrize("begun", [b"", b"\x11\x06"], ids=["nothing", "half a request"])
+def test_who_never_asks_is_hung_up_on(helper: Helper, begun: bytes) -> None:
+    with helper.connect() as peer:
+        peer.sendall(begun)
+        assert answer(peer) is None
+
+
+def test_half_a_request_that_grows_byte_by_byte_does_not_stay(helper: Helper) -> None:
     with helper.connect() as peer:
         assert ask(peer, ENERGY) == VALUES[ENERGY]
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            send_on(peer, b"\x11", pause=0.2, times=REQUEST.size - 1)
+
+
+def send_on(peer: socket.socket, data: bytes, pause: float = 0.0, times: int = 1_000_000) -> None:
+    for _ in range(times):
+        peer.sendall(data)
+        time.sleep(pause)
+
+
+def test_who_has_asked_may_be_silent(helper: Helper) -> None:
+    with helper.connect() as peer:
+        assert ask(peer, ENERGY) == VALUES[ENERGY]
+        time.sleep(3 * server_module.PATIENCE_SECONDS)
+        assert ask(peer, ENERGY) == VALUES[ENERGY]
+
+
+def test_who_asks_too_much_waits_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "BURST_REQUESTS", 3)
+    monkeypatch.setattr(server_module, "REQUESTS_PER_SECOND", 4)
+    helper = Helper(tmp_path)
+    with helper.connect() as greedy:
+        greedy.sendall(REQUEST.pack(ENERGY, 0, os.getpid()) * 8)
+        greedy.settimeout(0.1)
+        assert [answer(greedy) for _ in range(3)] == [VALUES[ENERGY]] * 3
+        with pytest.raises(TimeoutError):
+            answer(greedy)
+        assert other_process(helper, "ask") == "answered"
+        greedy.settimeout(10)
+        assert [answer(greedy) for _ in range(5)] == [VALUES[ENERGY]] * 5
+    helper.close()
+
+
+OTHER_PROCESS = """
+import os, socket, struct, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+peer.settimeout(10)
+try:
+    if sys.argv[2] == "ask":
+        peer.sendall(struct.pack("=3I", 0x611, 0, os.getpid()))
+    print("answered" if peer.recv(8) else "turned away")
+except (BrokenPipeError, ConnectionResetError):
+    print("turned away")
+"""
+
+
+def other_process(helper: Helper, *arguments: str) -> str:
+    command = [sys.executable, "-ISc", OTHER_PROCESS, str(helper.path), *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=30).stdout.strip()
+
+
+def test_a_process_has_a_few_slots(helper: Helper) -> None:
+    with helper.connect() as first, helper.connect() as second:
+        assert SLOTS_OF_ONE == 2
+        assert ask(first, ENERGY)
+        assert ask(second, ENERGY)
+        with helper.connect() as third:
+            assert answer(third) is None
+        assert ask(first, ENERGY) == VALUES[ENERGY]
+    with helper.connect() as peer:
+        assert ask(peer, ENERGY) == VALUES[ENERGY]
+
+
+@pytest.fixture
+def many_slots_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each connection were another process's."""
+    monkeypatch.setattr(server_module, "SLOTS_OF_ONE", 10_000)
+
+
+@pytest.mark.usefixtures("many_slots_for_one")
+def test_the_newest_gets_the_slot_of_who_asked_for_the_least(helper: Helper) -> None:
+    peers = [helper.connect() for _ in range(SLOTS)]
+    for peer in [*peers[1:], peers[1]]:  # the first never asks; of the others, the third is silent longest
+        assert ask(peer, ENERGY)
+    with helper.connect() as late:
+        assert ask(late, ENERGY) == VALUES[ENERGY]
+        assert answer(peers[0]) is None
+        with helper.connect() as later:
+            assert ask(later, ENERGY) == VALUES[ENERGY]
+            assert answer(peers[2]) is None
+            assert all(ask(peer, ENERGY) for peer in [peers[1], *peers[3:]])
     for peer in peers:
         peer.close()
 
 
-def test_a_peer_of_another_user_is_turned_away(helper: Helper, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stranger(server_module.Connection):
-        def __init__(self, peer: socket.socket, proc: Path) -> None:
-            super().__init__(peer, proc)
-            self.uid = 4242
+@pytest.mark.usefixtures("many_slots_for_one")
+def test_qemu_keeps_its_slot_whoever_comes(helper: Helper) -> None:
+    with helper.connect() as qemu:
+        assert ask(qemu, ENERGY)
+        helper.qemu_pid = os.getpid()
+        time.sleep(0.2)  # a few ticks: it is known now
+        others = [helper.connect() for _ in range(3 * SLOTS)]
+        assert ask(qemu, ENERGY) == VALUES[ENERGY]
+        for other in others:
+            other.close()
 
-    monkeypatch.setattr(server_module, "Connection", Stranger)
+
+def test_a_thousand_connections_keep_nobody_out(helper: Helper) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    try:
+        with helper.connect() as early:
+            assert ask(early, ENERGY)
+            crowd = [helper.connect() for _ in range(1000)]
+            assert ask(early, ENERGY) == VALUES[ENERGY]
+            assert other_process(helper, "ask") == "answered"
+            for peer in crowd:
+                peer.close()
+            assert ask(early, ENERGY) == VALUES[ENERGY]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_free_descriptors_it_serves_who_is_there_and_the_others_later(helper: Helper) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with helper.connect() as peer, socket.socket(socket.AF_UNIX) as late:
+        assert ask(peer, ENERGY)
+        late.settimeout(10)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (late.fileno() + 1, hard))  # every number below is taken
+        try:
+            late.connect(str(helper.path))
+            late.sendall(REQUEST.pack(ENERGY, 0, os.getpid()))
+            time.sleep(0.2)
+            assert ask(peer, ENERGY) == VALUES[ENERGY]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert answer(late) == VALUES[ENERGY]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_a_peer_of_another_user_is_turned_away(helper: Helper) -> None:
+    helper.server._owner_uid = 4243
+    helper.path.chmod(0o777)
+    helper.path.parent.chmod(0o755)
+    becoming = f"import os, sys\nos.setuid(int(sys.argv.pop()))\n{OTHER_PROCESS}"
+    for user, outcome in (("4242", "turned away"), ("4243", "answered")):
+        done = subprocess.run(
+            [sys.executable, "-ISc", becoming, helper.path.name, "ask", user],
+            cwd=helper.path.parent,  # its parents are closed to others
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+        assert done.stdout.strip() == outcome
+
+
+def test_once_qemu_is_known_another_process_of_its_user_is_turned_away(
+    helper: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if none of us were root, who is always welcome.
+    monkeypatch.setattr(Server, "_welcomes", lambda server, pid, _uid: server._qemu_pid in (None, pid))
     with helper.connect() as peer:
-        assert answer(peer) is None
+        assert ask(peer, ENERGY)
+        assert other_process(helper, "ask") == "answered"
+        helper.qemu_pid = os.getpid()
+        time.sleep(0.2)
+        assert other_process(helper, "wait") == "turned away"
+        assert ask(peer, ENERGY) == VALUES[ENERGY]
+
+
+def test_after_stop_it_serves_on_until_who_asked_has_gone(helper: Helper) -> None:
+    with helper.connect() as peer, helper.connect():
+        assert ask(peer, ENERGY)
+        helper.server.stop(patience=60)
+        assert ask(peer, ENERGY) == VALUES[ENERGY]
+        assert helper.thread.is_alive()
+    helper.thread.join(10)
+    assert not helper.thread.is_alive()
+
+
+def test_after_stop_it_ends_when_patience_does(helper: Helper) -> None:
+    with helper.connect() as peer:
+        assert ask(peer, ENERGY)
+        helper.server.stop(patience=0.3)
+        helper.thread.join(10)
+        assert not helper.thread.is_alive()
 
 
 def test_the_socket_is_the_owners_alone_and_replaces_an_old_one(tmp_path: Path) -> None:

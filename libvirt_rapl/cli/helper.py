@@ -4,20 +4,31 @@ The libvirt hook starts it; there is no reason to run it by hand.
 """
 
 import argparse
+import marshal
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import NoReturn
 
-from libvirt_rapl.config import load
+from libvirt_rapl.config import Config, load
+from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.registry import Registry
-from libvirt_rapl.vmsr.registers import registers
-from libvirt_rapl.vmsr.server import listen, serve_until_terminated
+from libvirt_rapl.listener import listen
+from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr import serving
+from libvirt_rapl.vmsr.registers import find
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
+
+PACKAGES = Path(__file__).parents[2]
+SERVE = f"import sys; sys.path.append(sys.argv[1]); from {serving.__name__} import main; main(*sys.argv[2:])"
+"""What an instance runs. The interpreter imports no more than that: its memory is spent for each domain.
+
+It is imported here, too, so that Python finds it compiled there: an instance cannot write.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until told to stop."""
+    """Prepare all that takes privileges, give them up, and become the program that serves."""
     config = load(options.config)
     registry = Registry(config.run_directory)
     try:
@@ -35,21 +46,50 @@ def run(options: argparse.Namespace) -> int:
         raise VirtRaplError(str(error), "give the domain's UUID, as `virsh domuuid` prints it") from error
     if record is None:
         raise VirtRaplError(f"no record of domain {options.uuid}", "helpers are started by the hook at `virsh start`")
+    _check_processes_are_seen()
     if record.backend == "qemu":
         program = _qemu_helper()
-        _exec_qemu_helper(program, _listen(path, record.owner_uid, record.owner_gid))
-    read_register = registers(config.source)
-    serve_until_terminated(
-        _listen(path, record.owner_uid, record.owner_gid), owner_uid=record.owner_uid, read_register=read_register
-    )
-    return 0
+        _exec_qemu_helper(program, _listen(path))
+    _exec_native(record, registry, config, _listen(path))
 
 
-def _listen(path: Path, uid: int, gid: int) -> socket.socket:
+def _check_processes_are_seen(mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """QEMU is another user's process. A helper that cannot see its threads answers 0, and QEMU does not start then."""
+    options = ""
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields = line.split()
+        if fields[4] == "/proc":
+            options = fields[-1]  # the last one mounted there is the one that is seen
+    hidden = {option.removeprefix("hidepid=") for option in options.split(",") if option.startswith("hidepid=")}
+    if hidden - {"0", "off"}:
+        raise VirtRaplError("/proc hides other users' processes (hidepid)", "mount -o remount,hidepid=0 /proc")
+
+
+def _listen(path: Path) -> socket.socket:
+    """Listen as ourselves: whoever started us gives the socket to the domain's user."""
     try:
-        return listen(path, uid=uid, gid=gid)
+        return listen(path, uid=os.geteuid(), gid=os.getegid())
     except OSError as error:
         raise VirtRaplError(f"cannot listen on {path}: {error}", "it takes root and free space") from error
+
+
+def _exec_native(record: Record, registry: Registry, config: Config, listener: socket.socket) -> NoReturn:
+    try:
+        found = find(config.source)
+    except (OSError, ValueError) as error:
+        raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
+    registers = marshal.dumps((*found[:1], tuple(map(tuple, found.counters)), *found[2:])).hex()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    life = os.open(registry.path(record.uuid, "alive"), flags, 0o600)
+    for descriptor in (listener.fileno(), life):
+        os.set_inheritable(descriptor, True)
+    state_file = registry.path(record.uuid, "state")
+    shaping = "on" if config.shaping else "off"
+    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, shaping, registers))
+    limit_resources()
+    drop_privileges(registers=any(counter.register for counter in found.counters))
+    filter_system_calls()
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", SERVE, *arguments])
 
 
 def _qemu_helper() -> str:
@@ -62,8 +102,11 @@ def _qemu_helper() -> str:
 def _exec_qemu_helper(program: str, listener: socket.socket) -> NoReturn:
     """Become qemu-vmsr-helper, handing it the socket as systemd's socket activation would (sd_listen_fds(3)).
 
-    By itself it would make the socket root's with mode 0600, which the domain's QEMU cannot open.
+    By itself it would make the socket root's with mode 0600, which the domain's QEMU cannot open. It means to drop its
+    privileges and does not; so they are dropped here.
     """
     os.dup2(listener.fileno(), 3)
     os.set_inheritable(3, True)  # also when it was 3 already and dup2 had nothing to do
+    limit_resources()
+    drop_privileges(registers=True)
     os.execve(program, [program], {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})

@@ -64,8 +64,9 @@ def run(options: argparse.Namespace) -> int:
     packages = deal(online, model.packages)
 
     def prepare() -> None:
-        simulation = Simulation(model, packages, time.monotonic_ns(), cpus.busy_nanoseconds(PROC))
-        files = Files(simulation, lambda: simulation.advance(time.monotonic_ns(), cpus.busy_nanoseconds(PROC)))
+        busy = cpus.BusyClock(PROC)
+        simulation = Simulation(model, packages, time.monotonic_ns(), busy.read())
+        files = Files(simulation, lambda: simulation.advance(time.monotonic_ns(), busy.read()))
         namespace.enter(
             online, lambda mountpoint: keeper.start_server(partial(server.serve, library, files.entries, mountpoint))
         )

@@ -111,7 +111,9 @@ def _local_time(instant: str) -> str:
 
 def _why(domain: dict[str, Any]) -> str:
     if domain["vrapl"] == "degraded":
-        return f"{domain['name']} runs without its meter: {domain['reason']}"
+        # A daemon of an older version does not tell it.
+        since = f" since {_local_time(domain['since'])}" if domain.get("since") else ""
+        return f"{domain['name']} runs without its meter{since}: {domain['reason']}"
     who = f"{domain['name']} gets no meter at its next start, though the configuration's `domains` choose it"
     return f"{who}: {domain['reason']}"
 
@@ -138,6 +140,11 @@ def table(document: dict[str, Any]) -> list[str]:
         left = f"{name:{widths[0]}}  {state:{widths[1]}}  {vrapl:{widths[2]}}"
         lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
     lines += ["", *(_why(domain) for domain in document["domains"] if domain["reason"])]
+    lines += [
+        f"{domain['name']}: {domain['helper']['note']}"
+        for domain in document["domains"]
+        if domain["helper"] and domain["helper"].get("note")
+    ]
     lines += [
         f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
         "nobody knows how often it wrapped); that energy is missing"

@@ -1,27 +1,18 @@
-"""The processes that serve one virtual machine: QEMU, and those beside it in its cgroup (swtpm, passt, vhost, ...).
-
-Where a QEMU process is in the hierarchy decides which cgroup is its machine's:
-
-    /machine.slice/machine-qemu\\x2d1\\x2dNAME.scope/libvirt/emulator   made by systemd
-    /machine/qemu-1-NAME.libvirt-qemu/emulator                        made without
-    /libvirt/qemu/NAME/emulator                                       long ago
-
-The vCPU and iothread cgroups below it hold threads of QEMU alone and are not looked at.
-"""
+"""The processes that serve one virtual machine: QEMU, and those beside it in its cgroup (swtpm, passt, vhost, ...)."""
 
 import contextlib
 import os
-import re
-from dataclasses import replace
+import time
 from pathlib import Path
 
 from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
-from libvirt_rapl.host.processes import PROC, read
+from libvirt_rapl.host.machine import BELOW, machine_cgroup
+from libvirt_rapl.host.processes import PROC
 
 SYS = Path("/sys")
 
-_MACHINE = re.compile(r".*?/(machine-qemu[^/]*\.scope|[^/]+\.libvirt-qemu|libvirt/qemu/[^/]+)(?=/|$)")
-_BELOW = ("", "emulator", "libvirt", "libvirt/emulator")
+LIST_AGAIN_SECONDS = 10.0
+"""How often processes are looked for that were not there before."""
 
 
 class MachineClock:
@@ -36,21 +27,27 @@ class MachineClock:
         self._qemu = ProcessClock(pid, with_cpu=with_cpu, proc=proc)
         self._servants: dict[int, ProcessClock] = {}
         self._lists: list[_ProcessList] = []
-        self._advances = 0
+        self._moved = False
+        self._list_due = 0.0
         self._open_lists()
-        self._advance_servants()
+        self._list_servants()
 
     def advance(self) -> list[ThreadRun]:
         """Return what each living thread ran since the previous call. Raises ProcessLookupError when QEMU has gone.
 
-        Threads of other processes than QEMU have no name, so that none passes for a vCPU. Such a process is followed
-        from the first call that finds it; what it ran before, and after the last call before its end, is not told.
+        Threads of other processes than QEMU are no vCPUs, whatever they call themselves. Such a process is followed
+        from the call that finds it, LIST_AGAIN_SECONDS after its start at most; what it ran before, and after the last
+        call before its end, is not told.
         """
+        if time.monotonic() >= self._list_due:
+            if not self._moved:  # libvirt moves a new QEMU to its place in several steps
+                self._open_lists()
+                self._moved = True
+            self._list_servants()
+            self._list_due = time.monotonic() + LIST_AGAIN_SECONDS
+            self._qemu.look_again()
         runs = self._qemu.advance()
-        self._advances += 1
-        if self._advances == 1:  # libvirt moves a new QEMU to its place in several steps
-            self._open_lists()
-        return runs + self._advance_servants()
+        return runs + self._advance_servants() if self._servants else runs
 
     def vcpu_tids(self) -> dict[int, int]:
         """Return the TID of each vCPU; see ProcessClock."""
@@ -63,21 +60,23 @@ class MachineClock:
         self._servants.clear()
         self._close_lists()
 
-    def _advance_servants(self) -> list[ThreadRun]:
+    def _list_servants(self) -> None:
+        """Take up processes that are new, and let go those that are no longer listed."""
         pids = self._listed()
-        runs: list[ThreadRun] = []
-        for pid, clock in list(self._servants.items()):
-            try:
-                if pid in pids:
-                    runs += clock.advance()
-                    continue
-            except ProcessLookupError:
-                pass  # it has gone; a new process may have its PID
+        for pid in self._servants.keys() - pids:
             self._servants.pop(pid).close()
         for pid in pids - self._servants.keys():
             with contextlib.suppress(ProcessLookupError):
                 self._servants[pid] = ProcessClock(pid, with_cpu=self._with_cpu, proc=self._proc)
-        return [replace(run, name="") for run in runs]
+
+    def _advance_servants(self) -> list[ThreadRun]:
+        runs: list[ThreadRun] = []
+        for pid, clock in list(self._servants.items()):
+            try:
+                runs += [ThreadRun(run.tid, None, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()]
+            except ProcessLookupError:  # it has gone; a new process may have its PID
+                self._servants.pop(pid).close()
+        return runs
 
     def _listed(self) -> set[int]:
         """PIDs of the processes beside QEMU. Those of another PID namespace read as 0."""
@@ -90,9 +89,9 @@ class MachineClock:
         if place is None:
             return
         directory, version = place
-        for below in _BELOW:
+        for below in BELOW:
             with contextlib.suppress(OSError):  # it is not there, or holds threads only (v2) and answers EOPNOTSUPP
-                self._lists.append(_ProcessList(directory / below / "cgroup.procs", keep=version == 2))
+                self._lists.append(_ProcessList(Path(directory, below, "cgroup.procs"), keep=version == 2))
 
     def _close_lists(self) -> None:
         while self._lists:
@@ -144,18 +143,3 @@ def _pids(descriptor: int) -> list[int]:
         if len(chunk) < 2048:  # the kernel gives a page at a time: a short part is the last
             break
     return [int(word) for word in text.split()]
-
-
-def machine_cgroup(pid: int, *, sys: Path = SYS, proc: Path = PROC) -> tuple[Path, int] | None:
-    """Return the directory of the cgroup of the machine that process `pid` runs, and its version: 2 or 1.
-
-    None when it has none: libvirt was told to use no cgroups, or does not run as root.
-    """
-    for line in (read(proc / str(pid) / "cgroup") or "").splitlines():
-        number, controllers, path = line.split(":", 2)
-        # name=systemd is systemd's own; what libvirt moves it moves where there are controllers.
-        if (match := _MACHINE.match(path)) and not controllers.startswith("name="):
-            directory = sys / "fs/cgroup" / controllers / match[0].removeprefix("/")
-            if directory.is_dir():
-                return directory, 2 if number == "0" else 1
-    return None

@@ -28,7 +28,8 @@ class PowercapZone:
 
     def read(self) -> int:
         """Return microjoules."""
-        return int((self.path / "energy_uj").read_text())
+        with open(f"{self.path}/energy_uj", "rb", buffering=0) as file:  # once a second: half the time of read_text()
+            return int(file.read())
 
 
 def powercap_zones(sys: Path) -> list[PowercapZone]:

@@ -4,6 +4,13 @@ QEMU asks one thing at a time and waits for the answer. A reply of 0 means that 
 """
 
 import struct
+from _collections_abc import Callable  # collections.abc, without the memory that the rest of collections takes
+
+ReadRegister = Callable[[int, int], int]
+"""(register, cpu) -> value; raises OSError when it cannot be read."""
+
+ReaderFor = Callable[[int], ReadRegister]
+"""PID of a peer -> how registers are read for it."""
 
 REQUEST = struct.Struct("=3I")
 """Register address, CPU number, thread that asks (TID); native byte order."""

@@ -1,140 +1,270 @@
-"""The native helper: answers one domain's QEMU on a listening socket, any number of domains' trouble notwithstanding.
+"""The native helper: answers one domain's QEMU on a listening socket, whatever else comes in on it.
 
-Whoever breaks the protocol loses that connection and nothing else: a register outside the list, a thread that is not
-the peer's, bytes beyond one request before its reply was read, a peer that is neither the domain's user nor root.
+QEMU connects once and never again, so its connection is the one thing to hold on to. Who breaks the protocol loses the
+connection and nothing else: a register outside the list, a request that stays half, no request at all, replies that are
+not read. Who asks too much waits. Who comes when all slots are taken gets the slot of whoever asked for the least.
+
+An instance runs for each domain, so this imports as little as possible: no pathlib, typing, socket, selectors, signal.
 """
 
+import errno
 import os
-import selectors
-import signal
-import socket
+import select
 import struct
-from collections.abc import Callable
-from pathlib import Path
+import sys
+import time
+from _collections_abc import Callable  # collections.abc, without the memory that the rest of collections takes
+from _socket import MSG_DONTWAIT, SO_PEERCRED, SOL_SOCKET, socket
 
-from libvirt_rapl.vmsr.protocol import REGISTERS, REPLY, REQUEST
+from libvirt_rapl.vmsr.pace import Bucket
+from libvirt_rapl.vmsr.protocol import REGISTERS, REPLY, REQUEST, ReaderFor, ReadRegister
 
-MAX_CONNECTIONS = 8
-"""QEMU needs one and a health check a second; the rest is slack. What comes beyond is turned away."""
+SLOTS = 8
+"""Connections at a time. QEMU needs one and a health check a second."""
+SLOTS_OF_ONE = 2
+"""Of them, for one process."""
+PATIENCE_SECONDS = 5.0
+"""For the first request of a connection, and for the rest of a request that has begun."""
+TICK_SECONDS = 2.0
+"""Between two looks at the clock; `tick` is called as often."""
+BURST_REQUESTS, REQUESTS_PER_SECOND = 32, 16
+"""What a process may ask. QEMU asks 3 things when it starts and then 2 a second for each package, up to 8 of them."""
 
-ReadRegister = Callable[[int, int], int]
-"""(register, cpu) -> value; raises OSError when it cannot be read."""
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Peer:
+    """A process at the other end of one or more connections."""
+
+    __slots__ = ("bucket", "complained", "connections", "pid", "proc", "read", "tasks", "uid")
+
+    def __init__(self, pid: int, uid: int, read: ReadRegister, proc: str) -> None:
+        """Take who it is and how registers are read for it."""
+        self.pid = pid
+        self.uid = uid
+        self.proc = proc
+        self.tasks = f"{proc}/{pid}/task"
+        self.read = read
+        self.bucket = Bucket(BURST_REQUESTS, REQUESTS_PER_SECOND, time.monotonic())
+        self.connections = 0
+        self.complained = False
+
+    def value(self, register: int, cpu: int, thread: int) -> int:
+        """Return the register for one of the process's own threads; 0 for another's, or where it cannot be read.
+
+        QEMU may name a thread that has just ended, and would take 0 for what its window begins with.
+        """
+        own = os.access(f"{self.tasks}/{thread}", os.F_OK) or not os.access(f"{self.proc}/{thread}", os.F_OK)
+        try:
+            return self.read(register, cpu) if own else 0
+        except OSError:
+            return 0
+        except Exception as error:  # a mistake of ours costs an interval, and not the guest's counter for good
+            if not self.complained:
+                self.complained = True
+                print(f"virt-rapl: error: register {register:#x} of CPU {cpu}: {error!r}", file=sys.stderr, flush=True)
+            return 0
 
 
 class Connection:
-    """One peer: who it is, and the part of a request that has arrived."""
+    """One connection, and the part of a request that has arrived."""
 
-    def __init__(self, peer: socket.socket, proc: Path) -> None:
-        """Take an accepted socket and ask the kernel who is at the other end."""
-        self.socket = peer
-        self.pid, self.uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        self.tasks = proc / str(self.pid) / "task"
+    __slots__ = ("asked", "buffer", "paused_until", "peer", "since", "socket")
+
+    def __init__(self, accepted: socket, peer: Peer, now: float) -> None:
+        """Take an accepted socket."""
+        self.socket = accepted
+        self.peer = peer
         self.buffer = b""
+        self.asked = False
+        """Whether a whole request ever came."""
+        self.since = now
+        """When the last whole request came, or what was there of the next one, or the connection itself."""
+        self.paused_until: float | None = None
+        """When it is listened to again."""
 
-    def serve(self, read_register: ReadRegister) -> bool:
-        """Take what has arrived and answer a whole request. False: the connection is to be closed."""
-        arrived = self.socket.recv(REQUEST.size + 1)
+    def serve(self, now: float) -> bool:
+        """Take what has arrived and answer a whole request. False: the connection is to be closed. Raises OSError."""
+        arrived = self.socket.recv(REQUEST.size - len(self.buffer), MSG_DONTWAIT)
+        if not self.buffer:
+            self.since = now
         self.buffer += arrived
         if len(self.buffer) < REQUEST.size:
             return bool(arrived)
-        if len(self.buffer) > REQUEST.size:
-            return False
-        register, cpu, tid = REQUEST.unpack(self.buffer)
-        self.buffer = b""
+        register, cpu, thread = REQUEST.unpack(self.buffer)
         if register not in REGISTERS:
             return False
-        try:
-            value = read_register(register, cpu) if (self.tasks / str(tid)).exists() else 0
-        except OSError:
-            value = 0
-        return self.socket.send(REPLY.pack(value)) == REPLY.size
+        self.buffer, self.asked, self.since = b"", True, now
+        return self.socket.send(REPLY.pack(self.peer.value(register, cpu, thread)), MSG_DONTWAIT) == REPLY.size
+
+    def overdue(self, now: float) -> bool:
+        """Tell whether the slot is taken for nothing. Silence is fine once it has asked."""
+        return bool(self.buffer or not self.asked) and now - self.since > PATIENCE_SECONDS
 
 
 class Server:
-    """Serves `listener` until stop(); `owner_uid` is the user of the domain's QEMU."""
+    """Serves a listening socket until stop()."""
 
     def __init__(
-        self, listener: socket.socket, *, owner_uid: int, read_register: ReadRegister, proc: Path = Path("/proc")
+        self,
+        listener: socket,
+        *,
+        owner_uid: int,
+        reader_for: ReaderFor,
+        qemu_pid: Callable[[], int | None] = lambda: None,
+        tick: Callable[[], None] = lambda: None,
+        proc: str = "/proc",
     ) -> None:
-        """Take a listening socket."""
-        self.owner_uid = owner_uid
-        self.read_register = read_register
-        self.proc = proc
-        self.selector = selectors.DefaultSelector()
-        self.connections = 0
-        self.listener = listener
-        listener.setblocking(False)
-        self.selector.register(listener, selectors.EVENT_READ)
-        self.wake_up, self._stopper = socket.socketpair()
-        self.selector.register(self.wake_up, selectors.EVENT_READ)
+        """Take the socket and whom it is for: root, and the processes of `owner_uid`; once known, QEMU's alone.
 
-    def stop(self) -> None:
-        """Make serve() return; may be called from a signal handler or another thread."""
-        self._stopper.send(b"x")
+        `reader_for` is called once for each process that connects, `qemu_pid` every TICK_SECONDS until it tells the
+        process that the domain is known to run in, `tick` every TICK_SECONDS.
+        """
+        self._listener = listener
+        self._owner_uid = owner_uid
+        self._reader_for = reader_for
+        self._ask_qemu_pid = qemu_pid
+        self._qemu_pid: int | None = None
+        self._tick = tick
+        self._proc = proc
+        self._peers: dict[int, Peer] = {}
+        self._connections: dict[int, Connection] = {}
+        self._next_tick = 0.0
+        self._listening = True
+        self._end: float | None = None
+        self._wake_up = os.eventfd(0, os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake_up, select.EPOLLIN)
+        listener.setblocking(False)
+        self._epoll.register(listener, select.EPOLLIN)
+
+    def stop(self, patience: float = 0.0) -> None:
+        """Make serve() return once whoever has asked has hung up, and after `patience` seconds in any case.
+
+        May be called from a signal handler or another thread.
+        """
+        self._end = time.monotonic() + patience
+        os.eventfd_write(self._wake_up, 1)
 
     def serve(self) -> None:
         """Answer until stop()."""
-        while True:
+        while not self._ends(now := time.monotonic()):
+            if now >= self._next_tick:
+                self._look_around(now)
+            events = self._epoll.poll(self._resume_paused(now))
             # The listener last: who has hung up makes room for who comes.
-            for key, _ in sorted(self.selector.select(), key=lambda event: event[0].fileobj is self.listener):
-                if key.fileobj is self.wake_up:
-                    return
-                if key.fileobj is self.listener:
+            for descriptor, event in sorted(events, key=lambda event: event[0] == self._listener.fileno()):
+                if descriptor == self._wake_up:
+                    os.eventfd_read(self._wake_up)
+                    self._stop_listening()
+                    self._listener.close()
+                elif descriptor == self._listener.fileno():
                     self._accept()
-                else:
-                    self._answer(key.data)
+                elif connection := self._connections.get(descriptor):
+                    self._answer(connection, event)
+
+    def close(self) -> None:
+        """Close every descriptor, the listening socket's too."""
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._listener.close()
+        self._epoll.close()
+        os.close(self._wake_up)
+
+    def _ends(self, now: float) -> bool:
+        if self._end is None:
+            return False
+        return now >= self._end or not any(connection.asked for connection in self._connections.values())
+
+    def _look_around(self, now: float) -> None:
+        self._next_tick = now + TICK_SECONDS
+        self._tick()
+        if self._qemu_pid is None:
+            self._qemu_pid = self._ask_qemu_pid()
+        for connection in list(self._connections.values()):
+            if connection.overdue(now) or not self._welcomes(connection.peer.pid, connection.peer.uid):
+                self._drop(connection)
+        if not self._listening and self._end is None:
+            self._listening = True
+            self._epoll.register(self._listener, select.EPOLLIN)
+
+    def _resume_paused(self, now: float) -> float:
+        """Listen again to who has waited long enough. Returns the seconds until there is something else to do."""
+        until = self._next_tick if self._end is None else min(self._next_tick, self._end)
+        for connection in self._connections.values():
+            if connection.paused_until is None:
+                continue
+            if connection.paused_until > now:
+                until = min(until, connection.paused_until)
+            else:
+                connection.paused_until = None
+                self._epoll.modify(connection.socket, select.EPOLLIN)
+        return max(0.0, until - now)
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._epoll.unregister(self._listener)
+
+    def _welcomes(self, pid: int, uid: int) -> bool:
+        return uid == 0 or (uid == self._owner_uid and self._qemu_pid in (None, pid))
 
     def _accept(self) -> None:
         try:
-            peer, _ = self.listener.accept()
-        except OSError:
-            return  # the peer has given up already
-        connection = Connection(peer, self.proc)
-        if self.connections == MAX_CONNECTIONS or connection.uid not in (self.owner_uid, 0):
-            peer.close()
+            # What the accept() of Python's socket calls, too.
+            descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._stop_listening()  # until the next tick: epoll would tell again and again
+            return  # else the peer has given up already
+        accepted = socket(fileno=descriptor)
+        if (peer := self._admit(accepted)) is None:
+            accepted.close()
             return
-        peer.setblocking(False)
-        self.connections += 1
-        self.selector.register(peer, selectors.EVENT_READ, connection)
+        peer.connections += 1
+        self._peers[peer.pid] = peer
+        self._connections[descriptor] = Connection(accepted, peer, time.monotonic())
+        self._epoll.register(descriptor, select.EPOLLIN)
 
-    def _answer(self, connection: Connection) -> None:
+    def _admit(self, accepted: socket) -> Peer | None:
+        """Return who is at the other end of a new connection; None where it is to be closed at once."""
+        pid, uid, _ = _CREDENTIALS.unpack(accepted.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size))
+        peer = self._peers.get(pid)
+        if not self._welcomes(pid, uid) or (peer and peer.connections == SLOTS_OF_ONE) or not self._make_room():
+            return None
         try:
-            keep = connection.serve(self.read_register)
+            return peer or Peer(pid, uid, self._reader_for(pid), self._proc)
+        except OSError:
+            return None  # it has ended already
+
+    def _make_room(self) -> bool:
+        """Free a slot if there is none: whoever never asked goes first, then whoever was silent longest, never QEMU."""
+        if len(self._connections) < SLOTS:
+            return True
+        others = [connection for connection in self._connections.values() if connection.peer.pid != self._qemu_pid]
+        if others:
+            self._drop(min(others, key=lambda connection: (connection.asked, connection.since)))
+        return bool(others)
+
+    def _answer(self, connection: Connection, event: int) -> None:
+        now = time.monotonic()
+        if event & select.EPOLLIN and not connection.buffer and (seconds := connection.peer.bucket.take(now)):
+            connection.paused_until = now + seconds
+            self._epoll.modify(connection.socket, 0)
+            return
+        try:
+            keep = bool(event & select.EPOLLIN) and connection.serve(now)
         except OSError:
             keep = False  # the peer has gone, or does not read its replies
         if not keep:
-            self.selector.unregister(connection.socket)
-            connection.socket.close()
-            self.connections -= 1
+            self._drop(connection)
 
-
-def serve_until_terminated(listener: socket.socket, *, owner_uid: int, read_register: ReadRegister) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    server = Server(listener, owner_uid=owner_uid, read_register=read_register)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    server.serve()
-
-
-def listen(path: Path, *, uid: int, gid: int, mode: int = 0o600) -> socket.socket:
-    """Listen on a Unix socket at `path`, owned by uid:gid with this mode, which appears there only when it is ready.
-
-    An old socket of that name is replaced. Raises OSError.
-    """
-    # A relative name while it is made: the one beside the final path may be too long for a socket address.
-    os.chdir(path.parent)
-    aside = f".{path.name[:8]}.{os.getpid()}"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o777 & ~mode)
-    try:
-        listener.bind(aside)
-        os.chown(aside, uid, gid)
-        listener.listen()
-        Path(aside).replace(path.name)
-    except OSError:
-        listener.close()
-        Path(aside).unlink(missing_ok=True)
-        raise
-    finally:
-        os.umask(umask)
-    return listener
+    def _drop(self, connection: Connection) -> None:
+        peer = connection.peer
+        del self._connections[connection.socket.fileno()]
+        self._epoll.unregister(connection.socket)
+        connection.socket.close()
+        peer.connections -= 1
+        # QEMU's is kept: by coming back it shall not get a new bucket, nor a window of its own choice.
+        if not peer.connections and peer.pid != self._qemu_pid:
+            del self._peers[peer.pid]

@@ -1,0 +1,127 @@
+"""Giving up, for good, whatever a helper does not need: capabilities, privileges of programs, system calls, resources.
+
+It all holds for the programs that the process becomes by exec, too.
+"""
+
+import ctypes
+import os
+import resource
+
+from libvirt_rapl.errors import VirtRaplError
+
+CAP_SYS_RAWIO = 17
+"""Reading model-specific registers takes it."""
+DESCRIPTORS = 4096
+DATA_BYTES = 256 << 20
+
+READING = """
+    access arch_prctl brk clock_getres clock_gettime clock_nanosleep close close_range dup epoll_create1 epoll_ctl
+    epoll_pwait epoll_wait eventfd2 execve exit exit_group faccessat faccessat2 fadvise64 fcntl fstat fstatfs futex
+    getcwd getdents64 getegid geteuid getgid getpid getppid getrandom getrlimit gettid getuid ioctl lseek lstat madvise
+    mmap mprotect mremap munmap newfstatat poll ppoll pread64 prlimit64 read readlink readlinkat restart_syscall rseq
+    rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list
+    set_tid_address sigaltstack stat statfs statx sysinfo uname write
+"""
+"""What an interpreter takes to start, read files and wait. It takes execve to start; what that starts has no more."""
+ANSWERING = "accept accept4 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto shutdown utimensat"
+"""What a server takes whose socket listens already, and to show its last sign of life."""
+
+_LIBSECCOMP = "libseccomp.so.2"
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_CAPABILITY_VERSION_3 = 0x20080522
+_ALLOW = 0x7FFF0000
+_AS_IF_NOT_THERE = 0x00050000 | 38
+"""SCMP_ACT_ERRNO(ENOSYS): libraries then take an older system call, which may be allowed."""
+_MASKED_EQUAL = 7
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def drop_privileges(*, registers: bool) -> None:
+    """Keep CAP_SYS_RAWIO if `registers` are to be read, no other capability, and no way to get any. Raises OSError."""
+    capability = 0
+    while (held := _prctl(_PR_CAPBSET_READ, capability, fails=False)) >= 0:
+        if held and capability != CAP_SYS_RAWIO:
+            _prctl(_PR_CAPBSET_DROP, capability)
+        capability += 1
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    _check(_libc.capget(header, sets))
+    # The first words of what is effective, permitted and inheritable; then the second words.
+    kept = sets[1] & 1 << CAP_SYS_RAWIO if registers else 0
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept)))
+
+
+def limit_resources() -> None:
+    """No core dump, and a bound on memory and descriptors well above what is needed."""
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, DESCRIPTORS),
+        (resource.RLIMIT_DATA, DATA_BYTES),
+    ):
+        _, hard = resource.getrlimit(kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+def filter_system_calls() -> None:
+    """Leave the system calls of READING and ANSWERING; any other fails as if the kernel did not have it.
+
+    A file is opened for reading only: no socket, process or thread is made, no file is written or removed.
+    Raises VirtRaplError where the library is missing, OSError where the kernel has no filters.
+    """
+    try:
+        library = ctypes.CDLL(_LIBSECCOMP)
+    except OSError as error:
+        raise VirtRaplError(
+            f"{_LIBSECCOMP} is missing", "install libseccomp; on Debian: apt install libseccomp2"
+        ) from error
+    library.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(library.seccomp_init(_AS_IF_NOT_THERE))
+    for name in (READING + ANSWERING).split():
+        _allow(library, context, name)
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    _allow(library, context, "open", _Comparison(1, _MASKED_EQUAL, writing, 0))
+    _allow(library, context, "openat", _Comparison(2, _MASKED_EQUAL, writing, 0))
+    _check_seccomp(library.seccomp_load(context))
+    library.seccomp_release(context)
+
+
+class _Comparison(ctypes.Structure):
+    """struct scmp_arg_cmp: argument, operator, two operands (here: mask and value)."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("mask", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+    )
+
+
+def _allow(library: ctypes.CDLL, context: ctypes.c_void_p, name: str, *comparisons: _Comparison) -> None:
+    number = library.seccomp_syscall_resolve_name(name.encode())
+    if number == -1:  # this library is older than the system call
+        return
+    array = (_Comparison * len(comparisons))(*comparisons)
+    _check_seccomp(library.seccomp_rule_add_array(context, _ALLOW, number, len(comparisons), array))
+
+
+def _check_seccomp(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, f"seccomp: {os.strerror(-result)}")
+
+
+def _prctl(option: int, argument: int, *, fails: bool = True) -> int:
+    result = int(_libc.prctl(option, *(ctypes.c_ulong(value) for value in (argument, 0, 0, 0))))
+    return _check(result) if fails else result
+
+
+def _check(result: int) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"confinement: {os.strerror(number)}")
+    return result

@@ -1,0 +1,54 @@
+"""The cgroup of a virtual machine. Imports next to nothing: a helper's memory is counted.
+
+Where a QEMU process is in the hierarchy decides which cgroup is its machine's:
+
+    /machine.slice/machine-qemu\\x2d1\\x2dNAME.scope/libvirt/emulator   made by systemd
+    /machine/qemu-1-NAME.libvirt-qemu/emulator                        made without
+    /libvirt/qemu/NAME/emulator                                       long ago
+
+The vCPU and iothread cgroups below it hold threads of QEMU alone and are not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from os import PathLike
+
+BELOW = ("", "emulator", "libvirt", "libvirt/emulator")
+"""Where in a machine's cgroup its processes may be."""
+
+
+def machine_cgroup(pid: int, *, sys: str | PathLike[str], proc: str | PathLike[str]) -> tuple[str, int] | None:
+    """Return the directory of the cgroup of the machine that process `pid` runs, and its version: 2 or 1.
+
+    None when it has none: libvirt was told to use no cgroups, or does not run as root.
+    """
+    try:
+        with open(f"{os.fspath(proc)}/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        # name=systemd is systemd's own; what libvirt moves it moves where there are controllers.
+        if (machine := _machine(path)) and not controllers.startswith("name="):
+            directory = f"{os.fspath(sys)}/fs/cgroup/{controllers}{'/' if controllers else ''}{machine}"
+            if os.path.isdir(directory):  # noqa: PTH112 (pathlib takes a megabyte)
+                return directory, 2 if number == "0" else 1
+    return None
+
+
+def _machine(path: str) -> str:
+    """Return the part of a process's cgroup that is its machine's, without the slash before; empty when none is."""
+    names = path.split("/")[1:]
+    for depth, name in enumerate(names):
+        if (
+            (name.startswith("machine-qemu") and name.endswith(".scope"))
+            or (name.endswith(".libvirt-qemu") and name != ".libvirt-qemu")
+            or (names[max(0, depth - 2) : depth] == ["libvirt", "qemu"] and name)
+        ):
+            return "/".join(names[: depth + 1])
+    return ""

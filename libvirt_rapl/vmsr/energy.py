@@ -1,0 +1,59 @@
+"""The energy of each package as a number that never wraps. Imports next to nothing, as libvirt_rapl.vmsr.threads."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from libvirt_rapl.host.counter import EnergyCounter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from libvirt_rapl.vmsr.registers import Counter
+
+
+class Zone:
+    """One counter: a file of powercap, or a register; see libvirt_rapl.host.zones.Zone."""
+
+    __slots__ = ("_path", "_register", "_unit", "kind", "most_watts", "name", "package", "wrap")
+
+    def __init__(self, counter: Counter, unit: tuple[int, int]) -> None:
+        """Take where it is, and its unit if it is a register: a fraction of microjoules."""
+        self.package, self._path, self._register, self.wrap, self.most_watts = counter
+        self._unit = unit
+        self.name = f"package-{self.package}"
+        self.kind = "package"
+
+    def read(self) -> int:
+        """Return microjoules. Raises OSError or ValueError."""
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not self._register:
+                return int(os.read(descriptor, 32))
+            value = int.from_bytes(os.pread(descriptor, 8, self._register)[:4], "little")  # bits 0 to 31 count
+        finally:
+            os.close(descriptor)
+        return value * self._unit[0] // self._unit[1]
+
+
+class Package:
+    """All that a package has counted: one counter, or one for each of its dies."""
+
+    __slots__ = ("_counters", "microjoules")
+
+    def __init__(self, zones: list[Zone]) -> None:
+        """Begin with what they show now. Raises OSError or ValueError when one cannot be read."""
+        self._counters = [EnergyCounter(zone) for zone in zones]
+        self.microjoules = sum(zone.read() for zone in zones)
+        self.advance(boot_nanoseconds())
+
+    def advance(self, now: int) -> int:
+        """Return all microjoules that were counted until now. What a broken count hides is left out."""
+        for counter in self._counters:
+            self.microjoules += counter.advance(now) or 0
+        return self.microjoules
+
+
+def boot_nanoseconds() -> int:
+    """Return nanoseconds since the machine was started, those in which it was suspended among them."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,0 +1,142 @@
+"""What a helper reads of its domain: QEMU's threads as QEMU itself sees them, and the CPU time of the whole domain.
+
+Imports next to nothing: this is in the memory of each domain's helper.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from libvirt_rapl.host.machine import BELOW, machine_cgroup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Thread:
+    """What the stat file of a thread tells."""
+
+    __slots__ = ("cpu", "is_vcpu", "ticks")
+
+    def __init__(self, stat: bytes) -> None:
+        """Take the line of the file."""
+        begin, end = stat.index(b"(") + 1, stat.rindex(b")")
+        self.is_vcpu = stat.startswith(b"CPU ", begin, end) and stat.endswith(b"/KVM", begin, end)
+        fields = stat[end + 2 :].split(None, 37)  # field n of proc_stat(5) is at index n - 3
+        self.ticks = int(fields[11]) + int(fields[12])
+        """Clock ticks that it ran; utime and stime are rounded down each."""
+        self.cpu = int(fields[36])
+        """The CPU it ran on last."""
+
+
+class Domain:
+    """QEMU's process, and those which serve it in its cgroup."""
+
+    def __init__(self, pid: int, *, by_cpu: bool) -> None:
+        """Take QEMU's PID. `by_cpu`: advance() tells CPUs apart. Raises OSError when the process has gone."""
+        self.pid = pid
+        self._by_cpu = by_cpu
+        self._task = f"/proc/{pid}/task/"
+        self._begin = process_nanoseconds(pid)
+        self._told = 0
+        self._lists = ""
+        """Where the processes of its cgroup are listed; not known at first."""
+        self._servants: dict[int, int] = {}
+        self._thread_runs = {tid: self.run_nanoseconds(tid) for tid in self._all()} if by_cpu else {}
+
+    def threads(self) -> dict[int, Thread]:
+        """Return all threads but the main one. Raises OSError when the process has gone."""
+        return self.look(self.tids())
+
+    def tids(self) -> list[int]:
+        """Return the TIDs of all threads but the main one. Raises OSError when the process has gone."""
+        return [tid for tid in self._all() if tid != self.pid]
+
+    def look(self, tids: Iterable[int]) -> dict[int, Thread]:
+        """Return these threads, those left out that have gone."""
+        return {tid: Thread(stat) for tid in tids if (stat := _read(f"{self._task}{tid}/stat"))}
+
+    def run_nanoseconds(self, tid: int) -> int:
+        """Tell how long a thread has run; -1 when it has gone or the kernel does not tell."""
+        return int((_read(f"{self._task}{tid}/schedstat") or b"-1").split()[0])
+
+    def advance(self) -> dict[int, int]:
+        """Return the nanoseconds that the domain ran since the previous call, by the CPU where each thread was last.
+
+        All CPUs are CPU 0 unless they are told apart. Threads that have ended count where the main thread is, and a
+        process that serves QEMU where its own main thread is. Raises OSError when QEMU has gone.
+        """
+        total = process_nanoseconds(self.pid) - self._begin
+        runs: dict[int, int] = {}
+        for cpu, run in self._threads_advance() if self._by_cpu else ():
+            runs[cpu] = runs.get(cpu, 0) + run
+            self._told += run
+        rest = max(0, total - self._told)
+        self._told += rest
+        home = self._cpu(self.pid)
+        runs[home] = runs.get(home, 0) + rest
+        for cpu, run in self._servants_advance():
+            runs[cpu] = runs.get(cpu, 0) + run
+        return runs
+
+    def _all(self) -> list[int]:
+        return [int(name) for name in os.listdir(self._task)]  # noqa: PTH208 (pathlib takes a megabyte)
+
+    def _threads_advance(self) -> Iterable[tuple[int, int]]:
+        last, self._thread_runs = self._thread_runs, {}
+        for tid in self._all():
+            run = self.run_nanoseconds(tid)
+            thread = self.look((tid,)).get(tid)
+            if thread and run >= 0:
+                self._thread_runs[tid] = run
+                yield thread.cpu, max(0, run - last.get(tid, 0))
+
+    def _servants_advance(self) -> Iterable[tuple[int, int]]:
+        """Each is followed from the first call that finds it."""
+        last, self._servants = self._servants, {}
+        for pid in self._listed():
+            try:
+                run = self._servants[pid] = process_nanoseconds(pid)
+            except ProcessLookupError:
+                continue
+            yield self._cpu(pid), max(0, run - last.get(pid, run))
+
+    def _listed(self) -> set[int]:
+        """PIDs of the processes beside QEMU. Those of another PID namespace read as 0."""
+        if not self._lists:  # libvirt moves a new QEMU there a moment after it has started it
+            place = machine_cgroup(self.pid, sys="/sys", proc="/proc")
+            if place is None:
+                return set()
+            self._lists, _ = place
+        pids = {int(pid) for below in BELOW for pid in _read(f"{self._lists}/{below}/cgroup.procs").split()}
+        return pids - {0, self.pid}
+
+    def _cpu(self, pid: int) -> int:
+        if not self._by_cpu:
+            return 0
+        stat = _read(f"/proc/{pid}/stat")
+        return Thread(stat).cpu if stat else 0
+
+
+def process_nanoseconds(pid: int) -> int:
+    """Return how long all threads that a process ever had have run. Raises ProcessLookupError when it has gone."""
+    try:
+        return time.clock_gettime_ns(~pid << 3 | 2)  # the CPU clock of a process, clock_getcpuclockid(3)
+    except OSError as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+
+
+def _read(path: str) -> bytes:
+    """Return a small file of /proc or /sys; empty when it has gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)

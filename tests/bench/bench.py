@@ -1,0 +1,207 @@
+"""What metering costs, beside other ways to do it: prints a table, and JSON with --json FILE.
+
+Measured in one run, in turns, on the same processes: the meter that virt-rapld runs; a C program that does only its
+reads; the same program reading every thread; psutil; and libvirt. Energy is read from files.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import correlation
+from typing import Any
+from uuid import uuid4
+
+import programs
+
+from libvirt_rapl.simulator.world import World, check_kvm, check_machine
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fixtures import Host
+
+HERE = Path(__file__).parent
+DAEMON_DOMAINS = 500
+VCPUS = 4
+ABOUT = (
+    "Stand-ins are processes of 9 threads, named as a QEMU's of 4 vCPUs, in no cgroup of their own. Before each sample "
+    "their threads run for 20 us: `usual` main thread, vCPUs and kvm-msr; `every thread` all 9; `asleep` none. "
+    "us: CPU time per domain and sample, medians; listing: what looking for new threads every tenth time adds to each."
+)
+
+
+def python(script: str, *arguments: str) -> Any:  # noqa: ANN401
+    """Run a script of the benchmark in a process of its own, and return what it tells."""
+    command = [sys.executable, str(HERE / script), *arguments]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def sample(load: str, count: int, ticks: int) -> dict[str, Any]:
+    """Measure samples of `count` stand-ins."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        return {"load": load, **python("sampling.py", directory, load, str(ticks), str(count))}
+
+
+def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
+    """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        host = Host(Path(directory) / "host")
+        ended = threading.Event()
+
+        def live(herd: programs.Herd) -> None:
+            energy = 0
+            while not ended.is_set():
+                energy += 50_000_000
+                for part, entry in enumerate(("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:0:1"), 1):
+                    host.zone(entry, ("package-0", "core", "dram")[part - 1], energy // part)
+                herd.run(programs.LOADS[load])
+                ended.wait(1)
+
+        with programs.Herd(Path(directory), count) as herd:
+            thread = threading.Thread(target=live, args=[herd])
+            thread.start()
+            try:
+                time.sleep(1)
+                pids = map(str, herd.pids)
+                figures = python("daemon_cost.py", str(host.sys), directory, str(seconds), *pids)
+            finally:
+                ended.set()
+                thread.join()
+    return {
+        "domains": count,
+        "load": load,
+        "percent_of_a_core": 100 * figures["cpu_seconds"] / figures["seconds"],
+        **figures,
+    }
+
+
+@contextmanager
+def guests(count: int) -> Iterator[tuple[World, list[int]]]:
+    """Start a private libvirt with real KVM guests of four vCPUs that do next to nothing; return their PIDs, too."""
+    with World(None) as world:
+        world.start_libvirtd()
+        uuids = {str(uuid4()) for _ in range(count)}
+        for number, uuid in enumerate(uuids):
+            world.define_guest(f"bench-{number}", 0, vcpus=VCPUS, uuid=uuid)
+            world.run(["virsh", "start", f"bench-{number}"])
+        yield world, [pid for pid in every_process() if uuids & set(arguments(pid))]
+
+
+def every_process() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def real(count: int, ticks: int) -> dict[str, Any]:
+    """Measure on real guests: the meter and C as on stand-ins, and libvirt asked for CPU times."""
+    with guests(count) as (world, pids), tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        time.sleep(5)  # they have started
+        threads = [len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in pids]
+        sampled = python("sampling.py", directory, "usual", str(ticks), "=", *map(str, pids))
+        inside = world.run([sys.executable, "-I", str(HERE / "guests.py")], timeout=600)
+        return {"threads": sum(threads) / len(threads), "sampled": sampled, "libvirt": json.loads(inside.stdout)}
+
+
+def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """Tell how CPU time and memory grow with the number of domains."""
+    counts = [float(each["domains"]) for each in samples]
+    times = [each["microseconds"]["ours"] * each["domains"] for each in samples]
+    memory = [float(each["memory"]["grown_pss_bytes"]) for each in samples]
+    first, last = samples[0], samples[-1]
+    span = last["domains"] - first["domains"]
+    return {
+        "time_r_squared": correlation(counts, times) ** 2,
+        "time_per_domain_last_to_first": last["microseconds"]["ours"] / first["microseconds"]["ours"],
+        "bytes_per_domain": (memory[-1] - memory[0]) / span,
+    }
+
+
+def row(name: str, sampled: dict[str, Any]) -> str:
+    us, listing = sampled["microseconds"], sampled["listing_microseconds"]
+    ours = [us["read"], us["attribute"], us["count"], us["ours"], listing.get("ours", 0.0)]
+    theirs = [us["c_same"], us["c_all"], us["psutil"]]
+    ratios = [us["ours"] / us["c_same"], us["ours"] / us["c_all"], us["psutil"] / us["ours"]]
+    return f"{sampled['domains']:>7} {name:<13}" + "".join(f"{value:>10.2f}" for value in ours + theirs + ratios)
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print the table."""
+    print(f"{document['machine']}\n{document['about']}\n")
+    columns = ["read", "attribute", "count", "ours", "listing", "C same", "C all", "psutil"]
+    ratios = ["/ C same", "/ C all", "psutil x"]
+    print(f"{'domains':>7} {'load':<13}" + "".join(f"{name:>10}" for name in columns + ratios))
+    for each in document["samples"]:
+        print(row(each["load"], each))
+    if found := document.get("real"):
+        print(row("real guests", found["sampled"]))
+        asked, ours = found["libvirt"], found["sampled"]["microseconds"]["ours"]
+        cpu, wall = asked["cpu_microseconds"], asked["wall_microseconds"]
+        print(
+            f"\nlibvirt: virConnectGetAllDomainStats of {asked['domains']} real guests costs per domain\n"
+            f"  {cpu:.0f} us of CPU time (libvirtd and client), {cpu / ours:.0f} x ours\n"
+            f"  {wall:.0f} us of wall time, {wall / ours:.0f} x ours"
+        )
+    if grown := document.get("growth"):
+        print(
+            f"\ngrowth from fewest to most domains: time R2 {grown['time_r_squared']:.4f}, time per domain x "
+            f"{grown['time_per_domain_last_to_first']:.2f}; memory {grown['bytes_per_domain'] / 1024:.1f} KiB a domain"
+        )
+    for each in document["daemon"]:
+        print(
+            f"\n{each['domains']} domains of {VCPUS} vCPUs (9 threads each, load {each['load']}) at 1 Hz cost "
+            f"{each['percent_of_a_core']:.2f} % of one core and {each['rss_bytes'] / 1e6:.0f} MB "
+            f"({each['pss_bytes'] / 1e6:.0f} MB PSS), ledger and all, in {each['seconds']:.0f} s"
+        )
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
+    return f"{name}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--domains", default="50,100,200,500,1000", help="numbers of stand-ins (%(default)s)")
+    parser.add_argument("--ticks", type=int, default=20, help="samples of each number (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=30, help="how long the daemon runs (%(default)s); 0: not")
+    parser.add_argument("--guests", type=int, default=40, help="how many real KVM guests (%(default)s); 0: none")
+    options = parser.parse_args()
+    counts = [int(word) for word in options.domains.split(",")]
+
+    document: dict[str, Any] = {"machine": machine(), "about": ABOUT, "samples": [], "daemon": []}
+    for count in counts:
+        document["samples"].append(sample("usual", count, options.ticks))
+    if len(counts) > 1:
+        document["growth"] = growth(document["samples"])
+    for load in ("every thread", "asleep"):
+        document["samples"].append(sample(load, counts[-1] if len(counts) < 4 else DAEMON_DOMAINS, options.ticks))
+    if options.seconds:
+        for load in ("usual", "asleep"):
+            document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, load))
+    if options.guests:
+        check_machine()
+        check_kvm()
+        document["real"] = real(options.guests, options.ticks)
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    show(document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The benchmark runs and tells what it promises. What it measures is no test's business."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench/bench.py"
+
+pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="the benchmark's programs are in C")
+
+
+def test_a_tiny_benchmark(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    options = ["--domains", "2,3", "--ticks", "2", "--seconds", "0.5", "--guests", "0", "--json", str(figures)]
+    done = subprocess.run([sys.executable, BENCH, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(figures.read_text())
+    samples = document["samples"]
+    assert [(each["domains"], each["load"]) for each in samples] == [
+        (2, "usual"),
+        (3, "usual"),
+        (3, "every thread"),
+        (3, "asleep"),
+    ]
+    for each in samples:
+        assert {"read", "attribute", "count", "ours", "c_same", "c_all", "psutil"} == each["microseconds"].keys()
+        assert {"rss_bytes", "pss_bytes"} < each["memory"].keys()
+        # The meter, and C in both ways, have read of the processes that they ran the same.
+        assert len(each["ran_ns"]) == 2
+        assert all(len(set(sums)) == 1 for sums in each["ran_ns"])
+        assert (min(map(min, each["ran_ns"])) > 0) == (each["load"] != "asleep")
+    assert {"time_r_squared", "bytes_per_domain"} < document["growth"].keys()
+    assert all(each["percent_of_a_core"] > 0 and each["rss_bytes"] > 0 for each in document["daemon"])
+    assert "3 domains of 4 vCPUs (9 threads each, load usual) at 1 Hz cost" in done.stdout

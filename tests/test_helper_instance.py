@@ -1,0 +1,192 @@
+"""A native helper's process: what it may still do, what ends it, and what does not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from instance import Instance, Rapl, ask
+
+from libvirt_rapl import instances
+from libvirt_rapl.cli.helper import _check_processes_are_seen
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.registry import Registry
+from libvirt_rapl.vmsr.protocol import ENERGY, REGISTERS
+from libvirt_rapl.vmsr.server import TICK_SECONDS
+
+pytestmark = pytest.mark.e2e
+
+PACKAGE = Path(instances.__file__).parent
+SYS_RAWIO = f"{1 << 17:016x}"
+NONE = f"{0:016x}"
+
+
+@pytest.fixture(scope="module")
+def rapl() -> Iterator[Rapl]:
+    with Rapl() as rapl:
+        yield rapl
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A run directory with a path short enough for a socket address."""
+    with tempfile.TemporaryDirectory(prefix="virt-rapl-") as directory:
+        yield Path(directory)
+
+
+@pytest.mark.parametrize(
+    ("backend", "source", "permitted"),
+    [("native", "auto", SYS_RAWIO), ("native", "powercap", NONE), ("qemu", "auto", SYS_RAWIO)],
+)
+def test_capabilities_are_given_up_for_good(
+    rapl: Rapl, directory: Path, backend: str, source: str, permitted: str
+) -> None:
+    with Instance(rapl, directory, backend=backend, source=source) as instance:
+        held = {name: instance.status(f"Cap{name}") for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+        assert held == {"Inh": NONE, "Prm": permitted, "Eff": permitted, "Bnd": SYS_RAWIO, "Amb": NONE}
+        assert instance.status("NoNewPrivs") == "1"
+        assert instance.status("Seccomp") == ("2" if backend == "native" else "0")
+        limits = Path(f"/proc/{instance.pid}/limits").read_text()
+        assert "Max core file size        0                    0" in limits
+
+
+def test_the_filter_leaves_reading_and_answering(tmp_path: Path) -> None:
+    """What an attacker would want, tried by a program that is confined as an instance is."""
+    (tmp_path / "file").write_text("text")
+    script = f"""
+import errno, os, socket, sys
+sys.path.insert(0, {str(PACKAGE.parent)!r})
+from libvirt_rapl.confinement import *
+listener = socket.socket(socket.AF_UNIX)
+limit_resources(), drop_privileges(registers=True), filter_system_calls()
+attempts = {{
+    "socket": lambda: socket.socket(socket.AF_UNIX),
+    "connect": lambda: listener.connect("/nowhere"),
+    "write": lambda: open("file", "w"),
+    "append": lambda: open("file", "a"),
+    "update": lambda: open("file", "r+"),
+    "create": lambda: open("other", "x"),
+    "unlink": lambda: os.unlink("file"),
+    "rename": lambda: os.rename("file", "other"),
+    "chmod": lambda: os.chmod("file", 0o777),
+    "fork": lambda: os.fork(),
+    "kill": lambda: os.kill(os.getppid(), 0),
+    "setuid": lambda: os.setuid(1),
+    "mkdir": lambda: os.mkdir("directory"),
+}}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        print(name, "is allowed")
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            print(name, error)
+print(open("file").read())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout == "text\n"
+
+
+def test_it_needs_nothing_of_the_package_once_it_serves(rapl: Rapl, directory: Path, tmp_path: Path) -> None:
+    """As when the package is upgraded, or removed, under a domain that runs."""
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("shipped"))
+    runner = tmp_path / "virt-rapl"
+    runner.write_text(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from libvirt_rapl.cli import main; sys.exit(main())"
+    )
+    with Instance(rapl, directory, program=[sys.executable, str(runner)]) as instance:
+        assert str(tmp_path) in Path(f"/proc/{instance.pid}/cmdline").read_text()
+        shutil.rmtree(tmp_path)
+        with instance.connect() as peer:
+            assert ask(peer, ENERGY)
+            assert ask(peer, ENERGY, cpu=4000) == 0
+            assert ask(peer, ENERGY, tid=1) == 0
+            assert ask(peer, 0x10) is None
+        for data in (b"", b"half", os.urandom(4096)):
+            with instance.connect() as peer:
+                peer.sendall(data)
+        (directory / f"{instance.uuid}.state").write_text(f"ready\n{os.getpid()}\n")
+        time.sleep(TICK_SECONDS * 1.5)
+        with instance.connect() as peer:
+            assert all(ask(peer, register) for register in REGISTERS)
+            instance.process.terminate()
+            assert ask(peer, ENERGY)
+        assert instance.process.wait(10) == 0
+        assert instance.log() == ""
+
+
+def test_it_stays_when_its_session_ends(rapl: Rapl, directory: Path) -> None:
+    with Instance(rapl, directory) as instance, instance.connect() as peer:
+        instance.process.send_signal(signal.SIGHUP)
+        assert ask(peer, ENERGY)
+
+
+def test_on_sigterm_it_serves_until_qemu_has_gone(rapl: Rapl, directory: Path) -> None:
+    with Instance(rapl, directory) as instance:
+        with instance.connect() as qemu:
+            assert ask(qemu, ENERGY)
+            instance.process.terminate()
+            time.sleep(0.5)
+            assert ask(qemu, ENERGY)
+            with pytest.raises(ConnectionRefusedError):
+                instance.connect()
+        assert instance.process.wait(10) == 0
+
+
+def test_on_sigterm_without_qemu_it_ends_at_once(rapl: Rapl, directory: Path) -> None:
+    with Instance(rapl, directory) as instance, instance.connect():
+        instance.process.terminate()
+        assert instance.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("shaping", ["on", "off"])
+def test_energy_comes_at_a_rhythm_of_a_second(rapl: Rapl, directory: Path, shaping: str) -> None:
+    with Instance(rapl, directory, shaping=shaping) as instance, instance.connect() as peer:
+        values: list[int | None] = []
+        until = time.monotonic() + 3.5
+        while time.monotonic() < until:
+            values.append(ask(peer, ENERGY))
+        assert len(values) > 50
+        assert 0 not in values
+        assert (1 if shaping else 3) <= len(set(values)) <= 5
+
+
+def test_status_tells_since_when_a_helper_is_dead(rapl: Rapl, directory: Path) -> None:
+    with Instance(rapl, directory) as instance:
+        registry = Registry(directory)
+        record = registry.read(instance.uuid)
+        assert record
+        before = instances.ended_at(record, registry)
+        time.sleep(TICK_SECONDS * 1.5)
+        after = instances.ended_at(record, registry)
+        assert before
+        assert after
+        assert before < after <= time.time()
+        instance.process.kill()
+        instance.process.wait(10)
+        last = instances.ended_at(record, registry)
+        time.sleep(TICK_SECONDS * 1.5)
+        assert instances.ended_at(record, registry) == last
+
+
+@pytest.mark.parametrize(
+    ("options", "hidden"),
+    [("rw", False), ("rw,hidepid=0", False), ("rw,hidepid=off", False), ("rw,hidepid=2", True)],
+)
+def test_a_proc_that_hides_processes_is_refused(tmp_path: Path, options: str, *, hidden: bool) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        f"20 1 0:18 / /sys rw - sysfs sys rw\n21 1 0:19 / /proc rw,nosuid shared:5 - proc proc {options}\n"
+    )
+    if hidden:
+        with pytest.raises(VirtRaplError, match="hidepid"):
+            _check_processes_are_seen(mounts)
+    else:
+        _check_processes_are_seen(mounts)

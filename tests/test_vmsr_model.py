@@ -1,0 +1,71 @@
+"""The model of QEMU's thread: equal to an independent one, which is held against a real QEMU, and its inverse."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_qemu_oracle import CPUS, TICKS_PER_SECOND
+from test_qemu_oracle import Qemu as Oracle
+
+from libvirt_rapl.vmsr.model import MOST, Qemu, known
+
+TICKS = st.integers(0, TICKS_PER_SECOND + 3)
+WINDOWS = st.lists(
+    st.tuples(st.integers(0, 1 << 24), st.lists(TICKS, min_size=1, max_size=4), st.lists(TICKS, max_size=6)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None)
+@given(WINDOWS)
+def test_equal_to_the_oracle_over_any_windows(windows: list[tuple[int, list[int], list[int]]]) -> None:
+    model, oracle = Qemu(CPUS * TICKS_PER_SECOND), Oracle()
+    off = 0
+    for difference, vcpus, others in windows:
+        tids = {vcpu: 100 + vcpu for vcpu in range(len(vcpus))}
+        after = dict(zip(tids.values(), vcpus, strict=True)) | dict(enumerate(others))
+        gained = oracle.window(7, 7 + difference, tids, dict.fromkeys(after, 0), after)
+        # The oracle divides exactly, QEMU in double precision: halves may fall either way, and stay in the share.
+        off = len(others) + off + 1
+        for mine, theirs in zip(model.gains(difference, vcpus, others), gained.values(), strict=True):
+            assert abs(mine - theirs) <= off
+        model.advance(difference, vcpus, others)
+
+
+@settings(deadline=None)
+@given(WINDOWS, st.integers(0, 1 << 24))
+def test_the_solution_is_the_largest_that_is_not_too_large(
+    windows: list[tuple[int, list[int], list[int]]], most: int
+) -> None:
+    model = Qemu(CPUS * TICKS_PER_SECOND)
+    for difference, vcpus, others in windows[:-1]:
+        model.advance(difference, vcpus, others)
+    _, vcpus, others = windows[-1]
+    solution = model.solve(most, vcpus, others)
+    if not any(vcpus) or not most:
+        assert solution == 0
+        return
+    assert solution == 0 or sum(model.gains(solution, vcpus, others)) <= most
+    assert sum(model.gains(solution + 1, vcpus, others)) > most
+
+
+def test_the_most_that_can_be_solved_for() -> None:
+    model = Qemu(512 * TICKS_PER_SECOND)
+    assert sum(model.gains(model.solve(MOST, [1], []), [1], [])) == MOST
+
+
+def test_a_window_that_gives_nothing_still_makes_the_share_smaller() -> None:
+    model = Qemu(200)
+    model.advance(1_000_000, [50, 50], [60])
+    share = model.share
+    assert share == 150_000
+    assert model.gains(0, [1, 0], []) == [share // 4, 0]
+    model.advance(0, [1, 0], [])
+    assert (model.share, model.vcpus_counted) == (share // 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_known"), [("9.0.4", False), ("9.1.0", True), ("10.0.2", True), ("11.2.1", True), ("12.0.0", False)]
+)
+def test_versions(version: str, is_known: bool) -> None:
+    assert known(version) == is_known

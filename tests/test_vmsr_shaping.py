@@ -1,0 +1,247 @@
+"""A helper's answers and QEMU's arithmetic together: nothing lost, nothing twice, no garbage, no jump."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import pytest
+from fixtures import stat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_qemu_oracle import CPUS
+from test_qemu_oracle import Qemu as Oracle
+
+from libvirt_rapl.vmsr.energy import Package
+from libvirt_rapl.vmsr.shaping import IDLE_NS, Shaper
+from libvirt_rapl.vmsr.threads import Thread
+
+SECOND, TICK = 1_000_000_000, 10_000_000
+UNIT = (15625, 256)
+"""2**-14 J in microjoules."""
+VCPUS = {0: 100, 1: 101}
+NAMES = {tid: f"CPU {vcpu}/KVM" for vcpu, tid in VCPUS.items()}
+
+
+class Zone:
+    """A package's counter, moved by hand."""
+
+    name, kind, package, wrap, most_watts = "package-0", "package", 0, 262_143_328_850, 1000
+
+    def __init__(self) -> None:
+        self.value = 5
+
+    def read(self) -> int:
+        return self.value
+
+
+class Machine:
+    """A QEMU, its helper, and their moments. It stands in for libvirt_rapl.vmsr.threads.Domain, too."""
+
+    def __init__(self) -> None:
+        self.now = 1_000 * SECOND
+        self.zone = Zone()
+        self.ns = dict.fromkeys(VCPUS.values(), 0)
+        """What each thread but the main one has run, by TID."""
+        self.ran = self.told = 0
+        """What all threads there ever were have run, and how much of it the helper has been told."""
+        self.oracle = Oracle()
+        self.shaper = Shaper(
+            cast(Any, self), {0: Package([cast(Any, self.zone)])}, dict.fromkeys(range(CPUS), 0), UNIT, self.clock
+        )
+        (self.side,) = self.shaper._sides.values()
+        self.intended = self.delivered = self.allowed = 0
+
+    def clock(self) -> int:
+        return self.now
+
+    def tids(self) -> list[int]:
+        return list(self.ns)
+
+    def threads(self) -> dict[int, Thread]:
+        return self.look(self.ns)
+
+    def look(self, tids: Iterable[int]) -> dict[int, Thread]:
+        return {
+            tid: Thread(stat(tid, NAMES.get(tid, "worker"), self.ns[tid]).encode()) for tid in tids if tid in self.ns
+        }
+
+    def run_nanoseconds(self, tid: int) -> int:
+        return self.ns[tid]
+
+    def advance(self) -> dict[int, int]:
+        run, self.told = self.ran - self.told, self.ran
+        return {0: run}
+
+    def run(self, runs: Mapping[int, int]) -> None:
+        for tid, ns in runs.items():
+            self.ns[tid] = self.ns.get(tid, 0) + ns
+            self.ran += ns
+
+    def end(self, tids: Iterable[int]) -> None:
+        for tid in tids:
+            self.ns.pop(tid, None)
+
+    def ticks(self) -> dict[int, int]:
+        return {tid: ns // TICK for tid, ns in self.ns.items()}
+
+    def window(
+        self,
+        millijoules: int,
+        runs: Mapping[int, int],
+        *,
+        dies: Iterable[int] = (),
+        dies_early: Iterable[int] = (),
+        dies_late: Iterable[int] = (),
+        early: Mapping[int, int] | None = None,
+        late: Mapping[int, int] | None = None,
+    ) -> int:
+        """Let a second pass in which threads run so many ns and some end; returns what the guest gained.
+
+        `dies_early`: between QEMU's look at them and the helper's, when the window begins; `dies_late`: when it ends.
+        `early`, `late`: what threads run meanwhile.
+        """
+        before = self.ticks()
+        self.end(dies_early)
+        self.run(early or {})
+        start = self.shaper.energy(0)
+        self.now += SECOND
+        self.zone.value = (self.zone.value + millijoules * 1000) % self.zone.wrap
+        self.run(runs)
+        self.end(dies)
+        self.intended += millijoules * 1000 * UNIT[1] * min(self.ran - self.told, SECOND * CPUS) // (SECOND * CPUS)
+        end = self.shaper.energy(0)
+        assert end >= start > 0
+        # What is left of the share was owed before.
+        self.allowed = (
+            self.side.qemu.share * len(VCPUS)
+            + len(VCPUS)
+            + max(0, self.side.owed // UNIT[0])
+            + millijoules * 1000 * UNIT[1] // UNIT[0]
+        )
+        self.run(late or {})
+        self.end(dies_late)
+        gained = sum(self.oracle.window(start, end, VCPUS, before, self.ticks()).values())
+        self.delivered += gained
+        return gained
+
+
+WORKERS = range(200, 206)
+RUNS = st.integers(0, SECOND)
+WINDOWS = st.lists(
+    st.tuples(
+        st.integers(0, 400_000),
+        st.fixed_dictionaries(dict.fromkeys(VCPUS.values(), RUNS), optional=dict.fromkeys(WORKERS, RUNS)),
+        st.sets(st.sampled_from(WORKERS)),
+    ),
+    max_size=20,
+)
+
+
+@settings(deadline=None)
+@given(WINDOWS)
+def test_carried_and_delivered_are_what_was_intended(windows: list[tuple[int, dict[int, int], set[int]]]) -> None:
+    """Whatever runs, begins and ends, as long as QEMU sees what the helper sees."""
+    machine = Machine()
+    for millijoules, runs, dies in windows:
+        gained = machine.window(millijoules, runs, dies=dies)
+        assert gained <= machine.allowed
+    machine.shaper.energy(0)  # the last window is reckoned when the next begins
+    off = machine.side.owed + machine.delivered * UNIT[0] - machine.intended
+    # A unit for each half that falls the other way, and what is less than 2**-14 uJ.
+    assert abs(off) <= len(windows) * (len(VCPUS) + len(WORKERS)) * UNIT[0]
+
+
+@settings(deadline=None)
+@given(WINDOWS, st.data())
+def test_no_jump_where_qemu_sees_a_tick_more(
+    windows: list[tuple[int, dict[int, int], set[int]]], data: st.DataObject
+) -> None:
+    machine = Machine()
+    for millijoules, runs, dies in windows:
+        living = sorted(machine.ns.keys() - dies)
+        late = data.draw(st.dictionaries(st.sampled_from(living), st.integers(0, TICK), max_size=4)) if living else {}
+        assert machine.window(millijoules, runs, dies=dies, late=late) <= machine.allowed
+
+
+def settled() -> Machine:
+    machine = Machine()
+    for _ in range(3):
+        machine.window(100_000, dict.fromkeys(VCPUS.values(), SECOND // 2))
+    return machine
+
+
+BUSY = {100: SECOND // 2, 101: SECOND // 4}
+
+
+def test_a_steady_guest_gains_its_charge_in_each_window() -> None:
+    machine = settled()
+    for _ in range(5):
+        assert machine.window(100_000, BUSY) * UNIT[0] / UNIT[1] == pytest.approx(100_000_000 * 3 / 8, rel=1e-6)
+
+
+def test_the_main_thread_and_others_are_charged_over_minutes() -> None:
+    """What QEMU leaves out, and what it lets decay."""
+    machine = settled()
+    before = machine.delivered
+    for _ in range(120):
+        machine.ran += SECOND // 10  # the main thread
+        machine.window(100_000, BUSY | {200: SECOND // 5})
+    joules = (machine.delivered - before) * UNIT[0] / UNIT[1] / 1e6
+    assert joules == pytest.approx(120 * 100 * (0.5 + 0.25 + 0.1 + 0.2) / CPUS, rel=1e-3)
+
+
+@pytest.mark.parametrize("moment", ["dies", "dies_early"])
+def test_nothing_is_given_in_a_window_in_which_a_thread_ends_and_it_is_given_later(moment: str) -> None:
+    machine = settled()
+    machine.window(100_000, BUSY | {200: SECOND // 5})
+    machine.window(100_000, BUSY)
+    early = moment == "dies_early"
+    gained = machine.window(100_000, BUSY, dies={200} - {200 * early}, dies_early={200 * early})
+    assert gained < 10_000  # what is left of the share
+    assert machine.window(100_000, BUSY) * UNIT[0] / UNIT[1] == pytest.approx(2 * 100_000_000 * 3 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("went_idle", [0, SECOND - 1])
+def test_a_worker_that_ends_for_being_idle_after_the_helpers_look_does_no_harm(went_idle: int) -> None:
+    """Whenever in the second between two looks it was that it ran last."""
+    machine = settled()
+    machine.window(100_000, BUSY | {200: SECOND // 5})
+    idle_since = machine.now - SECOND + went_idle
+    while machine.now + SECOND < idle_since + IDLE_NS:
+        machine.window(100_000, BUSY)
+    gained = [machine.window(100_000, BUSY, dies_late={200})] + [machine.window(100_000, BUSY) for _ in range(4)]
+    assert max(gained) < 4 * 100_000_000 * UNIT[1] / UNIT[0]
+
+
+def test_a_thread_that_never_ran_a_tick_may_end() -> None:
+    machine = settled()
+    machine.window(100_000, BUSY | {200: TICK // 2})
+    assert machine.window(100_000, BUSY, dies={200}) * UNIT[0] / UNIT[1] == pytest.approx(37_500_000, rel=0.01)
+
+
+def test_ticks_between_two_looks_of_the_helper_are_reckoned_as_often_as_qemu_sees_them() -> None:
+    """When it looks in between, a third of them is in its window before, a third in neither, a third in that after."""
+    machine = settled()
+    tick = {100: TICK}
+    for _ in range(10):
+        machine.window(100_000, BUSY, late=tick)
+        machine.run(tick)
+        machine.window(100_000, BUSY)
+        machine.window(100_000, BUSY, early=tick)
+    machine.window(100_000, BUSY)
+    machine.shaper.energy(0)
+    off = machine.side.owed + machine.delivered * UNIT[0] - machine.intended
+    a_tick = 100_000_000 * UNIT[1] // (SECOND * CPUS // TICK)
+    assert abs(off) < 0.3 * a_tick
+
+
+def test_who_asks_too_soon_gets_what_it_got() -> None:
+    machine = settled()
+    start = machine.shaper.energy(0)
+    machine.now += SECOND // 4
+    machine.zone.value += 25_000_000
+    machine.run(BUSY)
+    assert machine.shaper.energy(0) == start
+    machine.now += SECOND
+    end = machine.shaper.energy(0)
+    assert end > start
+    assert [machine.shaper.energy(0) for _ in range(3)] == [end] * 3
