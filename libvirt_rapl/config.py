@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from libvirt_rapl import selection
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import Selection
 
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
@@ -25,7 +25,7 @@ EXPECTED = {
     "shaping": "on or off",
     **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
     **dict.fromkeys(("interval", "start_deadline"), "seconds from 0.1 to 60"),
-    "domains": selection.EXPECTED,
+    "domains": EXPECTED_DOMAINS,
 }
 
 

@@ -241,10 +241,10 @@ def test_the_table() -> None:
 def test_the_table_tells_why_a_chosen_domain_has_no_meter() -> None:
     chosen = document("msr")
     chosen["domains"][0]["reason"] = "it can grow"
-    assert status.table(chosen)[-2:] == [
-        "a gets no meter at its next start, though the configuration's `domains` choose it: it can grow",
-        "long-name runs without its meter: no helper",
-    ]
+    assert (
+        "a gets no meter at its next start, though the configuration's `domains` choose it: it can grow"
+        in status.table(chosen)
+    )
 
 
 def test_a_zone_whose_count_was_broken(
