@@ -1,14 +1,15 @@
 """The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
+from libvirt_rapl.selection import Selection
 
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
 
@@ -25,7 +26,7 @@ EXPECTED = {
     **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
     "interval": "seconds from 0.1 to 60",
     "hook_deadline": "seconds from 0.1 to 10",
-    "domains": "a list of names, patterns or UUIDs",
+    "domains": EXPECTED_DOMAINS,
 }
 
 
@@ -51,12 +52,8 @@ class Config:
     """Seconds between two samples of the daemon."""
     hook_deadline: float = 5.0
     """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; up to 10."""
-    domains: tuple[str, ...] = ()
-    """Domains (name, shell pattern of names, or UUID) that a restore or an incoming migration switches on."""
-
-    def selects(self, name: str, uuid: str) -> bool:
-        """Tell whether the operator's `domains` list names this domain."""
-        return any(pattern == uuid or fnmatchcase(name, pattern) for pattern in self.domains)
+    domains: Selection = field(default_factory=Selection)
+    """Domains that shall have a meter without being asked for one by one: see libvirt_rapl.policy. None by default."""
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
@@ -139,11 +136,11 @@ def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whate
             return float(value)
         case "hook_deadline" if type(value) in (int, float) and 0.1 <= value <= 10:
             return float(value)
-        case "domains" if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+        case "domains" if (chosen := Selection.parse(value)) is not None:
+            return chosen
     if key in EXPECTED:
         raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {place}")
-    known = [field.name for field in fields(Config)]
+    known = [known.name for known in fields(Config)]
     near = get_close_matches(key, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
     raise VirtRaplError(f"{place}: unknown key {key!r}", hint)

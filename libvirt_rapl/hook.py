@@ -97,16 +97,16 @@ def filtered(xml: str, config: Config) -> tuple[str, str, str]:
     A domain with the mark gets this host's socket; one that the operator chose gets the meter; where that is not
     possible on this host, the meter is taken out, so that the domain arrives.
     """
-    name, uuid = domxml.identity(xml)
     registry = Registry(config.run_directory)
-    told = registry.how_to_restore(uuid)
-    marked = domxml.is_marked(xml)
-    if not (marked or told == "with" or config.selects(name, uuid) or _definition_is_marked(name)):
+    traits = domxml.traits(xml)
+    told = registry.how_to_restore(traits.uuid)
+    chosen = told == "with" or config.domains.selects(traits) or _definition_is_marked(traits.name)
+    if not (chosen or domxml.is_marked(xml)):
         return "", "unchanged", ""
     try:
         if told == "without":
             raise VirtRaplError("it could not be restored with its meter")
-        wanted = domxml.inject(xml, socket=str(registry.path(uuid, "sock")))
+        wanted = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
         emulator.check(domxml.original_emulator(wanted))
         result, reason = "injected", ""
     except VirtRaplError as error:

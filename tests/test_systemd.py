@@ -12,6 +12,7 @@ import pytest
 from machine import CONSTANT_100_WATTS, Machine
 from walking import wait_until
 
+from libvirt_rapl import domxml
 from libvirt_rapl.simulator import guest
 
 pytestmark = pytest.mark.e2e
@@ -257,6 +258,22 @@ def test_what_libvirt_has_in_the_domains_cgroup_is_the_domains(machine: Machine,
     joules = after["energy_joules"] - domain["energy_joules"]
     print(f"{joules:.1f} J in {time.monotonic() - before:.1f} s; the servant's {SERVANT_SECONDS * watts:.1f} J")
     assert joules >= 0.95 * SERVANT_SECONDS * watts
+
+
+def test_the_unit_may_enable_the_domains_of_the_configuration(machine: Machine) -> None:
+    machine.path(CONFIGURATION).write_text("domains: [chosen]\n")
+    xml = guest.domain_xml("chosen", "/var/lib/libvirt/images/chosen.rom", "/var/log/libvirt/qemu/chosen.out")
+    machine.path("/root/guest.xml").write_text(xml)
+    machine.run(["systemctl", "start", "virt-rapld"])
+    try:
+        machine.run(["virsh", "define", "/root/guest.xml"])
+        until = time.monotonic() + 10
+        while not domxml.is_marked(machine.run(["virsh", "dumpxml", "chosen"]).stdout):
+            assert time.monotonic() < until, machine.run(["journalctl", "--unit=virt-rapld", "--output=cat"]).stdout
+            time.sleep(0.2)
+    finally:
+        machine.run(["systemctl", "stop", "virt-rapld"])
+        machine.run(["virsh", "undefine", "chosen"])
 
 
 def guest_uuid(backend: str) -> str:
