@@ -5,13 +5,16 @@ Of a domain with UUID u the run directory holds
   u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
            below it, for the helper, QEMU's PID once it is known,
   u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600,
-  u.alive  a file whose time of change is the native helper's last sign of life.
+  u.alive  a file whose time of change is the native helper's last sign of life,
+  u.restore  while `enable --live` restores the domain: `with` its meter, whoever selects it, or `without`.
 """
 
+import contextlib
 import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -87,6 +90,26 @@ class Registry:
             return Record(**values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
+
+    @contextlib.contextmanager
+    def restoring(self, uuid: str, *, meter: bool) -> Iterator[None]:
+        """Tell the hook, for as long as this lasts, how to restore the domain; nothing where that cannot be written."""
+        path = self.path(uuid, "restore")
+        try:
+            with contextlib.suppress(OSError):  # the domain is saved and must come back
+                self.create_directory()
+                replace(path, "with" if meter else "without", 0o600)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def how_to_restore(self, uuid: str) -> str:
+        """Return `with`, `without`, or nothing where nobody has said."""
+        try:
+            return self.path(uuid, "restore").read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return ""
 
     def remove(self, uuid: str) -> None:
         """Forget the domain: its record, its line for the wrapper, its socket and what its helper left."""

@@ -185,8 +185,8 @@ def _complaints(host: Host, here: dict[str, Guest]) -> Iterator[str]:
     seen = Counter(process for process in host.processes() if process[0] not in host.orphans)
     yield from (f"{process} is missing" for process in (expected - seen).elements())
     yield from (f"{process} is too many" for process in (seen - expected).elements())
-    for name in run_files(host.world) - {"daemon", FILLER}:
-        if name.partition(".")[0] not in running | host.orphans:
+    for name in run_files(host.world):
+        if UUID.match(name) and name.partition(".")[0] not in running | host.orphans:
             yield f"{name} is stale"
     if host.daemon:
         if document := host.document():
