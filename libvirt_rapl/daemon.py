@@ -174,7 +174,8 @@ class Daemon:
                 retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
                 counted = totals.kept(self._view.meter)
                 self._unkept = False
-            self._ledger.write(counted, retired)
+            if not self._ledger.write(counted, retired):
+                self._unkept = True
 
     def _follow_clock(self) -> None:
         """Where the clock was set, as on a machine that comes up without the time, no domain has aged thereby."""

@@ -169,6 +169,26 @@ def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) 
         process.kill()
 
 
+def test_what_is_told_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
+    """Not only at the next sample: whoever was told an energy must never be told less."""
+    configuration = bench.root / "virt-rapl.yaml"
+    configuration.write_text(configuration.read_text().replace("0.1", "60"))
+    state = bench.root / "state"
+    with bench.daemon() as process:
+        bench.joules(9)
+        assert bench.told(process) == "WATCHDOG=1"  # the next sample is a minute away
+        away = state.rename(state.with_name("away"))
+        state.touch()
+        assert bench.package_joules() == 9
+        state.unlink()
+        away.rename(state)
+        assert bench.package_joules() == 9
+        process.kill()
+    with contextlib.closing(sqlite3.connect(state / "ledger.db")) as database:
+        rows = database.execute("SELECT microjoules FROM total WHERE owner = 'host'")
+        assert rows.fetchall() == [(9_000_000,)]
+
+
 def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
     uuid, recent = "aaaaaaaa-0000-0000-0000-000000000000", "bbbbbbbb-0000-0000-0000-000000000000"
     ledger = bench.root / "state/ledger.db"
