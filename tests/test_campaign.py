@@ -79,7 +79,9 @@ def destroy(guest: Guest) -> None:
 def crash(guest: Guest) -> None:
     guest.host.world.kill(int(guest.host.world.path(f"/run/libvirt/qemu/{guest.name}.pid").read_text()))
     guest.ends()
-    if not guest.host.libvirt:
+    if guest.host.libvirt:
+        wait_until(lambda: guest.virsh("domstate").strip() == "shut off", COMMAND_SECONDS, "libvirt knows")
+    else:
         guest.host.orphans.add(guest.uuid)
 
 
