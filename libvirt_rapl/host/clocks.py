@@ -47,8 +47,11 @@ class ThreadRun:
 class ProcessClock:
     """Follows one process to its end, whatever becomes of its PID: the descriptors kept are bound to this process."""
 
-    def __init__(self, pid: int, *, with_cpu: bool, proc: Path = PROC) -> None:
-        """Start from now. `with_cpu`: tell where threads ran last. Raises ProcessLookupError when it has gone."""
+    def __init__(self, pid: int, *, with_cpu: bool, whole: bool = False, proc: Path = PROC) -> None:
+        """Start from now, or with the `whole` time it has run. Raises ProcessLookupError when it has gone.
+
+        `with_cpu`: tell where threads ran last.
+        """
         self.pid = pid
         self._with_cpu = with_cpu
         self._proc = proc
@@ -71,7 +74,7 @@ class ProcessClock:
         except FileNotFoundError as error:
             raise ProcessLookupError(f"no process {pid}") from error
         try:
-            self._start = self._total()
+            self._start = 0 if whole else self._total()
             self._list(0)
         except OSError:
             self.close()
