@@ -70,8 +70,13 @@ def _definition_is_marked(name: str) -> bool:
 def start(xml: str, config_path: Path, stderr: TextIO) -> int:
     """Bring the helper up before QEMU. Non-zero only where the owner wants no domain without its meter."""
     config, config_error = _config_or_defaults(config_path)
-    name, uuid = domxml.identity(xml)
     registry = Registry(config.run_directory)
+    with registry.locked(domxml.identity(xml)[1]):
+        return _start(xml, config, config_error, registry, stderr)
+
+
+def _start(xml: str, config: Config, config_error: VirtRaplError | None, registry: Registry, stderr: TextIO) -> int:
+    name, uuid = domxml.identity(xml)
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state = name, config.helper, failed_state
@@ -111,8 +116,13 @@ def _fail(record: Record, registry: Registry, state: str, error: Exception, stde
 
 def follow(name: str, xml: str, config: Config) -> None:
     """Record the processes of a domain that runs, and whether its helper still does."""
-    _, uuid = domxml.identity(xml)
     registry = Registry(config.run_directory)
+    with registry.locked(domxml.identity(xml)[1]):
+        _follow(name, xml, config, registry)
+
+
+def _follow(name: str, xml: str, config: Config, registry: Registry) -> None:
+    _, uuid = domxml.identity(xml)
     record = registry.read(uuid)
     if record is None:
         uid, gid = _owner(domxml.dac_label(xml))
@@ -135,10 +145,11 @@ def end(xml: str, config: Config) -> None:
     """End the helper of a domain that is gone, and forget the domain."""
     _, uuid = domxml.identity(xml)
     registry = Registry(config.run_directory)
-    record = registry.read(uuid)
-    if record:
-        instances.stop(record, registry)
-    registry.remove(uuid)
+    with registry.locked(uuid):
+        record = registry.read(uuid)
+        if record:
+            instances.stop(record, registry)
+        registry.remove(uuid)
 
 
 def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:

@@ -5,17 +5,25 @@ Of a domain with UUID u the run directory holds
   u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
            below it, for the helper, QEMU's PID once it is known,
   u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600,
-  u.alive  a file whose time of change is the native helper's last sign of life.
+  u.alive  a file whose time of change is the native helper's last sign of life,
+  u.lock   a file that whoever changes these holds a lock on.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.files import replace
+
+LOCK_SECONDS = 10.0
+"""How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
+POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -56,7 +64,7 @@ class Registry:
         self.run_directory = run_directory
 
     def path(self, uuid: str, suffix: str) -> Path:
-        """Path of a domain's file; `suffix` is json, state, sock, alive or log. Raises ValueError if `uuid` is none."""
+        """Path of a domain's file; `suffix` is json, state, sock, ... Raises ValueError if `uuid` is none."""
         if not UUID.fullmatch(uuid):
             raise ValueError(f"not a UUID: {uuid!r}")
         return self.run_directory / f"{uuid}.{suffix}"
@@ -70,6 +78,35 @@ class Registry:
             os.fchmod(descriptor, 0o711)
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def locked(self, uuid: str) -> Iterator[None]:
+        """Change the domain one after another: hooks of one domain meet where libvirt was killed during one of them.
+
+        Goes on without the lock after LOCK_SECONDS, and where the disk has no room for it.
+        """
+        descriptor = None
+        try:
+            with contextlib.suppress(OSError):
+                descriptor = self._lock(uuid, time.monotonic() + LOCK_SECONDS)
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _lock(self, uuid: str, until: float) -> int | None:
+        self.create_directory()
+        path = self.path(uuid, "lock")
+        while time.monotonic() < until:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                    return descriptor
+            except OSError:
+                time.sleep(POLL_SECONDS)  # another has it, or had it and has forgotten the domain since
+            os.close(descriptor)
+        return None
 
     def write(self, record: Record) -> None:
         """Store the record and the line for the wrapper. Raises OSError when the disk is full or not ours."""
@@ -89,6 +126,6 @@ class Registry:
             return None
 
     def remove(self, uuid: str) -> None:
-        """Forget the domain: its record, its line for the wrapper, its socket and what its helper left."""
-        for suffix in ("state", "sock", "alive", "log", "json"):
+        """Forget the domain: its record, its line for the wrapper, its socket, its lock and what its helper left."""
+        for suffix in ("state", "sock", "alive", "log", "json", "lock"):
             self.path(uuid, suffix).unlink(missing_ok=True)
