@@ -56,7 +56,8 @@ def filtered(xml: str, config: Config) -> str:
         emulator.check(domxml.original_emulator(wanted))
     except VirtRaplError:
         wanted = domxml.strip(xml)
-    return "" if wanted == xml else wanted
+    # libvirt writes other quotes than we do, and marks a domain as tainted whenever a hook has changed it.
+    return wanted if domxml.difference(xml, wanted, name) else ""
 
 
 def _definition_is_marked(name: str) -> bool:
