@@ -87,8 +87,7 @@ class Host:
             new = self.world.readings(name)[before[name] :]
             return any(guest.joules(new).values()) if name in counting else bool(new)
 
-        for name in names:
-            wait_until(lambda name=name: alive(name), PATIENCE_SECONDS, f"{name} runs or counts")
+        wait_until(lambda: all(map(alive, names)), PATIENCE_SECONDS, f"of {names} all run, and {counting} count")
 
     def check(self, *, degraded: Mapping[str, str] = NONE, daemon_tells: tuple[str, ...] = ()) -> None:
         """Hold what must be true whatever has happened.

@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import pytest
 from conftest import CONSTANT_100_WATTS
-from lifecycle import SETTLE_SECONDS, Host
-from walking import domain_log, wait_until
+from lifecycle import PATIENCE_SECONDS, SETTLE_SECONDS, Host
+from walking import domain_log, grows, start_enabled, wait_until
 
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -235,8 +235,20 @@ def test_libvirtd(host: Host, name: str, step: Callable[[Host], None]) -> None:
     host.check()
 
 
+def test_libvirts_daemon_has_another_name() -> None:
+    """As where libvirt is modular, which Debian's is not: the same program stands in for virtqemud."""
+    with World(CONSTANT_100_WATTS, hostname="modular") as world:
+        world.run(["cp", "/usr/sbin/libvirtd", "/usr/sbin/virtqemud"])
+        world.run(["virtqemud", "--daemon", "--pid-file", "/run/virtqemud.pid"])
+        assert "reloaded  virtqemud, which now sees the hook" in world.run(["virt-rapl", "install"]).stdout
+        world.define_guest("guest", 100)
+        start_enabled(world, "guest")
+        wait_until(lambda: grows(world, "guest"), PATIENCE_SECONDS, "the guest's counter moves")
+
+
 @pytest.mark.parametrize("signal", ["TERM", "KILL"])
-def test_virt_rapld_ends_and_comes_back(host: Host, name: str, signal: str) -> None:
+@pytest.mark.usefixtures("name")
+def test_virt_rapld_ends_and_comes_back(host: Host, signal: str) -> None:
     host.world.kill(host.daemon, signal)
     host.start_daemon()
     host.check()

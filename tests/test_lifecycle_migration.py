@@ -156,7 +156,9 @@ def test_cancelled(hosts: Hosts, name: str) -> None:
             "it is on its way",
         )
         wait_until(
-            lambda: hosts.here.virsh("domjobabort", name, check=False).returncode == 0, PATIENCE_SECONDS, "it is aborted"
+            lambda: hosts.here.virsh("domjobabort", name, check=False).returncode == 0,
+            PATIENCE_SECONDS,
+            "it is aborted",
         )
         assert migration.wait(PATIENCE_SECONDS) != 0
     assert hosts.here.state(name) == "running"
