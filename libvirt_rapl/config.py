@@ -1,14 +1,15 @@
 """The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
+from libvirt_rapl.selection import Selection
 
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
 
@@ -23,8 +24,9 @@ EXPECTED = {
     **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
     "shaping": "on or off",
     **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
-    **dict.fromkeys(("interval", "start_deadline"), "seconds from 0.1 to 60"),
-    "domains": "a list of names, patterns or UUIDs",
+    "interval": "seconds from 0.1 to 60",
+    "hook_deadline": "seconds from 0.1 to 10",
+    "domains": EXPECTED_DOMAINS,
 }
 
 
@@ -48,14 +50,10 @@ class Config:
     """Holds the daemon's ledger of energy."""
     interval: float = 1.0
     """Seconds between two samples of the daemon."""
-    start_deadline: float = 5.0
-    """Seconds a starting domain waits for its helper at most."""
-    domains: tuple[str, ...] = ()
-    """Domains (name, shell pattern of names, or UUID) that a restore or an incoming migration switches on."""
-
-    def selects(self, name: str, uuid: str) -> bool:
-        """Tell whether the operator's `domains` list names this domain."""
-        return any(pattern == uuid or fnmatchcase(name, pattern) for pattern in self.domains)
+    hook_deadline: float = 5.0
+    """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; up to 10."""
+    domains: Selection = field(default_factory=Selection)
+    """Domains that shall have a meter without being asked for one by one: see libvirt_rapl.policy. None by default."""
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
@@ -134,13 +132,15 @@ def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whate
             return value
         case "run_directory" | "state_directory" if isinstance(value, str) and value.startswith("/"):
             return Path(value)
-        case "interval" | "start_deadline" if type(value) in (int, float) and 0.1 <= value <= 60:
+        case "interval" if type(value) in (int, float) and 0.1 <= value <= 60:
             return float(value)
-        case "domains" if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+        case "hook_deadline" if type(value) in (int, float) and 0.1 <= value <= 10:
+            return float(value)
+        case "domains" if (chosen := Selection.parse(value)) is not None:
+            return chosen
     if key in EXPECTED:
         raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {place}")
-    known = [field.name for field in fields(Config)]
+    known = [known.name for known in fields(Config)]
     near = get_close_matches(key, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
     raise VirtRaplError(f"{place}: unknown key {key!r}", hint)

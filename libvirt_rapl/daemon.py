@@ -20,6 +20,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
 from libvirt_rapl.ledger import Ledger
+from libvirt_rapl.policy import Policy
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
 
@@ -85,7 +86,8 @@ class Daemon:
         self._ledger = Ledger(
             config.state_directory / LEDGER, simulated=self._view.source.name == "simulated", tell=tell
         )
-        self._inventory = Inventory(uri, tell)
+        self._policy = Policy(config, uri, tell)
+        self._inventory = Inventory(uri, tell, self._policy.changed)
         self._lock = threading.Lock()
         """Held while the meter changes, and while a document is made of it."""
         self._ledger_lock = threading.Lock()
@@ -100,6 +102,7 @@ class Daemon:
         """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
         threading.Thread(target=self._wait_for_end, name="signals", daemon=True).start()
         self._flush()
+        self._policy.start()
         self._inventory.start()
         self._inventory.attempted.wait(LISTING_SECONDS)
         self._sample()
@@ -172,6 +175,6 @@ class Daemon:
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)
         with self._lock:
-            document = self._view.document(self._inventory.entries.values())
+            document = self._view.document(self._inventory.entries.values(), self._policy.refusals())
         self._flush()  # what has been told must not be lost: energies would go back
         return document

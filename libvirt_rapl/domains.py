@@ -19,6 +19,8 @@ except ImportError as missing:
         f"the Python module libvirt cannot be used: {missing}", "install python3-libvirt or pip install libvirt-python"
     ) from missing
 
+LibvirtError = libvirt.libvirtError
+
 # virsh's words, so that a state reads the same in both.
 STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: "no state",
@@ -62,8 +64,11 @@ class Domain:
 
     @property
     def persistent(self) -> bool:
-        """Tell whether it has a definition that outlives it."""
-        return bool(self.handle.isPersistent())
+        """Tell whether it has a definition that outlives it. Raises DomainGoneError, VirtRaplError."""
+        try:
+            return bool(self.handle.isPersistent())
+        except libvirt.libvirtError as error:
+            raise self._failure("look at", error) from error
 
     @property
     def active(self) -> bool:
@@ -93,8 +98,11 @@ class Domain:
         try:
             return str(self.handle.XMLDesc(flags))
         except libvirt.libvirtError as error:
-            kind = DomainGoneError if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else VirtRaplError
-            raise kind(f"cannot read the XML of domain {self.name}: {error}") from error
+            raise self._failure("read the XML of", error) from error
+
+    def _failure(self, attempt: str, error: Any) -> VirtRaplError:  # noqa: ANN401
+        kind = DomainGoneError if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else VirtRaplError
+        return kind(f"cannot {attempt} domain {self.name}: {error}")
 
 
 def connect(uri: str, *, read_only: bool = False) -> Any:  # noqa: ANN401  libvirt-python has no types

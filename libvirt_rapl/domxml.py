@@ -11,18 +11,21 @@ take them back exactly, white space included:
 import difflib
 import re
 import uuid
-from collections.abc import Sequence
 
 from lxml import etree
 from lxml.etree import _Element
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import Traits
+from libvirt_rapl.xmltext import indentation, index_after, insert, last_text, remove, set_last_text, string
 
 MARK = "urn:libvirt-rapl:mark:1"
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 DEFAULT_EMULATOR = "/usr/bin/qemu-system-x86_64"
 WRAPPER_SUFFIX = "-rapl"
 ACCELERATOR = "kvm,rapl=true,rapl-helper-socket="
+OUR_ARGUMENT = re.compile(re.escape(ACCELERATOR) + r"/[^,]*/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
+"""Nobody but us names a socket so: another -accel argument is its owner's."""
 SOCKET_PATH_LIMIT = 107
 """Bytes of a path that fit into sockaddr_un.sun_path, without the closing zero."""
 
@@ -40,11 +43,12 @@ PROLOG = re.compile(r"(?:\s|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
 def inject(xml: str, *, socket: str, default_emulator: str = DEFAULT_EMULATOR) -> str:
     """Return the XML with the meter in it, reading through the helper at `socket`.
 
-    XML that carries the mark already is brought to this socket. `default_emulator` is taken where the domain names
-    none. Raises VirtRaplError for what check() refuses and for XML that cannot be read.
+    XML that carries the mark already, or what is left of an earlier inject(), is brought to this socket.
+    `default_emulator` is taken where the domain names none. Raises VirtRaplError for what check() refuses and for XML
+    that cannot be read.
     """
     domain = _parse(xml)
-    _strip(domain)
+    _clear(domain)
     _check(domain, socket)
     _inject(domain, socket, default_emulator)
     return _serialise(domain, xml)
@@ -61,7 +65,7 @@ def strip(xml: str) -> str:
 def check(xml: str, socket: str) -> None:
     """Raise VirtRaplError when this domain, with the mark or without, cannot have a meter at `socket`."""
     domain = _parse(xml)
-    _strip(domain)
+    _clear(domain)
     _check(domain, socket)
 
 
@@ -71,7 +75,7 @@ def check_takes_effect(xml: str, socket: str) -> None:
     It may have been edited since, be a copy of another domain's, or the run directory may have changed.
     """
     domain = _parse(xml)
-    if not _string(domain.find("devices/emulator")).endswith(WRAPPER_SUFFIX):
+    if not string(domain.find("devices/emulator")).endswith(WRAPPER_SUFFIX):
         raise VirtRaplError(
             "its emulator is not the wrapper, and without it QEMU ignores the argument", "run `virt-rapl enable` on it"
         )
@@ -90,6 +94,14 @@ def identity(xml: str) -> tuple[str, str]:
     return domain.findtext("name", ""), _uuid(domain)
 
 
+def traits(xml: str) -> Traits:
+    """Return what a domain is chosen by. Raises VirtRaplError as identity()."""
+    domain = _parse(xml)
+    names = [etree.QName(element) for element in domain.iterfind("metadata/*")]
+    metadata = frozenset((name.namespace or "", name.localname) for name in names)
+    return Traits(domain.findtext("name", ""), _uuid(domain), domain.findtext("title", ""), metadata)
+
+
 def original_emulator(xml: str, default: str = DEFAULT_EMULATOR) -> str:
     """Return the path of the real emulator, whether the XML carries the mark or not; `default` where it names none."""
     domain = _parse(xml)
@@ -97,7 +109,7 @@ def original_emulator(xml: str, default: str = DEFAULT_EMULATOR) -> str:
     if mark is not None:
         return mark.get("emulator", default)
     emulator = domain.find("devices/emulator")
-    return default if emulator is None else _string(emulator)
+    return default if emulator is None else string(emulator)
 
 
 def dac_label(xml: str) -> str | None:
@@ -167,7 +179,7 @@ def _check(domain: _Element, socket: str) -> None:
 def _check_vcpus(domain: _Element) -> None:
     """Refuse a domain whose vCPUs can grow: QEMU sizes its RAPL arrays by the vCPUs it boots with, and writes past."""
     vcpu = domain.find("vcpu")
-    growable = vcpu is not None and vcpu.get("current", _string(vcpu)).strip() != _string(vcpu).strip()
+    growable = vcpu is not None and vcpu.get("current", string(vcpu)).strip() != string(vcpu).strip()
     if growable or domain.find("vcpus/vcpu[@enabled='no']") is not None:
         raise VirtRaplError(
             "the domain's number of vCPUs can grow while it runs, which QEMU's RAPL does not survive",
@@ -179,14 +191,9 @@ def _check_emulator(domain: _Element) -> None:
     emulator = domain.find("devices/emulator")
     if emulator is None:
         return
-    path = _string(emulator)
+    path = string(emulator)
     if not path.startswith("/") or path != path.strip():
         raise VirtRaplError(f"the emulator {path!r} is not an absolute path", "correct <emulator>")
-    if path.endswith(WRAPPER_SUFFIX):
-        raise VirtRaplError(
-            f"the emulator is the wrapper {path} already, but the domain does not carry our mark",
-            f"set <emulator> to {path.removesuffix(WRAPPER_SUFFIX)}",
-        )
 
 
 def _uuid(domain: _Element) -> str:
@@ -212,15 +219,15 @@ def _inject(domain: _Element, socket: str, default_emulator: str) -> None:
         _note_created(mark, "emulator")
         emulator = etree.Element("emulator")
         emulator.text = default_emulator + WRAPPER_SUFFIX
-        _insert(devices, 0, emulator)
+        insert(devices, 0, emulator)
     else:
-        mark.set("emulator", _string(emulator))
-        _set_last_text(emulator, _last_text(emulator) + WRAPPER_SUFFIX)
+        mark.set("emulator", string(emulator))
+        set_last_text(emulator, last_text(emulator) + WRAPPER_SUFFIX)
 
     commandline = containers["commandline"]
     for value in ("-accel", ACCELERATOR + socket):
-        _insert(commandline, _index_after(commandline, (ARG_TAG,)), etree.Element(ARG_TAG, value=value))
-    _insert(containers["metadata"], len(containers["metadata"]), mark)
+        insert(commandline, index_after(commandline, (ARG_TAG,)), etree.Element(ARG_TAG, value=value))
+    insert(containers["metadata"], len(containers["metadata"]), mark)
 
 
 def _strip(domain: _Element) -> bool:
@@ -231,35 +238,54 @@ def _strip(domain: _Element) -> bool:
     created = mark.get("created", "").split()
     _strip_accelerator(domain)
     _strip_emulator(domain, mark.get("emulator", ""), "emulator" in created)
-    _remove(mark)
+    remove(mark)
     for name, tag in CONTAINERS.items():
         container = domain.find(tag)
         if container is None or len(container) or (container.text or "").strip():
             continue
         if name in created:
-            _remove(container)
+            remove(container)
         elif name in mark.attrib:
             container.text = mark.get(name)
     return True
 
 
+def _clear(domain: _Element) -> None:
+    """Take out all that is ours: also where the mark is lost or the emulator was edited, and _strip() cannot know."""
+    _strip(domain)
+    for arg in domain.findall(f"{COMMANDLINE_TAG}/{ARG_TAG}"):
+        if OUR_ARGUMENT.fullmatch(arg.get("value", "")):
+            commandline = arg.getparent()
+            _remove_option(arg)
+            if commandline is not None and not len(commandline) and not (commandline.text or "").strip():
+                remove(commandline)
+    emulator = domain.find("devices/emulator")
+    if emulator is not None and last_text(emulator).endswith(WRAPPER_SUFFIX):
+        set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))
+
+
 def _strip_accelerator(domain: _Element) -> None:
     for arg in domain.findall(f"{COMMANDLINE_TAG}/{ARG_TAG}"):
         if arg.get("value", "").startswith(ACCELERATOR):
-            option = next(arg.itersiblings(ARG_TAG, preceding=True), None)
-            _remove(arg)
-            if option is not None and option.get("value") == "-accel":
-                _remove(option)
+            _remove_option(arg)
+
+
+def _remove_option(arg: _Element) -> None:
+    """Remove the argument and the -accel before it."""
+    option = next(arg.itersiblings(ARG_TAG, preceding=True), None)
+    remove(arg)
+    if option is not None and option.get("value") == "-accel":
+        remove(option)
 
 
 def _strip_emulator(domain: _Element, original: str, created: bool) -> None:
     emulator = domain.find("devices/emulator")
-    if emulator is None or _string(emulator) != original + WRAPPER_SUFFIX:
+    if emulator is None or string(emulator) != original + WRAPPER_SUFFIX:
         return  # somebody has changed it since: it is theirs
     if created:
-        _remove(emulator)
+        remove(emulator)
     else:
-        _set_last_text(emulator, _last_text(emulator).removesuffix(WRAPPER_SUFFIX))
+        set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))
 
 
 def _mark(domain: _Element) -> _Element | None:
@@ -277,66 +303,11 @@ def _container(domain: _Element, name: str, mark: _Element) -> _Element:
     if container is None:
         _note_created(mark, name)
         container = etree.Element(tag, nsmap={"qemu": QEMU} if name == "commandline" else None)
-        index = _index_after(domain, BEFORE_METADATA) if name == "metadata" else len(domain)
-        _insert(domain, index, container)
+        index = index_after(domain, BEFORE_METADATA) if name == "metadata" else len(domain)
+        insert(domain, index, container)
     elif not len(container) and not (container.text or "").strip():
         mark.set(name, container.text or "")
     else:
         return container
-    container.text = _indentation(domain)
+    container.text = indentation(domain)
     return container
-
-
-def _index_after(parent: _Element, tags: Sequence[str]) -> int:
-    """Return the place after the last child that is one of these; the first place where there is none."""
-    return max((index + 1 for index, child in enumerate(parent) if child.tag in tags), default=0)
-
-
-def _insert(parent: _Element, index: int, element: _Element) -> None:
-    """Put the element on a line of its own, so that _remove() restores the white space around it."""
-    indentation = _indentation(parent)
-    if not len(parent) and indentation:
-        indentation += "  "  # what stands there indents the end tag
-    if index == 0:
-        tail, parent.text = parent.text, indentation
-    else:
-        before = parent[index - 1]
-        tail, before.tail = before.tail, indentation
-    parent.insert(index, element)
-    element.tail = tail
-
-
-def _remove(element: _Element) -> None:
-    parent, before, tail = element.getparent(), element.getprevious(), element.tail
-    assert parent is not None
-    parent.remove(element)
-    if before is None:
-        parent.text = tail
-    else:
-        before.tail = tail
-
-
-def _indentation(parent: _Element) -> str:
-    """Return line end and spaces before the first child; empty where the text is not laid out in lines."""
-    text = parent.text or ""
-    if text.strip() or "\n" not in text:
-        return ""
-    return "\n" + text.rpartition("\n")[2]
-
-
-def _string(element: _Element | None) -> str:
-    """Return an element's text without comments, as libvirt reads it; empty where there is no element."""
-    if element is None:
-        return ""
-    return (element.text or "") + "".join(child.tail or "" for child in element)
-
-
-def _last_text(element: _Element) -> str:
-    return (element[-1].tail if len(element) else element.text) or ""
-
-
-def _set_last_text(element: _Element, text: str) -> None:
-    if len(element):
-        element[-1].tail = text
-    else:
-        element.text = text

@@ -2,19 +2,22 @@
 
 libvirt holds the domain locked meanwhile, so this never calls libvirt. What the exit status does: at `start` non-zero
 keeps the domain from starting; at `started` and `reconnect` it would kill the running domain, so these always end in 0.
+Each operation has `hook_deadline` seconds, and is told as an event.
 """
 
 import contextlib
 import grp
 import os
 import pwd
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from libvirt_rapl import domxml, emulator, instances
+from libvirt_rapl import domxml, emulator, events, instances
 from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Record, Registry
@@ -22,42 +25,97 @@ from libvirt_rapl.runstate import read_run_state
 from libvirt_rapl.vmsr.requirements import check_host
 
 DEFINITIONS = Path("/etc/libvirt/qemu")
+HELPER_SHARE = 0.9
+"""Of the time a start has: what the helper gets to answer. In the rest it is told that it did not."""
 
 
 def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextIO, config: Path = DEFAULT_PATH) -> int:
     """Handle one operation of libvirt on the domain `name`, whose XML is on stdin. Returns the exit status."""
+    began = time.monotonic()
+    settings, uuid, result, reason = Config(), "", "failed", ""
     try:
-        match operation:
-            case "restore" | "migrate":
-                stdout.write(filtered(stdin.read(), load(config)))
-            case "start":
-                return start(stdin.read(), config, stderr)
-            case "started" | "reconnect":
-                follow(name, stdin.read(), _config_or_defaults(config)[0])
-            case "stopped" | "release":
-                end(stdin.read(), _config_or_defaults(config)[0])
+        settings, config_error = _config_or_defaults(config)
+        xml = stdin.read()
+        _, uuid = domxml.identity(xml)
+        restores = operation in ("restore", "migrate")
+        turn = contextlib.nullcontext() if restores else Registry(settings.run_directory).locked(uuid)
+        with turn, contextlib.nullcontext() if operation == "start" else _within(settings.hook_deadline):
+            match operation:
+                case "restore" | "migrate":
+                    if config_error:
+                        raise config_error
+                    output, result, reason = filtered(xml, settings)
+                    stdout.write(output)
+                case "start":
+                    record = start(xml, settings, config_error, stderr)
+                    result, reason = record.state, record.reason
+                case "started" | "reconnect":
+                    record = follow(name, xml, settings)
+                    result, reason = record.state, record.reason
+                case "stopped" | "release":
+                    result = end(uuid, settings)
     except Exception as error:  # a domain shall not die of our mistakes
-        print(f"virt-rapl: {operation} of {name}: {_one_line(error)}", file=stderr)
-    return 0
+        reason = _one_line(error)
+        print(f"virt-rapl: {operation} of {name}: {reason}", file=stderr)
+    milliseconds = round(1000 * (time.monotonic() - began))
+    events.tell(
+        settings.run_directory,
+        events.Event(
+            time=time.time(),
+            domain=name,
+            uuid=uuid,
+            operation=operation,
+            milliseconds=milliseconds,
+            result=result,
+            reason=reason,
+        ),
+    )
+    return int(operation == "start" and result == "refuse")
 
 
-def filtered(xml: str, config: Config) -> str:
-    """Return the XML a restored or incoming domain shall have here; empty when it may stay as it is.
+class _LateError(Exception):
+    """An operation has had its time. Not of the kinds that are raised, and borne, on its way."""
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise _LateError in the middle of whatever takes longer."""
+
+    def late(*_: object) -> None:
+        raise _LateError(f"not done within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def filtered(xml: str, config: Config) -> tuple[str, str, str]:
+    """Return the XML a restored or incoming domain shall have here, empty when it may stay as it is; result and reason.
 
     A domain with the mark gets this host's socket; one that the operator chose gets the meter; where that is not
     possible on this host, the meter is taken out, so that the domain arrives.
     """
-    name, uuid = domxml.identity(xml)
-    marked = domxml.is_marked(xml)
-    if not (marked or config.selects(name, uuid) or _definition_is_marked(name)):
-        return ""
+    registry = Registry(config.run_directory)
+    traits = domxml.traits(xml)
+    told = registry.how_to_restore(traits.uuid)
+    chosen = told == "with" or config.domains.selects(traits) or _definition_is_marked(traits.name)
+    if not (chosen or domxml.is_marked(xml)):
+        return "", "unchanged", ""
     try:
-        wanted = domxml.inject(xml, socket=str(Registry(config.run_directory).path(uuid, "sock")))
+        if told == "without":
+            raise VirtRaplError("it could not be restored with its meter")
+        wanted = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
         emulator.check(domxml.original_emulator(wanted))
-    except VirtRaplError:
-        wanted = domxml.strip(xml)
+        result, reason = "injected", ""
+    except VirtRaplError as error:
+        wanted, result, reason = domxml.strip(xml), "stripped", error.message
     # libvirt writes other quotes than we do, and marks a domain as tainted whenever a hook has changed it.
-    return wanted if domxml.difference(xml, wanted, name) else ""
+    changed = domxml.difference(xml, wanted, traits.name)
+    return (wanted, result, reason) if changed else ("", "unchanged", reason)
 
 
 def _definition_is_marked(name: str) -> bool:
@@ -68,16 +126,10 @@ def _definition_is_marked(name: str) -> bool:
         return False
 
 
-def start(xml: str, config_path: Path, stderr: TextIO) -> int:
-    """Bring the helper up before QEMU. Non-zero only where the owner wants no domain without its meter."""
-    config, config_error = _config_or_defaults(config_path)
-    registry = Registry(config.run_directory)
-    with registry.locked(domxml.identity(xml)[1]):
-        return _start(xml, config, config_error, registry, stderr)
-
-
-def _start(xml: str, config: Config, config_error: VirtRaplError | None, registry: Registry, stderr: TextIO) -> int:
+def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: TextIO) -> Record:
+    """Bring the helper up before QEMU. The state is `refuse` only where the owner wants no domain without its meter."""
     name, uuid = domxml.identity(xml)
+    registry = Registry(config.run_directory)
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state = name, config.helper, failed_state
@@ -85,22 +137,23 @@ def _start(xml: str, config: Config, config_error: VirtRaplError | None, registr
     try:
         if config_error:
             raise config_error
-        record.owner_uid, record.owner_gid = _owner(domxml.dac_label(xml))
-        # Before anything can go wrong: what the wrapper reads if we do not come back.
-        registry.write(record)
-        socket = str(registry.path(uuid, "sock"))
-        domxml.check(xml, socket)
-        domxml.check_takes_effect(xml, socket)
-        check_host()
-        instances.start(record, registry, config.start_deadline)
-        _enter(record, "ready", "")
-        registry.write(record)
+        with _within(config.hook_deadline):
+            record.owner_uid, record.owner_gid = _owner(domxml.dac_label(xml))
+            # Before anything can go wrong: what the wrapper reads if we do not come back.
+            registry.write(record)
+            socket = str(registry.path(uuid, "sock"))
+            domxml.check(xml, socket)
+            domxml.check_takes_effect(xml, socket)
+            check_host()
+            instances.start(record, registry, config.hook_deadline * HELPER_SHARE)
+            _enter(record, "ready", "")
+            registry.write(record)
     except Exception as error:  # whatever it is, the owner has said what shall happen then
-        return _fail(record, registry, failed_state, error, stderr)
-    return 0
+        _fail(record, registry, failed_state, error, stderr)
+    return record
 
 
-def _fail(record: Record, registry: Registry, state: str, error: Exception, stderr: TextIO) -> int:
+def _fail(record: Record, registry: Registry, state: str, error: Exception, stderr: TextIO) -> None:
     _enter(record, state, _one_line(error))
     try:
         instances.stop(record, registry)
@@ -108,22 +161,14 @@ def _fail(record: Record, registry: Registry, state: str, error: Exception, stde
     except (OSError, VirtRaplError):
         with contextlib.suppress(OSError):
             registry.remove(record.uuid)  # without a word from us the wrapper leaves RAPL out
-    if state == "refuse":
-        print(f"virt-rapl: {record.name} is not started without RAPL: {record.reason}", file=stderr)
-        return 1
-    print(f"virt-rapl: {record.name} starts without RAPL: {record.reason}", file=stderr)
-    return 0
+    what = "is not started" if state == "refuse" else "starts"
+    print(f"virt-rapl: {record.name} {what} without RAPL: {record.reason}", file=stderr)
 
 
-def follow(name: str, xml: str, config: Config) -> None:
+def follow(name: str, xml: str, config: Config) -> Record:
     """Record the processes of a domain that runs, and whether its helper still does."""
-    registry = Registry(config.run_directory)
-    with registry.locked(domxml.identity(xml)[1]):
-        _follow(name, xml, config, registry)
-
-
-def _follow(name: str, xml: str, config: Config, registry: Registry) -> None:
     _, uuid = domxml.identity(xml)
+    registry = Registry(config.run_directory)
     record = registry.read(uuid)
     if record is None:
         uid, gid = _owner(domxml.dac_label(xml))
@@ -140,17 +185,17 @@ def _follow(name: str, xml: str, config: Config, registry: Registry) -> None:
         _enter(record, "degraded", instances.HELPER_ENDED)
         record.since = since or record.since
     registry.write(record)
+    return record
 
 
-def end(xml: str, config: Config) -> None:
-    """End the helper of a domain that is gone, and forget the domain."""
-    _, uuid = domxml.identity(xml)
+def end(uuid: str, config: Config) -> str:
+    """End the helper of a domain that is gone, and forget the domain. `release` finds nothing left by `stopped`."""
     registry = Registry(config.run_directory)
-    with registry.locked(uuid):
-        record = registry.read(uuid)
-        if record:
-            instances.stop(record, registry)
-        registry.remove(uuid)
+    record = registry.read(uuid)
+    if record:
+        instances.stop(record, registry)
+    registry.remove(uuid)
+    return "ended" if record else "unchanged"
 
 
 def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:

@@ -14,6 +14,7 @@ from libvirt_rapl import systemd
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 
+HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 EMULATORS = ("usr/bin/qemu-system-x86_64", "usr/libexec/qemu-kvm")
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
@@ -58,7 +59,7 @@ def _items(root: Path) -> Iterator[Item]:
     def text(source: Traversable) -> str:
         return source.read_text(encoding="utf-8").replace("@PYTHON@", sys.executable)
 
-    yield Item(target="etc/libvirt/hooks/qemu.d/virt-rapl", text=text(shipped / "hooks/qemu"), mode=0o755)
+    yield Item(target=HOOK, text=text(shipped / "hooks/qemu"), mode=0o755)
     for emulator in EMULATORS:
         if (root / emulator).exists():
             yield Item(target=f"{emulator}-rapl", text=text(shipped / "hooks/qemu-system-rapl"), mode=0o755)

@@ -69,8 +69,13 @@ class Inventory:
     While libvirt cannot be reached, domains that run stay listed, and those that libvirt recorded as running are found.
     """
 
-    def __init__(self, uri: str, tell: Callable[[str], None]) -> None:
-        """Take libvirt's URI; `tell` takes a line when libvirt is lost and when it is back."""
+    def __init__(
+        self, uri: str, tell: Callable[[str], None], changed: Callable[[Iterable[str]], None] = lambda _: None
+    ) -> None:
+        """Take libvirt's URI; `tell` takes a line when libvirt is lost and when it is back.
+
+        `changed` takes the UUIDs of domains that have come, changed or gone, in our thread: it may only take note.
+        """
         self.entries: dict[str, Entry] = {}
         """By UUID. Replaced as a whole at each change, never changed in place."""
         self.listed = False
@@ -79,6 +84,7 @@ class Inventory:
         """Set when the domains have been listed for the first time, with libvirt or without."""
         self._uri = uri
         self._tell = tell
+        self._changed = changed
         self._trouble = ""
         self._attempts = 0
 
@@ -111,10 +117,12 @@ class Inventory:
                 self._tell("libvirt is back")
             self._trouble, self._attempts = "", 0
             self.attempted.set()
+            self._changed(self.entries)
             while changed := self._next_changed(changes):
                 found = [domain for uuid in changed if (domain := domains.lookup_uuid(connection, uuid))]
                 others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
                 self.entries = others | _by_uuid(found)
+                self._changed(changed)
         raise VirtRaplError(f"libvirt at {self._uri} closed the connection")
 
     def _next_changed(self, changes: SimpleQueue[str | None]) -> set[str]:

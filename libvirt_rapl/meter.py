@@ -200,7 +200,7 @@ class Meter:
             package: sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
             for package, cpus in self._packages.items()
         }
-        times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(processes).items()}
+        times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(processes).items() if runs}
         if self._roaming:
             times = settle(times, self._roaming & times.keys(), busy)
         return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], busy, times
@@ -214,7 +214,7 @@ class Meter:
                 self.zones.setdefault(zone.name, ZoneUsage(kind=zone.kind))
 
     def _thread_runs(self, processes: Iterable[tuple[str, int]]) -> dict[str, list[ThreadRun]]:
-        """What the threads of each process ran since the previous sample; one that is new is followed from now on."""
+        """What the threads of each process ran since the last sample, nothing when it slept; new ones are followed."""
         wanted = dict(processes)
         self._ended = {uuid: pid for uuid, pid in self._ended.items() if wanted.get(uuid) == pid}
         runs = {}

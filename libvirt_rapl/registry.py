@@ -6,7 +6,8 @@ Of a domain with UUID u the run directory holds
            below it, for the helper, QEMU's PID once it is known,
   u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600,
   u.alive  a file whose time of change is the native helper's last sign of life,
-  u.lock   a file that whoever changes these holds a lock on.
+  u.lock   a file that the hook has locked while it changes these,
+  u.restore  while `enable --live` restores the domain: `with` its meter, whoever selects it, or `without`.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from libvirt_rapl.files import replace
 
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 5.0
 """How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
 POLL_SECONDS = 0.02
 
@@ -124,6 +125,26 @@ class Registry:
             return Record(**values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
+
+    @contextlib.contextmanager
+    def restoring(self, uuid: str, *, meter: bool) -> Iterator[None]:
+        """Tell the hook, for as long as this lasts, how to restore the domain; nothing where that cannot be written."""
+        path = self.path(uuid, "restore")
+        try:
+            with contextlib.suppress(OSError):  # the domain is saved and must come back
+                self.create_directory()
+                replace(path, "with" if meter else "without", 0o600)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def how_to_restore(self, uuid: str) -> str:
+        """Return `with`, `without`, or nothing where nobody has said."""
+        try:
+            return self.path(uuid, "restore").read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return ""
 
     def remove(self, uuid: str) -> None:
         """Forget the domain: its record, its line for the wrapper, its socket, its lock and what its helper left."""

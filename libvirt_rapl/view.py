@@ -4,7 +4,7 @@ One place for the daemon, which counts on, and for the command, which samples by
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,11 @@ class View:
         self._model = model_name(PROC)
         self._registry = Registry(config.run_directory)
 
-    def document(self, domains: Iterable[Entry]) -> dict[str, Any]:
-        """Return what the last two samples tell of the host and of these domains, in the order of their names."""
+    def document(self, domains: Iterable[Entry], refusals: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return what the last two samples tell of the host and of these domains, in the order of their names.
+
+        `refusals`: why domains that the policy wants to enable are not, by UUID.
+        """
         return {
             "schema": SCHEMA,
             "host": {
@@ -51,10 +54,13 @@ class View:
                 "other_watts": self.meter.other.watts,
                 "idle_watts": self.meter.idle.watts,
             },
-            "domains": [self._domain(domain) for domain in sorted(domains, key=lambda domain: domain.name)],
+            "domains": [
+                self._domain(domain, (refusals or {}).get(domain.uuid))
+                for domain in sorted(domains, key=lambda domain: domain.name)
+            ],
         }
 
-    def _domain(self, domain: Entry) -> dict[str, Any]:
+    def _domain(self, domain: Entry, refusal: str | None) -> dict[str, Any]:
         record = self._registry.read(domain.uuid)
         vrapl = vrapl_state(domain, record)
         usage = self.meter.domains.get(domain.uuid, DomainUsage())
@@ -66,7 +72,7 @@ class View:
             "state": domain.state,
             "pid": domain.pid,
             "vrapl": vrapl,
-            "reason": degraded_reason(record) if vrapl == "degraded" else None,
+            "reason": degraded_reason(record) if vrapl == "degraded" else refusal,
             "since": self._degraded_since(record) if vrapl == "degraded" else None,
             "helper": self._helper(record),
             **_figures(usage),

@@ -9,7 +9,7 @@ from typing import Any
 
 from walking import CONFIGURATION, wait_until
 
-from libvirt_rapl import domxml, status_socket
+from libvirt_rapl import domxml, events, status_socket
 from libvirt_rapl.runstate import running_domains
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -123,7 +123,7 @@ class Host:
 
     def _check_files(self, metered: Mapping[str, str], degraded: set[str]) -> None:
         directory = self.world.path(self.run_directory)
-        files = {path.name for path in directory.iterdir()} - {Path(status_socket.NAME).parts[0]}
+        files = {path.name for path in directory.iterdir()} - {Path(status_socket.NAME).parts[0], events.NAME}
         mine = {name for name in files if name.partition(".")[0] not in degraded}
         assert mine == {f"{uuid}.{suffix}" for uuid in metered for suffix in PERSISTING}
         for uuid, name in metered.items():

@@ -284,7 +284,7 @@ def start_daemon(world: World) -> Iterator[StartDaemon]:
         world.path(ALONE).write_text("run_directory: /run/nobody\n")
         command = " ".join(["env", *(f"{name}={value}" for name, value in environment.items()), "virt-rapl daemon"])
         pids.append(int(world.run(["sh", "-c", f"exec {command} >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
-        wait_until(lambda: asked(world), 30, "the daemon answers")
+        wait_until(lambda: asked(world) is not None, 30, "the daemon answers")
         return pids[-1]
 
     yield start_daemon

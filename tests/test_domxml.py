@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,9 @@ def test_golden_pairs_are_complete() -> None:
 # Properties over generated domain XML.
 
 SPACE = st.sampled_from(["", " ", "\n", "\n  ", "\n\n    ", "\t", "\r\n  "])
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<&>\r]-?", exclude_categories=["Cc", "Cs"]), max_size=6)
+TEXT = st.text(
+    st.characters(codec="utf-8", exclude_characters="<&>\r]-?\ufffe\uffff", exclude_categories=["Cc", "Cs"]), max_size=6
+)
 NOISE: st.SearchStrategy[str] = st.one_of(
     SPACE,
     TEXT.map(lambda text: f"<!--{text}-->"),
@@ -229,7 +232,6 @@ OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'
         (domain("<devices><emulator>qemu</emulator></devices>"), "not an absolute path"),
         (domain("<devices><emulator/></devices>"), "not an absolute path"),
         (domain(f"<metadata><x:y xmlns:x='{domxml.MARK}'/></metadata>"), "foreign element"),
-        (domain("<devices><emulator>/usr/bin/q-rapl</emulator></devices>"), "is the wrapper"),
         (domain(uuid=""), "no <uuid>"),
         (domain(uuid="<uuid>12</uuid>"), "not a UUID"),
     ],
@@ -252,6 +254,56 @@ def test_refused(xml: str, message: str) -> None:
 def test_accepted_with_the_mark_and_without(xml: str) -> None:
     domxml.check(xml, SOCKET)
     domxml.check(domxml.inject(xml, socket=SOCKET), OTHER_SOCKET)
+
+
+LEFT = f"""\
+<domain type='kvm'>
+  <uuid>{UUID}</uuid>
+  <devices>
+    <emulator>/usr/bin/q</emulator>
+  </devices>
+</domain>
+"""
+OTHER_DOMAINS = "/run/elsewhere/aaaaaaaa-0000-4000-8000-000000000000.sock"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda _: domxml.inject(LEFT, socket=OTHER_DOMAINS),  # a clone, another host's
+        lambda xml: re.sub(r" *<metadata>.*</metadata>\n", "", xml, flags=re.DOTALL),
+        lambda xml: re.sub(r"<metadata>.*</metadata>", "", xml, flags=re.DOTALL).replace(SOCKET, OTHER_DOMAINS),
+        lambda xml: re.sub(r" *<qemu:commandline.*</qemu:commandline>\n", "", xml, flags=re.DOTALL),
+        lambda xml: xml.replace("/q-rapl<", "/q<"),
+        lambda _: LEFT.replace("/q<", "/q-rapl<"),  # nothing else is left
+    ],
+    ids=["socket", "mark", "mark and socket", "argument", "wrapper", "only the wrapper"],
+)
+def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str]) -> None:
+    whole = domxml.inject(LEFT, socket=SOCKET)
+    found = broken(whole)
+    assert domxml.difference(found, whole, "")
+    domxml.check(found, SOCKET)
+    mended = domxml.inject(found, socket=SOCKET)
+    domxml.check_takes_effect(mended, SOCKET)
+    assert (mended.count("-accel"), mended.count("rapl=true")) == (1, 1)
+    assert domxml.original_emulator(mended) == "/usr/bin/q"
+    assert domxml.inject(mended, socket=SOCKET) == mended
+    assert "rapl" not in domxml.strip(mended)
+    assert "commandline" not in domxml.strip(mended)
+
+
+def test_another_emulator_that_was_put_in_is_taken_over() -> None:
+    changed = domxml.inject(LEFT, socket=SOCKET).replace("/usr/bin/q-rapl", "/opt/q-rapl")
+    mended = domxml.inject(changed, socket=SOCKET)
+    assert domxml.original_emulator(mended) == "/opt/q"
+    assert "<emulator>/opt/q</emulator>" in domxml.strip(mended)
+
+
+def test_an_argument_for_a_socket_that_is_not_ours_is_its_owners() -> None:
+    value = "-accel'/><q:arg value='kvm,rapl=true,rapl-helper-socket=/run/qemu-vmsr-helper.sock"
+    with pytest.raises(VirtRaplError, match="-accel argument of its own"):
+        domxml.inject(domain(OWN_ACCEL.format(value)), socket=SOCKET)
 
 
 def test_a_second_accel_is_refused_in_marked_xml_too() -> None:

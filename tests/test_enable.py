@@ -230,6 +230,21 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
     assert fake.defined == 2
 
 
+def test_disable_tells_that_the_configuration_chooses_the_domain(
+    fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path
+) -> None:
+    for name, uuid in (("web", UUID), ("other", OTHER_UUID)):
+        fake.add(domxml.inject(definition(name, uuid, qemu), socket=f"/s/{uuid}.sock"))
+    (tmp_path / "virt-rapl.yaml").write_text("domains:\n  include: ['*']\n  exclude: [other]\n")
+    status, out, err = run("disable", "web", "other")
+    assert (status, out.count("disabled")) == (0, 2)
+    warning, hint = err.splitlines()
+    assert warning == "virt-rapl: warning: web is chosen by `domains` in the configuration: virt-rapld enables it again"
+    assert hint.startswith("hint: put it under `exclude` there")
+    (tmp_path / "virt-rapl.yaml").write_text("domains: all\n")
+    assert run("disable", "web") == (0, "web: not enabled\n", ""), "a mistake in it is no reason not to disable"
+
+
 def test_a_running_domain_is_told_of(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
     fake.add(definition("web", UUID, qemu), number=4)
     assert "it is running now" in run("enable", "web")[1]

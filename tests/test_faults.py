@@ -28,7 +28,7 @@ def no_helper_binary(world: World, policy: str) -> Iterator[str]:
 @contextmanager
 def helper_that_hangs(world: World, policy: str) -> Iterator[str]:
     with no_helper_binary(world, policy):
-        configure(world, helper="qemu", on_failure=policy, start_deadline=1)
+        configure(world, helper="qemu", on_failure=policy, hook_deadline=1)
         world.path(HELPER).write_text("#!/bin/sh\nexec sleep 1000\n")
         world.path(HELPER).chmod(0o755)
         yield "does not answer"

@@ -2,13 +2,14 @@
 
 import io
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from libvirt_rapl import domxml, emulator, hook, instances
+from libvirt_rapl import domxml, emulator, events, hook, instances
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Record, Registry
@@ -46,6 +47,7 @@ class Host:
         self.marked = domxml.inject(PLAIN, socket=self.socket)
         self.trouble: Exception | None = None
         self.helpers = 0
+        self.slow_seconds = 0.0
         self.alive = True
         self.configure()
 
@@ -54,6 +56,7 @@ class Host:
         self.config.write_text("\n".join(lines))
 
     def start(self, record: Record, registry: Registry, deadline: float) -> None:
+        time.sleep(self.slow_seconds)
         assert registry.read(record.uuid), "the record must be there before the helper reads it"
         assert deadline > 0
         if self.trouble:
@@ -69,6 +72,9 @@ class Host:
         output, said = io.StringIO(), io.StringIO()
         status = hook.main("web1", operation, io.StringIO(xml), output, said, self.config)
         return status, output.getvalue(), said.getvalue()
+
+    def events(self) -> list[events.Event]:
+        return list(events.told(self.run))
 
     @property
     def record(self) -> Record:
@@ -99,6 +105,7 @@ def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(emulator, "check", lambda _: None)
     monkeypatch.setattr(emulator, "version", lambda _: "10.0.2")
     monkeypatch.setattr(hook, "DEFINITIONS", host.definitions)
+    monkeypatch.setattr(events, "JOURNAL", str(short_path / "none"))
     return host
 
 
@@ -115,7 +122,10 @@ def test_a_life(host: Host) -> None:
     assert host.call("stopped", host.marked) == (0, "", "")
     assert host.helpers == 0
     assert host.call("release", host.marked) == (0, "", "")
-    assert list(host.run.iterdir()) == []
+    assert [path.name for path in host.run.iterdir()] == [events.NAME]
+    told = [(event.domain, event.uuid, event.operation, event.result) for event in host.events()]
+    results = {"start": "ready", "started": "ready", "reconnect": "ready", "stopped": "ended", "release": "unchanged"}
+    assert told == [("web1", UUID, operation, result) for operation, result in results.items()]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +141,35 @@ def test_trouble_at_start(host: Host, trouble: Exception, policy: str, status: i
     assert str(trouble) in said
     assert host.line.startswith(line)
     assert host.record.reason == str(trouble)
+    (event,) = host.events()
+    assert (event.operation, event.result, event.reason) == ("start", line.rstrip(": "), str(trouble))
+
+
+@pytest.mark.parametrize(("policy", "status", "line"), [("degrade", 0, "degraded: "), ("refuse", 1, "refuse")])
+def test_whatever_hangs_at_start_is_ended_by_the_deadline(host: Host, policy: str, status: int, line: str) -> None:
+    host.configure(on_failure=policy, hook_deadline="0.2")
+    host.slow_seconds = 60
+    assert host.call("start", host.marked)[0] == status
+    assert host.line.startswith(line)
+    assert host.record.reason == "not done within 0.2 s"
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate", "started", "reconnect", "stopped"])
+def test_whatever_hangs_later_is_ended_by_the_deadline(
+    host: Host, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(*_: object) -> None:
+        time.sleep(60)
+
+    host.call("start", host.marked)
+    host.configure(hook_deadline="0.2")
+    monkeypatch.setattr(emulator, "check", hangs)
+    monkeypatch.setattr(hook, "read_run_state", hangs)
+    monkeypatch.setattr(instances, "stop", hangs)
+    status, output, said = host.call(operation, socket_of_another(host.marked))
+    assert (status, output) == (0, "")
+    assert said == f"virt-rapl: {operation} of web1: not done within 0.2 s\n"
+    assert (host.events()[-1].result, host.events()[-1].reason) == ("failed", "not done within 0.2 s")
 
 
 def test_a_configuration_that_cannot_be_read_degrades(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +261,23 @@ def test_filters(host: Host, operation: str) -> None:
     assert host.call(operation, host.marked) == (0, "", ""), "already as it shall be"
     host.configure(domains="[web*]")
     assert host.call(operation, PLAIN)[1] == host.marked
+    assert [event.result for event in host.events()] == ["unchanged", "injected", "unchanged", "injected"]
 
 
 def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> None:
     host.definitions.mkdir()
     (host.definitions / "web1.xml").write_text(host.marked)
+    assert host.call("restore", PLAIN)[1] == host.marked
+
+
+def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
+    with host.registry.restoring(UUID, meter=True):
+        assert host.call("restore", PLAIN)[1] == host.marked
+    assert host.call("restore", PLAIN)[1] == ""
+    host.configure(domains="[web*]")
+    with host.registry.restoring(UUID, meter=False):
+        assert host.call("restore", PLAIN)[1] == ""
+        assert not domxml.is_marked(host.call("restore", host.marked)[1])
     assert host.call("restore", PLAIN)[1] == host.marked
 
 
@@ -239,6 +290,7 @@ def test_a_host_that_cannot_takes_the_meter_out(host: Host, monkeypatch: pytest.
     assert host.call("migrate", host.marked)[1] == PLAIN.strip() or not domxml.is_marked(
         host.call("migrate", host.marked)[1]
     )
+    assert {(event.result, event.reason) for event in host.events()} == {("stripped", "QEMU 8.2 is too old")}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from fixtures import Host, Thread
 
 from libvirt_rapl.host import cgroups
 from libvirt_rapl.host.cgroups import MachineClock
+from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
 from libvirt_rapl.host.machine import machine_cgroup
 
 SCOPE = "machine.slice/machine-qemu\\x2d1\\x2dweb.scope"
@@ -105,7 +106,7 @@ def test_what_serves_a_machine_is_counted_with_it(tmp_path: Path, lines: str, di
 
 @LAYOUTS
 def test_servants_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, directory: str) -> None:
-    monkeypatch.setattr(cgroups, "LIST_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(cgroups, "PROCESSES_SECONDS", 0)
     host = Host(tmp_path)
     process(host, 7, "qemu", 0)
     host.cgroup(7, lines)
@@ -146,12 +147,32 @@ def test_servants_are_not_looked_for_at_every_call(tmp_path: Path, monkeypatch: 
     clock = machine(host)
     clock.advance()
     host.members(SCOPE, 7, 20)
-    now += cgroups.LIST_AGAIN_SECONDS - 1
+    now += cgroups.PROCESSES_SECONDS - 1
     assert {run.tid for run in clock.advance()} == {7}
     now += 1
     clock.advance()
     process(host, 20, "swtpm", 1)
     assert {(run.tid, run.nanoseconds) for run in clock.advance()} == {(7, 0), (20, S)}
+    clock.close()
+
+
+def test_a_servant_that_is_new_is_told_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "PROCESSES_SECONDS", 0)
+    up = 4710 * NANOSECONDS_PER_TICK
+    monkeypatch.setattr(cgroups, "_now", lambda: up)
+    host = Host(tmp_path)
+    process(host, 7, "qemu", 0)
+    host.cgroup(7, f"0::/{SCOPE}\n")
+    host.members(SCOPE, 7)
+    clock = machine(host)
+    clock.advance()
+    process(host, 20, "passt", 3)  # every process here was started at tick 4711
+    host.members(SCOPE, 7, 20)
+    up += 2 * NANOSECONDS_PER_TICK
+    assert ran(clock) == {(20, None): 3 * S}
+    process(host, 30, "moved", 5)
+    host.members(SCOPE, 7, 20, 30)
+    assert ran(clock) == {}
     clock.close()
 
 

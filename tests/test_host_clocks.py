@@ -134,12 +134,12 @@ def test_of_a_process_that_slept_nothing_is_read(kernel: Kernel) -> None:
     kernel.set({7: Thread(QEMU, 103), 9: Thread("CPU 0/KVM", 205)})
     assert advance(clock) == {REST: 3, 0: 5}
     kernel.reads.clear()
-    assert advance(clock) == {REST: 0, 0: 0}
+    assert advance(clock) == {}
     assert kernel.reads == []
     clock.close()
 
 
-def test_threads_are_listed_when_their_number_has_moved(kernel: Kernel) -> None:
+def test_threads_are_listed_when_asked_for(kernel: Kernel) -> None:
     kernel.set({7: Thread(QEMU, 100), 9: Thread("CPU 0/KVM", 200)})
     clock = kernel.clock()
     advance(clock)
@@ -149,9 +149,13 @@ def test_threads_are_listed_when_their_number_has_moved(kernel: Kernel) -> None:
     assert advance(clock) == {REST: 10, 0: 20}
     assert kernel.reads == ["pread"]
     kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 222), 10: Thread("CPU 1/KVM", 33)})
-    assert advance(clock) == {REST: 0, 0: 0, 1: 33}
-    kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 222)}, ended_ns=44)
-    assert advance(clock) == {REST: 11, 0: 0}
+    assert advance(clock) == {REST: 33, 0: 0}
+    clock.look_again()
+    kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 223), 10: Thread("CPU 1/KVM", 35)})
+    assert advance(clock) == {REST: 0, 0: 1, 1: 2}
+    assert clock.vcpu_tids() == {0: 9, 1: 10}
+    kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 223)}, ended_ns=44)
+    assert advance(clock) == {REST: 9, 0: 0}
     assert clock.vcpu_tids() == {0: 9}
     clock.close()
 
@@ -211,7 +215,7 @@ def test_whatever_threads_do_all_is_told_once(
             runs = clock.advance()
             told = sum(run.nanoseconds for run in runs)
             assert told == kernel.total - begin
-            assert min(run.nanoseconds for run in runs) >= 0
+            assert all(run.nanoseconds >= 0 for run in runs)
         clock.close()
 
 

@@ -165,6 +165,18 @@ def test_domains_come_change_and_go(fake: FakeLibvirt) -> None:
     eventually(shows(found, entry(2, running=False, mark="next")))
 
 
+def test_whose_domains_have_come_changed_or_gone_is_passed_on(fake: FakeLibvirt) -> None:
+    passed: list[set[str]] = []
+    fake.set(FakeDomain(1, plain(1)))
+    fake.set(FakeDomain(2, plain(2)))
+    found = Inventory("fake:///", pytest.fail, lambda uuids: passed.append(set(uuids)))
+    found.start()
+    eventually(lambda: passed == [{UUID.format(1), UUID.format(2)}])
+    fake.set(FakeDomain(3, plain(3)))
+    fake.remove(fake.domains[UUID.format(1)])
+    eventually(lambda: passed[1:] == [{UUID.format(3)}, {UUID.format(1)}])
+
+
 def test_a_process_that_libvirt_has_not_written_down_yet(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     states = [None, None, RunState(1, {})]
     monkeypatch.setattr(inventory, "read_run_state", lambda _: states.pop(0) if len(states) > 1 else states[0])

@@ -18,6 +18,7 @@ from fixtures import Host, Thread
 
 from libvirt_rapl import domains, domxml, inventory, status_socket, view
 from libvirt_rapl.cli import main, status
+from libvirt_rapl.config import Config
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import RunState
@@ -237,6 +238,15 @@ def test_the_table() -> None:
     ]
 
 
+def test_the_table_tells_why_a_chosen_domain_has_no_meter() -> None:
+    chosen = document("msr")
+    chosen["domains"][0]["reason"] = "it can grow"
+    assert (
+        "a gets no meter at its next start, though the configuration's `domains` choose it: it can grow"
+        in status.table(chosen)
+    )
+
+
 def test_a_zone_whose_count_was_broken(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +308,17 @@ def test_how_far_a_domain_is(
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
     assert view.vrapl_state(inventory.describe(domain), record) == expected
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(("mark", "reason"), [("", "it can grow"), ("next", "it can grow"), ("live", "no helper")])
+def test_why_a_chosen_domain_has_no_meter(tmp_path: Path, mark: str, reason: str) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.write(Record(uuid=UUID, name="vm", backend="native", owner_uid=0, owner_gid=0, reason="no helper"))
+    entry = inventory.Entry(name="vm", uuid=UUID, id=None, state="shut off", pid=None, mark=mark)
+    shown = view.View(Config(run_directory=registry.run_directory))
+    (domain,) = shown.document([entry], {UUID: "it can grow"})["domains"]
+    assert domain["reason"] == reason
 
 
 def test_nothing_is_printed_before_a_failure(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

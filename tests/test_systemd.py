@@ -12,6 +12,7 @@ import pytest
 from machine import CONSTANT_100_WATTS, Machine
 from walking import wait_until
 
+from libvirt_rapl import domxml
 from libvirt_rapl.simulator import guest
 
 pytestmark = pytest.mark.e2e
@@ -74,8 +75,19 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
         assert time.monotonic() < until, "the helper has not ended"
         time.sleep(0.1)
     assert machine.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", unit]).stdout == ""
-    assert machine.run(["find", "/run/virt-rapl", "-type", "f", "-o", "-type", "s"]).stdout == ""
+    left = machine.run(["find", "/run/virt-rapl", "-type", "f", "-o", "-type", "s"]).stdout
+    assert left == "/run/virt-rapl/events.jsonl\n"
     machine.run(["virsh", "undefine", name])
+
+    said = machine.run(["journalctl", "--quiet", "--output=json", f"VIRT_RAPL_DOMAIN={name}"]).stdout.splitlines()
+    lines = [json.loads(line) for line in said]
+    fields = [(line["VIRT_RAPL_OPERATION"], line["VIRT_RAPL_RESULT"], line["VIRT_RAPL_UUID"]) for line in lines]
+    assert fields[:3] == [(operation, "ready", uuid) for operation in ("start", "started", "reconnect")]
+    assert fields[3:] == [("stopped", "ended", uuid), ("release", "unchanged", uuid)]
+    assert all(int(line["VIRT_RAPL_MILLISECONDS"]) < 20_000 for line in lines)
+    assert lines[0]["SYSLOG_IDENTIFIER"] == "virt-rapl"
+    shown = json.loads(machine.run(["virt-rapl", "events", "--json", name]).stdout)["events"]
+    assert [(event["operation"], event["result"], event["uuid"]) for event in shown] == fields
 
 
 def confinement(machine: Machine, pid: str) -> dict[str, int]:
@@ -246,6 +258,22 @@ def test_what_libvirt_has_in_the_domains_cgroup_is_the_domains(machine: Machine,
     joules = after["energy_joules"] - domain["energy_joules"]
     print(f"{joules:.1f} J in {time.monotonic() - before:.1f} s; the servant's {SERVANT_SECONDS * watts:.1f} J")
     assert joules >= 0.95 * SERVANT_SECONDS * watts
+
+
+def test_the_unit_may_enable_the_domains_of_the_configuration(machine: Machine) -> None:
+    machine.path(CONFIGURATION).write_text("domains: [chosen]\n")
+    xml = guest.domain_xml("chosen", "/var/lib/libvirt/images/chosen.rom", "/var/log/libvirt/qemu/chosen.out")
+    machine.path("/root/guest.xml").write_text(xml)
+    machine.run(["systemctl", "start", "virt-rapld"])
+    try:
+        machine.run(["virsh", "define", "/root/guest.xml"])
+        until = time.monotonic() + 10
+        while not domxml.is_marked(machine.run(["virsh", "dumpxml", "chosen"]).stdout):
+            assert time.monotonic() < until, machine.run(["journalctl", "--unit=virt-rapld", "--output=cat"]).stdout
+            time.sleep(0.2)
+    finally:
+        machine.run(["systemctl", "stop", "virt-rapld"])
+        machine.run(["virsh", "undefine", "chosen"])
 
 
 def guest_uuid(backend: str) -> str:

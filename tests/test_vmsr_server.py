@@ -276,22 +276,6 @@ def test_a_thousand_connections_keep_nobody_out(helper: Helper) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_without_free_descriptors_it_serves_who_is_there_and_the_others_later(helper: Helper) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with helper.connect() as peer, socket.socket(socket.AF_UNIX) as late:
-        assert ask(peer, ENERGY)
-        late.settimeout(10)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (late.fileno() + 1, hard))  # every number below is taken
-        try:
-            late.connect(str(helper.path))
-            late.sendall(REQUEST.pack(ENERGY, 0, os.getpid()))
-            time.sleep(0.2)
-            assert ask(peer, ENERGY) == VALUES[ENERGY]
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert answer(late) == VALUES[ENERGY]
-
-
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_a_peer_of_another_user_is_turned_away(helper: Helper) -> None:
     helper.server._owner_uid = 4243

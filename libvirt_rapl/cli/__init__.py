@@ -14,7 +14,8 @@ DEFAULT_URI = "qemu:///system"
 
 COMMANDS = {
     "status": "show the power and energy of every domain and vCPU",
-    "enable": "give a domain its own energy meter from its next start on",
+    "events": "show what the hook did to domains, and how long it took",
+    "enable": "give a domain its own energy meter from its next start on, or now (--live)",
     "disable": "take the meter out again and restore the domain's definition",
     "inject": "filter: add the meter to the domain XML on standard input",
     "strip": "filter: undo inject",

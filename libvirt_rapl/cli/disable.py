@@ -1,14 +1,40 @@
 """Take the energy meter out of domains again: their definitions are then as they were before `enable`."""
 
 import argparse
+import sys
 
 from libvirt_rapl import domxml
-from libvirt_rapl.cli.enable import add_arguments, change_all
+from libvirt_rapl.cli.enable import add_common_arguments, change_all
+from libvirt_rapl.config import load
+from libvirt_rapl.domains import Domain
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import Selection
 
-__all__ = ["add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add_common_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Define every domain anew, without the meter."""
-    change_all(options, lambda _domain, xml: domxml.strip(xml), done="disabled", nothing_to_do="not enabled")
+    """Define every domain anew, without the meter; warn of those that virt-rapld enables again."""
+    try:
+        selection = load(options.config).domains
+    except VirtRaplError:
+        selection = Selection()  # no virt-rapld starts with this configuration either
+    chosen: list[str] = []
+
+    def without_meter(domain: Domain, xml: str) -> str:
+        stripped = domxml.strip(xml)
+        if selection.selects(domxml.traits(stripped)):
+            chosen.append(domain.name)
+        return stripped
+
+    change_all(options, without_meter, done="disabled", nothing_to_do="not enabled")
+    for name in chosen:
+        print(
+            f"virt-rapl: warning: {name} is chosen by `domains` in the configuration: virt-rapld enables it again\n"
+            f"hint: put it under `exclude` there, `systemctl restart virt-rapld`, then disable it",
+            file=sys.stderr,
+        )
     return 0

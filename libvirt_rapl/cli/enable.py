@@ -1,11 +1,17 @@
-"""Give domains their own energy meter from their next start on. All are checked before any is changed."""
+"""Give domains their own energy meter from their next start on. All are checked before any is changed.
+
+With --live a running domain gets it now: it is saved to disk and restored, for which the guest pauses. A domain that
+cannot be saved or restored so is as it was before.
+"""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from libvirt_rapl import domxml, emulator
+from libvirt_rapl import domxml, emulator, live
+from libvirt_rapl.cli import DEFAULT_URI
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import Domain, connect, lookup
 from libvirt_rapl.errors import VirtRaplError
@@ -14,6 +20,12 @@ from libvirt_rapl.registry import Registry
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
+    add_common_arguments(parser)
+    parser.add_argument("--live", action="store_true", help="running domains get it now, by a save and a restore")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `disable` takes as well."""
     parser.add_argument("domains", metavar="DOMAIN", nargs="+", help="name or UUID")
     parser.add_argument("--dry-run", action="store_true", help="print what would change as a unified diff, no more")
 
@@ -27,8 +39,47 @@ def run(options: argparse.Namespace) -> int:
         emulator.check(domxml.original_emulator(injected))
         return injected
 
-    change_all(options, with_meter, done="enabled", nothing_to_do="already enabled")
+    if options.live:
+        _enable_live(options, with_meter, registry)
+    else:
+        change_all(options, with_meter, done="enabled", nothing_to_do="already enabled")
     return 0
+
+
+def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str], str], registry: Registry) -> None:
+    """Switch running domains on, one after the other, and say what happens to each before and after."""
+    if options.connect != DEFAULT_URI:
+        raise VirtRaplError(f"--live works with this machine's own libvirt only ({DEFAULT_URI})", "log in there")
+    connection = connect(options.connect)
+    plans = []
+    for name in options.domains:
+        domain = lookup(connection, name)
+        if live.is_active(domain, registry):
+            print(f"{domain.name}: its meter is already active")
+            continue
+        plan, difference = _plan_live(domain, with_meter, registry)
+        plans.append(plan)
+        if options.dry_run:
+            sys.stdout.write(difference)
+    for plan in plans:
+        print(plan, flush=True)
+        if not options.dry_run:
+            seconds = live.switch_on(plan, registry)
+            print(f"{plan.domain.name}: has its meter; it paused for {seconds:.1f} s", flush=True)
+
+
+def _plan_live(domain: Domain, with_meter: Callable[[Domain, str], str], registry: Registry) -> tuple[live.Plan, str]:
+    """Return what shall happen to a running domain, and the difference that it will make to the definition."""
+    difference = _plan(domain, with_meter).difference if domain.persistent else ""
+
+    def enable() -> None:
+        if difference:
+            # As it is by then: its owner may edit it while the domain is saved.
+            change = _plan(domain, with_meter)
+            domain.define(change.after)
+
+    with _named(domain):
+        return live.plan(domain, enable, registry), difference
 
 
 @dataclass(frozen=True)
@@ -36,6 +87,10 @@ class _Change:
     domain: Domain
     before: str
     after: str
+
+    @property
+    def difference(self) -> str:
+        return domxml.difference(self.before, self.after, self.domain.name)
 
 
 def change_all(
@@ -48,11 +103,10 @@ def change_all(
     connection = connect(options.connect)
     for change in [_plan(lookup(connection, name), rewrite) for name in options.domains]:
         domain = change.domain
-        difference = domxml.difference(change.before, change.after, domain.name)
-        if not difference:
+        if not change.difference:
             print(f"{domain.name}: {nothing_to_do}")
         elif options.dry_run:
-            sys.stdout.write(difference)
+            sys.stdout.write(change.difference)
         else:
             domain.define(change.after)
             running = " (it is running now, as it was started)" if domain.active else ""
@@ -66,7 +120,14 @@ def _plan(domain: Domain, rewrite: Callable[[Domain, str], str]) -> _Change:
             "pass the XML it is created from through `virt-rapl inject`",
         )
     before = domain.inactive_xml(secrets=True)
-    try:
+    with _named(domain):
         return _Change(domain, before, rewrite(domain, before))
+
+
+@contextlib.contextmanager
+def _named(domain: Domain) -> Iterator[None]:
+    """Put the domain's name before what goes wrong."""
+    try:
+        yield
     except VirtRaplError as error:
         raise VirtRaplError(f"{domain.name}: {error.message}", error.hint) from error

@@ -109,6 +109,15 @@ def _local_time(instant: str) -> str:
     return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def _why(domain: dict[str, Any]) -> str:
+    if domain["vrapl"] == "degraded":
+        # A daemon of an older version does not tell it.
+        since = f" since {_local_time(domain['since'])}" if domain.get("since") else ""
+        return f"{domain['name']} runs without its meter{since}: {domain['reason']}"
+    who = f"{domain['name']} gets no meter at its next start, though the configuration's `domains` choose it"
+    return f"{who}: {domain['reason']}"
+
+
 def table(document: dict[str, Any]) -> list[str]:
     """Lay the document out for people, in lines."""
     host = document["host"]
@@ -130,12 +139,7 @@ def table(document: dict[str, Any]) -> list[str]:
     for name, state, vrapl, watts, joules, vcpus in rows:
         left = f"{name:{widths[0]}}  {state:{widths[1]}}  {vrapl:{widths[2]}}"
         lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
-    degraded = [domain for domain in document["domains"] if domain["reason"]]
-    lines.append("")
-    for domain in degraded:
-        # A daemon of an older version does not tell it.
-        since = f" since {_local_time(domain['since'])}" if domain.get("since") else ""
-        lines.append(f"{domain['name']} runs without its meter{since}: {domain['reason']}")
+    lines += ["", *(_why(domain) for domain in document["domains"] if domain["reason"])]
     lines += [
         f"{domain['name']}: {domain['helper']['note']}"
         for domain in document["domains"]

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 
 from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
+from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
 from libvirt_rapl.host.machine import BELOW, machine_cgroup
-from libvirt_rapl.host.processes import PROC
+from libvirt_rapl.host.processes import PROC, start_time
 
 SYS = Path("/sys")
 
-LIST_AGAIN_SECONDS = 10.0
-"""How often processes are looked for that were not there before."""
+PROCESSES_SECONDS, THREADS_SECONDS = 2.0, 10.0
+"""How often processes, and threads of QEMU, are looked for that were not there before."""
 
 
 class MachineClock:
@@ -28,24 +29,29 @@ class MachineClock:
         self._servants: dict[int, ProcessClock] = {}
         self._lists: list[_ProcessList] = []
         self._moved = False
-        self._list_due = 0.0
+        self._processes_due = self._threads_due = 0.0
+        self._listed = _now()
+        """When processes were listed last."""
         self._open_lists()
         self._list_servants()
 
     def advance(self) -> list[ThreadRun]:
         """Return what each living thread ran since the previous call. Raises ProcessLookupError when QEMU has gone.
 
-        Threads of other processes than QEMU are no vCPUs, whatever they call themselves. Such a process is followed
-        from the call that finds it, LIST_AGAIN_SECONDS after its start at most; what it ran before, and after the last
-        call before its end, is not told.
+        Threads of other processes than QEMU are no vCPUs, whatever they call themselves. Such a process is found
+        PROCESSES_SECONDS after it has come at most. A new one is told whole then, one that was moved there from then
+        on; what it runs after the last call before its end is not told.
         """
-        if time.monotonic() >= self._list_due:
+        now = time.monotonic()
+        if now >= self._processes_due:
             if not self._moved:  # libvirt moves a new QEMU to its place in several steps
                 self._open_lists()
                 self._moved = True
             self._list_servants()
-            self._list_due = time.monotonic() + LIST_AGAIN_SECONDS
+            self._processes_due = now + PROCESSES_SECONDS
+        if now >= self._threads_due:
             self._qemu.look_again()
+            self._threads_due = now + THREADS_SECONDS
         runs = self._qemu.advance()
         return runs + self._advance_servants() if self._servants else runs
 
@@ -62,12 +68,15 @@ class MachineClock:
 
     def _list_servants(self) -> None:
         """Take up processes that are new, and let go those that are no longer listed."""
-        pids = self._listed()
+        before, self._listed = self._listed, _now()
+        pids = {pid for each in self._lists for pid in each.read()}
+        pids -= {0, self.pid}  # those of another PID namespace read as 0
         for pid in self._servants.keys() - pids:
             self._servants.pop(pid).close()
         for pid in pids - self._servants.keys():
+            new = (start_time(pid, self._proc) or 0) * NANOSECONDS_PER_TICK >= before
             with contextlib.suppress(ProcessLookupError):
-                self._servants[pid] = ProcessClock(pid, with_cpu=self._with_cpu, proc=self._proc)
+                self._servants[pid] = ProcessClock(pid, with_cpu=self._with_cpu, whole=new, proc=self._proc)
 
     def _advance_servants(self) -> list[ThreadRun]:
         runs: list[ThreadRun] = []
@@ -77,11 +86,6 @@ class MachineClock:
             except ProcessLookupError:  # it has gone; a new process may have its PID
                 self._servants.pop(pid).close()
         return runs
-
-    def _listed(self) -> set[int]:
-        """PIDs of the processes beside QEMU. Those of another PID namespace read as 0."""
-        pids = {pid for each in self._lists for pid in each.read()}
-        return pids - {0, self.pid}
 
     def _open_lists(self) -> None:
         self._close_lists()
@@ -134,6 +138,11 @@ class _ProcessList:
 
     def _open(self) -> int:
         return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _now() -> int:
+    """Return nanoseconds since the machine was started, as start_time() has ticks since then."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _pids(descriptor: int) -> list[int]:

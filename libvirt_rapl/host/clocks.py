@@ -5,7 +5,7 @@ came and went between two readings are in it. /proc/PID/task/TID/schedstat is a 
 descriptor that stays open. What the threads that are followed do not explain of the sum, others ran.
 
 The vCPUs' threads are followed; all are where it matters on which CPU something ran. Clocks never go back: while
-the sum stands still no thread has run, and while the followed threads explain it no other has.
+the sum stands still no thread has run.
 
 Where the kernel keeps no schedstat, threads have the clock of /proc/PID/task/TID/stat, which counts ticks.
 """
@@ -47,8 +47,11 @@ class ThreadRun:
 class ProcessClock:
     """Follows one process to its end, whatever becomes of its PID: the descriptors kept are bound to this process."""
 
-    def __init__(self, pid: int, *, with_cpu: bool, proc: Path = PROC) -> None:
-        """Start from now. `with_cpu`: tell where threads ran last. Raises ProcessLookupError when it has gone."""
+    def __init__(self, pid: int, *, with_cpu: bool, whole: bool = False, proc: Path = PROC) -> None:
+        """Start from now, or with the `whole` time it has run. Raises ProcessLookupError when it has gone.
+
+        `with_cpu`: tell where threads ran last.
+        """
         self.pid = pid
         self._with_cpu = with_cpu
         self._proc = proc
@@ -63,44 +66,42 @@ class ProcessClock:
         """What all others ran."""
         self._seen: dict[int, int] = {}
         """How often the name of each thread was read: a new one carries its maker's until it has set its own."""
-        self._links = 0
-        """Link count of the directory of threads when they were listed: it tells their number. 0 to list them again."""
+        self._look = False
+        """Whether there may be threads that are new."""
         self._told = 0
         try:
             self._task = os.open(proc / str(pid) / "task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise ProcessLookupError(f"no process {pid}") from error
         try:
-            self._start = self._total()
+            self._start = 0 if whole else self._total()
             self._list(0)
         except OSError:
             self.close()
             raise
 
     def advance(self) -> list[ThreadRun]:
-        """Return what the process ran since the previous call. Raises ProcessLookupError when it has gone.
+        """Return what the process ran since the previous call, nothing when it slept.
 
         Threads that are not followed, and those that have ended, come first, together under the TID of the main thread.
-        A thread that is new is told whole. All calls together tell the whole time of the process.
+        All calls together tell the whole time of the process. Raises ProcessLookupError when it has gone.
         """
         # The total comes first: the threads then explain at least as much, and nothing is told twice.
         ran = self._total() - self._start - self._told
-        if ran or not self._exact:
-            told = self._read()
-            # Time goes back when another process has the PID: then there is no thread left.
-            if (told < ran and self._links != os.fstat(self._task).st_nlink) or ran < 0 or not self._exact:
-                told += self._list(ran - told)
-            self._rest.nanoseconds = max(0, ran - told)
-            self._told += max(ran, told)
-        else:
-            self._rest.nanoseconds = 0
-            for thread in self._threads.values():
-                thread.nanoseconds, thread.cpu_before = 0, thread.cpu
+        if not ran and self._exact:
+            return []
+        told = self._read()
+        # Where all are followed, what they do not explain was run by one that is new. Time goes back when another
+        # process has the PID: then there is no thread left.
+        if self._look or (self._with_cpu and told < ran) or ran < 0 or not self._exact:
+            told += self._list(ran - told)
+        self._rest.nanoseconds = max(0, ran - told)
+        self._told += max(ran, told)
         return [self._rest, *self._threads.values()]
 
     def look_again(self) -> None:
-        """Look for threads that are new at the next call, also when there are as many as before."""
-        self._links = 0
+        """Look for threads that are new when the process has run."""
+        self._look = True
 
     def vcpu_tids(self) -> dict[int, int]:
         """Return the TID of each vCPU that was there when threads were listed last, by vCPU number."""
@@ -134,7 +135,6 @@ class ProcessClock:
                 ended.append(tid)
         for tid in ended:
             self._threads.pop(tid).close()
-            self.look_again()  # another may have taken its place in the number
         if self._with_cpu and (main := self._threads.get(self.pid)):
             self._rest.cpu_before, self._rest.cpu = main.cpu_before, main.cpu
         return told
@@ -144,7 +144,7 @@ class ProcessClock:
 
         That is no more than is `unexplained`: what one ran before it was known to be a vCPU's was told with the rest.
         """
-        self._links = os.fstat(self._task).st_nlink
+        self._look = False
         try:
             tids = {int(name) for name in os.listdir(self._task)}  # noqa: PTH208  Path knows no descriptors
         except FileNotFoundError:

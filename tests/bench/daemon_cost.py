@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import memory
@@ -25,8 +25,8 @@ from libvirt_rapl.inventory import Entry, Inventory
 class Told(Inventory):
     """Knows the domains without asking libvirt."""
 
-    def __init__(self, uri: str, tell: Callable[[str], None]) -> None:
-        super().__init__(uri, tell)
+    def __init__(self, uri: str, tell: Callable[[str], None], changed: Callable[[Iterable[str]], None]) -> None:
+        super().__init__(uri, tell, changed)
         self.entries = {entry.uuid: entry for entry in map(entry_of, map(int, sys.argv[4:]))}
         self.listed = True
         self.attempted.set()

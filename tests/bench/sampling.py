@@ -56,7 +56,7 @@ class TimedMeter(Meter):
     def set_listing(self, wanted: bool) -> None:
         """Choose whether the next sample looks for new threads and processes; for the meter, the clock does."""
         for process in self._processes.values():
-            process._list_due = 0.0 if wanted else math.inf
+            process._processes_due = process._threads_due = 0.0 if wanted else math.inf
 
     @property
     def told_ns(self) -> int:

@@ -1,0 +1,69 @@
+"""Show what was done to domains since the machine started: hook operations and `enable --live`, oldest first.
+
+Where systemd runs, its journal has them too, and keeps them for longer: journalctl VIRT_RAPL_DOMAIN=NAME
+"""
+
+import argparse
+import json
+import re
+import time
+from dataclasses import asdict
+from datetime import datetime
+
+from libvirt_rapl import events
+from libvirt_rapl.config import load
+
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="name or UUID (default: all domains)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--since",
+        metavar="WHEN",
+        type=instant,
+        default=0.0,
+        help="how long ago (90s, 10m, 2h, 1d) or a local time (2026-01-31T12:00)",
+    )
+
+
+def instant(text: str) -> float:
+    """Turn what --since takes into seconds since the epoch. Raises ArgumentTypeError."""
+    if ago := re.fullmatch(r"(\d+)([smhd])", text):
+        return time.time() - int(ago[1]) * UNIT_SECONDS[ago[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"neither how long ago (10m) nor a time (2026-01-31T12:00): {text}") from error
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show them."""
+    found = [
+        event
+        for event in events.told(load(options.config).run_directory)
+        if event.time >= options.since and (not options.domains or {event.domain, event.uuid} & set(options.domains))
+    ]
+    if options.json:
+        print(json.dumps({"schema": 1, "events": [asdict(event) for event in found]}, indent=2))
+    else:
+        print("\n".join(table(found)))
+    return 0
+
+
+def table(found: list[events.Event]) -> list[str]:
+    """Lay the events out for people, in lines."""
+    if not found:
+        return ["no events"]
+    rows = [("TIME", "DOMAIN", "OPERATION", "MS", "RESULT", "REASON")]
+    for event in found:
+        when = datetime.fromtimestamp(event.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        rows.append((when, event.domain, event.operation, str(event.milliseconds), event.result, event.reason))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        f"{when:{widths[0]}}  {domain:{widths[1]}}  {operation:{widths[2]}}  {ms:>{widths[3]}}  "
+        f"{result:{widths[4]}}  {reason}".rstrip()
+        for when, domain, operation, ms, result, reason in rows
+    ]

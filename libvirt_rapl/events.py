@@ -1,0 +1,95 @@
+"""What was done to which domain, one line each: in a file of the run directory, and in systemd's journal where it runs.
+
+The file holds the last thousands of events since the machine started; the journal keeps them for longer. Telling an
+event never fails and never waits: whoever tells one has more important things to do.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from libvirt_rapl.registry import Registry
+
+NAME = "events.jsonl"
+LIMIT = 1 << 20
+"""Bytes after which the file is set aside as `events.jsonl.1`, in place of the one before."""
+JOURNAL = "/run/systemd/journal/socket"
+NOTICE, WARNING = 5, 4
+TROUBLE = ("failed", "degraded", "refuse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that was done."""
+
+    time: float
+    """When it was done, in seconds since the epoch."""
+    domain: str
+    uuid: str
+    """Empty where the XML told none."""
+    operation: str
+    """libvirt's word for what the hook was called for (start, restore, ...), or `live` for `enable --live`."""
+    milliseconds: int
+    result: str
+    """`failed`, or a word of the operation's own; README lists them."""
+    reason: str = ""
+    """One line."""
+
+
+def tell(run_directory: Path, event: Event) -> None:
+    """Write the event down wherever that is possible now."""
+    with contextlib.suppress(OSError):
+        _append(run_directory, json.dumps(asdict(event)).encode() + b"\n")
+    with contextlib.suppress(OSError):
+        _send(event)
+
+
+def told(run_directory: Path) -> Iterator[Event]:
+    """Yield the events of the file, oldest first; nothing where there is none. What is no event is left out."""
+    for name in (f"{NAME}.1", NAME):
+        with contextlib.suppress(FileNotFoundError), open(run_directory / name, "rb") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, TypeError):  # a line that a full disk has cut
+                    yield Event(**json.loads(line))
+
+
+def _append(run_directory: Path, line: bytes) -> None:
+    Registry(run_directory).create_directory()
+    path = run_directory / NAME
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if os.fstat(descriptor).st_size > LIMIT:
+            _set_aside(path, descriptor)
+        os.write(descriptor, line)  # one write: lines of several hooks do not mix
+    finally:
+        os.close(descriptor)
+
+
+def _set_aside(path: Path, descriptor: int) -> None:
+    """Rename the file that is open here, unless another process does or did."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            path.rename(f"{path}.1")
+
+
+def _send(event: Event) -> None:
+    """Send it with a field for each value, in the journal's own protocol: NAME=VALUE lines in one datagram."""
+    fields = {
+        "MESSAGE": f"{event.operation} of {event.domain}: {event.result} in {event.milliseconds} ms"
+        + (f": {event.reason}" if event.reason else ""),
+        "PRIORITY": WARNING if event.result in TROUBLE else NOTICE,
+        "SYSLOG_IDENTIFIER": "virt-rapl",
+        **{f"VIRT_RAPL_{name.upper()}": value for name, value in asdict(event).items() if name != "time"},
+    }
+    # A line end would begin another field.
+    text = "".join(f"{name}={' '.join(str(value).splitlines())}\n" for name, value in fields.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.sendto(text.encode(errors="replace"), JOURNAL)

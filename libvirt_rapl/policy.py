@@ -1,0 +1,182 @@
+"""The policy: definitions of the domains that the configuration chooses get the meter, and keep it.
+
+It works on definitions only, so a domain has its meter from its next start on, and it only ever adds. A domain that
+was enabled by hand, or is not chosen any more, stays enabled until `virt-rapl disable`; one that is excluded is not
+touched at all. A transient domain has no definition: its XML passes through `virt-rapl inject`.
+
+libvirt cannot be told to define a domain only if it is still as we have read it. So it is read once more just before:
+what remains for an edit to be lost in is the time of one call.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from libvirt_rapl import domains, domxml, emulator
+from libvirt_rapl.config import Config
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.registry import Registry
+from libvirt_rapl.selection import Selection
+
+SETTLE_SECONDS = 1.0
+"""A change is answered that much later: whoever changes a domain in steps is done by then."""
+RETRY_SECONDS = 60.0
+"""After this long a domain that refused is looked at again, in silence: QEMU may have been upgraded, say."""
+MOST_CHANGES = 5
+"""So often within RETRY_SECONDS is a domain changed. Then somebody else wants it otherwise, and has their way."""
+
+
+def wanted(xml: str, selection: Selection, registry: Registry) -> str | None:
+    """Return the definition that a domain shall have instead of this one; None when this one may stay.
+
+    Raises VirtRaplError when the domain is chosen and cannot have a meter.
+    """
+    traits = domxml.traits(xml)
+    if not selection.selects(traits):
+        return None
+    injected = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
+    if not domxml.difference(xml, injected, traits.name):
+        return None
+    emulator.check(domxml.original_emulator(injected))
+    return injected
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    definition: int
+    """Hash of the definition, whose text may hold passwords."""
+    reason: str
+    final: bool
+    """Whether it holds for as long as the definition stays as it is."""
+
+
+class Policy:
+    """Applies the configuration's choice in a thread of its own. Nobody who calls it waits for libvirt."""
+
+    def __init__(self, config: Config, uri: str, tell: Callable[[str], None]) -> None:
+        """Take libvirt's URI; `tell` takes a line for each definition that was changed or refuses."""
+        self._selection = config.domains
+        self._registry = Registry(config.run_directory)
+        self._uri = uri
+        self._tell = tell
+        self._changes: SimpleQueue[frozenset[str]] = SimpleQueue()
+        self._refusals: dict[str, _Refusal] = {}
+        self._changed_at: dict[str, list[float]] = {}
+        """When we have changed each domain, in monotonic seconds; what is older than RETRY_SECONDS is forgotten."""
+        self._trouble = ""
+
+    def start(self) -> None:
+        """Begin to work, if any domain is chosen at all: only then libvirt is opened for more than reading."""
+        if self._selection.include:
+            threading.Thread(target=self._run, name="policy", daemon=True).start()
+
+    def changed(self, uuids: Iterable[str]) -> None:
+        """Take note that these domains have come, changed or gone."""
+        if self._selection.include:
+            self._changes.put(frozenset(uuids))
+
+    def refusals(self) -> dict[str, str]:
+        """Return why chosen domains do not get a meter, by UUID."""
+        return {uuid: refusal.reason for uuid, refusal in self._refusals.copy().items()}
+
+    def _run(self) -> None:
+        waiting: set[str] = set()
+        while True:
+            waiting |= self._next(retry=bool(waiting or self._refusals))
+            try:
+                self._apply(waiting)
+            except Exception as error:  # whatever it is, libvirt may be back soon
+                if not self._trouble:
+                    self._tell(f"cannot enable the configuration's `domains`: {error}; domains are metered on")
+                self._trouble = str(error) or type(error).__name__
+                continue
+            waiting.clear()
+            if self._trouble:
+                self._tell("the configuration's `domains` are enabled again")
+            self._trouble = ""
+
+    def _next(self, *, retry: bool) -> set[str]:
+        """Wait for changes, and for others that follow at once; with `retry` not for ever."""
+        try:
+            found = set(self._changes.get(timeout=RETRY_SECONDS if retry else None))
+        except Empty:
+            return set(self._refusals)
+        time.sleep(SETTLE_SECONDS)
+        with contextlib.suppress(Empty):
+            while True:
+                found |= self._changes.get_nowait()
+        return found
+
+    def _apply(self, uuids: Iterable[str]) -> None:
+        """Bring these domains in order. Raises VirtRaplError when libvirt cannot be had."""
+        connection = domains.connect(self._uri)
+        try:
+            for uuid in sorted(uuids):
+                try:
+                    self._bring_in_order(connection, uuid)
+                except domains.DomainGoneError:
+                    self._refusals.pop(uuid, None)
+        finally:
+            connection.close()
+
+    def _bring_in_order(self, connection: Any, uuid: str) -> None:  # noqa: ANN401
+        domain, xml = _definition(connection, uuid)
+        refusal = self._refusals.get(uuid)
+        if refusal and refusal.final and refusal.definition == hash(xml):
+            return
+        try:
+            while definition := wanted(xml, self._selection, self._registry):
+                self._check_that_it_is_no_fight(uuid)
+                read, (domain, xml) = xml, _definition(connection, uuid)
+                if xml == read:
+                    domain.define(definition)
+                    break
+                # Somebody has changed it meanwhile: that is what counts now.
+        except _FightError as error:
+            self._refuse(domain, xml, error, final=True)
+            return
+        except VirtRaplError as error:
+            if isinstance(error, domains.DomainGoneError) or not connection.isAlive():
+                raise
+            self._refuse(domain, xml, error)
+            return
+        self._refusals.pop(uuid, None)
+        if definition:
+            self._changed_at[uuid].append(time.monotonic())
+            verb = "repaired" if domxml.is_marked(xml) else "enabled"
+            self._tell(f"{domain.name}: {verb}, as the configuration's `domains` say; takes effect at the next start")
+
+    def _check_that_it_is_no_fight(self, uuid: str) -> None:
+        recent = time.monotonic() - RETRY_SECONDS
+        self._changed_at = {
+            uuid: late for uuid, times in self._changed_at.items() if (late := [at for at in times if at > recent])
+        }
+        if len(self._changed_at.setdefault(uuid, [])) >= MOST_CHANGES:
+            raise _FightError(
+                f"something took its meter out {MOST_CHANGES} times within {RETRY_SECONDS:.0f} s",
+                "exclude it, or find out what defines it anew",
+            )
+
+    def _refuse(self, domain: domains.Domain, xml: str, error: VirtRaplError, *, final: bool = False) -> None:
+        """Note why, and tell it unless this has been told of this very definition."""
+        refusal = _Refusal(hash(xml), error.message, final)
+        if self._refusals.get(domain.uuid) != refusal:
+            hint = f"; {error.hint}" if error.hint else ""
+            self._tell(f"{domain.name}: the configuration's `domains` choose it, but {error.message}{hint}")
+        self._refusals[domain.uuid] = refusal
+
+
+class _FightError(VirtRaplError):
+    """Somebody changes the domain back again and again."""
+
+
+def _definition(connection: Any, uuid: str) -> tuple[domains.Domain, str]:  # noqa: ANN401
+    """Return a domain and what defines it. Raises DomainGoneError when it is gone or transient, VirtRaplError."""
+    domain = domains.lookup_uuid(connection, uuid)
+    if domain is None or not domain.persistent:
+        raise domains.DomainGoneError(f"there is no definition of {uuid}")
+    return domain, domain.inactive_xml(secrets=True)

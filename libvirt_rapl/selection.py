@@ -1,0 +1,86 @@
+"""Which domains the operator chose: the key `domains` of the configuration. Pure; what is chosen by is in Traits."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple, Self
+
+LISTS = ("include", "exclude")
+EXPECTED = (
+    "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
+    "or include: and exclude: with such lists"
+)
+
+
+class Traits(NamedTuple):
+    """What of a domain a choice is made by."""
+
+    name: str
+    uuid: str
+    """Lower case, with dashes."""
+    title: str
+    """Empty where there is none."""
+    metadata: frozenset[tuple[str, str]]
+    """Namespace and name of each element directly under <metadata>."""
+
+
+class Selector(NamedTuple):
+    """One item of a list."""
+
+    kind: str
+    """`name` (which is also tried as a UUID), `title` or `metadata`."""
+    text: str
+
+    def matches(self, domain: Traits) -> bool:
+        """Tell whether it chooses this domain."""
+        match self.kind:
+            case "metadata":
+                namespace, *name = self.text.split()
+                return any((found[0], *found[1:][: len(name)]) == (namespace, *name) for found in domain.metadata)
+            case "title":
+                return fnmatchcase(domain.title, self.text)
+            case _:
+                return self.text.lower() == domain.uuid or fnmatchcase(domain.name, self.text)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The domains that are included and not excluded; none unless the operator says so."""
+
+    include: tuple[Selector, ...] = ()
+    exclude: tuple[Selector, ...] = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Self | None:
+        """Understand the value in the configuration; None for what does not say which domains."""
+        lists = value if isinstance(value, dict) else {"include": value}
+        if not lists.keys() <= set(LISTS):
+            return None
+        parsed = {name: _selectors(items) for name, items in lists.items()}
+        if any(selectors is None for selectors in parsed.values()):
+            return None
+        return cls(*(parsed.get(name) or () for name in LISTS))
+
+    def selects(self, domain: Traits) -> bool:
+        """Tell whether the operator wants this domain to have a meter."""
+        included = any(selector.matches(domain) for selector in self.include)
+        return included and not any(selector.matches(domain) for selector in self.exclude)
+
+
+def _selectors(items: object) -> tuple[Selector, ...] | None:
+    if not isinstance(items, list):
+        return None
+    found = [_selector(item) for item in items]
+    return None if None in found else tuple(selector for selector in found if selector)
+
+
+def _selector(item: object) -> Selector | None:
+    if isinstance(item, str):
+        return Selector("name", item)
+    if not isinstance(item, dict) or len(item) != 1:
+        return None
+    ((kind, text),) = item.items()
+    if not isinstance(text, str) or kind not in ("title", "metadata"):
+        return None
+    if kind == "metadata" and len(text.split()) not in (1, 2):
+        return None
+    return Selector(kind, text)

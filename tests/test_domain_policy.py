@@ -1,0 +1,319 @@
+"""The policy: which definitions it changes and when it leaves them alone, on a libvirt of ours."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import libvirt
+import pytest
+from test_enable import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+
+from libvirt_rapl import domxml, emulator, policy
+from libvirt_rapl.config import Config
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.policy import Policy
+from libvirt_rapl.selection import Selection
+
+QEMU = Path("/usr/bin/q")
+PLAIN = definition("web1", UUID, QEMU)
+GROWABLE = PLAIN.replace("<vcpu>2</vcpu>", "<vcpu current='1'>2</vcpu>")
+
+
+def metered(xml: str, uuid: str = UUID, run_directory: str = "/run/virt-rapl") -> str:
+    return domxml.inject(xml, socket=f"{run_directory}/{uuid}.sock")
+
+
+@dataclass
+class Libvirt(FakeLibvirt):
+    """One that can be away or die, and where somebody else may change a domain at any time."""
+
+    policy: Policy | None = None
+    there: bool = True
+    refuses: bool = False
+    opened: int = 0
+    reads: list[Callable[[FakeDomain], None]] = field(default_factory=list)
+    """What somebody does right after each of our reads."""
+
+    def open(self, uri: str) -> "Libvirt":
+        if not self.there:
+            raise VirtRaplError(f"no libvirt at {uri}")
+        self.opened += 1
+        return self
+
+    def isAlive(self) -> int:  # noqa: N802
+        return int(self.there)
+
+    def close(self) -> None:
+        self.opened -= 1
+
+    def add(self, xml: str, *, number: int = -1, persistent: bool = True) -> FakeDomain:
+        self.domains.append(ReadDomain(self, xml, number, persistent))
+        return self.domains[-1]
+
+    def defineXML(self, xml: str) -> None:  # noqa: N802
+        if self.refuses or not self.there:
+            raise libvirt.libvirtError("told so")
+        super().defineXML(xml)
+        if self.policy:
+            self.policy.changed([domxml.identity(xml)[1]])
+
+
+class ReadDomain(FakeDomain):
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        xml = super().XMLDesc(flags)
+        assert isinstance(self.libvirt, Libvirt)
+        if self.libvirt.reads:
+            self.libvirt.reads.pop(0)(self)
+        return xml
+
+
+@dataclass
+class Bench:
+    """A policy on a libvirt of ours."""
+
+    libvirt: Libvirt
+    policy: Policy
+    told: list[str]
+
+    def apply(self, *uuids: str) -> list[str]:
+        """Apply it to these domains, the first one by default, and return what was told meanwhile."""
+        before = len(self.told)
+        self.policy._apply(uuids or [UUID])
+        assert self.libvirt.opened == 0
+        return self.told[before:]
+
+
+ENABLED = "web1: enabled, as the configuration's `domains` say; takes effect at the next start"
+REPAIRED = ENABLED.replace("enabled", "repaired")
+
+
+@pytest.fixture
+def new_bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    def new_bench(*include: str, exclude: tuple[str, ...] = ()) -> Bench:
+        fake = Libvirt()
+        monkeypatch.setattr("libvirt_rapl.domains.connect", fake.open)
+        told: list[str] = []
+        selection = Selection.parse({"include": list(include), "exclude": list(exclude)})
+        assert selection
+        return Bench(fake, Policy(Config(domains=selection), "fake:///", told.append), told)
+
+    monkeypatch.setattr(emulator, "check", lambda _: None)
+    return new_bench
+
+
+NewBench = Callable[..., Bench]
+
+
+def test_a_chosen_domain_is_enabled_once(new_bench: NewBench) -> None:
+    bench = new_bench("web*")
+    domain = bench.libvirt.add(PLAIN, number=4)
+    assert bench.apply() == [ENABLED]
+    assert domain.xml == metered(PLAIN)
+    assert "s&lt;cret" in domain.xml
+    assert bench.apply() == []
+    assert bench.libvirt.defined == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda: metered(PLAIN.replace(UUID, OTHER_UUID), OTHER_UUID).replace(f">{OTHER_UUID}<", f">{UUID}<"),
+        lambda: metered(PLAIN, run_directory="/run/other"),
+        lambda: metered(PLAIN).replace(f"{QEMU}-rapl<", f"{QEMU}<"),
+        lambda: metered(PLAIN).replace("-accel", "-device").replace("kvm,rapl=true", "foo,x=y"),
+    ],
+    ids=["clone", "another host's", "no wrapper", "no argument"],
+)
+def test_repairs(new_bench: NewBench, broken: Callable[[], str]) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(broken())
+    assert bench.apply() == [REPAIRED]
+    domxml.check_takes_effect(domain.xml, f"/run/virt-rapl/{UUID}.sock")
+    assert domxml.is_marked(domain.xml)
+    assert bench.apply() == []
+
+
+def test_a_renamed_domain_may_stay_and_a_lost_mark_comes_back(new_bench: NewBench) -> None:
+    bench = new_bench("*")
+    domain = bench.libvirt.add(metered(PLAIN).replace("<name>web1<", "<name>shop<"))
+    assert bench.apply() == []
+    before, _, rest = domain.xml.partition("<metadata>")
+    domain.xml = before + rest.partition("</metadata>")[2]
+    assert not domxml.is_marked(domain.xml)
+    assert bench.apply() == [ENABLED.replace("web1", "shop")]
+    assert domxml.is_marked(domain.xml)
+
+
+@pytest.mark.parametrize("xml", [PLAIN, metered(PLAIN), metered(PLAIN, run_directory="/run/other"), GROWABLE])
+@pytest.mark.parametrize(
+    ("include", "exclude"), [(["db*"], ()), (["*"], ("web*",)), (["*"], (UUID,))], ids=["else", "name", "uuid"]
+)
+def test_what_is_not_chosen_is_not_touched(
+    new_bench: NewBench, xml: str, include: list[str], exclude: tuple[str, ...]
+) -> None:
+    bench = new_bench(*include, exclude=exclude)
+    domain = bench.libvirt.add(xml)
+    assert bench.apply() == []
+    assert (domain.xml, bench.libvirt.defined) == (xml, 0)
+
+
+def test_transient_and_unknown_domains_are_left_alone(new_bench: NewBench) -> None:
+    bench = new_bench("*")
+    bench.libvirt.add(PLAIN, number=3, persistent=False)
+    assert bench.apply(UUID, OTHER_UUID) == []
+    assert bench.libvirt.defined == 0
+
+
+def test_a_refusal_is_told_once_a_definition(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(GROWABLE)
+    (told,) = bench.apply()
+    assert told.startswith("web1: the configuration's `domains` choose it, but the domain's number of vCPUs can grow")
+    assert bench.policy.refusals()[UUID].startswith("the domain's number of vCPUs can grow")
+    assert bench.apply() == [], "told once"
+    domain.xml = GROWABLE.replace("<vcpu", "<title>x</title><vcpu")
+    assert len(bench.apply()) == 1, "another definition"
+    domain.xml = PLAIN
+    assert bench.apply() == [ENABLED]
+    assert bench.policy.refusals() == {}
+    domain.xml = GROWABLE
+    bench.apply()
+    bench.libvirt.domains.clear()
+    assert bench.apply() == []
+    assert bench.policy.refusals() == {}, "it is gone"
+
+
+def test_a_host_that_cannot_is_looked_at_again(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_old(path: str) -> None:
+        raise VirtRaplError(f"QEMU 8.2 at {path} is too old", "install QEMU 9.1")
+
+    monkeypatch.setattr(emulator, "check", too_old)
+    bench = new_bench("web1")
+    bench.libvirt.add(PLAIN)
+    monkeypatch.setattr(emulator, "check", too_old)
+    words = f"web1: the configuration's `domains` choose it, but QEMU 8.2 at {QEMU} is too old; install QEMU 9.1"
+    assert [bench.apply(), bench.apply()] == [[words], []]
+    monkeypatch.setattr(emulator, "check", lambda _: None)
+    assert bench.apply() == [ENABLED]
+
+
+def test_a_definition_that_libvirt_does_not_take(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    bench.libvirt.add(PLAIN)
+    bench.libvirt.refuses = True
+    (told,) = bench.apply()
+    assert told.endswith("but libvirt does not take the definition of web1: told so")
+    assert bench.apply() == []
+    bench.libvirt.refuses = False
+    assert bench.apply() == [ENABLED]
+
+
+def edit(domain: FakeDomain) -> None:
+    domain.xml = domain.xml.replace("<vcpu>", "<title>edited</title><vcpu>")
+
+
+def test_an_edit_while_we_decide_is_kept(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(PLAIN)
+    bench.libvirt.reads = [edit]
+    assert bench.apply() == [ENABLED]
+    assert "<title>edited</title>" in domain.xml
+    assert bench.libvirt.defined == 1
+
+
+def test_a_domain_that_goes_while_we_decide_does_not_come_back(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(PLAIN, number=4)
+    bench.libvirt.reads = [lambda domain: setattr(domain, "persistent", False)]
+    assert bench.apply() == []
+    domain.persistent = True
+    bench.libvirt.reads = [lambda domain: domain.libvirt.domains.clear()]
+    assert bench.apply() == []
+    assert bench.libvirt.defined == 0
+
+
+def test_an_edit_that_refuses_is_not_overwritten(new_bench: NewBench) -> None:
+    def grow(domain: FakeDomain) -> None:
+        domain.xml = GROWABLE
+
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(PLAIN)
+    bench.libvirt.reads = [grow]
+    (told,) = bench.apply()
+    assert "can grow" in told
+    assert (domain.xml, bench.libvirt.defined) == (GROWABLE, 0)
+
+
+def test_somebody_who_takes_it_out_again_and_again_has_their_way(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(PLAIN)
+    for _ in range(policy.MOST_CHANGES):
+        domain.xml = PLAIN
+        assert bench.apply() == [ENABLED]
+    domain.xml = PLAIN
+    (told,) = bench.apply()
+    assert "something took its meter out 5 times within 60 s" in told
+    bench.policy._changed_at.clear()  # time goes by
+    assert bench.apply() == []
+    assert (domain.xml, list(bench.policy.refusals())) == (PLAIN, [UUID])
+    edit(domain)
+    assert bench.apply() == [ENABLED], "another definition"
+
+
+# In its thread.
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until, "it does not come about"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(policy, "RETRY_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_chosen_opens_nothing(new_bench: NewBench) -> None:
+    bench = new_bench(exclude=("db1",))
+    bench.libvirt.there = False
+    bench.policy.start()
+    bench.policy.changed([UUID])
+    time.sleep(0.1)
+    assert bench.told == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_our_own_change_is_answered_with_nothing(new_bench: NewBench) -> None:
+    bench = new_bench("*")
+    bench.libvirt.policy = bench.policy
+    first, second = bench.libvirt.add(PLAIN), bench.libvirt.add(definition("web2", OTHER_UUID, QEMU))
+    bench.policy.start()
+    bench.policy.changed([UUID, OTHER_UUID])
+    eventually(lambda: domxml.is_marked(first.xml) and domxml.is_marked(second.xml))
+    time.sleep(0.1)
+    assert bench.libvirt.defined == 2
+    assert len(bench.told) == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_libvirt_that_cannot_be_had_is_told_once_and_tried_on(new_bench: NewBench) -> None:
+    bench = new_bench("*")
+    domain = bench.libvirt.add(PLAIN)
+    bench.libvirt.there = False
+    bench.policy.start()
+    bench.policy.changed([UUID])
+    eventually(lambda: bench.told)
+    bench.policy.changed([UUID])
+    time.sleep(0.2)
+    assert bench.told == [
+        "cannot enable the configuration's `domains`: no libvirt at fake:///; domains are metered on",
+    ]
+    bench.libvirt.there = True
+    eventually(lambda: len(bench.told) == 3)
+    assert domxml.is_marked(domain.xml)
+    assert bench.told[1:] == [ENABLED, "the configuration's `domains` are enabled again"]

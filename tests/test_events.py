@@ -1,0 +1,157 @@
+"""Events: where they are told, that telling never fails or waits, and how `virt-rapl events` shows them."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from walking import NewGuest, start_enabled
+
+from libvirt_rapl import events
+from libvirt_rapl.cli import main
+from libvirt_rapl.simulator.world import World
+
+UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def event(**changes: object) -> events.Event:
+    values = {"time": 1.7e9, "domain": "web", "uuid": UUID, "operation": "start", "milliseconds": 12, "result": "ready"}
+    return events.Event(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A journal of the test's, which holds what it is sent until it is read."""
+    with TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(f"{directory}/socket")
+        journal.setblocking(False)
+        monkeypatch.setattr(events, "JOURNAL", f"{directory}/socket")
+        yield journal
+
+
+def test_what_is_told_is_read_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert list(events.told(run)) == []
+    first, second = event(), event(domain="Zürich\n", result="degraded", reason="no helper")
+    events.tell(run, first)
+    events.tell(run, second)
+    assert list(events.told(run)) == [first, second]
+    assert (run / events.NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_journal_gets_fields(tmp_path: Path, journal: socket.socket) -> None:
+    events.tell(tmp_path, event(result="degraded", reason="two\nPRIORITY=0"))
+    lines = journal.recv(10_000).decode().split("\n")
+    assert lines == [
+        "MESSAGE=start of web: degraded in 12 ms: two PRIORITY=0",
+        "PRIORITY=4",
+        "SYSLOG_IDENTIFIER=virt-rapl",
+        "VIRT_RAPL_DOMAIN=web",
+        f"VIRT_RAPL_UUID={UUID}",
+        "VIRT_RAPL_OPERATION=start",
+        "VIRT_RAPL_MILLISECONDS=12",
+        "VIRT_RAPL_RESULT=degraded",
+        "VIRT_RAPL_REASON=two PRIORITY=0",
+        "",
+    ]
+
+
+def test_a_journal_that_does_not_listen_holds_nobody_up(tmp_path: Path) -> None:
+    for _ in range(1000):  # far more than its queue holds: a sender that waits would wait for ever
+        events.tell(tmp_path, event())
+    assert len(list(events.told(tmp_path))) == 1000
+
+
+def test_without_a_journal_and_a_directory_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
+    (tmp_path / "file").touch()
+    events.tell(tmp_path / "file", event())
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_neither_a_link_nor_a_pipe_leads_it_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / events.NAME
+    path.symlink_to(tmp_path / "elsewhere")
+    events.tell(tmp_path, event())
+    assert not (tmp_path / "elsewhere").exists()
+    path.unlink()
+    os.mkfifo(path)
+    events.tell(tmp_path, event())  # nobody reads there
+
+
+def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LIMIT", 1000)
+    for number in range(100):
+        events.tell(tmp_path, event(milliseconds=number))
+    assert {path.name for path in tmp_path.iterdir()} == {events.NAME, f"{events.NAME}.1"}
+    assert all(path.stat().st_size < 1400 for path in tmp_path.iterdir())
+    numbers = [event.milliseconds for event in events.told(tmp_path)]
+    assert numbers == list(range(numbers[0], 100))
+    assert len(numbers) > 4
+
+
+def test_half_a_line_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / events.NAME).write_text('{"time": 1\n[]\n{"other": 1}\n\xff\n', encoding="latin-1")
+    events.tell(tmp_path, event())
+    assert list(events.told(tmp_path)) == [event()]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    (tmp_path / "virt-rapl.yaml").write_text(f"run_directory: {tmp_path}\n")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(["--config", str(tmp_path / "virt-rapl.yaml"), "events", *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_they_are_shown(tmp_path: Path, run: Run) -> None:
+    assert run() == (0, "no events\n", "")
+    now = time.time()
+    events.tell(tmp_path, event(time=now - 7200, result="degraded", reason="no helper"))
+    events.tell(tmp_path, event(time=now, domain="db", uuid="u", operation="started"))
+    _, out, _ = run()
+    head, first, second = out.splitlines()
+    assert head.split() == ["TIME", "DOMAIN", "OPERATION", "MS", "RESULT", "REASON"]
+    assert first.split()[2:] == ["web", "start", "12", "degraded", "no", "helper"]
+    assert second.split()[2:] == ["db", "started", "12", "ready"]
+
+    def domains(*arguments: str) -> list[str]:
+        document = json.loads(run("--json", *arguments)[1])
+        assert document["schema"] == 1
+        return [event["domain"] for event in document["events"]]
+
+    assert domains() == domains("web", "db") == ["web", "db"]
+    assert domains(UUID) == ["web"]
+    assert domains("--since", "1h") == ["db"]
+    assert domains("--since", "2000-01-01") == ["web", "db"]
+    assert domains("--since", "9998-01-01T12:00") == []
+
+
+@pytest.mark.parametrize("when", ["soon", "10", "-1h", "1w", "99999999-01-01"])
+def test_a_time_that_is_none(when: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(f"--since={when}")
+    assert caught.value.code == 2
+    assert "neither how long ago" in capsys.readouterr().err
+
+
+@pytest.mark.e2e
+def test_the_life_of_a_domain_in_events(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(0)
+    start_enabled(world, name)
+    world.run(["virsh", "destroy", name])
+    document = json.loads(world.run(["virt-rapl", "events", "--json", name]).stdout)
+    seen = [(event["operation"], event["result"]) for event in document["events"]]
+    assert seen == [("start", "ready"), ("started", "ready"), ("stopped", "ended"), ("release", "unchanged")]
+    assert all(0 < event["milliseconds"] < 20_000 for event in document["events"][:3])
+    assert {event["uuid"] for event in document["events"]} == {world.run(["virsh", "domuuid", name]).stdout.strip()}

@@ -1,0 +1,519 @@
+"""`enable --live`: a running domain gets its meter without a reboot, and whatever fails, it runs on as it was."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
+
+from libvirt_rapl import events, live
+from libvirt_rapl.cli import main
+from libvirt_rapl.domains import Domain
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.registry import Registry
+from libvirt_rapl.simulator.world import World
+
+UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
+SAVES = "/var/lib/libvirt/qemu/save"
+HELPER = "/usr/bin/qemu-vmsr-helper"
+WRAPPER = "/usr/bin/qemu-system-x86_64-rapl"
+ADDRESS, SECRET = 0x9000, "5ec2e7ed"
+"""Memory that the guest does not use, and what stands there if it is the guest that was started first."""
+
+
+# Steps of the save and the restore, with libvirt replaced.
+
+
+class Handle:
+    """As much of libvirt.virDomain and virConnect as is used; each restore ends as `restores` says, one by one."""
+
+    def __init__(self, registry: Registry, *, save: str = "", restores: tuple[str, ...] = ("",)) -> None:
+        self.registry, self.trouble, self.restores = registry, save, list(restores)
+        self.active, self.enabled, self.aborted, self.told = True, False, threading.Event(), list[str]()
+
+    def managedSave(self) -> int:  # noqa: N802
+        if self.trouble == "slow":
+            os.kill(os.getpid(), signal.SIGINT)
+            assert self.aborted.wait(10), "nobody cancelled it"
+            raise libvirt.libvirtError("canceled by client")
+        if self.trouble == "late":
+            os.kill(os.getpid(), signal.SIGINT)
+        elif self.trouble:
+            raise libvirt.libvirtError(self.trouble)
+        self.active = False
+        return 0
+
+    def abortJob(self) -> int:  # noqa: N802
+        if self.trouble == "late":
+            raise libvirt.libvirtError("no job is active")
+        self.aborted.set()
+        return 0
+
+    def create(self) -> int:
+        self.told.append(self.registry.how_to_restore(UUID))
+        if trouble := self.restores.pop(0):
+            raise libvirt.libvirtError(trouble)
+        self.active = True
+        return 0
+
+    def isActive(self) -> int:  # noqa: N802
+        return int(self.active)
+
+    def connect(self) -> "Handle":
+        return self
+
+    def enable(self) -> None:
+        assert self.active
+        self.enabled = True
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setattr(live, "_check", lambda *_: None)
+    monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
+    return Registry(tmp_path / "run")
+
+
+def plan(handle: Handle) -> live.Plan:
+    domain = Domain(name="web", uuid=UUID, id=1, state="running", handle=handle)
+    return live.Plan(domain=domain, enable=handle.enable, persistent=True, used_bytes=1 << 30, bytes_per_second=1e9)
+
+
+def told(registry: Registry) -> list[tuple[str, str]]:
+    return [(event.operation, event.result) for event in events.told(registry.run_directory)]
+
+
+def test_the_hook_is_told_while_the_domain_is_restored_and_no_longer(registry: Registry) -> None:
+    handle = Handle(registry)
+    assert live.switch_on(plan(handle), registry) >= 0
+    assert handle.enabled
+    assert handle.told == ["with"]
+    assert registry.how_to_restore(UUID) == ""
+    assert told(registry) == [("live", "active")]
+
+
+def test_what_the_guest_will_see_is_told() -> None:
+    line = str(plan(Handle(Registry(Path("/none")))))
+    assert line.startswith("web: pauses for about 4 s: it is saved to /var/lib/libvirt/qemu/save and restored")
+    assert "1024 MiB of memory" in line
+
+
+def test_not_saved_is_not_touched(registry: Registry) -> None:
+    handle = Handle(registry, save="no space left")
+    with pytest.raises(VirtRaplError, match="web: runs on as before, as libvirt did not save it: no space left"):
+        live.switch_on(plan(handle), registry)
+    assert handle.told == []
+    assert told(registry) == [("live", "failed")]
+
+
+def test_a_libvirt_that_is_lost_meanwhile(registry: Registry) -> None:
+    handle = Handle(registry, save="connection reset")
+    handle.active = False
+    with pytest.raises(VirtRaplError, match="libvirt was lost") as caught:
+        live.switch_on(plan(handle), registry)
+    assert "virsh start web" in caught.value.hint
+
+
+def test_not_restored_with_it_is_restored_without(registry: Registry) -> None:
+    handle = Handle(registry, restores=("QEMU exited", ""))
+    with pytest.raises(
+        VirtRaplError, match=r"web: runs on as before, as it could not be .* with its meter: QEMU exited"
+    ):
+        live.switch_on(plan(handle), registry)
+    assert not handle.enabled
+    assert handle.told == ["with", "without"]
+    assert registry.how_to_restore(UUID) == ""
+
+
+def test_not_restored_at_all_stays_saved(registry: Registry) -> None:
+    handle = Handle(registry, restores=("first", "second"))
+    with pytest.raises(VirtRaplError, match=f"second; nothing is lost, it is saved in {SAVES}/web.save") as caught:
+        live.switch_on(plan(handle), registry)
+    assert "`virsh start web`" in caught.value.hint
+
+
+def test_a_full_run_directory_does_not_keep_a_domain_away(registry: Registry) -> None:
+    registry.run_directory.touch()  # no directory: nothing can be written there
+    handle = Handle(registry)
+    live.switch_on(plan(handle), registry)
+    assert handle.active
+
+
+def test_ctrl_c_cancels_the_save(registry: Registry) -> None:
+    with pytest.raises(VirtRaplError, match="web: cancelled; it runs on as before"):
+        live.switch_on(plan(Handle(registry, save="slow")), registry)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_ctrl_c_that_comes_too_late_takes_effect_when_the_domain_runs_again(registry: Registry) -> None:
+    handle = Handle(registry, save="late")
+    with pytest.raises(KeyboardInterrupt):
+        live.switch_on(plan(handle), registry)
+    assert handle.enabled
+    assert told(registry) == [("live", "active")]
+
+
+@pytest.mark.parametrize("swap", [0, 100])
+def test_memory_that_is_swapped_out_counts(swap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"Name:\tqemu\nVmRSS:\t  1000 kB\nRssAnon:\t 900 kB\nVmSwap:\t {swap} kB\nHugetlbPages:\t 2048 kB\n"
+    monkeypatch.setattr("libvirt_rapl.host.processes.read", lambda _: text)
+    assert live._used_bytes(1) == (3048 + swap) * 1024
+
+
+def test_only_this_machines_libvirt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--connect", "test:///default", "enable", "--live", "test"]) == 1
+    assert "this machine's own libvirt" in capsys.readouterr().err
+
+
+# On real libvirt and KVM.
+
+
+@pytest.fixture
+def running(world: World, new_guest: NewGuest) -> str:
+    """A guest without a meter, with something in its memory that no boot would put there."""
+    name = new_guest(100)
+    world.run(["virsh", "start", name])
+    wait_until(lambda: world.readings(name), 5, "the guest runs")
+    plant(world, name)
+    return name
+
+
+def plant(world: World, name: str) -> None:
+    """Write the secret into the guest's memory, as a debugger would."""
+    monitor(world, name, f"gdbserver unix:/mnt/{name}.gdb,server=on,wait=off")
+    body = f"M{ADDRESS:x},4:{SECRET}"
+    with socket.socket(socket.AF_UNIX) as debugger:
+        debugger.connect(str(world.path(f"/mnt/{name}.gdb")))
+        debugger.settimeout(10)
+        for command, answer in ((body, b"$OK#9a"), ("D", b"$OK#9a")):
+            debugger.sendall(f"+${command}#{sum(command.encode()) % 256:02x}".encode())
+            received = b""
+            while answer not in received:
+                received += debugger.recv(100)
+    monitor(world, name, "gdbserver none")
+    assert remembers(world, name)
+
+
+def remembers(world: World, name: str) -> bool:
+    """Tell whether the guest is the one that was started first."""
+    line = monitor(world, name, f"xp /4xb {ADDRESS:#x}")
+    return [word.removeprefix("0x") for word in line.partition(":")[2].split()] == [
+        SECRET[place : place + 2] for place in range(0, 8, 2)
+    ]
+
+
+def monitor(world: World, name: str, command: str) -> str:
+    return world.run(["virsh", "qemu-monitor-command", name, "--hmp", command]).stdout
+
+
+def definition(world: World, name: str) -> str:
+    return world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+
+
+def enable_live(world: World, name: str) -> tuple[int, str, str]:
+    done = world.run(["virt-rapl", "enable", "--live", name], check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def runs_on(world: World, name: str, lines: int) -> None:
+    """See that the guest is the one that was started first, and prints."""
+    wait_until(lambda: len(world.readings(name)) > lines, 5, "the guest goes on")
+    assert world.run(["virsh", "domstate", name]).stdout.strip() == "running"
+    assert remembers(world, name)
+    assert list(world.path(SAVES).iterdir()) == []
+
+
+@contextlib.contextmanager
+def replaced(world: World, path: str, script: str) -> Iterator[None]:
+    """Put a script in the place of a program."""
+    original = world.path(path).rename(world.path(f"{path}.aside"))
+    original.chmod(0o644)  # libvirt runs whatever it can in a directory of hooks
+    try:
+        world.path(path).write_text(f"#!/bin/sh\n{script}\n")
+        world.path(path).chmod(0o755)
+        yield
+    finally:
+        original.rename(world.path(path)).chmod(0o755)
+
+
+e2e = pytest.mark.e2e
+
+
+@e2e
+def test_a_running_domain_gets_its_meter(world: World, running: str) -> None:
+    world.run(["virsh", "autostart", running])
+    snapshot = "<domainsnapshot><name>before</name><state>shutoff</state></domainsnapshot>"
+    uuid = world.run(["virsh", "domuuid", running]).stdout
+    world.path("/mnt/snapshot.xml").write_text(
+        snapshot.replace("</state>", f"</state>{definition(world, running)}<creationTime>1</creationTime>")
+    )
+    world.run(["virsh", "snapshot-create", "--redefine", running, "/mnt/snapshot.xml"])
+    before = definition(world, running)
+    done = world.run(["virt-rapl", "enable", "--live", "--dry-run", running])
+    assert "pauses for about" in done.stdout
+    assert "+    <emulator>/usr/bin/qemu-system-x86_64-rapl</emulator>" in done.stdout
+    assert definition(world, running) == before
+    assert status(world, running)["vrapl"] == "off"
+
+    code, said, trouble = enable_live(world, running)
+    assert (code, trouble) == (0, "")
+    assert f"{running}: pauses for about" in said
+    assert f"{running}: has its meter; it paused for" in said
+    wait_until(lambda: grows(world, running), 5, "the guest's counter moves")
+    assert status(world, running)["vrapl"] == "active"
+    runs_on(world, running, len(world.readings(running)))
+    assert "urn:libvirt-rapl:mark:1" in definition(world, running)
+    assert "Autostart:      enable" in world.run(["virsh", "dominfo", running]).stdout
+    assert world.run(["virsh", "domuuid", running]).stdout == uuid
+    assert world.run(["virsh", "snapshot-list", "--name", running]).stdout.split() == ["before"]
+    world.run(["virsh", "snapshot-delete", "--metadata", running, "before"])
+    assert enable_live(world, running) == (0, f"{running}: its meter is already active\n", "")
+    world.run(["virt-rapl", "disable", running])
+    assert definition(world, running) == before
+    world.run(["virsh", "autostart", "--disable", running])
+    world.run(["virsh", "destroy", running])
+    assert run_files(world) == set()
+
+
+@e2e
+def test_a_paused_domain_stays_paused(world: World, running: str) -> None:
+    world.run(["virsh", "suspend", running])
+    assert enable_live(world, running)[0] == 0
+    assert world.run(["virsh", "domstate", running]).stdout.strip() == "paused"
+    world.run(["virsh", "resume", running])
+    wait_until(lambda: grows(world, running), 5, "the guest's counter moves")
+    runs_on(world, running, len(world.readings(running)))
+
+
+@e2e
+def test_a_transient_domain_gets_its_meter(world: World, running: str) -> None:
+    xml = definition(world, running)
+    world.run(["virsh", "undefine", running])
+    try:
+        assert enable_live(world, running)[0] == 0
+        wait_until(lambda: grows(world, running), 5, "the guest's counter moves")
+        runs_on(world, running, len(world.readings(running)))
+        assert "Persistent:     no" in world.run(["virsh", "dominfo", running]).stdout
+    finally:
+        world.run(["virsh", "define", "/dev/stdin"], input=xml)
+
+
+@e2e
+def test_a_dead_helper_is_mended(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(100)
+    start_enabled(world, name)
+    wait_until(lambda: grows(world, name), 5, "the guest's counter moves")
+    plant(world, name)
+    world.kill(status(world, name)["helper"]["pid"])
+    assert status(world, name)["vrapl"] == "degraded"
+    lines = len(world.readings(name))
+    assert enable_live(world, name)[0] == 0
+    assert status(world, name)["vrapl"] == "active"
+    wait_until(lambda: len({reading.energy for reading in world.readings(name)[lines:]}) > 2, 6, "it moves again")
+    assert remembers(world, name)
+
+
+@e2e
+def test_a_domain_that_does_not_run(world: World, new_guest: NewGuest) -> None:
+    code, said, trouble = enable_live(world, new_guest(0))
+    assert (code, said) == (1, "")
+    assert "the domain does not run" in trouble
+
+
+@e2e
+def test_a_domain_that_libvirt_cannot_save_runs_on(world: World, new_guest: NewGuest) -> None:
+    name = new_guest(100)
+    xml = definition(world, name)
+    shared = "<shmem name='virt-rapl-test'><model type='ivshmem-plain'/><size unit='M'>1</size></shmem>"
+    world.run(["virsh", "define", "/dev/stdin"], input=xml.replace("</devices>", f"{shared}</devices>"))
+    before = definition(world, name)
+    world.run(["virsh", "start", name])
+    wait_until(lambda: world.readings(name), 5, "the guest runs")
+    plant(world, name)
+    lines = len(world.readings(name))
+    code, _, trouble = enable_live(world, name)
+    assert code == 1
+    assert f"{name}: runs on as before, as libvirt did not save it" in trouble
+    assert "shmem" in trouble
+    runs_on(world, name, lines)
+    assert definition(world, name) == before
+
+
+@e2e
+def test_too_little_space_is_seen_beforehand_and_survived(world: World, running: str) -> None:
+    world.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=777", "small", SAVES])
+    try:
+        before, lines = definition(world, running), len(world.readings(running))
+        code, said, trouble = enable_live(world, running)
+        assert (code, said) == (1, "")
+        assert f"{SAVES} has 8 MiB free" in trouble
+        # And where the guest has more memory than seen beforehand: here it is not looked at.
+        world.run(["sh", "-c", f"cat /dev/zero >{SAVES}/filler; truncate --size=-8K {SAVES}/filler"], check=False)
+        blind = "from libvirt_rapl import live; live._used_bytes = lambda _: 0; live._bytes_per_second = lambda _: 1e9"
+        command = f"{blind}; from libvirt_rapl.cli import main; raise SystemExit(main())"
+        python = [sys.executable, "-I", "-c", command, "enable", "--live", running]
+        done = world.run(python, check=False)
+        assert done.returncode == 1
+        assert f"{running}: runs on as before, as libvirt did not save it" in done.stderr
+        world.path(f"{SAVES}/filler").unlink()
+        runs_on(world, running, lines)
+        assert definition(world, running) == before
+    finally:
+        world.run(["umount", "--lazy", SAVES])
+
+
+@e2e
+def test_without_the_hook_nothing_is_done(world: World, running: str) -> None:
+    hook = world.path("/etc/libvirt/hooks/qemu.d/virt-rapl")
+    hook.chmod(0o644)
+    try:
+        code, said, trouble = enable_live(world, running)
+    finally:
+        hook.chmod(0o755)
+    assert (code, said) == (1, "")
+    assert "there is no hook" in trouble
+    assert status(world, running)["vrapl"] == "off"
+
+
+@e2e
+def test_a_hook_that_does_nothing(world: World, running: str) -> None:
+    before = definition(world, running)
+    with replaced(world, "/etc/libvirt/hooks/qemu.d/virt-rapl", "exit 0"):
+        code, _, trouble = enable_live(world, running)
+    assert code == 1
+    assert f"{running}: runs on as before: its meter was not put in" in trouble
+    runs_on(world, running, len(world.readings(running)))
+    assert definition(world, running) == before
+
+
+@e2e
+@pytest.mark.usefixtures("default_configuration")
+def test_a_broken_helper_costs_the_meter_and_not_the_domain(world: World, running: str) -> None:
+    configure(world, helper="qemu")
+    before = definition(world, running)
+    with replaced(world, HELPER, "exit 1"):
+        code, _, trouble = enable_live(world, running)
+    assert code == 1
+    assert f"{running}: runs on, without its meter: the helper ended" in trouble
+    runs_on(world, running, len(world.readings(running)))
+    assert status(world, running)["vrapl"] == "degraded"
+    assert definition(world, running) == before
+    assert enable_live(world, running)[0] == 0, "it works once the helper does"
+    wait_until(lambda: grows(world, running), 5, "the guest's counter moves")
+    assert remembers(world, running)
+
+
+@e2e
+@pytest.mark.usefixtures("default_configuration")
+def test_where_no_domain_starts_without_its_meter_a_broken_helper_still_gives_it_back(
+    world: World, running: str
+) -> None:
+    configure(world, helper="qemu", on_failure="refuse", domains=f"[{running}]")
+    before = definition(world, running)
+    with replaced(world, HELPER, "exit 1"):
+        code, _, trouble = enable_live(world, running)
+    assert code == 1
+    assert f"{running}: runs on as before, as it could not be restored with its meter" in trouble
+    assert "is not started without RAPL" in trouble
+    runs_on(world, running, len(world.readings(running)))
+    assert status(world, running)["vrapl"] == "off"
+    assert definition(world, running) == before
+
+
+@e2e
+def test_a_qemu_that_does_not_start_with_it_starts_without(world: World, running: str) -> None:
+    before = definition(world, running)
+    broken = 'case " $* " in *" -incoming "*) echo no such luck >&2; exit 1 ;; esac; exec "${0%-rapl}" "$@"'
+    with replaced(world, WRAPPER, broken):
+        code, _, trouble = enable_live(world, running)
+    assert code == 1
+    assert f"{running}: runs on as before, as it could not be restored with its meter" in trouble
+    assert "no such luck" in domain_log(world, running)
+    runs_on(world, running, len(world.readings(running)))
+    assert definition(world, running) == before
+    assert run_files(world) == set()
+
+
+@e2e
+def test_a_domain_that_cannot_be_restored_is_kept(world: World, running: str) -> None:
+    rom = world.path(f"/mnt/{running}.rom")
+    aside = rom.rename(world.path(f"/mnt/{running}.aside"))
+    try:
+        code, _, trouble = enable_live(world, running)
+    finally:
+        aside.rename(rom)
+    assert code == 1
+    assert f"nothing is lost, it is saved in {SAVES}/{running}.save" in trouble
+    assert f"`virsh start {running}`" in trouble
+    assert world.run(["virsh", "domstate", running]).stdout.strip() == "shut off"
+    world.run(["virsh", "start", running])
+    runs_on(world, running, len(world.readings(running)))
+
+
+@e2e
+def test_ctrl_c_while_it_is_saved(world: World, running: str) -> None:
+    """QEMU stands still as the save begins, so that there is time for it."""
+    pid = status(world, running)["pid"]
+    world.run(["kill", "-STOP", str(pid)])
+    command = world.popen(["sh", "-c", 'echo $$; exec virt-rapl enable --live "$1" 2>&1', "sh", running])
+    assert command.stdout is not None
+    ours = command.stdout.readline().strip()
+    assert "pauses for about" in command.stdout.readline()
+    time.sleep(1)  # libvirt is told to save, and waits for QEMU
+    world.run(["kill", "-INT", ours])
+    world.run(["kill", "-CONT", str(pid)])
+    said, _ = command.communicate(timeout=60)
+    assert "cancelled" in said or command.returncode == 130, "cancelled, or too early or too late for that"
+    runs_on(world, running, len(world.readings(running)))
+    state = status(world, running)["vrapl"]
+    assert state == ("active" if "urn:libvirt-rapl:mark:1" in definition(world, running) else "off")
+
+
+@e2e
+@pytest.mark.parametrize(("whom", "state"), [("us", "shut off"), ("libvirtd", "running")])
+def test_killed_while_it_is_saved(world: World, running: str, whom: str, state: str) -> None:
+    """Without us libvirt saves it to the end; a libvirt that comes back lets it go on."""
+    pid = status(world, running)["pid"]
+    world.run(["kill", "-STOP", str(pid)])
+    command = world.popen(["sh", "-c", 'echo $$; exec virt-rapl enable --live "$1" 2>&1', "sh", running])
+    assert command.stdout is not None
+    ours = command.stdout.readline().strip()
+    assert "pauses for about" in command.stdout.readline()
+    time.sleep(1)  # libvirt is told to save, and waits for QEMU
+    if whom == "us":
+        world.run(["kill", "-KILL", ours])
+        world.run(["kill", "-CONT", str(pid)])
+        command.communicate(timeout=60)
+    else:
+        world.stop_libvirtd("KILL")
+        world.run(["kill", "-CONT", str(pid)])
+        assert "libvirt was lost" in command.communicate(timeout=60)[0]
+        world.start_libvirtd()
+    wait_until(lambda: world.run(["virsh", "domstate", running]).stdout.strip() == state, 20, f"it is {state}")
+    if state == "shut off":
+        world.run(["virsh", "start", running])
+    runs_on(world, running, len(world.readings(running)))
+
+
+@e2e
+def test_an_edit_made_meanwhile_is_kept(world: World, running: str) -> None:
+    edited = definition(world, running).replace("</uuid>", "</uuid><title>edited</title>")
+    pid = status(world, running)["pid"]
+    world.run(["kill", "-STOP", str(pid)])
+    command = world.popen(["virt-rapl", "enable", "--live", running])
+    assert command.stdout is not None
+    assert "pauses for about" in command.stdout.readline()
+    world.run(["virsh", "define", "/dev/stdin"], input=edited)
+    world.run(["kill", "-CONT", str(pid)])
+    assert "has its meter" in command.communicate(timeout=60)[0]
+    assert "<title>edited</title>" in definition(world, running)
+    assert "urn:libvirt-rapl:mark:1" in definition(world, running)
+    runs_on(world, running, len(world.readings(running)))
