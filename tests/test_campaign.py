@@ -20,7 +20,7 @@ from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e
 
-SEED, _, STEPS_TO_GO = os.environ.get("VIRT_RAPL_CAMPAIGN", "1:200").partition(":")
+SEED, _, STEPS_TO_GO = os.environ.get("VIRT_RAPL_CAMPAIGN", "1:100").partition(":")
 GUESTS = 10
 MEND_EVERY = 25
 
