@@ -6,10 +6,12 @@ Of a domain with UUID u the run directory holds
            below it, for the helper, QEMU's PID once it is known,
   u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600,
   u.alive  a file whose time of change is the native helper's last sign of life,
+  u.lock   a file that the hook has locked while it changes these,
   u.restore  while `enable --live` restores the domain: `with` its meter, whoever selects it, or `without`.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -19,6 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.files import replace
+
+LOCK_SECONDS = 5.0
+"""How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
+POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -59,7 +65,7 @@ class Registry:
         self.run_directory = run_directory
 
     def path(self, uuid: str, suffix: str) -> Path:
-        """Path of a domain's file; `suffix` is json, state, sock, alive or log. Raises ValueError if `uuid` is none."""
+        """Path of a domain's file; `suffix` is json, state, sock, ... Raises ValueError if `uuid` is none."""
         if not UUID.fullmatch(uuid):
             raise ValueError(f"not a UUID: {uuid!r}")
         return self.run_directory / f"{uuid}.{suffix}"
@@ -73,6 +79,35 @@ class Registry:
             os.fchmod(descriptor, 0o711)
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def locked(self, uuid: str) -> Iterator[None]:
+        """Change the domain one after another: hooks of one domain meet where libvirt was killed during one of them.
+
+        Goes on without the lock after LOCK_SECONDS, and where the disk has no room for it.
+        """
+        descriptor = None
+        try:
+            with contextlib.suppress(OSError):
+                descriptor = self._lock(uuid, time.monotonic() + LOCK_SECONDS)
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _lock(self, uuid: str, until: float) -> int | None:
+        self.create_directory()
+        path = self.path(uuid, "lock")
+        while time.monotonic() < until:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                    return descriptor
+            except OSError:
+                time.sleep(POLL_SECONDS)  # another has it, or had it and has forgotten the domain since
+            os.close(descriptor)
+        return None
 
     def write(self, record: Record) -> None:
         """Store the record and the line for the wrapper. Raises OSError when the disk is full or not ours."""
@@ -112,6 +147,6 @@ class Registry:
             return ""
 
     def remove(self, uuid: str) -> None:
-        """Forget the domain: its record, its line for the wrapper, its socket and what its helper left."""
-        for suffix in ("state", "sock", "alive", "log", "json"):
+        """Forget the domain: its record, its line for the wrapper, its socket, its lock and what its helper left."""
+        for suffix in ("state", "sock", "alive", "log", "json", "lock"):
             self.path(uuid, suffix).unlink(missing_ok=True)
