@@ -32,6 +32,8 @@ FIRST_INTERVAL_SECONDS = 1.0
 """The first interval is short, however long the others are: until its end no power is known."""
 LISTING_SECONDS = 5.0
 """How long to wait for libvirt's first list of domains before sampling begins without it."""
+CLOCK_STEP_SECONDS = 3600.0
+"""Dates count days: a clock that is set by less than an hour does not matter."""
 
 
 def run(config: Config, uri: str) -> None:
@@ -97,6 +99,7 @@ class Daemon:
         self._metered = threading.Event()
         """Set when there has been an interval, and so powers."""
         self._trouble = ""
+        self._boot = _boot_date()
 
     def start(self) -> None:
         """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
@@ -166,15 +169,29 @@ class Daemon:
             known = entries.keys() if self._inventory.listed else None
             with self._lock:
                 totals.add(self._view.meter, kept)
+                self._follow_clock()
                 self._view.since = self._ledger.since
                 retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
                 counted = totals.kept(self._view.meter)
                 self._unkept = False
-            self._ledger.write(counted, retired)
+            if not self._ledger.write(counted, retired):
+                self._unkept = True
+
+    def _follow_clock(self) -> None:
+        """Where the clock was set, as on a machine that comes up without the time, no domain has aged thereby."""
+        step = _boot_date() - self._boot
+        if abs(step) >= CLOCK_STEP_SECONDS:
+            totals.redate(self._view.meter, step)
+            self._boot += step
 
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)
         with self._lock:
-            document = self._view.document(self._inventory.entries.values(), self._policy.refusals())
+            document = self._view.document(self._inventory.seen(), self._policy.refusals())
         self._flush()  # what has been told must not be lost: energies would go back
         return document
+
+
+def _boot_date() -> float:
+    """Return when the machine was started, in seconds since the epoch, by what the clock says now."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

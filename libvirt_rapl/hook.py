@@ -132,7 +132,7 @@ def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: 
     registry = Registry(config.run_directory)
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
-    record.name, record.backend, record.state = name, config.helper, failed_state
+    record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
     record.pid, record.vcpu_tids = None, {}  # those of a run that a crash has ended
     try:
         if config_error:
@@ -155,12 +155,14 @@ def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: 
 
 def _fail(record: Record, registry: Registry, state: str, error: Exception, stderr: TextIO) -> None:
     _enter(record, state, _one_line(error))
+    # Written first: a helper that only begins after this, as a slow systemd's may, reads it and ends.
     try:
-        instances.stop(record, registry)
         registry.write(record)
-    except (OSError, VirtRaplError):
+    except OSError:
         with contextlib.suppress(OSError):
             registry.remove(record.uuid)  # without a word from us the wrapper leaves RAPL out
+    with contextlib.suppress(OSError, VirtRaplError):
+        instances.stop(record, registry)
     what = "is not started" if state == "refuse" else "starts"
     print(f"virt-rapl: {record.name} {what} without RAPL: {record.reason}", file=stderr)
 

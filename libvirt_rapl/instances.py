@@ -13,11 +13,12 @@ import time
 
 from libvirt_rapl import systemd
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.host.processes import is_stopped, start_time
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.client import probe
 
 HELPER_ENDED = "its helper ended, and QEMU connects only once; restart the domain"
+HELPER_STOPPED = "its helper is stopped; `kill -CONT {}` lets it go on"
 STOP_SECONDS = 2.0
 POLL_SECONDS = 0.02
 
@@ -45,8 +46,15 @@ def alive(record: Record) -> bool:
     return record.helper_pid is not None and record.helper_start == start_time(record.helper_pid) is not None
 
 
+def trouble(record: Record) -> str:
+    """Tell in one line why the helper that was started does not answer now; empty when it may well."""
+    if record.helper_pid is None or not alive(record):
+        return HELPER_ENDED
+    return HELPER_STOPPED.format(record.helper_pid) if is_stopped(record.helper_pid) else ""
+
+
 def ended_at(record: Record, registry: Registry) -> float | None:
-    """Tell when a helper that ended gave its last sign of life, in seconds since the epoch; None: nobody knows."""
+    """Tell when a helper that answers no more gave its last sign of life, in seconds since the epoch; None: unknown."""
     try:
         return registry.path(record.uuid, "alive").stat().st_mtime
     except OSError:

@@ -13,7 +13,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.runstate import read_run_state, running_domains
 
-BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
+BACKOFF_SECONDS = (1.0, 2.0, 3.0)
 """Waits between attempts to reach libvirt; the last one again and again."""
 
 STARTING_SECONDS = 1.0
@@ -93,6 +93,10 @@ class Inventory:
         self._follow_run_state()
         threading.Thread(target=self._run, name="inventory", daemon=True).start()
 
+    def seen(self) -> list[Entry]:
+        """Return the entries, with an eye on their processes: one that has ended is known before libvirt tells it."""
+        return [_without_dead_process(entry) for entry in self.entries.values()]
+
     def _run(self) -> None:
         while True:
             try:
@@ -153,4 +157,5 @@ def _by_uuid(found: Iterable[domains.Domain]) -> dict[str, Entry]:
 def _without_dead_process(entry: Entry) -> Entry:
     if entry.pid is None or start_time(entry.pid) is not None:
         return entry
-    return dataclasses.replace(entry, id=None, state="shut off", pid=None)
+    # Whether its next start will have the mark only libvirt knows; as a rule it will.
+    return dataclasses.replace(entry, id=None, state="shut off", pid=None, mark="next" if entry.mark else "")

@@ -71,15 +71,17 @@ class Ledger:
         self._loaded = kept is not None
         return kept or Kept()
 
-    def write(self, kept: Kept, retired: Collection[str] = ()) -> None:
+    def write(self, kept: Kept, retired: Collection[str] = ()) -> bool:
         """Keep this, all or nothing, and take out the rows of `retired` domains, whose energy it has as `gone`.
 
-        Nothing happens before the file has been read: what is kept must include its totals.
+        Nothing happens before the file has been read: what is kept must include its totals. Tells whether it is kept.
         """
         self._retired.update(retired)
-        if self._loaded and self._attempt(lambda database: self._store(database, kept)):
-            self._written = kept
-            self._retired.clear()
+        if not self._loaded or not self._attempt(lambda database: self._store(database, kept)):
+            return False
+        self._written = kept
+        self._retired.clear()
+        return True
 
     def _store(self, database: sqlite3.Connection, kept: Kept) -> bool:
         written = self._written

@@ -22,7 +22,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import processes
 from libvirt_rapl.installer import HOOK
 from libvirt_rapl.registry import Registry
-from libvirt_rapl.view import degraded_reason, vrapl_state
+from libvirt_rapl.view import vrapl_state
 from libvirt_rapl.vmsr.requirements import check_host
 
 SAVES = Path("/var/lib/libvirt/qemu/save")
@@ -66,7 +66,7 @@ class Plan:
 
 def is_active(domain: Domain, registry: Registry) -> bool:
     """Tell whether the guest reads its joules already."""
-    return vrapl_state(inventory.describe(domain), registry.read(domain.uuid)) == "active"
+    return vrapl_state(inventory.describe(domain), registry.read(domain.uuid))[0] == "active"
 
 
 def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan:
@@ -222,13 +222,11 @@ def _check(domain: Domain, registry: Registry) -> None:
     restored = lookup_uuid(domain.handle.connect(), domain.uuid)
     if restored is None:
         raise VirtRaplError(f"{domain.name}: was restored and has ended since")
-    entry, record = inventory.describe(restored), registry.read(domain.uuid)
-    if vrapl_state(entry, record) == "active":
+    vrapl, reason = vrapl_state(inventory.describe(restored), registry.read(domain.uuid))
+    if vrapl == "active":
         return
-    if entry.mark == "live":
-        raise VirtRaplError(
-            f"{domain.name}: runs on, without its meter: {degraded_reason(record)}", "mend that and try again"
-        )
+    if vrapl == "degraded":
+        raise VirtRaplError(f"{domain.name}: runs on, without its meter: {reason}", "mend that and try again")
     raise VirtRaplError(
         f"{domain.name}: runs on as before: its meter was not put in as it was restored",
         "see `virt-rapl events`; without a line there, libvirt does not know the hook: systemctl reload libvirtd",

@@ -79,6 +79,13 @@ def retire(meter: Meter, *, running: Collection[str], known: Collection[str] | N
     return retired
 
 
+def redate(meter: Meter, step: float) -> None:
+    """Move the dates of what ran last by `step` seconds, by which the clock has been set."""
+    for domain in meter.domains.values():
+        if domain.last_ran:
+            domain.last_ran += step
+
+
 def _parts(meter: Meter) -> Iterator[tuple[Part, Usage]]:
     for name, zone in meter.zones.items():
         yield Part(HOST, WHOLE, name), zone

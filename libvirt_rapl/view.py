@@ -62,7 +62,7 @@ class View:
 
     def _domain(self, domain: Entry, refusal: str | None) -> dict[str, Any]:
         record = self._registry.read(domain.uuid)
-        vrapl = vrapl_state(domain, record)
+        vrapl, reason = vrapl_state(domain, record)
         usage = self.meter.domains.get(domain.uuid, DomainUsage())
         tids = self.meter.vcpu_tids(domain.uuid)
         return {
@@ -72,7 +72,7 @@ class View:
             "state": domain.state,
             "pid": domain.pid,
             "vrapl": vrapl,
-            "reason": degraded_reason(record) if vrapl == "degraded" else refusal,
+            "reason": reason or refusal,
             "since": self._degraded_since(record) if vrapl == "degraded" else None,
             "helper": self._helper(record),
             **_figures(usage),
@@ -97,26 +97,29 @@ class View:
             "backend": record.backend,
             "pid": record.helper_pid,
             "socket": str(self._registry.path(record.uuid, "sock")),
-            "healthy": instances.alive(record),
+            "healthy": not instances.trouble(record),
             "note": unknown_qemu(record),
         }
 
 
-def vrapl_state(domain: Entry, record: Record | None) -> str:
-    """Tell how far a domain is with its own meter.
+def vrapl_state(domain: Entry, record: Record | None) -> tuple[str, str]:
+    """Tell how far a domain is with its own meter, and why where it is degraded.
 
     `active`: the guest reads its joules. `degraded`: it should, but runs without a working helper. `pending`: it will
     from its next start on. `off`: it is not enabled.
     """
-    if domain.mark == "live":
-        return "active" if record and record.state == "ready" and instances.alive(record) else "degraded"
-    return "pending" if domain.mark == "next" else "off"
+    if domain.mark != "live":
+        return "pending" if domain.mark == "next" else "off", ""
+    reason = _trouble(record)
+    return "degraded" if reason else "active", reason
 
 
-def degraded_reason(record: Record | None) -> str:
-    """Tell in one line why a domain runs without a working helper."""
+def _trouble(record: Record | None) -> str:
+    """Tell in one line why a domain runs without a working helper; empty when the helper works."""
     if record is None:
         return "the hook did not run or left no record when it started; see libvirt's log and `virt-rapl install`"
+    if record.state == "ready":
+        return instances.trouble(record)
     return record.reason or instances.HELPER_ENDED
 
 

@@ -23,10 +23,13 @@ from libvirt_rapl.simulator.world import World
 
 DAEMON = """
 import sys
+import time
 from pathlib import Path
 from libvirt_rapl import daemon, view
 from libvirt_rapl.cli import main
 root = Path(sys.argv[1])
+clock, step = time.time, root / "clock-step"
+time.time = lambda: clock() + (float(step.read_text()) if step.exists() else 0)
 view.SYS, view.PROC, view.DEV = root / "sys", root / "proc", root / "dev"
 sys.exit(main(["--connect", "test:///default", "--config", str(root / "virt-rapl.yaml"), "daemon"]))
 """
@@ -166,6 +169,26 @@ def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) 
         process.kill()
 
 
+def test_what_is_told_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
+    """Not only at the next sample: whoever was told an energy must never be told less."""
+    configuration = bench.root / "virt-rapl.yaml"
+    configuration.write_text(configuration.read_text().replace("0.1", "60"))
+    state = bench.root / "state"
+    with bench.daemon() as process:
+        bench.joules(9)
+        assert bench.told(process) == "WATCHDOG=1"  # the next sample is a minute away
+        away = state.rename(state.with_name("away"))
+        state.touch()
+        assert bench.package_joules() == 9
+        state.unlink()
+        away.rename(state)
+        assert bench.package_joules() == 9
+        process.kill()
+    with contextlib.closing(sqlite3.connect(state / "ledger.db")) as database:
+        rows = database.execute("SELECT microjoules FROM total WHERE owner = 'host'")
+        assert rows.fetchall() == [(9_000_000,)]
+
+
 def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
     uuid, recent = "aaaaaaaa-0000-0000-0000-000000000000", "bbbbbbbb-0000-0000-0000-000000000000"
     ledger = bench.root / "state/ledger.db"
@@ -193,6 +216,41 @@ def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
     assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
     run_daemon()
     assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_a_clock_that_is_set_makes_no_domain_older(bench: Bench, years: int) -> None:
+    uuid, day = "aaaaaaaa-0000-0000-0000-000000000000", 86400
+    ledger = bench.root / "state/ledger.db"
+    step = bench.root / "clock-step"
+    with bench.daemon() as process:
+        assert bench.told(process) == "WATCHDOG=1"
+        bench.document()
+        process.terminate()
+        while bench.told(process) != "STOPPING=1":
+            pass
+        process.wait(30)
+    with contextlib.closing(sqlite3.connect(ledger)) as database:
+        database.execute("INSERT INTO total VALUES (?, -1, 'package', 7)", (uuid,))
+        database.execute("INSERT INTO domain VALUES (?, ?)", (uuid, time.time() - 10 * day))
+        database.commit()
+
+    def kept() -> tuple[dict[str, int], dict[str, float]]:
+        with contextlib.closing(sqlite3.connect(ledger)) as database:
+            totals = dict(database.execute("SELECT owner, microjoules FROM total WHERE zone = 'package'"))
+            return totals, dict(database.execute("SELECT uuid, last_ran FROM domain"))
+
+    with bench.daemon() as process:
+        bench.document()
+        step.write_text(str(years * 365 * day))
+        bench.joules(9)
+        wait_until(lambda: bench.package_joules() > 0, 10, "it meters on")
+        wait_until(lambda: bench.told(process) == "WATCHDOG=1", 10, "a sample is made after that")
+        bench.document()
+        totals, last_ran = kept()
+        assert totals[uuid] == 7
+        days = (time.time() + years * 365 * day - last_ran[uuid]) / day
+        assert days == pytest.approx(10, abs=0.1)
 
 
 def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:

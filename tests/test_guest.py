@@ -71,6 +71,12 @@ def test_readings_leave_out_the_line_being_written(tmp_path: Path) -> None:
     assert guest.readings(log) == [Reading(0, 0xA0E03, 0x1234), Reading(1, 0xA0E03, 0xFFFFFFFF)]
 
 
+def test_readings_leave_out_a_line_that_was_cut(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("00000000 000A0E03 00001234\n00000000 000A0E03 000000000000 000A0E03 00000001\n")
+    assert guest.readings(log) == [Reading(0, 0xA0E03, 0x1234)]
+
+
 def test_joules_of_each_vcpu_understand_the_wrap() -> None:
     history = [
         Reading(0, JOULE_UNIT, 0xFFFFC000),

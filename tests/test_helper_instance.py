@@ -18,6 +18,7 @@ from instance import Instance, Rapl, answer, ask
 from libvirt_rapl import instances
 from libvirt_rapl.cli.helper import _check_processes_are_seen
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
 from libvirt_rapl.vmsr.server import TICK_SECONDS
@@ -194,6 +195,24 @@ def test_status_tells_since_when_a_helper_is_dead(rapl: Rapl, directory: Path) -
         last = instances.ended_at(record, registry)
         time.sleep(TICK_SECONDS * 1.5)
         assert instances.ended_at(record, registry) == last
+
+
+def test_a_stopped_helper_is_in_trouble_until_it_goes_on(rapl: Rapl, directory: Path) -> None:
+    with Instance(rapl, directory) as instance:
+        record = Registry(directory).read(instance.uuid)
+        assert record
+        record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
+        assert instances.trouble(record) == ""
+        os.kill(instance.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, instance.process.pid, os.WSTOPPED)
+        assert instances.alive(record)
+        assert instances.trouble(record) == f"its helper is stopped; `kill -CONT {instance.pid}` lets it go on"
+        os.kill(instance.pid, signal.SIGCONT)
+        os.waitid(os.P_PID, instance.process.pid, os.WCONTINUED)
+        assert instances.trouble(record) == ""
+        instance.process.kill()
+        instance.process.wait()
+        assert instances.trouble(record) == instances.HELPER_ENDED
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import os
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from libvirt_rapl import domxml, emulator, events, hook, instances
+from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Record, Registry
@@ -170,6 +172,22 @@ def test_whatever_hangs_later_is_ended_by_the_deadline(
     assert (status, output) == (0, "")
     assert said == f"virt-rapl: {operation} of web1: not done within 0.2 s\n"
     assert (host.events()[-1].result, host.events()[-1].reason) == ("failed", "not done within 0.2 s")
+
+
+def test_a_helper_that_comes_late_sees_that_nobody_waits(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As systemd's job, when systemd itself is slow: the hook has given up, and the domain runs without."""
+    reasons = []
+    monkeypatch.setattr(instances, "stop", lambda *_: reasons.append(host.record.reason))
+    host.trouble = VirtRaplError("timed out")
+    host.call("start", host.marked)
+    assert reasons == ["timed out"]
+    with pytest.raises(VirtRaplError, match="web1 was started without its helper: timed out"):
+        helper.run(Namespace(config=host.config, uuid=UUID))
+    host.trouble = None
+    at_start = []
+    monkeypatch.setattr(instances, "start", lambda *_: at_start.append(host.record.reason))
+    host.call("start", host.marked)
+    assert at_start == [""]
 
 
 def test_a_configuration_that_cannot_be_read_degrades(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

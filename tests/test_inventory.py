@@ -220,6 +220,16 @@ def test_without_libvirt_its_run_time_files_tell(fake: FakeLibvirt, monkeypatch:
     eventually(shows(found, entry(2, running=False)))
 
 
+def test_a_process_that_ended_is_seen_before_libvirt_tells(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(2**22 + 1, {}))  # no process has this PID
+    fake.set(FakeDomain(1, marked(1)))
+    fake.set(FakeDomain(2, plain(2)))
+    found = started([])
+    eventually(lambda: len(found.entries) == 2)
+    assert found.entries[UUID.format(1)].state == "running"
+    assert found.seen() == [entry(1, running=False, mark="next"), entry(2, running=False)]
+
+
 def test_a_libvirt_that_hangs_has_one_thread_of_ours_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
     opened: list[str] = []

@@ -113,6 +113,28 @@ print(json.dumps([fixed, energy, errors, cpus_, [oct(mode.st_mode), mode.st_uid]
     assert mode == ["0o100600", 0]
 
 
+def test_counters_that_break_and_are_mended(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    answers = inside(
+        f"""
+def answers():
+    try:
+        Path("{POWERCAP}/intel-rapl:0/energy_uj").read_text()
+    except OSError as error:
+        return [pread(0, 0x611), error.errno == 5, msr(0, 0x606)]
+    return [pread(0, 0x611) != "EIO", False, msr(0, 0x606)]
+first = answers()
+Path("{broken}").touch()
+second = answers()
+Path("{broken}").unlink()
+print(json.dumps([first, second, answers()]))
+""",
+        f"--fail-while={broken}",
+    )
+    works = [True, False, 0xA0E03]
+    assert answers == [works, ["EIO", True, 0xA0E03], works]
+
+
 def test_our_own_reader_finds_the_zones() -> None:
     zones = inside("""
 zones = powercap_zones(Path("/sys"))

@@ -307,7 +307,7 @@ def test_how_far_a_domain_is(
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
-    assert view.vrapl_state(inventory.describe(domain), record) == expected
+    assert view.vrapl_state(inventory.describe(domain), record)[0] == expected
 
 
 @pytest.mark.usefixtures("host")

@@ -150,6 +150,42 @@ def guest_at_rest(machine: Machine) -> Iterator[str]:
     machine.run(["virsh", "undefine", name])
 
 
+SLOW_SYSTEMCTL = """#!/bin/sh
+# What is asked of systemd reaches it seconds later, also when whoever asked has given up.
+[ "$1" = start ] || exec /usr/bin/systemctl "$@"
+(sleep 4; exec /usr/bin/systemctl "$@") </dev/null >/dev/null 2>&1 &
+wait
+"""
+
+
+def test_a_helper_that_a_slow_systemd_starts_too_late(machine: Machine, guest_at_rest: str) -> None:
+    """The hook does not wait for it, and it does not stay."""
+    uuid = machine.run(["virsh", "domuuid", guest_at_rest]).stdout.strip()
+    unit = f"virt-rapl-helper@{uuid}.service"
+    machine.run(["virsh", "destroy", guest_at_rest])
+    machine.run(["virt-rapl", "enable", guest_at_rest])
+    machine.path("/usr/local/bin/systemctl").write_text(SLOW_SYSTEMCTL)
+    machine.path("/usr/local/bin/systemctl").chmod(0o755)
+    machine.path(CONFIGURATION).write_text("hook_deadline: 1\n")
+    try:
+        machine.run(["virsh", "start", guest_at_rest])
+        domain = json.loads(machine.run(["virt-rapl", "status", "--json", guest_at_rest]).stdout)["domains"][0]
+        assert domain["vrapl"] == "degraded"
+        assert "timed out" in domain["reason"]
+        words = ["journalctl", "--quiet", "--output=cat", f"--unit={unit}"]
+        wait_until(
+            lambda: "was started without its helper" in machine.run(words, check=False).stdout, 30, "it comes, too late"
+        )
+        wait_until(
+            lambda: machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() == "inactive",
+            10,
+            "it ends",
+        )
+        assert not machine.path(f"/run/virt-rapl/{uuid}.sock").exists()
+    finally:
+        machine.run(["rm", "/usr/local/bin/systemctl", CONFIGURATION])
+
+
 def test_the_daemon_is_a_unit(machine: Machine) -> None:
     machine.run(["systemd-analyze", "verify", "--man=no", "/etc/systemd/system/virt-rapld.service"])
     machine.run(["systemctl", "enable", "--now", "virt-rapld"])

@@ -308,6 +308,18 @@ def test_once_qemu_is_known_another_process_of_its_user_is_turned_away(
         assert ask(peer, ENERGY) == VALUES[ENERGY]
 
 
+def test_it_ends_when_nobody_comes_or_stays(helper: Helper, monkeypatch: pytest.MonkeyPatch) -> None:
+    with helper.connect() as qemu:
+        assert ask(qemu, ENERGY)
+        time.sleep(0.2)  # a tick later it is known that somebody is there
+        monkeypatch.setattr(server_module, "LONELY_SECONDS", 0.3)
+        time.sleep(1)
+        assert ask(qemu, ENERGY)  # a quiet QEMU is company
+    with helper.connect():  # one that asks nothing is not
+        helper.thread.join(10)
+    assert not helper.thread.is_alive()
+
+
 def test_after_stop_it_serves_on_until_who_asked_has_gone(helper: Helper) -> None:
     with helper.connect() as peer, helper.connect():
         assert ask(peer, ENERGY)

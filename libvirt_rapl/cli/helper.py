@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         raise VirtRaplError(str(error), "give the domain's UUID, as `virsh domuuid` prints it") from error
     if record is None:
         raise VirtRaplError(f"no record of domain {options.uuid}", "helpers are started by the hook at `virsh start`")
+    if record.reason:
+        raise VirtRaplError(f"{record.name} was started without its helper: {record.reason}", "restart the domain")
     _check_processes_are_seen()
     if record.backend == "qemu":
         program = _qemu_helper()

@@ -6,6 +6,7 @@ the energy that was really simulated. What COMMAND leaves running when it ends i
 """
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -17,7 +18,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import cpus
 from libvirt_rapl.simulator import keeper, namespace, server
 from libvirt_rapl.simulator.files import Files
-from libvirt_rapl.simulator.power import Model, Simulation, deal
+from libvirt_rapl.simulator.power import Model, PackageEnergy, Simulation, deal
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wrap-soon", action="store_true", help="let the energy counters wrap within seconds")
     parser.add_argument(
         "--seed", metavar="N", type=int, default=model.seed, help="where the counters start (default %(default)s)"
+    )
+    parser.add_argument(
+        "--fail-while", metavar="FILE", type=Path, help="answer EIO, as broken hardware does, while this file exists"
     )
     # REMAINDER takes all that follows as it is, `--` included.
     parser.add_argument("command_line", metavar="COMMAND", nargs=argparse.REMAINDER, help="with its own arguments")
@@ -66,7 +70,13 @@ def run(options: argparse.Namespace) -> int:
     def prepare() -> None:
         busy = cpus.BusyClock(PROC)
         simulation = Simulation(model, packages, time.monotonic_ns(), busy.read())
-        files = Files(simulation, lambda: simulation.advance(time.monotonic_ns(), busy.read()))
+
+        def sample() -> list[PackageEnergy]:
+            if options.fail_while and options.fail_while.exists():
+                raise OSError(errno.EIO, "the counters are out of order")
+            return simulation.advance(time.monotonic_ns(), busy.read())
+
+        files = Files(simulation, sample)
         namespace.enter(
             online, lambda mountpoint: keeper.start_server(partial(server.serve, library, files.entries, mountpoint))
         )

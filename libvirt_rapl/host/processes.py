@@ -20,6 +20,12 @@ def start_time(pid: int, proc: Path = PROC) -> int | None:
     return None if values[0] in "ZX" else int(values[19])
 
 
+def is_stopped(pid: int, proc: Path = PROC) -> bool:
+    """Tell whether a process was stopped, by SIGSTOP or a debugger, and has not been continued."""
+    text = read(proc / str(pid) / "stat")
+    return text is not None and fields(text)[0] in "Tt"
+
+
 def fields(stat: str) -> list[str]:
     """Split what a stat file holds after the name: field n of proc(5) is at index n - 3.
 

@@ -81,13 +81,14 @@ def domain_xml(
 def readings(log_path: Path) -> list[Reading]:
     """Return what the guest has printed so far, in order; nothing when there is no file yet.
 
-    A line that is still being written is left out.
+    A line that is still being written is left out, and so is one that was cut when QEMU was killed.
     """
     try:
         lines = log_path.read_text(encoding="ascii").split("\n")[:-1]
     except FileNotFoundError:
         return []
-    return [Reading(*(int(word, 16) for word in line.split())) for line in lines]
+    words = (line.split() for line in lines)
+    return [Reading(*(int(word, 16) for word in found)) for found in words if len(found) == len(Reading._fields)]
 
 
 def unmoved_seconds(history: Iterable[Reading]) -> float:

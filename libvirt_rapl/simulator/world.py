@@ -145,7 +145,8 @@ class World:
         """Start libvirtd and wait until it serves and has taken up the domains that run."""
         self.run(["libvirtd", "--daemon"])
         for name in self.run(["virsh", "list", "--name"]).stdout.split():
-            self.run(["virsh", "domblkerror", name])  # asks QEMU, for which libvirtd must have reconnected to it
+            # Asks QEMU, for which libvirtd must have reconnected to it, or have seen that it has ended.
+            self.run(["virsh", "domblkerror", name], check=False)
 
     def stop_libvirtd(self, signal: str = "TERM") -> None:
         """End libvirtd by a signal; domains stay."""

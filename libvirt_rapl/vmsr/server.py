@@ -25,6 +25,8 @@ SLOTS_OF_ONE = 2
 """Of them, for one process."""
 PATIENCE_SECONDS = 5.0
 """For the first request of a connection, and for the rest of a request that has begun."""
+LONELY_SECONDS = 300.0
+"""When nobody has been there for so long, QEMU did not come, or it has gone and nobody said so."""
 TICK_SECONDS = 2.0
 """Between two looks at the clock; `tick` is called as often."""
 BURST_REQUESTS, REQUESTS_PER_SECOND = 32, 16
@@ -130,6 +132,7 @@ class Server:
         self._peers: dict[int, Peer] = {}
         self._connections: dict[int, Connection] = {}
         self._next_tick = 0.0
+        self._lonely_since = time.monotonic()
         self._listening = True
         self._end: float | None = None
         self._wake_up = os.eventfd(0, os.EFD_NONBLOCK)
@@ -147,7 +150,7 @@ class Server:
         os.eventfd_write(self._wake_up, 1)
 
     def serve(self) -> None:
-        """Answer until stop()."""
+        """Answer until stop(), or until nobody has been there for LONELY_SECONDS."""
         while not self._ends(now := time.monotonic()):
             if now >= self._next_tick:
                 self._look_around(now)
@@ -184,6 +187,10 @@ class Server:
         for connection in list(self._connections.values()):
             if connection.overdue(now) or not self._welcomes(connection.peer.pid, connection.peer.uid):
                 self._drop(connection)
+        if any(connection.asked for connection in self._connections.values()):
+            self._lonely_since = now
+        elif self._end is None and now - self._lonely_since > LONELY_SECONDS:
+            self.stop()
         if not self._listening and self._end is None:
             self._listening = True
             self._epoll.register(self._listener, select.EPOLLIN)

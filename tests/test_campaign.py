@@ -1,0 +1,265 @@
+"""Ten guests on two hosts, and at each of many steps something happens to one of them, or goes wrong.
+
+The seed decides every step: VIRT_RAPL_CAMPAIGN=SEED[:STEPS] runs one again. What must never happen: a command that
+hangs, a guest that is lost, and, five seconds after a step, anything that is not as it should be (see campaign).
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import pytest
+from campaign import ACTIVE, COMMAND_SECONDS, HELPER_ENDED, HELPER_STOPPED, LEDGER, RUN, Guest, Host, settle, units
+from walking import wait_until
+
+from libvirt_rapl.simulator.world import World
+
+pytestmark = pytest.mark.e2e
+
+SEED, _, STEPS_TO_GO = os.environ.get("VIRT_RAPL_CAMPAIGN", "1:200").partition(":")
+GUESTS = 10
+MEND_EVERY = 25
+
+When = Callable[[Guest], object]
+
+
+class Step(NamedTuple):
+    """Something that happens to a guest, or to the host it is on."""
+
+    do: Callable[[Guest], None]
+    when: When
+    """Tells whether it can."""
+    weight: int
+    """How often it does, beside others that can."""
+    mends: bool
+    """It takes back a fault."""
+
+
+STEPS: list[Step] = []
+
+
+def step(weight: int, when: When, *, mends: bool = False) -> Callable[[Callable[[Guest], None]], None]:
+    return lambda do: STEPS.append(Step(do, when, weight, mends))
+
+
+def manageable(guest: Guest) -> bool:
+    return guest.runs and guest.host.libvirt
+
+
+@step(12, lambda guest: guest.state in ("shut off", "start") and guest.host.libvirt)
+def start(guest: Guest) -> None:
+    guest.virsh("start")
+    guest.starts(guest.host, guest.resumes_as if guest.state == "start" else "running")
+
+
+@step(2, lambda guest: guest.state == "shut off" and guest.host.libvirt)
+def kill_libvirtd_during_start(guest: Guest) -> None:
+    """Whatever is left of the start that failed, the next one takes away."""
+    starting = guest.host.world.popen(["sh", "-c", f"exec virsh start {guest.name} 2>&1"])
+    time.sleep(guest.host.chance.uniform(0, 1))
+    guest.host.kill_libvirtd()
+    starting.communicate(timeout=COMMAND_SECONDS)
+    guest.host.start_libvirtd()
+    if guest.virsh("domstate").strip() == "shut off":
+        guest.virsh("start")
+    guest.starts(guest.host, "running")
+
+
+@step(4, manageable)
+def destroy(guest: Guest) -> None:
+    guest.virsh("destroy")
+    guest.ends()
+
+
+@step(2, lambda guest: guest.runs)
+def crash(guest: Guest) -> None:
+    guest.host.world.kill(int(guest.host.world.path(f"/run/libvirt/qemu/{guest.name}.pid").read_text()))
+    guest.ends()
+    if guest.host.libvirt:
+        wait_until(lambda: guest.virsh("domstate").strip() == "shut off", COMMAND_SECONDS, "libvirt knows")
+    else:
+        guest.host.orphans.add(guest.uuid)
+
+
+@step(4, manageable)
+def save(guest: Guest) -> None:
+    guest.virsh("save", f"/mnt/{guest.name}.save")
+    guest.resumes_as = guest.state
+    guest.ends("restore")
+
+
+@step(12, lambda guest: guest.state == "restore" and guest.host.libvirt)
+def restore(guest: Guest) -> None:
+    guest.host.virsh("restore", f"/mnt/{guest.name}.save")
+    guest.starts(guest.host, guest.resumes_as)
+
+
+@step(4, manageable)
+def managedsave(guest: Guest) -> None:
+    guest.virsh("managedsave")
+    guest.resumes_as = guest.state
+    guest.ends("start")
+
+
+@step(3, lambda guest: guest.state == "running" and guest.host.libvirt)
+def suspend(guest: Guest) -> None:
+    guest.virsh("suspend")
+    guest.state = "paused"
+
+
+@step(6, lambda guest: guest.state == "paused" and guest.host.libvirt)
+def resume(guest: Guest) -> None:
+    guest.virsh("resume")
+    guest.state = "running"
+
+
+@step(3, manageable)
+def reset(guest: Guest) -> None:
+    guest.virsh("reset")
+
+
+@step(6, lambda guest: manageable(guest) and guest.host.other.libvirt)
+def migrate(guest: Guest) -> None:
+    to = f"qemu+unix:///system?socket=/mnt/{guest.host.other.world.hostname}/libvirt-sock"
+    options = ["--live", "--p2p", "--persistent", "--undefinesource", "--migrateuri", "unix:///mnt/stream"]
+    guest.virsh("migrate", to, *options)
+    guest.starts(guest.host.other, guest.state)
+
+
+@step(3, lambda guest: guest.meter in (ACTIVE, HELPER_STOPPED))
+def kill_helper(guest: Guest) -> None:
+    guest.host.world.kill(guest.helper)
+    guest.meter = HELPER_ENDED
+
+
+@step(3, lambda guest: guest.meter == ACTIVE)
+def stop_helper(guest: Guest) -> None:
+    guest.host.signal(guest.helper, "STOP")
+    guest.meter = HELPER_STOPPED
+
+
+@step(6, lambda guest: guest.meter == HELPER_STOPPED, mends=True)
+def continue_helper(guest: Guest) -> None:
+    guest.host.signal(guest.helper, "CONT")
+    guest.meter = ACTIVE
+
+
+@step(3, lambda guest: guest.host.daemon)
+def kill_daemon(guest: Guest) -> None:
+    guest.host.kill_daemon()
+    if guest.host.libvirt and not guest.host.broken.exists():
+        guest.host.world.run(["virt-rapl", "status"], timeout=COMMAND_SECONDS)
+
+
+@step(9, lambda guest: not guest.host.daemon and not guest.host.broken.exists(), mends=True)
+def start_daemon(guest: Guest) -> None:
+    guest.host.start_daemon()
+
+
+@step(2, lambda guest: guest.host.libvirt)
+def kill_libvirtd(guest: Guest) -> None:
+    guest.host.kill_libvirtd()
+
+
+@step(9, lambda guest: not guest.host.libvirt, mends=True)
+def start_libvirtd(guest: Guest) -> None:
+    guest.host.start_libvirtd()
+
+
+@step(2, lambda guest: RUN not in guest.host.full)
+def fill_run_directory(guest: Guest) -> None:
+    guest.host.fill(RUN)
+
+
+@step(6, lambda guest: RUN in guest.host.full, mends=True)
+def free_run_directory(guest: Guest) -> None:
+    guest.host.free(RUN)
+
+
+@step(2, lambda guest: LEDGER not in guest.host.full)
+def fill_ledger(guest: Guest) -> None:
+    guest.host.fill(LEDGER)
+
+
+@step(6, lambda guest: LEDGER in guest.host.full, mends=True)
+def free_ledger(guest: Guest) -> None:
+    guest.host.free(LEDGER)
+
+
+@step(2, lambda guest: not guest.host.broken.exists())
+def break_counters(guest: Guest) -> None:
+    guest.host.broken.touch()
+
+
+@step(6, lambda guest: guest.host.broken.exists(), mends=True)
+def mend_counters(guest: Guest) -> None:
+    guest.host.broken.unlink()
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[list[Host]]:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)  # QEMU's user writes there
+    left_broken, right_broken = tmp_path / "left-broken", tmp_path / "right-broken"
+    chance = random.Random(int(SEED))
+    with (
+        World([f"--fail-while={left_broken}"], shared=shared, hostname="left") as left,
+        World([f"--fail-while={right_broken}"], shared=shared, hostname="right") as right,
+    ):
+        hosts = [Host(left, left_broken, chance), Host(right, right_broken, chance)]
+        hosts[0].other, hosts[1].other = hosts[1], hosts[0]
+        for host in hosts:
+            host.furnish()
+        yield hosts
+
+
+@pytest.fixture
+def guests(hosts: list[Host]) -> list[Guest]:
+    guests = [Guest(f"guest-{number}", str(UUID(int=number)), hosts[number % 2]) for number in range(1, GUESTS + 1)]
+    for guest in guests:
+        guest.host.world.define_guest(guest.name, 3, uuid=guest.uuid)
+        guest.host.world.run(["virt-rapl", "enable", guest.name])
+    return guests
+
+
+def mend_all(guests: list[Guest]) -> None:
+    for mend in STEPS:
+        for guest in guests:
+            if mend.mends and mend.when(guest):
+                mend.do(guest)
+
+
+def count_on(guests: list[Guest]) -> None:
+    """See that each guest that runs with its meter counts."""
+    counted = {guest.name: units(guest) for guest in guests if (guest.state, guest.meter) == ("running", ACTIVE)}
+    for guest in guests:
+        if guest.name in counted:
+            wait_until(lambda: units(guest) > counted[guest.name], 20, f"{guest.name} counts on")  # noqa: B023
+
+
+def test_campaign(hosts: list[Host], guests: list[Guest]) -> None:
+    print(f"VIRT_RAPL_CAMPAIGN={SEED}:{STEPS_TO_GO}")
+    chance = hosts[0].chance
+    mend_all(guests)  # starts virt-rapld
+    settle(hosts, guests, "at first")
+    for number in range(1, int(STEPS_TO_GO) + 1):
+        guest = chance.choice(guests)
+        possible = [step for step in STEPS if step.when(guest)]
+        (step,) = chance.choices(possible, [step.weight for step in possible])
+        said = f"{number}: {step.do.__name__}, {guest.name} on {guest.host.world.hostname}"
+        for host in hosts:
+            host.keep_full()
+        began = time.monotonic()
+        step.do(guest)
+        done = time.monotonic()
+        settle(hosts, guests, said)
+        print(f"{said}: {done - began:.1f} s, settled after {time.monotonic() - done:.1f} s", flush=True)
+        if number % MEND_EVERY == 0 or number == int(STEPS_TO_GO):
+            mend_all(guests)
+            settle(hosts, guests, f"{number}: all is mended")
+            count_on(guests)
