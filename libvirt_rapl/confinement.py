@@ -95,9 +95,10 @@ def open_program(path: str) -> int:
 def filter_system_calls(program: int) -> None:
     """Leave the system calls of READING and ANSWERING; any other fails as if the kernel did not have it.
 
-    A file is opened for reading only: no socket, process or thread is made, no file is created or removed. Of a file
+    A file is opened for reading only: no socket, process or thread is made, no file is created or removed; of a file
     that is ours the times can be set. No other process is reached, by a signal or a limit. Nothing is executed but the
-    descriptor `program`, as open_program() returns it, so what that becomes executes nothing. Raises VirtRaplError where the library is missing, OSError where the kernel has no filters.
+    descriptor `program`, as open_program() returns it; what that becomes executes nothing. Raises VirtRaplError where
+    the library is missing, OSError where the kernel has no filters.
     """
     try:
         library = ctypes.CDLL(_LIBSECCOMP)

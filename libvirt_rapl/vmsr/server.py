@@ -70,7 +70,7 @@ class Peer:
 
 
 def _say(line: str) -> None:
-    try:
+    try:  # noqa: SIM105 (contextlib takes memory)
         print(line, file=sys.stderr, flush=True)
     except OSError:  # the log has got as long as it may
         pass

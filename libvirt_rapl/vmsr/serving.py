@@ -25,9 +25,9 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
     """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose times are the
-    instance's signs of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry for both. `machine` is libvirt's
-    number of the domain, empty where nobody knows it. `registers` are those
-    of libvirt_rapl.vmsr.registers, as marshal has them, in hexadecimal digits.
+    instance's signs of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry for both. `machine` is
+    libvirt's number of the domain, empty where nobody knows it. `registers` are those of libvirt_rapl.vmsr.registers,
+    as marshal has them, in hexadecimal digits.
     """
     found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
@@ -67,7 +67,7 @@ class SignOfLife:
         self._descriptor = descriptor
         self._served = time.time_ns()
 
-    def give(self, connected: bool) -> None:  # noqa: FBT001 - a callback
+    def give(self, connected: bool) -> None:
         """Tell that we are here, and whether QEMU is: without it the time of reading is 0, and the other one stays."""
         if connected:
             self._served = time.time_ns()
