@@ -169,15 +169,14 @@ while True:
                 connection.getpeername()
             except OSError:
                 connection.connect(sys.argv[1])
-            for register in (0x606, 0x611):
-                connection.sendall(request.pack(register, 0, os.getpid()))
-                if not connection.recv(8):
-                    raise OSError
+            connection.sendall(request.pack(0x606, 0, os.getpid()))
+            if not connection.recv(8):
+                raise OSError
         except OSError:
             connections.remove(connection)
     time.sleep(0.05)
 """
-"""Takes two slots of a helper and asks for energy, as soon and as often as it can."""
+"""Takes two slots of a helper and asks, as soon and as often as it can."""
 
 
 def test_other_processes_of_qemus_user_do_not_take_its_slot_before_it_is_known(
