@@ -38,7 +38,7 @@ OPEN_SECONDS = 10.0
 KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT = 5, 3
 """A libvirt that has not answered for this long, so many times, counts as lost."""
 
-HINT = "`systemctl status libvirtd` tells how it is"
+HINT = "`systemctl status libvirtd virtqemud` tells how it is"
 
 _opening = threading.Lock()
 """Held while libvirt is being opened. One that hangs keeps one thread of ours, however often we try."""
@@ -121,7 +121,7 @@ def connect(uri: str, *, read_only: bool = False) -> Any:  # noqa: ANN401  libvi
     except libvirt.libvirtError as error:
         # Drivers that live in our own process cannot be lost.
         if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-            hint = "run as root, or join the group libvirt" if os.geteuid() else "start it: systemctl start libvirtd"
+            hint = "run as root, or join the group libvirt" if os.geteuid() else HINT
             raise VirtRaplError(f"cannot connect to libvirt at {uri}: {error}", hint) from error
     return connection
 
@@ -143,7 +143,8 @@ def _open(call: Callable[[str], Any], uri: str) -> Any:  # noqa: ANN401
             threading.Thread(target=work, name="libvirt open", daemon=True).start()
             return answers.get(timeout=OPEN_SECONDS)
     raise VirtRaplError(
-        f"libvirt at {uri} does not answer", "it hangs; `systemctl restart libvirtd` leaves the domains running"
+        f"libvirt at {uri} does not answer",
+        "it hangs; `systemctl restart libvirtd` (or virtqemud) leaves the domains running",
     )
 
 

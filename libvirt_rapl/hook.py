@@ -37,7 +37,9 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
         settings, config_error = _config_or_defaults(config)
         xml = stdin.read()
         _, uuid = domxml.identity(xml)
-        with contextlib.nullcontext() if operation == "start" else _within(settings.hook_deadline):
+        restores = operation in ("restore", "migrate")
+        turn = contextlib.nullcontext() if restores else Registry(settings.run_directory).locked(uuid)
+        with turn, contextlib.nullcontext() if operation == "start" else _within(settings.hook_deadline):
             match operation:
                 case "restore" | "migrate":
                     if config_error:
@@ -111,7 +113,9 @@ def filtered(xml: str, config: Config) -> tuple[str, str, str]:
         result, reason = "injected", ""
     except VirtRaplError as error:
         wanted, result, reason = domxml.strip(xml), "stripped", error.message
-    return ("", "unchanged", reason) if wanted == xml else (wanted, result, reason)
+    # libvirt writes other quotes than we do, and marks a domain as tainted whenever a hook has changed it.
+    changed = domxml.difference(xml, wanted, traits.name)
+    return (wanted, result, reason) if changed else ("", "unchanged", reason)
 
 
 def _definition_is_marked(name: str) -> bool:

@@ -34,6 +34,7 @@ def start(record: Record, registry: Registry, deadline: float) -> None:
     record.helper_pid = _start_unit(record, until) if systemd.runs() else _spawn(record, registry)
     record.helper_start = start_time(record.helper_pid)
     try:
+        registry.write(record)  # should the hook be killed while it waits, the next one knows whom to end
         _wait_until_ready(record, registry, until)
         os.chown(registry.path(record.uuid, "sock"), record.owner_uid, record.owner_gid, follow_symlinks=False)
     except (OSError, VirtRaplError):

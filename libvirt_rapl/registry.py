@@ -8,10 +8,12 @@ Of a domain with UUID u the run directory holds
   u.alive  a file whose time of change tells when the native helper last served its QEMU for all it knows; its time of
            access is 0 while it knows that QEMU is not connected,
   u.log    what the helper said, where there is no systemd,
+  u.lock   a file that the hook has locked while it changes these,
   u.restore  while `enable --live` restores the domain: `with` its meter, whoever selects it, or `without`.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -22,8 +24,12 @@ from pathlib import Path
 
 from libvirt_rapl.files import replace
 
-SUFFIXES = ("state", "sock", "alive", "log", "restore", "json")
-"""All files of a domain. The record goes last: it tells of the others."""
+SUFFIXES = ("state", "sock", "alive", "log", "restore", "json", "lock")
+"""All files of a domain. The record goes after what it tells of."""
+LOCK_SECONDS = 5.0
+"""How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
+POLL_SECONDS = 0.02
+
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -79,6 +85,35 @@ class Registry:
             os.fchmod(descriptor, 0o711)
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def locked(self, uuid: str) -> Iterator[None]:
+        """Change the domain one after another: hooks of one domain meet where libvirt was killed during one of them.
+
+        Goes on without the lock after LOCK_SECONDS, and where the disk has no room for it.
+        """
+        descriptor = None
+        try:
+            with contextlib.suppress(OSError):
+                descriptor = self._lock(uuid, time.monotonic() + LOCK_SECONDS)
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _lock(self, uuid: str, until: float) -> int | None:
+        self.create_directory()
+        path = self.path(uuid, "lock")
+        while time.monotonic() < until:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                    return descriptor
+            except OSError:
+                time.sleep(POLL_SECONDS)  # another has it, or had it and has forgotten the domain since
+            os.close(descriptor)
+        return None
 
     def write(self, record: Record) -> None:
         """Store the record and the line for the wrapper. Raises OSError when the disk is full or not ours."""

@@ -28,9 +28,14 @@ for unit in libvirtd-tls.socket libvirtd-tcp.socket systemd-udevd.service system
   ln -sf /dev/null "/mnt/root/etc/systemd/system/$unit"
 done
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
-exec systemd-nspawn --quiet --register=no --keep-unit --directory=/mnt/root --machine=virt-rapl-test \
-  --bind=/dev/kvm --bind=/dev/cpu --bind=/sys/class/powercap:/opt/powercap --capability=all --resolv-conf=off \
-  --timezone=off --link-journal=no --private-network --boot systemd.unit=multi-user.target
+while
+  status=0
+  systemd-nspawn --quiet --register=no --keep-unit --directory=/mnt/root --machine=virt-rapl-test \
+    --bind=/dev/kvm --bind=/dev/cpu --bind=/sys/class/powercap:/opt/powercap --capability=all --resolv-conf=off \
+    --timezone=off --link-journal=no --private-network --boot systemd.unit=multi-user.target || status=$?
+  [ $status = 133 ] # it wants to be booted again
+do :; done
+exit $status
 """
 
 RAPL = """
@@ -99,6 +104,18 @@ class Machine:
         if check and done.returncode:
             raise AssertionError(f"{command} on the machine: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
+
+    def reboot(self) -> None:
+        """Boot it anew, as `systemctl reboot` does; what is to be there again is up to its units."""
+        before = self.leader
+        self.run(["systemctl", "reboot"], check=False)
+        for _ in _attempts(60):
+            if not Path(f"/proc/{before}").exists():
+                break
+        else:
+            raise AssertionError("the machine does not go down")
+        self.leader = self._wait_for_leader()
+        self._wait_for_boot()
 
     def path(self, inside: str) -> Path:
         """Return where a file of the machine is seen from outside."""

@@ -1,5 +1,7 @@
 """Records: what is written is read back, by whom, and what a damaged one does."""
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,3 +96,26 @@ def test_a_full_disk_is_told_with_the_path(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/{UUID}"):
         Registry(tmp_path).write(record())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path / "run")
+    order = []
+
+    def second() -> None:
+        with registry.locked(UUID):
+            order.append("second")
+
+    with registry.locked(UUID):
+        other = threading.Thread(target=second)
+        other.start()
+        time.sleep(0.3)
+        registry.remove(UUID)  # its lock as well: who waits takes the next one
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+    monkeypatch.setattr("libvirt_rapl.registry.LOCK_SECONDS", 0.1)
+    with registry.locked(UUID):
+        second()  # whoever hangs holds nobody up
+    registry.remove(UUID)
+    assert list(registry.run_directory.iterdir()) == []

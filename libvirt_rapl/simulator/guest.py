@@ -1,6 +1,7 @@
 """A guest that reads its own RAPL registers: 64 KiB of ROM (meter.S), a domain around it, and what it printed.
 
 Each vCPU is busy for its share of every 100 ms, sleeps for the rest, and prints a line ten times a second.
+The guest switches itself off when its power button is pressed: `virsh shutdown` and `virsh reboot` work.
 """
 
 from collections.abc import Iterable
@@ -57,6 +58,9 @@ def domain_xml(
     <type arch='x86_64' machine='pc'>hvm</type>
     <loader readonly='yes' type='rom'>{escape(rom_path)}</loader>
   </os>
+  <features>
+    <acpi/>
+  </features>
   <cpu mode='{"host-passthrough" if kvm else "maximum"}'/>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>

@@ -1,6 +1,7 @@
 # A guest of a few hundred bytes: every vCPU is busy for its share of each 100 ms, sleeps for the rest, then reads its own
 # RAPL registers and prints "VCPU UNIT ENERGY" (each eight hexadecimal digits) on the debug port. It runs in real mode from
 # a ROM at F000:0000, needs an x2APIC, and uses of the RAM below 640 KiB only an interrupt vector, a lock and the stacks.
+# When the power button is pressed, as `virsh shutdown` and `virsh reboot` do, it switches itself off.
 #
 #   as --32 -o meter.o meter.S && ld -m elf_i386 -Ttext 0 --oformat binary -o meter.rom meter.o
 
@@ -16,9 +17,25 @@
         .set    APIC_TIMER_DIVIDE, 0x83e
         .set    VECTOR, 0x20
         .set    DEBUG_PORT, 0x402
+        .set    PCI_ADDRESS, 0xcf8
+        .set    PCI_DATA, 0xcfc
+        .set    POWER_MANAGER, 0x80000b00       # PCI device 1, function 3: the PIIX4's
+        .set    POWER_PORT, 0xb000      # where we put its ports: status, enable (+2), control (+4)
+        .set    POWER_BUTTON, 1 << 8
+        .set    SLEEP, 1 << 13          # of type 0: off
+        .set    PIC_MASKS, 0x21         # and 0xa1
         .set    PERIOD, 100 * 1000000   # ns; KVM's APIC timer counts nanoseconds
         .set    LOCK, 0x500             # one byte: a vCPU is printing
         .set    STACKS, 0x1000          # 256 bytes for each vCPU
+
+        .macro  pci_set address, value
+        mov     $PCI_ADDRESS, %dx
+        mov     $\address, %eax
+        out     %eax, %dx
+        mov     $PCI_DATA, %dx
+        mov     $\value, %eax
+        out     %eax, %dx
+        .endm
 
         .code16
         .global _start
@@ -37,6 +54,16 @@ start:  cli
         wrmsr
         test    $0x100, %ax
         jz      everyone
+
+        movb    $0, LOCK                # a reset may have come while it was held
+        mov     $0xff, %al              # the power button shall not interrupt: it is looked at
+        out     %al, $PIC_MASKS
+        out     %al, $PIC_MASKS + 0x80
+        pci_set POWER_MANAGER + 0x40, POWER_PORT + 1
+        pci_set POWER_MANAGER + 0x80, 1
+        mov     $POWER_PORT + 2, %dx
+        mov     $POWER_BUTTON, %ax
+        out     %ax, %dx
 
         movw    $timer, 4 * VECTOR      # the boot CPU sets the vector and wakes the others
         movw    %cs, 4 * VECTOR + 2
@@ -102,6 +129,15 @@ report: mov     $1, %al                 # whole lines only, also when several vC
         mov     $'\n', %bp
         call    print
         movb    $0, LOCK
+        test    %edi, %edi
+        jnz     period
+        mov     $POWER_PORT, %dx        # the boot CPU looks at the power button
+        in      %dx, %ax
+        test    $POWER_BUTTON, %ax
+        jz      period
+        mov     $POWER_PORT + 4, %dx
+        mov     $SLEEP, %ax
+        out     %ax, %dx
         jmp     period
 
 arm:    xor     %bp, %bp                # interrupt me in %eax ns: the handler sets %bp

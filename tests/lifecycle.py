@@ -1,0 +1,186 @@
+"""A world whose domains live and die, and what must hold after each step of theirs, whatever it was."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from walking import CONFIGURATION, wait_until
+
+from libvirt_rapl import domxml, events, status_socket
+from libvirt_rapl.runstate import running_domains
+from libvirt_rapl.simulator import guest
+from libvirt_rapl.simulator.world import World
+
+DAEMON_LOG = "/var/log/virt-rapld.log"
+SETTLE_SECONDS = 5
+"""How long the hook and the daemon may take to follow what has happened to a domain."""
+PATIENCE_SECONDS = 20
+"""How long a guest may take to count on a machine that is busy."""
+PERSISTING = {"json", "state", "sock", "alive", "log", "lock"}
+"""Files in the run directory of a domain that runs with its meter."""
+NONE: Mapping[str, str] = {}
+
+
+class Host:
+    """A world with virt-rapl installed, libvirtd and virt-rapld running."""
+
+    def __init__(self, world: World, run_directory: str = "/run/virt-rapl") -> None:
+        self.world = world
+        self.run_directory = run_directory
+        self._energies: dict[tuple[str, ...], float] = {}
+        self._lines: Counter[Path] = Counter()
+        """Of each log, how many lines have been looked at."""
+        world.run(["virt-rapl", "install"])
+        self.configure()
+        world.start_libvirtd()
+        self.start_daemon()
+
+    def configure(self, **settings: object) -> None:
+        """Have only these settings beside the run directory; virt-rapld keeps those that it was started with."""
+        settings = {"run_directory": self.run_directory, **settings}
+        self.world.path(CONFIGURATION).write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+
+    def virsh(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        return self.world.run(["virsh", *arguments], check=check)
+
+    def define(self, xml: str) -> None:
+        self.world.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
+
+    def enable(self, name: str) -> None:
+        self.world.run(["virt-rapl", "enable", name])
+
+    def xml(self, name: str, *options: str) -> str:
+        return self.virsh("dumpxml", *options, name).stdout
+
+    def uuid(self, name: str) -> str:
+        return self.virsh("domuuid", name).stdout.strip()
+
+    def state(self, name: str) -> str:
+        return self.virsh("domstate", name).stdout.strip()
+
+    def qemu(self, name: str) -> int:
+        """Return the PID of a domain's QEMU."""
+        return int(self.world.path(f"/run/libvirt/qemu/{name}.pid").read_text())
+
+    def signal_libvirtd(self, name: str) -> None:
+        """Send libvirtd a signal that does not end it."""
+        pid = self.world.path("/run/libvirtd.pid").read_text()
+        self.world.run(["sh", "-c", 'kill -s "$1" "$2"', "sh", name, pid])
+
+    def start_daemon(self) -> None:
+        command = f"exec virt-rapl daemon >/dev/null 2>>{DAEMON_LOG} </dev/null & echo $!"
+        self.daemon = int(self.world.run(["sh", "-c", command]).stdout)
+        wait_until(self.asked, PATIENCE_SECONDS, "virt-rapld answers")
+
+    def asked(self) -> dict[str, Any] | None:
+        """Return what virt-rapld tells; None where it does not answer."""
+        return status_socket.ask(self.world.path(f"{self.run_directory}/{status_socket.NAME}"))
+
+    def are_alive(self, *names: str, counting: Collection[str] = ()) -> None:
+        """Wait until guests have run a bit from now, and the counters that some of them read have moved."""
+        before = {name: len(self.world.readings(name)) for name in names}
+
+        def alive(name: str) -> bool:
+            new = self.world.readings(name)[before[name] :]
+            return any(guest.joules(new).values()) if name in counting else bool(new)
+
+        wait_until(lambda: all(map(alive, names)), PATIENCE_SECONDS, f"of {names} all run, and {counting} count")
+
+    def check(self, *, degraded: Mapping[str, str] = NONE, daemon_tells: tuple[str, ...] = ()) -> None:
+        """Hold what must be true whatever has happened.
+
+        `degraded`: domains that run without their meter, and a part of the reason that is told; all other domains with
+        a mark have it. `daemon_tells`: beginnings of the lines that virt-rapld wrote meanwhile; it writes no others.
+        """
+        found = running_domains(self.world.path("/run/libvirt/qemu"), self.world.path("/proc"))
+        running = {domain.uuid: domain.name for domain in found}
+        assert sorted(running.values()) == sorted(filter(None, self.virsh("list", "--name").stdout.split("\n")))
+        marked = {domain.uuid: domain.name for domain in found if domxml.is_marked(domain.xml)}
+        metered = {uuid: name for uuid, name in marked.items() if name not in degraded}
+        wait_until(lambda: self.helpers() == sorted(metered), SETTLE_SECONDS, f"helpers of {sorted(metered)} alone run")
+        self._check_files(metered, {uuid for uuid, name in marked.items() if name in degraded})
+        self._check_states(running, marked, degraded)
+        self.are_alive(*(d.name for d in found if d.state == "running"), counting=metered.values())
+        self._check_energies()
+        self._check_logs(set(degraded), daemon_tells)
+
+    def helpers(self) -> list[str]:
+        """Return whom each helper process serves, sorted UUIDs."""
+        found = []
+        for directory in self.world.path("/proc").glob("[0-9]*"):
+            try:
+                arguments = (directory / "cmdline").read_text().split("\0")
+            except OSError:
+                continue  # it has ended
+            if any("libvirt_rapl.vmsr.serving" in argument for argument in arguments):
+                found += [Path(argument).stem for argument in arguments if argument.endswith(".state")]
+            elif "helper" in arguments and "libvirt_rapl" in arguments:
+                found.append(arguments[arguments.index("helper") + 1])  # on its way
+        return sorted(found)
+
+    def _check_files(self, metered: Mapping[str, str], degraded: set[str]) -> None:
+        directory = self.world.path(self.run_directory)
+        files = {path.name for path in directory.iterdir()} - {Path(status_socket.NAME).parts[0], events.NAME}
+        mine = {name for name in files if name.partition(".")[0] not in degraded}
+        assert mine == {f"{uuid}.{suffix}" for uuid in metered for suffix in PERSISTING}
+        for uuid, name in metered.items():
+            record = json.loads((directory / f"{uuid}.json").read_text())
+            assert (record["name"], record["state"], record["pid"]) == (name, "ready", self.qemu(name))
+            threads = {int(path.name) for path in self.world.path(f"/proc/{record['pid']}/task").iterdir()}
+            assert record["vcpu_tids"]
+            assert set(record["vcpu_tids"].values()) <= threads
+
+    def _check_states(self, running: Mapping[str, str], marked: Mapping[str, str], degraded: Mapping[str, str]) -> None:
+        wanted = {name: "degraded" if name in degraded else "active" for name in marked.values()}
+        wanted |= {name: "off" for uuid, name in running.items() if uuid not in marked}
+
+        def told() -> dict[str, str]:
+            shown = self.asked() or {"domains": []}
+            return {
+                domain["name"]: {"pending": "off"}.get(domain["vrapl"], domain["vrapl"])
+                for domain in shown["domains"]
+                if domain["pid"] is not None
+            }
+
+        wait_until(lambda: told() == wanted, SETTLE_SECONDS, f"virt-rapld tells {wanted}")
+        for domain in (self.asked() or {})["domains"]:
+            if domain["name"] in degraded:
+                assert degraded[domain["name"]] in domain["reason"]
+            else:
+                assert domain["reason"] is None
+
+    def _check_energies(self) -> None:
+        """Hold that no total of virt-rapld has gone back, of a domain, a vCPU or a zone."""
+        document = self.asked()
+        assert document
+        energies: dict[tuple[str, ...], float] = {}
+        for zone in document["host"]["zones"]:
+            energies["zone", zone["name"]] = zone["energy_joules"]
+            assert "lost_intervals" not in zone
+        for domain in document["domains"]:
+            energies["domain", domain["uuid"]] = domain["energy_joules"]
+            for vcpu in domain["vcpus"]:
+                energies["vcpu", domain["uuid"], str(vcpu["id"])] = vcpu["energy_joules"]
+        for key in self._energies.keys() & energies.keys():
+            assert energies[key] >= self._energies[key], f"{key} went back"
+        self._energies |= energies
+
+    def _check_logs(self, degraded: set[str], daemon_tells: tuple[str, ...]) -> None:
+        """Hold that nobody has complained: we to libvirt or to a domain's log, libvirt of our hook, virt-rapld."""
+        logs = self.world.path("/var/log/libvirt")
+        for path in (logs / "libvirtd.log", *logs.glob("qemu/*.log")):
+            words = [line for line in self._new_lines(path) if "virt-rapl: " in line or "hook" in line.lower()]
+            # What libvirt says of each restored or incoming domain whose XML a hook has changed, as it shall here.
+            words = [line for line in words if not line.endswith("is tainted: hook-script")]
+            assert [line for line in words if not any(name in (path.stem, *line.split()) for name in degraded)] == []
+        told = self._new_lines(self.world.path(DAEMON_LOG))
+        assert [line for line in told if not line.removeprefix("virt-rapl: ").startswith(daemon_tells or ("\0",))] == []
+
+    def _new_lines(self, path: Path) -> list[str]:
+        lines = path.read_text(errors="replace").splitlines()
+        new = lines[self._lines[path] :]
+        self._lines[path] = len(lines)
+        return new

@@ -1,0 +1,189 @@
+"""Every way a domain can move: two hosts with virt-rapl, each with a run directory of its own, and one without."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pytest
+from conftest import CONSTANT_100_WATTS
+from lifecycle import PATIENCE_SECONDS, Host
+from walking import wait_until
+
+from libvirt_rapl import domxml
+from libvirt_rapl.simulator import guest
+from libvirt_rapl.simulator.world import World
+
+pytestmark = pytest.mark.e2e
+
+DISK = "/var/disk"
+DISK_BYTES = 16 << 20
+
+
+@dataclass
+class Hosts:
+    here: Host
+    there: Host
+    """With another run directory."""
+    stranger: World
+    """Without virt-rapl."""
+
+    def check(self) -> None:
+        self.here.check()
+        self.there.check()
+
+
+@pytest.fixture(scope="module")
+def all_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    shared = tmp_path_factory.mktemp("shared")
+    shared.chmod(0o777)  # QEMU's user writes its log there
+
+    def world(hostname: str) -> World:
+        return World(CONSTANT_100_WATTS, shared=shared, hostname=hostname)
+
+    with world("here") as here, world("there") as there, world("stranger") as stranger:
+        stranger.start_libvirtd()
+        yield Hosts(Host(here), Host(there, "/run/elsewhere"), stranger)
+
+
+@pytest.fixture
+def hosts(all_hosts: Hosts) -> Iterator[Hosts]:
+    """The hosts. Domains go with the test, and leave nothing."""
+    yield all_hosts
+    for host in (all_hosts.here, all_hosts.there):
+        host.configure()
+    for world in (all_hosts.here.world, all_hosts.there.world, all_hosts.stranger):
+        for name in world.run(["virsh", "list", "--all", "--name"]).stdout.split():
+            world.run(["virsh", "destroy", name], check=False)
+            world.run(["virsh", "undefine", name], check=False)
+    all_hosts.check()
+
+
+@pytest.fixture
+def name(hosts: Hosts) -> str:
+    """A guest that is enabled and runs here, with a disk that is not shared."""
+    name = f"guest-{uuid4()}"
+    hosts.here.world.path(f"/mnt/{name}.rom").write_bytes(guest.rom(100))
+    xml = guest.domain_xml(name, f"/mnt/{name}.rom", f"/mnt/{name}.log")
+    disk = f"<disk type='file'><driver type='raw'/><source file='{DISK}'/><target dev='vda' bus='virtio'/></disk>"
+    hosts.here.define(xml.replace("<devices>", f"<devices>{disk}"))
+    hosts.here.world.path(DISK).write_bytes(os.urandom(DISK_BYTES))
+    for world in (hosts.there.world, hosts.stranger):
+        world.path(DISK).write_bytes(bytes(DISK_BYTES))
+    hosts.here.enable(name)
+    hosts.here.virsh("start", name)
+    return name
+
+
+def command(name: str, hostname: str, *options: str) -> list[str]:
+    to = f"qemu+unix:///system?socket=/mnt/{hostname}/libvirt-sock"
+    # The disk is taken to be shared where no other option says more: the guest never touches it.
+    return ["virsh", "migrate", "--live", "--unsafe", name, to, "--migrateuri", "unix:///mnt/stream", *options]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--p2p", "--persistent", "--undefinesource"),
+        ("--copy-storage-all", "--disks-uri", "unix:///mnt/blocks"),
+    ],
+    ids=lambda options: options[0].lstrip("-") if options else "plain",
+)
+def test_there_and_back(hosts: Hosts, name: str, options: tuple[str, ...]) -> None:
+    hosts.here.world.run(command(name, "there", *options))
+    xml = hosts.there.xml(name)
+    assert f"rapl-helper-socket=/run/elsewhere/{hosts.there.uuid(name)}.sock" in xml
+    assert "/run/virt-rapl" not in xml
+    hosts.check()
+    hosts.there.world.run(command(name, "here", *options))
+    assert f"rapl-helper-socket=/run/virt-rapl/{hosts.here.uuid(name)}.sock" in hosts.here.xml(name)
+    hosts.check()
+
+
+def test_a_definition_that_came_along_is_enabled_for_this_host(hosts: Hosts, name: str) -> None:
+    """libvirt takes the definition as it was at the source: no hook may change it."""
+    hosts.here.world.run(command(name, "there", "--persistent", "--undefinesource"))
+    hosts.check()
+    hosts.there.virsh("destroy", name)
+    hosts.there.enable(name)
+    hosts.there.virsh("start", name)
+    hosts.check()
+
+
+def test_only_the_source_has_us(hosts: Hosts, name: str) -> None:
+    refused = hosts.here.world.run(command(name, "stranger"), check=False)
+    assert "/usr/bin/qemu-system-x86_64-rapl" in refused.stderr
+    assert hosts.here.state(name) == "running"
+    hosts.check()
+
+    plain = hosts.here.world.run(["virt-rapl", "strip"], input=hosts.here.xml(name, "--migratable")).stdout
+    hosts.here.world.path("/mnt/plain.xml").write_text(plain)
+    hosts.here.world.run(command(name, "stranger", "--xml", "/mnt/plain.xml"))
+    arrived = hosts.stranger.run(["virsh", "dumpxml", name]).stdout
+    assert not domxml.is_marked(arrived)
+    assert "rapl" not in arrived
+    hosts.check()
+
+    hosts.stranger.run(command(name, "here"))  # where its definition still has the mark
+    assert domxml.is_marked(hosts.here.xml(name))
+    hosts.check()
+
+
+def test_only_the_destination_has_us(hosts: Hosts, name: str) -> None:
+    hosts.here.virsh("destroy", name)
+    plain = hosts.here.world.run(["virt-rapl", "strip"], input=hosts.here.xml(name)).stdout
+    hosts.here.virsh("undefine", name)
+    hosts.stranger.run(["virsh", "create", "/proc/self/fd/0"], input=plain)
+    hosts.stranger.run(command(name, "here"))
+    hosts.check()  # it came as it was
+    assert not domxml.is_marked(hosts.here.xml(name))
+    hosts.there.configure(domains=f"[{name}]")
+    hosts.here.world.run(command(name, "there"))
+    assert domxml.is_marked(hosts.there.xml(name))  # the operator has chosen it
+    hosts.check()
+
+
+def test_cancelled(hosts: Hosts, name: str) -> None:
+    slowly = command(name, "there", "--copy-storage-all", "--disks-uri", "unix:///mnt/blocks")
+    hosts.here.virsh("migrate-setspeed", name, "1")
+    migration = hosts.here.world.popen(slowly)
+    assert migration.stdout
+    with migration.stdout:
+        wait_until(
+            lambda: hosts.there.virsh("domstate", name, check=False).stdout.strip() == "paused",
+            PATIENCE_SECONDS,
+            "it is on its way",
+        )
+        wait_until(
+            lambda: hosts.here.virsh("domjobabort", name, check=False).returncode == 0,
+            PATIENCE_SECONDS,
+            "it is aborted",
+        )
+        assert migration.wait(PATIENCE_SECONDS) != 0
+    assert hosts.here.state(name) == "running"
+    hosts.check()
+    hosts.here.virsh("migrate-setspeed", name, "1000")
+    hosts.here.world.run(slowly)
+    hosts.check()
+
+
+def test_the_destination_refuses(hosts: Hosts, name: str) -> None:
+    hosts.there.configure(helper="qemu", on_failure="refuse")
+    helper = hosts.there.world.path("/usr/bin/qemu-vmsr-helper")
+    aside = helper.rename(f"{helper}.aside")
+    try:
+        refused = hosts.here.world.run(command(name, "there"), check=False)
+        why = f"virt-rapl: {name} is not started without RAPL: the helper ended: qemu-vmsr-helper is not installed"
+        assert why in refused.stderr
+        hosts.here.check()
+        hosts.there.check(degraded={name: why})  # as its log tells, too; it does not run
+        hosts.there.configure(helper="qemu")
+        hosts.here.world.run(command(name, "there"))
+        hosts.here.check()
+        hosts.there.check(degraded={name: "qemu-vmsr-helper is not installed"})
+    finally:
+        aside.rename(helper)
+    hosts.there.configure()
+    hosts.there.world.run(command(name, "here"))
+    hosts.check()
