@@ -266,16 +266,16 @@ class Server:
         """Return who is at the other end of a new connection; None where it is to be closed at once."""
         pid, uid, _ = _CREDENTIALS.unpack(accepted.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size))
         peer = self._peers.get(pid)
-        of_domain = self._is_of_domain(pid) if peer is None and self._qemu_pid is None else None
+        of_domain = self._is_of_domain(pid) if self._qemu_pid is None else None
         if (
             not self._welcomes(pid, uid)
             or (uid != 0 and of_domain is False)
             or (peer and peer.connections == SLOTS_OF_ONE)
-            or not self._make_room(pid, uid, of_domain=bool(of_domain))
+            or not self._make_room(pid, uid, of_domain=of_domain is True)
         ):
             return None
         try:
-            return peer or Peer(pid, uid, self._reader_for(pid), self._proc, of_domain=bool(of_domain))
+            return peer or Peer(pid, uid, self._reader_for(pid), self._proc, of_domain=of_domain is True)
         except OSError:
             return None  # it has ended already
 
