@@ -7,6 +7,7 @@ is restored, with its meter or, when that fails, without.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -31,6 +32,13 @@ TRIAL_BYTES = 64 << 20
 """So much is written there at most, and forgotten, to see how fast that goes."""
 RESTART_SECONDS = 2.0
 """What a pause takes however small the domain: the new QEMU, and the hook."""
+
+KILLED = re.compile(
+    r"terminating on signal"
+    r"|(exited while connecting to|closed the) monitor( \(vm=.*\))?\s*$"
+    r"|Unable to (write to|read from) monitor: [^:]*$"
+)
+"""What libvirt says of a QEMU that something has killed as it was starting; of another it tells the last words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,11 +282,8 @@ def _restore(plan: Plan, tell_hook: Callable[[str], None]) -> None:
 
 
 def _was_killed(error: LibvirtError) -> bool:
-    """Tell whether QEMU ended without a word of its own, as by `virsh destroy`: its owner's wish is not undone.
-
-    libvirt tells what QEMU said last behind the colon.
-    """
-    return str(error).rstrip().endswith("connecting to monitor") or "terminating on signal" in str(error)
+    """Tell whether QEMU ended without a word of its own, as by `virsh destroy`: its owner's wish is not undone."""
+    return bool(KILLED.search(str(error)))
 
 
 def _enable(plan: Plan) -> None:

@@ -147,9 +147,9 @@ def test_a_libvirt_that_is_lost_meanwhile(registry: Registry, monkeypatch: pytes
 
 
 def test_not_restored_with_it_is_restored_without(registry: Registry) -> None:
-    handle = Handle(registry, restores=("QEMU exited", ""))
+    handle = Handle(registry, restores=("process exited while connecting to monitor: QEMU exited", ""))
     with pytest.raises(
-        VirtRaplError, match=r"web: runs on as before, as it could not be .* with its meter: QEMU exited"
+        VirtRaplError, match=r"web: runs on as before, as it could not be .* with its meter: .*: QEMU exited"
     ):
         live.switch_on(plan(handle), registry, print)
     assert not handle.enabled
@@ -175,7 +175,9 @@ def test_an_image_that_is_gone_is_not_promised(registry: Registry, monkeypatch: 
     "trouble",
     [
         "internal error: process exited while connecting to monitor",
-        "internal error: process exited while connecting to monitor: qemu: terminating on signal 15 from pid 1",
+        "internal error: QEMU unexpectedly closed the monitor (vm='web'): qemu: terminating on signal 15 from pid 1",
+        "internal error: QEMU unexpectedly closed the monitor (vm='web')",
+        "Unable to write to monitor: Broken pipe",
     ],
 )
 def test_a_domain_that_its_owner_destroys_stays_so(registry: Registry, trouble: str) -> None:
@@ -659,3 +661,40 @@ def test_an_edit_made_meanwhile_is_kept(world: World, running: str) -> None:
     assert "<title>edited</title>" in definition(world, running)
     assert "urn:libvirt-rapl:mark:1" in definition(world, running)
     runs_on(world, running, len(world.readings(running)))
+
+
+@e2e
+def test_two_at_once_on_a_transient_domain(world: World, running: str) -> None:
+    xml = definition(world, running)
+    world.run(["virsh", "undefine", running])
+    try:
+        lines = len(world.readings(running))
+        commands = [world.popen(["sh", "-c", 'virt-rapl enable --live "$1" 2>&1', "sh", running]) for _ in range(2)]
+        said = sorted(command.communicate(timeout=60)[0] for command in commands)
+        assert sum(f"{running}: has its meter" in words for words in said) == 1
+        others = (
+            "another `enable --live` works on it",
+            "libvirt is busy with it",
+            "already active",
+            "there is no domain",
+        )
+        assert any(other in words for words in said for other in others), said
+        runs_on(world, running, lines)
+    finally:
+        world.run(["virsh", "define", "/dev/stdin"], input=xml)
+
+
+@e2e
+def test_a_domain_destroyed_while_it_is_restored_stays_off_and_saved(world: World, running: str) -> None:
+    """The wrapper stands still, so that there is time for it."""
+    with replaced(world, WRAPPER, 'case " $* " in *" -incoming "*) exec sleep 30 ;; esac; exec "${0%-rapl}" "$@"'):
+        command = world.popen(["sh", "-c", 'exec virt-rapl enable --live "$1" 2>&1', "sh", running])
+        assert command.stdout is not None
+        assert "pauses for about" in command.stdout.readline()
+        wait_until(lambda: "-incoming" in domain_log(world, running), 20, "it is restored")
+        world.run(["virsh", "destroy", running], check=False)  # which may say that it is gone already
+        assert f"{running}: was killed as it was restored" in command.communicate(timeout=60)[0]
+    assert world.run(["virsh", "domstate", running]).stdout.strip() == "shut off"
+    lines = len(world.readings(running))
+    world.run(["virsh", "start", running])
+    runs_on(world, running, lines)
