@@ -1,6 +1,7 @@
 """virt-rapld: meters all domains for as long as it runs, keeps their totals, and tells them to `virt-rapl status`.
 
-One thread samples; libvirt, the status socket and their waits are in threads of their own and never hold it up.
+One thread samples; libvirt, the ledger's disk, the status socket and their waits are in threads of their own and never
+hold it up.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
-from libvirt_rapl.ledger import Ledger
+from libvirt_rapl.ledger import DIRECTORY_MODE, Ledger
 from libvirt_rapl.policy import Policy
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
@@ -32,6 +34,8 @@ FIRST_INTERVAL_SECONDS = 1.0
 """The first interval is short, however long the others are: until its end no power is known."""
 LISTING_SECONDS = 5.0
 """How long to wait for libvirt's first list of domains before sampling begins without it."""
+KEPT_SECONDS = 1.0
+"""How long an answer waits for the disk, so that what it tells cannot be lost."""
 CLOCK_STEP_SECONDS = 3600.0
 """Dates count days: a clock that is set by less than an hour does not matter."""
 
@@ -47,7 +51,12 @@ def run(config: Config, uri: str) -> None:
             directory.mkdir(mode=status_socket.DIRECTORY_MODE)
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
-    with _alone(config.run_directory):
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_alone(config.run_directory))
+        with contextlib.suppress(OSError):  # the ledger tells what is wrong with its directory
+            config.state_directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        if os.access(config.state_directory, os.R_OK | os.X_OK):
+            locks.enter_context(_alone(config.state_directory))
         daemon = Daemon(config, uri)
         daemon.start()
         try:
@@ -58,7 +67,7 @@ def run(config: Config, uri: str) -> None:
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Hold the run directory's lock, which ends with the process however it ends."""
+    """Hold a directory's lock, which ends with the process however it ends."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -92,19 +101,20 @@ class Daemon:
         self._inventory = Inventory(uri, tell, self._policy.changed)
         self._lock = threading.Lock()
         """Held while the meter changes, and while a document is made of it."""
-        self._ledger_lock = threading.Lock()
+        self._disk = ThreadPoolExecutor(1, "ledger")
+        self._flushing: Future[None] | None = None
+        """The flush that was asked for last."""
         self._unkept = True
         """Whether there has been a sample since the ledger was written."""
         self._told_to_end = threading.Event()
         self._metered = threading.Event()
         """Set when there has been an interval, and so powers."""
-        self._trouble = ""
         self._boot = _boot_date()
 
     def start(self) -> None:
         """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
         threading.Thread(target=self._wait_for_end, name="signals", daemon=True).start()
-        self._flush()
+        self._flush_soon().result()
         self._policy.start()
         self._inventory.start()
         self._inventory.attempted.wait(LISTING_SECONDS)
@@ -116,7 +126,7 @@ class Daemon:
         systemd.notify("READY=1")
 
     def meter_until_told_to_end(self) -> None:
-        """Sample once an interval and flush the totals every FLUSH_SECONDS."""
+        """Sample once an interval and flush the totals every FLUSH_SECONDS, or each interval where that is longer."""
         due = time.monotonic() + min(self._interval, FIRST_INTERVAL_SECONDS)
         flush_due = time.monotonic() + FLUSH_SECONDS
         while not self._told_to_end.wait(max(0.0, due - time.monotonic())):
@@ -125,8 +135,8 @@ class Daemon:
                 systemd.notify("WATCHDOG=1")
             now = time.monotonic()
             due = max(due + self._interval, now)  # samples that a suspended host has missed are not made up for
-            if now >= flush_due:
-                self._flush()
+            if due > flush_due:
+                self._flush_soon()
                 flush_due = now + FLUSH_SECONDS
 
     def _wait_for_end(self) -> None:
@@ -141,41 +151,48 @@ class Daemon:
             self._socket.unlink()
             self._socket.parent.rmdir()
         self._sample()
-        self._flush()
+        self._flush_soon().result()
 
     def _sample(self) -> bool:
-        """Meter every domain once; False when the host does not tell, which is told once."""
+        """Meter every domain once; False when the host does not tell. What does not work is told once."""
         running = [(entry.uuid, entry.pid) for entry in self._inventory.entries.values() if entry.pid is not None]
-        try:
-            with self._lock:
+        with self._lock:
+            try:
                 self._view.meter.sample(running)
+                sampled, trouble = True, self._view.meter.trouble
                 self._unkept = True
-        except (OSError, ValueError) as error:
-            if not self._trouble:
-                tell(f"cannot meter: {error}; trying on")
-            self._trouble = str(error)
-            return False
-        self._trouble = ""
-        return True
+            except (OSError, ValueError) as error:
+                sampled, trouble = False, str(error)
+            self._view.trouble, before = trouble, self._view.trouble
+        if trouble and not before:
+            tell(f"cannot meter: {trouble}; trying on")
+        return sampled
+
+    def _flush_soon(self) -> Future[None]:
+        """Have the totals as they are now kept by the ledger's own thread: a disk may take its time."""
+        with self._lock:
+            # One that has not begun yet will see them.
+            if self._flushing is None or self._flushing.running() or self._flushing.done():
+                self._flushing = self._disk.submit(self._flush)
+            return self._flushing
 
     def _flush(self) -> None:
         """Keep the totals; at first, and until that works, also take up those that were kept."""
-        with self._ledger_lock:
-            if not self._unkept:
-                return
-            kept = self._ledger.load()
-            entries = self._inventory.entries
-            running = {uuid for uuid, entry in entries.items() if entry.pid is not None}
-            known = entries.keys() if self._inventory.listed else None
-            with self._lock:
-                totals.add(self._view.meter, kept)
-                self._follow_clock()
-                self._view.since = self._ledger.since
-                retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
-                counted = totals.kept(self._view.meter)
-                self._unkept = False
-            if not self._ledger.write(counted, retired):
-                self._unkept = True
+        if not self._unkept:
+            return
+        kept = self._ledger.load()
+        entries = self._inventory.entries
+        running = {uuid for uuid, entry in entries.items() if entry.pid is not None}
+        known = entries.keys() if self._inventory.listed else None
+        with self._lock:
+            totals.add(self._view.meter, kept)
+            self._follow_clock()
+            self._view.since = self._ledger.since
+            retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
+            counted = totals.kept(self._view.meter)
+            self._unkept = False
+        if not self._ledger.write(counted, retired):
+            self._unkept = True
 
     def _follow_clock(self) -> None:
         """Where the clock was set, as on a machine that comes up without the time, no domain has aged thereby."""
@@ -188,7 +205,8 @@ class Daemon:
         self._metered.wait(status_socket.ANSWER_SECONDS)
         with self._lock:
             document = self._view.document(self._inventory.seen(), self._policy.refusals())
-        self._flush()  # what has been told must not be lost: energies would go back
+        with contextlib.suppress(TimeoutError):  # what has been told must not be lost: energies would go back
+            self._flush_soon().result(KEPT_SECONDS)
         return document
 
 

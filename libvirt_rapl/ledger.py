@@ -42,6 +42,7 @@ DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, s
 """Errors that are the file's fault, not the disk's. ERROR is a table or column that is not there."""
 
 BUSY_SECONDS = 1.0
+DIRECTORY_MODE = 0o750
 
 Result = TypeVar("Result")
 
@@ -146,8 +147,8 @@ class Ledger:
 
     def _make_file(self) -> None:
         """Only root and its group may read: fine readings of energy tell what a guest computes."""
-        self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._path.parent.chmod(0o750)
+        self._path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        self._path.parent.chmod(DIRECTORY_MODE)
         self._path.touch(mode=0o640)
         self._path.chmod(0o640)  # SQLite gives its files beside this one the same mode
 

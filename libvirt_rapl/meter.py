@@ -117,6 +117,8 @@ class Meter:
         self.other = Usage()
         """Of the packages, as `idle`."""
         self.idle = Usage()
+        self.trouble = ""
+        """Why not every domain could be read at the last sample; empty when all could."""
         self._model = model
         self._interval_ns = 0
         self._source = source
@@ -170,8 +172,9 @@ class Meter:
     def sample(self, processes: Iterable[tuple[str, int]]) -> None:
         """Read everything once and give out the energy since the previous sample.
 
-        `processes`: UUID and PID of each running domain. One that has just ended, or a zone that cannot be read, costs
-        nothing but its own reading. Raises OSError or ValueError when /proc or sysfs itself does not tell.
+        `processes`: UUID and PID of each running domain. One that has just ended or cannot be read, or a zone that
+        cannot be read, costs nothing but its own reading. Raises OSError or ValueError, with nothing lost, when /proc
+        or sysfs itself does not tell.
         """
         last_time = self._time
         counted, busy, times = self._read(processes)
@@ -186,16 +189,18 @@ class Meter:
         domain ran.
         """
         # Nanoseconds in which the machine is suspended count, as the zones count then too.
-        self._time = self._clock(time.CLOCK_BOOTTIME)
+        now = self._clock(time.CLOCK_BOOTTIME)
+        # What may fail as a whole comes first: after that all that the zones have counted is given out.
+        busy_now = self._busy_clock.read()
+        if busy_now.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
+            self._packages = packages(self._sys)
+            self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}
+        self._time, last_busy, self._busy = now, self._busy, busy_now
         if not self._listed:
             self._listed = self._time
         elif self._time - self._listed >= LIST_AGAIN_NS:
             self._list_zones()
         readings = [(counter.zone, counter.advance(self._time)) for counter in self._counters.values()]
-        last_busy, self._busy = self._busy, self._busy_clock.read()
-        if self._busy.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
-            self._packages = packages(self._sys)
-            self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}
         busy = {
             package: sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
             for package, cpus in self._packages.items()
@@ -217,6 +222,7 @@ class Meter:
         """What the threads of each process ran since the last sample, nothing when it slept; new ones are followed."""
         wanted = dict(processes)
         self._ended = {uuid: pid for uuid, pid in self._ended.items() if wanted.get(uuid) == pid}
+        self.trouble = ""
         runs = {}
         for uuid, process in list(self._processes.items()):
             try:
@@ -225,13 +231,20 @@ class Meter:
                     continue
             except ProcessLookupError:
                 self._ended[uuid] = process.pid  # another process may have its PID now
+            except OSError as error:  # too many open files, as a rule; its clock tells later what it ran now
+                self.trouble = str(error)
+                continue
             self._processes.pop(uuid).close()
             self._roaming.discard(uuid)
         for uuid in wanted.keys() - self._processes.keys() - self._ended.keys():
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 self._processes[uuid] = MachineClock(
                     wanted[uuid], with_cpu=len(self._packages) > 1, sys=self._sys, proc=self._proc
                 )
+            except ProcessLookupError:
+                pass
+            except OSError as error:
+                self.trouble = str(error)
         return runs
 
     def _give_out(self, counted: list[tuple[Zone, int]], busy: dict[int, int], times: DomainTimes) -> list[_Given]:

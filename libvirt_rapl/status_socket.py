@@ -3,6 +3,7 @@
 It reads nothing. The directory is the daemon's own, whoever its user is; the run directory is root's and the hook's.
 """
 
+import errno
 import json
 import os
 import socket
@@ -42,6 +43,13 @@ def ask(path: Path) -> dict[str, Any] | None:
         except (OSError, ValueError):
             return None
     return document if isinstance(document, dict) and document.get("schema") == SCHEMA else None
+
+
+def listens(path: Path) -> bool:
+    """Tell whether a daemon holds the socket, be it that it answers or not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.setblocking(False)
+        return peer.connect_ex(str(path)) in (0, errno.EAGAIN)  # EAGAIN: its backlog is full
 
 
 def _accept(listener: socket.socket, document: Callable[[], dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from libvirt_rapl.config import Config
 from libvirt_rapl.host.cpus import model_name
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.inventory import Entry
-from libvirt_rapl.meter import DomainUsage, Meter, Usage
+from libvirt_rapl.meter import DomainUsage, Meter, Usage, ZoneUsage
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.model import known
 
@@ -31,6 +31,8 @@ class View:
         self.meter = Meter(self.source, sys=SYS, proc=PROC, model=config.model)
         self.since = time.time()
         """When counting began, in seconds since the epoch."""
+        self.trouble = ""
+        """What could not be read at the last sample, for its owner to tell."""
         self._model = model_name(PROC)
         self._registry = Registry(config.run_directory)
 
@@ -46,18 +48,29 @@ class View:
                 "model": self._model,
                 "since": _instant(self.since),
                 "interval_seconds": self.meter.interval_seconds,
-                "zones": [
-                    {"name": name, **_figures(usage), **_lost(self.meter.lost.get(name, 0))}
-                    for name, usage in self.meter.zones.items()
-                ],
+                "zones": [self._zone(name, usage) for name, usage in self.meter.zones.items()],
                 "domains_watts": self.meter.domains_watts,
                 "other_watts": self.meter.other.watts,
                 "idle_watts": self.meter.idle.watts,
+                **({"trouble": self.trouble} if self.trouble else {}),
             },
             "domains": [
                 self._domain(domain, (refusals or {}).get(domain.uuid))
                 for domain in sorted(domains, key=lambda domain: domain.name)
             ],
+        }
+
+    def _zone(self, name: str, usage: ZoneUsage) -> dict[str, Any]:
+        """Tell of a zone; what its domains, other and idle have adds up to what it counted."""
+        domains = usage.microjoules - usage.other.microjoules - usage.idle.microjoules
+        lost = self.meter.lost.get(name, 0)
+        return {
+            "name": name,
+            **_figures(usage),
+            "domains_joules": domains / 1_000_000,
+            "other_joules": usage.other.joules,
+            "idle_joules": usage.idle.joules,
+            **({"lost_intervals": lost} if lost else {}),  # only a zone whose count was broken says so
         }
 
     def _domain(self, domain: Entry, refusal: str | None) -> dict[str, Any]:
@@ -137,8 +150,3 @@ def unknown_qemu(record: Record) -> str | None:
 
 def _figures(usage: Usage) -> dict[str, float]:
     return {"power_watts": usage.watts, "energy_joules": usage.joules}
-
-
-def _lost(intervals: int) -> dict[str, int]:
-    """Only a zone whose count was broken says so."""
-    return {"lost_intervals": intervals} if intervals else {}

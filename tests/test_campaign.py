@@ -1,6 +1,6 @@
 """Ten guests on two hosts, and at each of many steps something happens to one of them, or goes wrong.
 
-The seed decides every step: VIRT_RAPL_CAMPAIGN=SEED[:STEPS] runs one again. What must never happen: a command that
+The seed decides every step: VIRT_RAPL_CAMPAIGN=SEED:STEPS runs one again. What must never happen: a command that
 hangs, a guest that is lost, and, five seconds after a step, anything that is not as it should be (see campaign).
 """
 
@@ -20,7 +20,7 @@ from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e
 
-SEED, _, STEPS_TO_GO = os.environ.get("VIRT_RAPL_CAMPAIGN", "1:200").partition(":")
+SEED, _, STEPS_TO_GO = os.environ.get("VIRT_RAPL_CAMPAIGN", "1:100").partition(":")
 GUESTS = 10
 MEND_EVERY = 25
 

@@ -27,7 +27,14 @@ import time
 from pathlib import Path
 from libvirt_rapl import daemon, view
 from libvirt_rapl.cli import main
+from libvirt_rapl.ledger import Ledger
 root = Path(sys.argv[1])
+write, frozen = Ledger.write, root / "frozen"
+def slow(*arguments):
+    while frozen.exists():
+        time.sleep(0.1)
+    return write(*arguments)
+Ledger.write = slow
 clock, step = time.time, root / "clock-step"
 time.time = lambda: clock() + (float(step.read_text()) if step.exists() else 0)
 view.SYS, view.PROC, view.DEV = root / "sys", root / "proc", root / "dev"
@@ -187,6 +194,40 @@ def test_what_is_told_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
     with contextlib.closing(sqlite3.connect(state / "ledger.db")) as database:
         rows = database.execute("SELECT microjoules FROM total WHERE owner = 'host'")
         assert rows.fetchall() == [(9_000_000,)]
+
+
+def test_a_disk_that_hangs_holds_nobody_up(bench: Bench) -> None:
+    frozen = bench.root / "frozen"
+    with bench.daemon() as process:
+        frozen.touch()
+        bench.joules(7)
+        wait_until(lambda: bench.package_joules() == 7, 20, "it meters and answers")
+        bench.notify.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while bench.notify.recv(100):
+                pass
+        bench.notify.settimeout(30)
+        for _ in range(3):
+            assert bench.told(process) == "WATCHDOG=1"
+        frozen.unlink()
+        bench.joules(9)
+        process.terminate()
+        assert process.wait(30) == 0
+    while "WATCHDOG=1" in (word := bench.told(process)):
+        pass
+    assert word == "STOPPING=1"
+    with bench.daemon():
+        assert bench.package_joules() == 9
+
+
+def test_another_daemon_may_not_use_the_same_ledger(bench: Bench) -> None:
+    configuration = bench.root / "virt-rapl.yaml"
+    with bench.daemon():
+        configuration.write_text(configuration.read_text().replace("/run", "/elsewhere"))
+        with bench.popen() as second:
+            text = second.communicate(timeout=30)[1]
+        assert second.returncode == 1
+        assert f"another virt-rapl daemon already uses {bench.root}/state" in text
 
 
 def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:

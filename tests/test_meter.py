@@ -1,5 +1,6 @@
 """The meter on a host made of files: who is charged what while domains, threads, zones and CPUs come and go."""
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from random import Random
 import pytest
 from fixtures import RANGE, Host, Thread
 
+from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.meter import Meter, Usage
@@ -150,6 +152,54 @@ def test_domains_come_and_go_and_come_again(make_bench: MakeBench) -> None:
     meter.sample([(A, 7)])
     assert meter.domains[A].joules == 100
     assert bench.conserved(400)
+
+
+def test_a_process_that_cannot_be_read_costs_its_own_readings_only(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    advance = ProcessClock.advance
+
+    def too_many_files(clock: ProcessClock) -> list[ThreadRun]:
+        if clock.pid == 20:
+            raise OSError(errno.EMFILE, "too many open files")
+        return advance(clock)
+
+    bench.qemu(20, 0, 0)
+    meter.sample([(A, 7), (B, 20)])
+    monkeypatch.setattr(ProcessClock, "advance", too_many_files)
+    bench.qemu(7, 0, 1)
+    bench.qemu(20, 0, 1)
+    bench.joules(100)
+    meter.sample([(A, 7), (B, 20)])
+    assert "too many open files" in meter.trouble
+    assert (meter.domains[A].joules, B in meter.domains) == (50, False)
+    monkeypatch.undo()
+    bench.joules(200)
+    meter.sample([(A, 7), (B, 20)])  # what it ran is known now
+    assert (meter.trouble, meter.domains[B].joules) == ("", 50)
+    assert bench.conserved(200)
+
+
+def test_what_is_counted_while_the_host_does_not_tell_is_given_out_later(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    bench.joules(100)
+    stat = bench.host.proc / "stat"
+    stat.unlink()
+    stat.mkdir()
+    meter._clock = lambda _: bench.seconds * S  # which does not write the file again
+    with pytest.raises(OSError, match="stat"):
+        meter.sample([(A, 7)])
+    stat.rmdir()
+    meter._clock = bench.clock
+    bench.qemu(7, 0, 1)
+    meter.sample([(A, 7)])
+    assert meter.domains[A].joules == 50
+    assert bench.conserved(100)
 
 
 def test_a_pid_taken_over_by_another_process(make_bench: MakeBench) -> None:

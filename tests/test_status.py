@@ -79,6 +79,7 @@ def test_the_document(
     assert run(tmp_path, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     figures = {"power_watts": "float", "energy_joules": "float"}
+    parts = {f"{whose}_joules": "float" for whose in ("domains", "other", "idle")}
     assert shape(document) == {
         "schema": "int",
         "host": {
@@ -86,7 +87,7 @@ def test_the_document(
             "model": "str",
             "since": "str",
             "interval_seconds": "float",
-            "zones": [{"name": "str", **figures}],
+            "zones": [{"name": "str", **figures, **parts}],
             "domains_watts": "float",
             "other_watts": "float",
             "idle_watts": "float",
@@ -111,6 +112,8 @@ def test_the_document(
     assert document["schema"] == 1
     assert document["host"]["source"] == "powercap"
     assert [zone["energy_joules"] for zone in document["host"]["zones"]] == [0, 10]
+    package = document["host"]["zones"][1]
+    assert {whose: package[whose] for whose in parts} == {"domains_joules": 10, "other_joules": 0, "idle_joules": 0}
     (domain,) = document["domains"]
     assert (domain["name"], domain["state"], domain["pid"], domain["vrapl"]) == ("test", "running", 7, "off")
     assert domain["helper"] == {
@@ -400,6 +403,23 @@ def test_a_watch_outlives_a_restart_of_the_daemon(
     assert shown.err.startswith("virt-rapl: error: virt-rapld has gone\nhint: ")
 
 
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_daemon_that_does_not_answer_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, silent: bool
+) -> None:
+    monkeypatch.setattr(status_socket, "ask", lambda _: None)
+    monkeypatch.setattr(status_socket, "listens", lambda _: silent)
+    sampled = document("msr")
+    sampled["host"]["trouble"] = "[Errno 24] Too many open files"
+    monkeypatch.setattr(status, "_sampled", lambda *_: iter([sampled]))
+    assert ask_daemon(tmp_path) == 0
+    shown = capsys.readouterr()
+    assert shown.err == (
+        "virt-rapl: virt-rapld does not answer; this is what the command samples itself\n" if silent else ""
+    )
+    assert "not everything could be read: [Errno 24] Too many open files" in shown.out
+
+
 @pytest.mark.parametrize("words", [b"", b"{", b"[]", b'{"schema": 2}'])
 def test_who_is_no_daemon(tmp_path: Path, words: bytes) -> None:
     path = tmp_path / "status.sock"
@@ -407,6 +427,7 @@ def test_who_is_no_daemon(tmp_path: Path, words: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         assert status_socket.ask(path) is None  # stale: nobody listens
+        assert not status_socket.listens(path)
         listener.listen()
 
         def answer() -> None:

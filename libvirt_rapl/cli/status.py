@@ -43,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     # virt-rapld meters the machine's own libvirt, and no other.
     first = status_socket.ask(socket) if options.connect == DEFAULT_URI else None
     if first is None:
+        if options.connect == DEFAULT_URI and status_socket.listens(socket):
+            print("virt-rapl: virt-rapld does not answer; this is what the command samples itself", file=sys.stderr)
         documents, since = _sampled(options.connect, config, options.domains), "this command started"
     else:
         documents, since = _asked(socket, first, options.domains), _local_time(first["host"]["since"])
@@ -102,6 +104,7 @@ def _sample(view: View, connection: Any) -> list[domains.Domain]:  # noqa: ANN40
     found = domains.every_domain(connection)
     pids = {domain.uuid: inventory.running_pid(domain) for domain in found}
     view.meter.sample((uuid, pid) for uuid, pid in pids.items() if pid is not None)
+    view.trouble = view.meter.trouble
     return found
 
 
@@ -145,6 +148,8 @@ def table(document: dict[str, Any]) -> list[str]:
         for domain in document["domains"]
         if domain["helper"] and domain["helper"].get("note")
     ]
+    if trouble := host.get("trouble"):
+        lines.append(f"not everything could be read: {trouble}")
     lines += [
         f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
         "nobody knows how often it wrapped); that energy is missing"
