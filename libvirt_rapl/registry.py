@@ -178,5 +178,6 @@ class Registry:
 
     def remove(self, uuid: str) -> None:
         """Forget the domain: its record, its line for the wrapper, its socket, its lock and what its helper left."""
+        self.how_to_restore(uuid)  # which also takes away what an `enable --live` that was killed has left
         for suffix in ("state", "sock", "alive", "log", "json", "lock"):
             self.path(uuid, suffix).unlink(missing_ok=True)

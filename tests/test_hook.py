@@ -316,6 +316,17 @@ def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
     assert not host.registry.path(UUID, "live").exists()
 
 
+def test_the_end_of_a_domain_takes_away_what_a_killed_enable_live_left_and_no_more(host: Host) -> None:
+    left = host.registry.path(UUID, "live")
+    host.call("start", host.marked)
+    with host.registry.switching_on(UUID):
+        host.call("stopped", host.marked)
+        assert left.exists()
+    left.write_text("without")
+    host.call("release", host.marked)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("how", ["with", "without"])
 def test_what_a_killed_enable_live_said_rules_nothing(host: Host, how: str) -> None:
     program = (
