@@ -25,7 +25,7 @@ EXPECTED = {
     "shaping": "on or off",
     **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
     "interval": "seconds from 0.1 to 60",
-    "hook_deadline": "seconds from 0.1 to 10",
+    "hook_deadline": "seconds from 1 to 10",
     "domains": EXPECTED_DOMAINS,
 }
 
@@ -51,7 +51,7 @@ class Config:
     interval: float = 1.0
     """Seconds between two samples of the daemon."""
     hook_deadline: float = 5.0
-    """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; up to 10."""
+    """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; from 1 to 10."""
     domains: Selection = field(default_factory=Selection)
     """Domains that shall have a meter without being asked for one by one: see libvirt_rapl.policy. None by default."""
 
@@ -134,7 +134,7 @@ def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whate
             return Path(value)
         case "interval" if type(value) in (int, float) and 0.1 <= value <= 60:
             return float(value)
-        case "hook_deadline" if type(value) in (int, float) and 0.1 <= value <= 10:
+        case "hook_deadline" if type(value) in (int, float) and 1 <= value <= 10:
             return float(value)
         case "domains" if (chosen := Selection.parse(value)) is not None:
             return chosen

@@ -20,6 +20,7 @@ except ImportError as missing:
     ) from missing
 
 LibvirtError = libvirt.libvirtError
+NO_JOB, SAVE_JOB = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
 
 # virsh's words, so that a state reads the same in both.
 STATES = {
@@ -204,18 +205,20 @@ def _deliver_events() -> None:
 
 @contextlib.contextmanager
 def subscribed(connection: Any, *, changed: Callable[[str], None], lost: Callable[[], None]) -> Iterator[None]:  # noqa: ANN401
-    """Be told the UUID of each domain whose life changes, and when libvirt is lost; at the end of it all we hang up.
+    """Be told the UUID of each domain whose life, title or metadata changes, and when libvirt is lost.
 
-    Both are called in the thread that delivers events: they may only take note. Raises VirtRaplError.
+    Both are called in the thread that delivers events: they may only take note. At the end of it all we hang up.
+    Raises VirtRaplError.
     """
     undo = contextlib.ExitStack()
     with undo:
         undo.callback(_ignoring_errors, connection.close)
         try:
-            number = connection.domainEventRegisterAny(
-                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lambda _, domain, *__: changed(domain.UUIDString()), None
-            )
-            undo.callback(_ignoring_errors, connection.domainEventDeregisterAny, number)
+            for event in (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE):
+                number = connection.domainEventRegisterAny(
+                    None, event, lambda _, domain, *__: changed(domain.UUIDString()), None
+                )
+                undo.callback(_ignoring_errors, connection.domainEventDeregisterAny, number)
             connection.registerCloseCallback(lambda *_: lost(), None)
             undo.callback(_ignoring_errors, connection.unregisterCloseCallback)
         except libvirt.libvirtError as error:

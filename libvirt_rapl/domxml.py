@@ -55,9 +55,12 @@ def inject(xml: str, *, socket: str, default_emulator: str = DEFAULT_EMULATOR) -
 
 
 def strip(xml: str) -> str:
-    """Return the XML as it was before inject(); XML without the mark comes back unchanged. Raises as inject()."""
+    """Return the XML as it was before inject(); XML without anything of ours comes back unchanged.
+
+    Where the mark is lost, the argument and the wrapper are taken out. Raises as inject().
+    """
     domain = _parse(xml)
-    if not _strip(domain):
+    if not (_strip(domain) or _clear(domain)):
         return xml
     return _serialise(domain, xml)
 
@@ -256,18 +259,24 @@ def _strip(domain: _Element) -> bool:
     return True
 
 
-def _clear(domain: _Element) -> None:
-    """Take out all that is ours: also where the mark is lost or the emulator was edited, and _strip() cannot know."""
-    _strip(domain)
+def _clear(domain: _Element) -> bool:
+    """Take out all that is ours: also where the mark is lost or the emulator was edited, and _strip() cannot know.
+
+    Tells whether there was anything.
+    """
+    found = _strip(domain)
     for arg in domain.findall(f"{COMMANDLINE_TAG}/{ARG_TAG}"):
         if OUR_ARGUMENT.fullmatch(arg.get("value", "")):
+            found = True
             commandline = arg.getparent()
             _remove_option(arg)
             if commandline is not None and not len(commandline) and not (commandline.text or "").strip():
                 remove(commandline)
     emulator = domain.find("devices/emulator")
     if emulator is not None and last_text(emulator).endswith(WRAPPER_SUFFIX):
+        found = True
         set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))
+    return found
 
 
 def _strip_accelerator(domain: _Element) -> None:

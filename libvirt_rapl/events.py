@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,8 +55,20 @@ def told(run_directory: Path) -> Iterator[Event]:
     for name in (f"{NAME}.1", NAME):
         with contextlib.suppress(FileNotFoundError), open(run_directory / name, "rb") as lines:
             for line in lines:
-                with contextlib.suppress(ValueError, TypeError):  # a line that a full disk has cut
-                    yield Event(**json.loads(line))
+                if event := _event(line):
+                    yield event
+
+
+def _event(line: bytes) -> Event | None:
+    """Understand a line; None for what is no event, as one that a full disk has cut."""
+    try:
+        event = Event(**json.loads(line))
+        texts = (event.domain, event.uuid, event.operation, event.result, event.reason)
+        "".join(texts).encode()
+        time.localtime(event.time)
+    except (ValueError, TypeError, OverflowError, OSError, RecursionError):
+        return None
+    return event if type(event.milliseconds) is int else None
 
 
 def _append(run_directory: Path, line: bytes) -> None:

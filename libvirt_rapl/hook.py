@@ -179,14 +179,15 @@ def follow(name: str, xml: str, config: Config) -> Record:
     run_state = read_run_state(name)
     if run_state:
         record.pid, record.vcpu_tids = run_state.pid, run_state.vcpu_tids
-    if not record.qemu_version:
-        with contextlib.suppress(VirtRaplError):  # it matters for `status` only
-            record.qemu_version = emulator.version(domxml.original_emulator(xml))
     if record.state == "ready" and not instances.alive(record):
         since = instances.ended_at(record, registry)
         _enter(record, "degraded", instances.HELPER_ENDED)
         record.since = since or record.since
     registry.write(record)
+    if not record.qemu_version:  # asked last: a QEMU that hangs may cost its version, which matters for `status` only
+        with contextlib.suppress(VirtRaplError):
+            record.qemu_version = emulator.version(domxml.original_emulator(xml))
+            registry.write(record)
     return record
 
 

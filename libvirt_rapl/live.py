@@ -7,6 +7,7 @@ is restored, with its meter or, when that fails, without.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_rapl import domxml, emulator, events, inventory
-from libvirt_rapl.domains import Domain, LibvirtError, lookup_uuid
+from libvirt_rapl.domains import NO_JOB, SAVE_JOB, Domain, LibvirtError, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import processes
 from libvirt_rapl.installer import HOOK
@@ -31,6 +32,13 @@ TRIAL_BYTES = 64 << 20
 """So much is written there at most, and forgotten, to see how fast that goes."""
 RESTART_SECONDS = 2.0
 """What a pause takes however small the domain: the new QEMU, and the hook."""
+
+KILLED = re.compile(
+    r"terminating on signal"
+    r"|(exited while connecting to|closed the) monitor( \(vm=.*\))?\s*$"
+    r"|Unable to (write to|read from) monitor: [^:]*$"
+)
+"""What libvirt says of a QEMU that something has killed as it was starting; of another it tells the last words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,78 +97,123 @@ def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan
         domain.handle.connect().getDomainCapabilities(path + domxml.WRAPPER_SUFFIX, "x86_64", None, "kvm")
     except LibvirtError as error:
         raise VirtRaplError(f"libvirt cannot use {path}{domxml.WRAPPER_SUFFIX}: {error}", "see its log") from error
+    _check_jobs(domain)
     used, free = _used_bytes(pid), _free_bytes()
     if free < used:
         raise VirtRaplError(f"it uses {_mib(used)} of memory, and {SAVES} has {_mib(free)} free", "make room there")
-    return Plan(
+    made = Plan(
         domain=domain,
         enable=enable,
         persistent=domain.persistent,
         used_bytes=used,
         bytes_per_second=_bytes_per_second(min(used, TRIAL_BYTES)),
     )
+    _check_image(made)
+    return made
 
 
-def switch_on(plan: Plan, registry: Registry) -> float:
-    """Save and restore the domain, and return the seconds that took; the guest stood still for so long at most.
+def _check_jobs(domain: Domain) -> None:
+    """Raise VirtRaplError while libvirt does something else with the domain: a save would end or spoil it."""
+    try:
+        kind = domain.handle.jobInfo()[0]
+    except LibvirtError as error:
+        raise VirtRaplError(f"cannot ask for the jobs of the domain: {error}", "is it still there?") from error
+    if kind != NO_JOB:
+        raise VirtRaplError("libvirt is busy with it (a backup, a migration, ...)", "`virsh domjobinfo` shows it; wait")
 
-    Raises VirtRaplError when the guest has no meter afterwards; the message says whether it runs.
+
+def _check_image(plan: Plan) -> None:
+    """Raise VirtRaplError where we would write over an image of ours that was left."""
+    if not plan.persistent and plan.image.exists():
+        raise VirtRaplError(
+            f"{plan.image} is left of an `enable --live` that was killed",
+            "remove it: the domain runs again, and it would set it back",
+        )
+
+
+def switch_on(plan: Plan, registry: Registry, tell: Callable[[str], None]) -> None:
+    """Save and restore the domain, and tell in one line how long that took; the guest stood still for so long at most.
+
+    Signals that would end us half-way take effect when all is told. Raises VirtRaplError when the guest has no meter
+    afterwards, or its definition is not enabled; the message says whether the domain runs.
     """
-    began = time.monotonic()
-    result, reason = "failed", "see what virt-rapl said"
-    with _signals_held_back() as signals:
+    name = plan.domain.name
+    with _signals_held_back() as signals, contextlib.ExitStack() as stack:
         try:
+            tell_hook = stack.enter_context(registry.switching_on(plan.domain.uuid))
+            before = lookup_uuid(plan.domain.handle.connect(), plan.domain.uuid)
+            if before is None or not before.active:
+                raise VirtRaplError("it has ended meanwhile", "without --live it is enabled from its next start on")
+            if is_active(before, registry):
+                tell(f"{name}: its meter is already active")
+                return
+            _check_jobs(before)
+            _check_image(plan)
+        except VirtRaplError as error:
+            raise VirtRaplError(f"{name}: {error.message}", error.hint) from error
+        with _told_as_event(plan, registry) as active:
+            began = time.monotonic()
             _save(plan, signals)
-            _restore(plan, registry)
+            _restore(plan, tell_hook)
             seconds = time.monotonic() - began
             _check(plan.domain, registry)
-            plan.enable()
-            result, reason = "active", ""
-        except VirtRaplError as error:
-            reason = error.message
-            raise
-        finally:
-            milliseconds = round(1000 * (time.monotonic() - began))
-            events.tell(
-                registry.run_directory,
-                events.Event(
-                    time=time.time(),
-                    domain=plan.domain.name,
-                    uuid=plan.domain.uuid,
-                    operation="live",
-                    milliseconds=milliseconds,
-                    result=result,
-                    reason=reason,
-                ),
-            )
-    return seconds
+            active()
+            _enable(plan)
+        tell(f"{name}: has its meter; it paused for {seconds:.1f} s")
+
+
+@contextlib.contextmanager
+def _told_as_event(plan: Plan, registry: Registry) -> Iterator[Callable[[], None]]:
+    """Tell how it ends as an event; the function that is yielded notes that the domain has its meter."""
+    began = time.monotonic()
+    results, reason = ["failed"], ""
+    try:
+        yield lambda: results.append("active")
+    except VirtRaplError as error:
+        reason = error.message
+        raise
+    finally:
+        events.tell(
+            registry.run_directory,
+            events.Event(
+                time=time.time(),
+                domain=plan.domain.name,
+                uuid=plan.domain.uuid,
+                operation="live",
+                milliseconds=round(1000 * (time.monotonic() - began)),
+                result=results[-1],
+                reason=reason,
+            ),
+        )
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[list[int]]:
-    """Collect the signals that would end us half-way; the first takes effect at the end, unless that is an error."""
+    """Collect the signals that would end or stop us half-way; they take effect at the end, unless that is an error."""
     held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
+    before = [(number, signal.signal(number, lambda number, _: held.append(number))) for number in numbers]
     try:
         yield held
     finally:
-        for number, handler in before.items():
+        for number, handler in before:
             signal.signal(number, handler)
-    if held:
-        signal.raise_signal(held[0])
+    for late in held:
+        signal.raise_signal(late)
 
 
 def _save(plan: Plan, signals: list[int]) -> None:
-    """Save and end the domain; a signal cancels that."""
+    """Save and end the domain; a signal cancels that, but for Ctrl-Z, which can wait."""
     handle = plan.domain.handle
+    cancelled = False
     with ThreadPoolExecutor(1) as thread:
         saving = thread.submit(handle.managedSave) if plan.persistent else thread.submit(handle.save, str(plan.image))
         while not saving.done():
             time.sleep(0.02)
-            if signals:
+            if cancelled := bool(set(signals) - {signal.SIGTSTP}):
                 with contextlib.suppress(LibvirtError):  # not begun yet, or over
-                    handle.abortJob()
+                    if handle.jobStats().get("operation") == SAVE_JOB:  # somebody else's job is not ours to end
+                        handle.abortJob()
     try:
         saving.result()
     except LibvirtError as error:
@@ -170,7 +223,7 @@ def _save(plan: Plan, signals: list[int]) -> None:
                 f"{name}: ended while libvirt saved it, or libvirt was lost: {error}",
                 f"see `virsh domstate {name}`; if it is saved, `{plan.command}` lets it go on where it was",
             ) from error
-        if signals:
+        if cancelled:
             raise VirtRaplError(f"{name}: cancelled; it runs on as before") from error
         raise VirtRaplError(
             f"{name}: runs on as before, as libvirt did not save it: {error}",
@@ -185,42 +238,69 @@ def _is_active(plan: Plan) -> bool:
         return False
 
 
-def _restore(plan: Plan, registry: Registry) -> None:
+def _restore(plan: Plan, tell_hook: Callable[[str], None]) -> None:
     """Let the saved domain go on, with its meter if that is possible."""
     name, handle = plan.domain.name, plan.domain.handle
     connection = handle.connect()
 
-    def restore(*, meter: bool) -> None:
-        with registry.restoring(plan.domain.uuid, meter=meter):
-            if plan.persistent:
-                handle.create()
-            else:
-                connection.restore(str(plan.image))
-                plan.image.unlink()
+    def restore() -> None:
+        if plan.persistent:
+            handle.create()
+        else:
+            connection.restore(str(plan.image))
+            plan.image.unlink(missing_ok=True)
 
     try:
-        return restore(meter=True)
+        return restore()
     except LibvirtError as error:
         if _is_active(plan):
             return None  # somebody else was faster
         trouble = error
+    if not plan.image.exists():
+        raise VirtRaplError(
+            f"{name}: cannot be restored: {trouble}; {plan.image} is gone", "somebody has removed or restored it"
+        ) from trouble
+    if _was_killed(trouble):
+        raise VirtRaplError(
+            f"{name}: was killed as it was restored, or QEMU crashed: {trouble}; it is saved in {plan.image}",
+            f"`{plan.command}` lets it go on where it was",
+        ) from trouble
+    tell_hook("without")
     try:
-        restore(meter=False)
+        restore()
     except LibvirtError as error:
         raise VirtRaplError(
-            f"{name}: cannot be restored: {error}; nothing is lost, it is saved in {plan.image}",
+            f"{name}: cannot be restored: {error}; "
+            + (f"nothing is lost, it is saved in {plan.image}" if plan.image.exists() else f"{plan.image} is gone"),
             f"mend what the message says, then `{plan.command}`: it goes on where it was",
         ) from error
     raise VirtRaplError(
-        f"{name}: runs on as before, as it could not be restored with its meter: {trouble}",
+        f"{name}: {'runs on as before' if _is_active(plan) else 'has ended since'}, "
+        f"as it could not be restored with its meter: {trouble}",
         f"see /var/log/libvirt/qemu/{name}.log",
     ) from trouble
+
+
+def _was_killed(error: LibvirtError) -> bool:
+    """Tell whether QEMU ended without a word of its own, as by `virsh destroy`: its owner's wish is not undone."""
+    return bool(KILLED.search(str(error)))
+
+
+def _enable(plan: Plan) -> None:
+    """Enable the definition of a domain that has its meter, which may be another one by now, or none."""
+    try:
+        plan.enable()
+    except VirtRaplError as error:
+        raise VirtRaplError(
+            f"{plan.domain.name}: has its meter until it ends, but not from its next start on: {error.message}",
+            error.hint,
+        ) from error
 
 
 def _check(domain: Domain, registry: Registry) -> None:
     """Raise VirtRaplError unless the restored domain has its meter."""
     restored = lookup_uuid(domain.handle.connect(), domain.uuid)
-    if restored is None:
+    if restored is None or not restored.active:
         raise VirtRaplError(f"{domain.name}: was restored and has ended since")
     vrapl, reason = vrapl_state(inventory.describe(restored), registry.read(domain.uuid), registry)
     if vrapl == "active":

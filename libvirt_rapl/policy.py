@@ -30,7 +30,7 @@ MOST_CHANGES = 5
 """So often within RETRY_SECONDS is a domain changed. Then somebody else wants it otherwise, and has their way."""
 
 
-def wanted(xml: str, selection: Selection, registry: Registry) -> str | None:
+def wanted(xml: str, selection: Selection, registry: Registry, check_emulator: Callable[[str], None]) -> str | None:
     """Return the definition that a domain shall have instead of this one; None when this one may stay.
 
     Raises VirtRaplError when the domain is chosen and cannot have a meter.
@@ -41,8 +41,26 @@ def wanted(xml: str, selection: Selection, registry: Registry) -> str | None:
     injected = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
     if not domxml.difference(xml, injected, traits.name):
         return None
-    emulator.check(domxml.original_emulator(injected))
+    check_emulator(domxml.original_emulator(injected))
     return injected
+
+
+class _Emulators:
+    """Asks each emulator once: one that hangs holds up a round of the policy once, however many domains name it."""
+
+    def __init__(self) -> None:
+        self._refusals: dict[str, VirtRaplError | None] = {}
+
+    def check(self, path: str) -> None:
+        """Raise VirtRaplError as emulator.check() does, or did."""
+        if path not in self._refusals:
+            self._refusals[path] = None
+            try:
+                emulator.check(path)
+            except VirtRaplError as error:
+                self._refusals[path] = error
+        if refusal := self._refusals[path]:
+            raise VirtRaplError(refusal.message, refusal.hint)
 
 
 @dataclass(frozen=True)
@@ -114,22 +132,23 @@ class Policy:
     def _apply(self, uuids: Iterable[str]) -> None:
         """Bring these domains in order. Raises VirtRaplError when libvirt cannot be had."""
         connection = domains.connect(self._uri)
+        emulators = _Emulators()
         try:
             for uuid in sorted(uuids):
                 try:
-                    self._bring_in_order(connection, uuid)
+                    self._bring_in_order(connection, uuid, emulators)
                 except domains.DomainGoneError:
                     self._refusals.pop(uuid, None)
         finally:
             connection.close()
 
-    def _bring_in_order(self, connection: Any, uuid: str) -> None:  # noqa: ANN401
+    def _bring_in_order(self, connection: Any, uuid: str, emulators: _Emulators) -> None:  # noqa: ANN401
         domain, xml = _definition(connection, uuid)
         refusal = self._refusals.get(uuid)
         if refusal and refusal.final and refusal.definition == hash(xml):
             return
         try:
-            while definition := wanted(xml, self._selection, self._registry):
+            while definition := wanted(xml, self._selection, self._registry, emulators.check):
                 self._check_that_it_is_no_fight(uuid)
                 read, (domain, xml) = xml, _definition(connection, uuid)
                 if xml == read:
@@ -162,12 +181,12 @@ class Policy:
             )
 
     def _refuse(self, domain: domains.Domain, xml: str, error: VirtRaplError, *, final: bool = False) -> None:
-        """Note why, and tell it unless this has been told of this very definition."""
-        refusal = _Refusal(hash(xml), error.message, final)
-        if self._refusals.get(domain.uuid) != refusal:
+        """Note why, and tell it unless that is what was told last: an edit alone is no news."""
+        before = self._refusals.get(domain.uuid)
+        if before is None or before.reason != error.message:
             hint = f"; {error.hint}" if error.hint else ""
             self._tell(f"{domain.name}: the configuration's `domains` choose it, but {error.message}{hint}")
-        self._refusals[domain.uuid] = refusal
+        self._refusals[domain.uuid] = _Refusal(hash(xml), error.message, final)
 
 
 class _FightError(VirtRaplError):

@@ -9,7 +9,8 @@ Of a domain with UUID u the run directory holds
            access is 0 while it knows that QEMU is not connected,
   u.log    what the helper said, where there is no systemd,
   u.lock   a file that the hook has locked while it changes these,
-  u.restore  while `enable --live` restores the domain: `with` its meter, whoever selects it, or `without`.
+  u.live   while `enable --live` works on the domain, which has it locked: how the hook shall restore the domain, `with`
+           its meter, whoever selects it, or `without`. Where nobody has it locked it means nothing.
 """
 
 import contextlib
@@ -18,16 +19,19 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 
-SUFFIXES = ("state", "sock", "alive", "log", "restore", "json", "lock")
-"""All files of a domain. The record goes after what it tells of."""
+SUFFIXES = ("state", "sock", "alive", "log", "json", "lock")
+"""The files of a domain, but the one of `enable --live`. The record goes after what it tells of."""
 LOCK_SECONDS = 5.0
 """How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
+LIVE_SECONDS = 0.2
+"""How long `enable --live` waits for another: no longer than a hook takes to look whether there is one."""
 POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -95,17 +99,17 @@ class Registry:
         descriptor = None
         try:
             with contextlib.suppress(OSError):
-                descriptor = self._lock(uuid, time.monotonic() + LOCK_SECONDS)
+                descriptor = self._lock(uuid, "lock", LOCK_SECONDS)
             yield
         finally:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _lock(self, uuid: str, until: float) -> int | None:
+    def _lock(self, uuid: str, suffix: str, seconds: float) -> int | None:
         self.create_directory()
-        path = self.path(uuid, "lock")
+        path, until = self.path(uuid, suffix), time.monotonic() + seconds
         while time.monotonic() < until:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_ino == path.stat().st_ino:
@@ -133,26 +137,53 @@ class Registry:
             return None
 
     @contextlib.contextmanager
-    def restoring(self, uuid: str, *, meter: bool) -> Iterator[None]:
-        """Tell the hook, for as long as this lasts, how to restore the domain; nothing where that cannot be written."""
-        path = self.path(uuid, "restore")
+    def switching_on(self, uuid: str) -> Iterator[Callable[[str], None]]:
+        """Keep the domain to one `enable --live`, and let the hook restore it with its meter for as long as this lasts.
+
+        Yields a function that tells the hook otherwise: `with` or `without`. However our process ends, it is over then.
+        Raises VirtRaplError when another works on the domain, or the run directory cannot be written.
+        """
+        path = self.path(uuid, "live")
+        descriptor = None
         try:
-            with contextlib.suppress(OSError):  # the domain is saved and must come back
-                self.create_directory()
-                replace(path, "with" if meter else "without", 0o600)
-            yield
+            try:
+                descriptor = self._lock(uuid, "live", LIVE_SECONDS)
+                if descriptor is None:
+                    raise VirtRaplError("another `enable --live` works on it", "wait until that is done")
+                os.pwrite(descriptor, b"with   ", 0)
+            except OSError as error:
+                raise VirtRaplError(f"cannot write {path}: {error}", "is there space?") from error
+
+            def tell(how: str) -> None:
+                assert descriptor is not None
+                os.pwrite(descriptor, how.encode().ljust(7), 0)  # as long as the text before: a full disk takes it
+
+            yield tell
         finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if descriptor is not None:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                os.close(descriptor)
 
     def how_to_restore(self, uuid: str) -> str:
-        """Return `with`, `without`, or nothing where nobody has said."""
+        """Return `with`, `without`, or nothing where nobody says; what an `enable --live` that was killed left goes."""
+        path = self.path(uuid, "live")
         try:
-            return self.path(uuid, "restore").read_text(encoding="ascii")
-        except (OSError, ValueError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
             return ""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return ""
+        except OSError:  # somebody has it locked
+            return os.read(descriptor, 7).decode("ascii", "replace").strip()
+        finally:
+            os.close(descriptor)
 
     def remove(self, uuid: str) -> None:
         """Forget the domain: its record, its line for the wrapper, its socket and all that was left for or by it."""
+        self.how_to_restore(uuid)  # which also takes away what an `enable --live` that was killed has left
         for suffix in SUFFIXES:
             self.path(uuid, suffix).unlink(missing_ok=True)

@@ -39,7 +39,9 @@ class Selector(NamedTuple):
             case "title":
                 return fnmatchcase(domain.title, self.text)
             case _:
-                return self.text.lower() == domain.uuid or fnmatchcase(domain.name, self.text)
+                if self.text == domain.name or self.text.lower() in (domain.uuid, domain.uuid.replace("-", "")):
+                    return True
+                return fnmatchcase(domain.name, self.text)
 
 
 @dataclass(frozen=True)

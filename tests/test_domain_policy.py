@@ -165,7 +165,7 @@ def test_transient_and_unknown_domains_are_left_alone(new_bench: NewBench) -> No
     assert bench.libvirt.defined == 0
 
 
-def test_a_refusal_is_told_once_a_definition(new_bench: NewBench) -> None:
+def test_a_refusal_is_told_again_only_when_the_reason_changes(new_bench: NewBench) -> None:
     bench = new_bench("web1")
     domain = bench.libvirt.add(GROWABLE)
     (told,) = bench.apply()
@@ -173,12 +173,14 @@ def test_a_refusal_is_told_once_a_definition(new_bench: NewBench) -> None:
     assert bench.policy.refusals()[UUID].startswith("the domain's number of vCPUs can grow")
     assert bench.apply() == [], "told once"
     domain.xml = GROWABLE.replace("<vcpu", "<title>x</title><vcpu")
-    assert len(bench.apply()) == 1, "another definition"
+    assert bench.apply() == [], "an edit that changes nothing of it"
+    domain.xml = PLAIN.replace("type='kvm'", "type='qemu'")
+    assert "of type 'qemu'" in bench.apply()[0]
     domain.xml = PLAIN
     assert bench.apply() == [ENABLED]
     assert bench.policy.refusals() == {}
     domain.xml = GROWABLE
-    bench.apply()
+    assert bench.apply() == [told], "it was in order in between"
     bench.libvirt.domains.clear()
     assert bench.apply() == []
     assert bench.policy.refusals() == {}, "it is gone"
@@ -259,6 +261,34 @@ def test_somebody_who_takes_it_out_again_and_again_has_their_way(new_bench: NewB
     assert (domain.xml, list(bench.policy.refusals())) == (PLAIN, [UUID])
     edit(domain)
     assert bench.apply() == [ENABLED], "another definition"
+
+
+def test_a_fight_by_ever_other_definitions_is_told_once(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(PLAIN)
+    for number in range(20):
+        domain.xml = PLAIN.replace("<vcpu>", f"<title>{number}</title><vcpu>")
+        bench.apply()
+    assert bench.told[: policy.MOST_CHANGES] == [ENABLED] * policy.MOST_CHANGES
+    (fight,) = bench.told[policy.MOST_CHANGES :]
+    assert "something took its meter out" in fight
+
+
+def test_an_emulator_is_asked_once_a_round(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def hangs(path: str) -> None:
+        asked.append(path)
+        raise VirtRaplError(f"{path} did not answer", "is it QEMU?")
+
+    bench = new_bench("*")
+    monkeypatch.setattr(emulator, "check", hangs)
+    bench.libvirt.add(PLAIN)
+    bench.libvirt.add(definition("web2", OTHER_UUID, QEMU))
+    assert [line.partition(":")[0] for line in bench.apply(UUID, OTHER_UUID)] == ["web1", "web2"]
+    assert asked == [str(QEMU)]
+    bench.apply(UUID, OTHER_UUID)
+    assert asked == [str(QEMU)] * 2
 
 
 # In its thread.

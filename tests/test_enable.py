@@ -230,6 +230,40 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
     assert fake.defined == 2
 
 
+@pytest.mark.parametrize("left", ["all but the mark", "argument", "wrapper"])
+def test_disable_without_the_mark(fake: FakeLibvirt, qemu: Path, run: Run, left: str) -> None:
+    original = definition("web", UUID, qemu)
+    injected = domxml.inject(original, socket=f"/run/elsewhere/{UUID}.sock")
+    before, _, rest = injected.partition("<metadata>")
+    xml = before.rstrip() + rest.partition("</metadata>")[2]
+    if left == "argument":
+        xml = xml.replace(f"{qemu}-rapl", str(qemu))
+    elif left == "wrapper":
+        xml = original.replace(f"{qemu}<", f"{qemu}-rapl<")
+    web = fake.add(xml)
+    assert run("disable", "web") == (0, "web: disabled; takes effect at the next start\n", "")
+    assert "rapl" not in web.xml
+    assert f"<emulator>{qemu}</emulator>" in web.xml
+    assert run("disable", "web")[1] == "web: not enabled\n"
+
+
+@pytest.mark.parametrize("command", ["enable", "disable"])
+def test_a_reader_that_has_gone_stops_nothing(
+    fake: FakeLibvirt, qemu: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for name, uuid in (("web", UUID), ("db", OTHER_UUID)):
+        xml = definition(name, uuid, qemu)
+        fake.add(domxml.inject(xml, socket=f"/run/elsewhere/{uuid}.sock") if command == "disable" else xml)
+    monkeypatch.setattr("libvirt_rapl.cli._forget_output", lambda: None)
+
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    assert run(command, "web", "db")[0] == 0
+    assert fake.defined == 2
+
+
 def test_disable_tells_that_the_configuration_chooses_the_domain(
     fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -100,6 +101,40 @@ def test_half_a_line_is_left_out(tmp_path: Path) -> None:
     (tmp_path / events.NAME).write_text('{"time": 1\n[]\n{"other": 1}\n\xff\n', encoding="latin-1")
     events.tell(tmp_path, event())
     assert list(events.told(tmp_path)) == [event()]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"time": "noon"},
+        {"time": float("nan")},
+        {"time": 1e300},
+        {"milliseconds": None},
+        {"domain": 5},
+        {"reason": ["x"]},
+        {"reason": "\ud800"},
+    ],
+)
+def test_an_odd_line_does_not_end_the_command(tmp_path: Path, run: Run, odd: dict[str, object]) -> None:
+    with (tmp_path / events.NAME).open("w") as file:
+        file.write("[" * 100_000 + "\n" + json.dumps({**asdict(event()), **odd}) + "\n")
+    events.tell(tmp_path, event(domain="good"))
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert [line.split()[2] for line in out.splitlines()[1:]] == ["good"]
+    assert run("--json", "--since", "1d")[0] == 0
+
+
+def test_who_may_not_read_is_told(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, _: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(events, "open", forbidden, raising=False)
+    assert run() == (
+        1,
+        "",
+        f"virt-rapl: error: may not read {tmp_path}/{events.NAME}.1\nhint: run as root\n",
+    )
 
 
 @pytest.fixture

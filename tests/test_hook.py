@@ -2,6 +2,9 @@
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -149,11 +152,11 @@ def test_trouble_at_start(host: Host, trouble: Exception, policy: str, status: i
 
 @pytest.mark.parametrize(("policy", "status", "line"), [("degrade", 0, "degraded: "), ("refuse", 1, "refuse")])
 def test_whatever_hangs_at_start_is_ended_by_the_deadline(host: Host, policy: str, status: int, line: str) -> None:
-    host.configure(on_failure=policy, hook_deadline="0.2")
+    host.configure(on_failure=policy, hook_deadline="1")
     host.slow_seconds = 60
     assert host.call("start", host.marked)[0] == status
     assert host.line.startswith(line)
-    assert host.record.reason == "not done within 0.2 s"
+    assert host.record.reason == "not done within 1 s"
 
 
 @pytest.mark.parametrize("operation", ["restore", "migrate", "started", "reconnect", "stopped"])
@@ -164,14 +167,25 @@ def test_whatever_hangs_later_is_ended_by_the_deadline(
         time.sleep(60)
 
     host.call("start", host.marked)
-    host.configure(hook_deadline="0.2")
+    host.configure(hook_deadline="1")
     monkeypatch.setattr(emulator, "check", hangs)
     monkeypatch.setattr(hook, "read_run_state", hangs)
     monkeypatch.setattr(instances, "stop", hangs)
     status, output, said = host.call(operation, socket_of_another(host.marked))
     assert (status, output) == (0, "")
-    assert said == f"virt-rapl: {operation} of web1: not done within 0.2 s\n"
-    assert (host.events()[-1].result, host.events()[-1].reason) == ("failed", "not done within 0.2 s")
+    assert said == f"virt-rapl: {operation} of web1: not done within 1 s\n"
+    assert (host.events()[-1].result, host.events()[-1].reason) == ("failed", "not done within 1 s")
+
+
+def test_a_qemu_that_hangs_as_it_is_asked_for_its_version_costs_only_that(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.call("start", host.marked)
+    host.configure(hook_deadline="1")
+    monkeypatch.setattr(emulator, "version", lambda _: time.sleep(60))
+    assert host.call("started", host.marked)[0] == 0
+    assert (host.record.state, host.record.pid, host.record.qemu_version) == ("ready", 100, "")
+    assert host.line == "ready\n100"
 
 
 def test_a_helper_that_comes_late_sees_that_nobody_waits(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,14 +303,45 @@ def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> Non
 
 
 def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
-    with host.registry.restoring(UUID, meter=True):
+    with host.registry.switching_on(UUID) as tell:
         assert host.call("restore", PLAIN)[1] == host.marked
-    assert host.call("restore", PLAIN)[1] == ""
-    host.configure(domains="[web*]")
-    with host.registry.restoring(UUID, meter=False):
+        host.configure(domains="[web*]")
+        tell("without")
         assert host.call("restore", PLAIN)[1] == ""
         assert not domxml.is_marked(host.call("restore", host.marked)[1])
-    assert host.call("restore", PLAIN)[1] == host.marked
+        tell("with")
+        host.configure(domains="[]")
+        assert host.call("restore", PLAIN)[1] == host.marked
+    assert host.call("restore", PLAIN)[1] == ""
+    assert not host.registry.path(UUID, "live").exists()
+
+
+def test_the_end_of_a_domain_takes_away_what_a_killed_enable_live_left_and_no_more(host: Host) -> None:
+    left = host.registry.path(UUID, "live")
+    host.call("start", host.marked)
+    with host.registry.switching_on(UUID):
+        host.call("stopped", host.marked)
+        assert left.exists()
+    left.write_text("without")
+    host.call("release", host.marked)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("how", ["with", "without"])
+def test_what_a_killed_enable_live_said_rules_nothing(host: Host, how: str) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from libvirt_rapl.registry import Registry\n"
+        f"with Registry(Path({str(host.run)!r})).switching_on({UUID!r}) as tell:\n"
+        f"    tell({how!r}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert host.registry.path(UUID, "live").read_text().strip() == how
+    wanted = PLAIN if how == "with" else socket_of_another(host.marked)
+    output = "" if how == "with" else host.marked
+    assert host.call("restore", wanted)[1] == output
+    assert not host.registry.path(UUID, "live").exists(), "it is gone with the first who looks"
+    with host.registry.switching_on(UUID):
+        pass
 
 
 def test_a_host_that_cannot_takes_the_meter_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import libvirt
@@ -84,7 +85,7 @@ class FakeLibvirt:
         self.lost(self, 0, None)
 
     def domainEventRegisterAny(self, _: None, event: int, callback: Callable[..., None], __: None) -> int:  # noqa: N802
-        assert event == libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        assert event in (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE)
         self.changed = callback
         return 5
 
@@ -303,3 +304,16 @@ def test_events_of_a_real_libvirt_driver() -> None:
         eventually(lambda: UUID.format(1) not in found.entries)
     finally:
         connection.close()
+
+
+def test_a_title_and_metadata_that_change_are_told() -> None:
+    """On libvirt's test driver, which tells it as QEMU's does."""
+    connection, told = domains.connect("test:///default"), SimpleQueue[str]()
+    domain = connection.lookupByName("test")
+    with domains.subscribed(connection, changed=told.put, lost=lambda: None):
+        for change in (
+            (libvirt.VIR_DOMAIN_METADATA_TITLE, "Shop", None, None),
+            (libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<a/>", "a", "urn:a"),
+        ):
+            domain.setMetadata(*change, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+            assert told.get(timeout=10) == domain.UUIDString()

@@ -1,6 +1,7 @@
 """`enable --live`: a running domain gets its meter without a reboot, and whatever fails, it runs on as it was."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -38,6 +39,8 @@ class Handle:
     def __init__(self, registry: Registry, *, save: str = "", restores: tuple[str, ...] = ("",)) -> None:
         self.registry, self.trouble, self.restores = registry, save, list(restores)
         self.active, self.enabled, self.aborted, self.told = True, False, threading.Event(), list[str]()
+        self.job, self.operation = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
+        self.image = live.SAVES / "web.save"
 
     def managedSave(self) -> int:  # noqa: N802
         if self.trouble == "slow":
@@ -49,7 +52,14 @@ class Handle:
         elif self.trouble:
             raise libvirt.libvirtError(self.trouble)
         self.active = False
+        self.image.touch()
         return 0
+
+    def jobInfo(self) -> list[int]:  # noqa: N802
+        return [self.job]
+
+    def jobStats(self) -> dict[str, int]:  # noqa: N802
+        return {"operation": self.operation}
 
     def abortJob(self) -> int:  # noqa: N802
         if self.trouble == "late":
@@ -62,6 +72,7 @@ class Handle:
         if trouble := self.restores.pop(0):
             raise libvirt.libvirtError(trouble)
         self.active = True
+        self.image.unlink()
         return 0
 
     def isActive(self) -> int:  # noqa: N802
@@ -78,13 +89,25 @@ class Handle:
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setattr(live, "_check", lambda *_: None)
+    monkeypatch.setattr(live, "is_active", lambda *_: False)
+    monkeypatch.setattr(live, "lookup_uuid", lambda handle, _: domain(handle))
+    monkeypatch.setattr(live, "SAVES", tmp_path)
     monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
     return Registry(tmp_path / "run")
 
 
-def plan(handle: Handle) -> live.Plan:
-    domain = Domain(name="web", uuid=UUID, id=1, state="running", handle=handle)
-    return live.Plan(domain=domain, enable=handle.enable, persistent=True, used_bytes=1 << 30, bytes_per_second=1e9)
+def domain(handle: Handle) -> Domain:
+    return Domain(name="web", uuid=UUID, id=1 if handle.active else None, state="running", handle=handle)
+
+
+def plan(handle: Handle, *, persistent: bool = True) -> live.Plan:
+    return live.Plan(
+        domain=domain(handle),
+        enable=handle.enable,
+        persistent=persistent,
+        used_bytes=1 << 30,
+        bytes_per_second=1e9,
+    )
 
 
 def told(registry: Registry) -> list[tuple[str, str]]:
@@ -93,7 +116,7 @@ def told(registry: Registry) -> list[tuple[str, str]]:
 
 def test_the_hook_is_told_while_the_domain_is_restored_and_no_longer(registry: Registry) -> None:
     handle = Handle(registry)
-    assert live.switch_on(plan(handle), registry) >= 0
+    live.switch_on(plan(handle), registry, print)
     assert handle.enabled
     assert handle.told == ["with"]
     assert registry.how_to_restore(UUID) == ""
@@ -109,25 +132,26 @@ def test_what_the_guest_will_see_is_told() -> None:
 def test_not_saved_is_not_touched(registry: Registry) -> None:
     handle = Handle(registry, save="no space left")
     with pytest.raises(VirtRaplError, match="web: runs on as before, as libvirt did not save it: no space left"):
-        live.switch_on(plan(handle), registry)
+        live.switch_on(plan(handle), registry, print)
     assert handle.told == []
     assert told(registry) == [("live", "failed")]
 
 
-def test_a_libvirt_that_is_lost_meanwhile(registry: Registry) -> None:
+def test_a_libvirt_that_is_lost_meanwhile(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     handle = Handle(registry, save="connection reset")
     handle.active = False
+    monkeypatch.setattr(live, "lookup_uuid", lambda handle, _: dataclasses.replace(domain(handle), id=1))
     with pytest.raises(VirtRaplError, match="libvirt was lost") as caught:
-        live.switch_on(plan(handle), registry)
+        live.switch_on(plan(handle), registry, print)
     assert "virsh start web" in caught.value.hint
 
 
 def test_not_restored_with_it_is_restored_without(registry: Registry) -> None:
-    handle = Handle(registry, restores=("QEMU exited", ""))
+    handle = Handle(registry, restores=("process exited while connecting to monitor: QEMU exited", ""))
     with pytest.raises(
-        VirtRaplError, match=r"web: runs on as before, as it could not be .* with its meter: QEMU exited"
+        VirtRaplError, match=r"web: runs on as before, as it could not be .* with its meter: .*: QEMU exited"
     ):
-        live.switch_on(plan(handle), registry)
+        live.switch_on(plan(handle), registry, print)
     assert not handle.enabled
     assert handle.told == ["with", "without"]
     assert registry.how_to_restore(UUID) == ""
@@ -135,30 +159,150 @@ def test_not_restored_with_it_is_restored_without(registry: Registry) -> None:
 
 def test_not_restored_at_all_stays_saved(registry: Registry) -> None:
     handle = Handle(registry, restores=("first", "second"))
-    with pytest.raises(VirtRaplError, match=f"second; nothing is lost, it is saved in {SAVES}/web.save") as caught:
-        live.switch_on(plan(handle), registry)
+    with pytest.raises(VirtRaplError, match=r"second; nothing is lost, it is saved in .*/web.save") as caught:
+        live.switch_on(plan(handle), registry, print)
     assert "`virsh start web`" in caught.value.hint
 
 
-def test_a_full_run_directory_does_not_keep_a_domain_away(registry: Registry) -> None:
-    registry.run_directory.touch()  # no directory: nothing can be written there
+def test_an_image_that_is_gone_is_not_promised(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "touch", lambda _: None)
+    handle = Handle(registry, restores=("first", "second"))
+    with pytest.raises(VirtRaplError, match=r"cannot be restored: first; .*/web.save is gone"):
+        live.switch_on(plan(handle), registry, print)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "internal error: process exited while connecting to monitor",
+        "internal error: QEMU unexpectedly closed the monitor (vm='web'): qemu: terminating on signal 15 from pid 1",
+        "internal error: QEMU unexpectedly closed the monitor (vm='web')",
+        "Unable to write to monitor: Broken pipe",
+    ],
+)
+def test_a_domain_that_its_owner_destroys_stays_so(registry: Registry, trouble: str) -> None:
+    handle = Handle(registry, restores=(trouble, ""))
+    with pytest.raises(VirtRaplError, match=r"web: was killed as it was restored.*; it is saved in"):
+        live.switch_on(plan(handle), registry, print)
+    assert handle.told == ["with"]
+    assert not handle.active
+
+
+def test_what_goes_on_and_ends_at_once_does_not_run_on(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_is_active", lambda _: False)
+    with pytest.raises(VirtRaplError, match="web: has ended since, as it could not be restored with its meter: first"):
+        live.switch_on(plan(Handle(registry, restores=("first", ""))), registry, print)
+
+
+def test_a_restored_domain_that_has_ended_does_not_run_on(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     handle = Handle(registry)
-    live.switch_on(plan(handle), registry)
-    assert handle.active
+    handle.active = False
+    monkeypatch.setattr(live, "lookup_uuid", lambda handle, _: domain(handle))
+    with pytest.raises(VirtRaplError, match="web: was restored and has ended since"):
+        live._check(domain(handle), registry)
+
+
+def test_a_definition_that_is_gone_is_told(registry: Registry) -> None:
+    def enable() -> None:
+        raise VirtRaplError("it was undefined meanwhile")
+
+    with pytest.raises(
+        VirtRaplError, match=r"web: has its meter until it ends, but not .*: it was undefined meanwhile"
+    ):
+        live.switch_on(dataclasses.replace(plan(Handle(registry)), enable=enable), registry, print)
+    assert told(registry) == [("live", "active")]
+
+
+def test_a_full_run_directory_is_seen_before_the_domain_is_touched(registry: Registry) -> None:
+    registry.run_directory.touch()  # no directory: nothing can be written there
+    handle = Handle(registry, save="not to be saved")
+    with pytest.raises(VirtRaplError, match="web: cannot write "):
+        live.switch_on(plan(handle), registry, print)
+
+
+def test_one_at_a_time(registry: Registry) -> None:
+    with (
+        registry.switching_on(UUID),
+        pytest.raises(VirtRaplError, match="web: another `enable --live` works on it"),
+    ):
+        live.switch_on(plan(Handle(registry, save="not to be saved")), registry, print)
+    live.switch_on(plan(Handle(registry)), registry, print)
+    assert not registry.path(UUID, "live").exists()
+
+
+def test_what_another_has_done_meanwhile_is_not_done_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "is_active", lambda *_: True)
+    live.switch_on(plan(Handle(registry, save="not to be saved")), registry, print)
+    assert capsys.readouterr().out == "web: its meter is already active\n"
+
+
+def test_an_image_that_was_left_is_not_written_over(registry: Registry, tmp_path: Path) -> None:
+    left = tmp_path / f"{UUID}.virt-rapl"
+    left.write_text("a domain")
+    with pytest.raises(VirtRaplError, match=f"web: {left} is left of an `enable --live`"):
+        live.switch_on(plan(Handle(registry), persistent=False), registry, print)
+    assert left.read_text() == "a domain"
+
+
+def test_somebody_elses_job_is_waited_for_and_not_ended(registry: Registry) -> None:
+    handle = Handle(registry, save="not to be saved")
+    handle.job = libvirt.VIR_DOMAIN_JOB_UNBOUNDED
+    with pytest.raises(VirtRaplError, match="web: libvirt is busy with it"):
+        live.switch_on(plan(handle), registry, print)
+    handle = Handle(registry, save="slow")  # and one that begins between the look and the save
+    handle.operation = libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP
+    asked = []
+
+    def stats() -> dict[str, int]:
+        asked.append(handle.aborted.is_set())
+        if len(asked) == 5:
+            handle.operation = libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
+        return {"operation": handle.operation}
+
+    handle.jobStats = stats  # type: ignore[method-assign]
+    with pytest.raises(VirtRaplError, match="web: cancelled"):
+        live.switch_on(plan(handle), registry, print)
+    assert asked[:5] == [False] * 5
 
 
 def test_ctrl_c_cancels_the_save(registry: Registry) -> None:
     with pytest.raises(VirtRaplError, match="web: cancelled; it runs on as before"):
-        live.switch_on(plan(Handle(registry, save="slow")), registry)
+        live.switch_on(plan(Handle(registry, save="slow")), registry, print)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_ctrl_c_that_comes_too_late_takes_effect_when_the_domain_runs_again(registry: Registry) -> None:
+def test_a_ctrl_c_that_comes_too_late_takes_effect_when_all_is_told(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
     handle = Handle(registry, save="late")
     with pytest.raises(KeyboardInterrupt):
-        live.switch_on(plan(handle), registry)
+        live.switch_on(plan(handle), registry, print)
     assert handle.enabled
     assert told(registry) == [("live", "active")]
+    assert "web: has its meter; it paused for" in capsys.readouterr().out
+
+
+def test_ctrl_z_waits_until_the_domain_runs_again(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[bool] = []
+    handle = Handle(registry)
+    save = handle.managedSave
+
+    def managed_save() -> int:
+        os.kill(os.getpid(), signal.SIGTSTP)
+        time.sleep(0.2)  # long enough to be seen by whoever cancels
+        return save()
+
+    monkeypatch.setattr(handle, "managedSave", managed_save)
+    before = signal.signal(signal.SIGTSTP, lambda *_: stopped.append(handle.active))
+    try:
+        live.switch_on(plan(handle), registry, print)
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+    assert stopped == [True]
+    assert not handle.aborted.is_set()
 
 
 @pytest.mark.parametrize("swap", [0, 100])
@@ -517,3 +661,40 @@ def test_an_edit_made_meanwhile_is_kept(world: World, running: str) -> None:
     assert "<title>edited</title>" in definition(world, running)
     assert "urn:libvirt-rapl:mark:1" in definition(world, running)
     runs_on(world, running, len(world.readings(running)))
+
+
+@e2e
+def test_two_at_once_on_a_transient_domain(world: World, running: str) -> None:
+    xml = definition(world, running)
+    world.run(["virsh", "undefine", running])
+    try:
+        lines = len(world.readings(running))
+        commands = [world.popen(["sh", "-c", 'virt-rapl enable --live "$1" 2>&1', "sh", running]) for _ in range(2)]
+        said = sorted(command.communicate(timeout=60)[0] for command in commands)
+        assert sum(f"{running}: has its meter" in words for words in said) == 1
+        others = (
+            "another `enable --live` works on it",
+            "libvirt is busy with it",
+            "already active",
+            "there is no domain",
+        )
+        assert any(other in words for words in said for other in others), said
+        runs_on(world, running, lines)
+    finally:
+        world.run(["virsh", "define", "/dev/stdin"], input=xml)
+
+
+@e2e
+def test_a_domain_destroyed_while_it_is_restored_stays_off_and_saved(world: World, running: str) -> None:
+    """The wrapper stands still, so that there is time for it."""
+    with replaced(world, WRAPPER, 'case " $* " in *" -incoming "*) exec sleep 30 ;; esac; exec "${0%-rapl}" "$@"'):
+        command = world.popen(["sh", "-c", 'exec virt-rapl enable --live "$1" 2>&1', "sh", running])
+        assert command.stdout is not None
+        assert "pauses for about" in command.stdout.readline()
+        wait_until(lambda: "-incoming" in domain_log(world, running), 20, "it is restored")
+        world.run(["virsh", "destroy", running], check=False)  # which may say that it is gone already
+        assert f"{running}: was killed as it was restored" in command.communicate(timeout=60)[0]
+    assert world.run(["virsh", "domstate", running]).stdout.strip() == "shut off"
+    lines = len(world.readings(running))
+    world.run(["virsh", "start", running])
+    runs_on(world, running, lines)

@@ -43,10 +43,12 @@ def selects(text: str) -> bool:
         ("[WEB1]", False),
         (f"[{UUID}]", True),
         (f"[{UUID.upper()}]", True),
+        (f"[{UUID.replace('-', '')}]", True),
         ("['*-123456789abc']", False),
         ("[title: '*(metered)']", True),
         ("[title: web1]", False),
         ("[title: 'Shop']", False),
+        ("[title: '*']", True),
         ("[metadata: 'urn:example:tenant']", True),
         ("[metadata: 'urn:example:tenant tenant']", True),
         ("[metadata: 'urn:example:tenant meter']", False),
@@ -96,3 +98,16 @@ def test_what_says_no_domains_is_refused_with_its_line(tmp_path: Path, text: str
     with pytest.raises(VirtRaplError, match=r"virt-rapl.yaml:2: domains: expected a list of names") as caught:
         load(file)
     assert "title: PATTERN" in caught.value.message
+
+
+def test_a_name_that_looks_like_a_pattern() -> None:
+    selection = Selection.parse(["dir[1]"])
+    assert selection
+    traits = domxml.traits(DOMAIN)
+    assert [selection.selects(traits._replace(name=name)) for name in ("dir[1]", "dir1", "dir2")] == [True, True, False]
+
+
+def test_any_title_is_also_none() -> None:
+    selection = Selection.parse([{"title": "*"}])
+    assert selection
+    assert selection.selects(domxml.traits(DOMAIN)._replace(title=""))

@@ -57,6 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
         )
 
 
+def say(line: str) -> None:
+    """Print a line of a command that acts. It goes on where nobody reads that (`| true`): half of it helps nobody."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _forget_output()
+
+
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Divide at the command: our own options with it, and what is the command's, which may look like ours."""
     position = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from libvirt_rapl import domxml, emulator, live
-from libvirt_rapl.cli import DEFAULT_URI
+from libvirt_rapl.cli import DEFAULT_URI, say
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import Domain, connect, lookup
 from libvirt_rapl.errors import VirtRaplError
@@ -55,17 +55,16 @@ def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str]
     for name in options.domains:
         domain = lookup(connection, name)
         if live.is_active(domain, registry):
-            print(f"{domain.name}: its meter is already active")
+            say(f"{domain.name}: its meter is already active")
             continue
         plan, difference = _plan_live(domain, with_meter, registry)
         plans.append(plan)
         if options.dry_run:
             sys.stdout.write(difference)
     for plan in plans:
-        print(plan, flush=True)
+        say(str(plan))
         if not options.dry_run:
-            seconds = live.switch_on(plan, registry)
-            print(f"{plan.domain.name}: has its meter; it paused for {seconds:.1f} s", flush=True)
+            live.switch_on(plan, registry, say)
 
 
 def _plan_live(domain: Domain, with_meter: Callable[[Domain, str], str], registry: Registry) -> tuple[live.Plan, str]:
@@ -74,6 +73,8 @@ def _plan_live(domain: Domain, with_meter: Callable[[Domain, str], str], registr
 
     def enable() -> None:
         if difference:
+            if not domain.persistent:
+                raise VirtRaplError("it was undefined meanwhile", "`virsh dumpxml` shows it as it runs")
             # As it is by then: its owner may edit it while the domain is saved.
             change = _plan(domain, with_meter)
             domain.define(change.after)
@@ -104,13 +105,13 @@ def change_all(
     for change in [_plan(lookup(connection, name), rewrite) for name in options.domains]:
         domain = change.domain
         if not change.difference:
-            print(f"{domain.name}: {nothing_to_do}")
+            say(f"{domain.name}: {nothing_to_do}")
         elif options.dry_run:
             sys.stdout.write(change.difference)
         else:
             domain.define(change.after)
             running = " (it is running now, as it was started)" if domain.active else ""
-            print(f"{domain.name}: {done}; takes effect at the next start{running}")
+            say(f"{domain.name}: {done}; takes effect at the next start{running}")
 
 
 def _plan(domain: Domain, rewrite: Callable[[Domain, str], str]) -> _Change:

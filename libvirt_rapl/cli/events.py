@@ -12,6 +12,7 @@ from datetime import datetime
 
 from libvirt_rapl import events
 from libvirt_rapl.config import load
+from libvirt_rapl.errors import VirtRaplError
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -41,9 +42,13 @@ def instant(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Show them."""
+    try:
+        told = list(events.told(load(options.config).run_directory))
+    except PermissionError as error:
+        raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
     found = [
         event
-        for event in events.told(load(options.config).run_directory)
+        for event in told
         if event.time >= options.since and (not options.domains or {event.domain, event.uuid} & set(options.domains))
     ]
     if options.json:

@@ -6,6 +6,7 @@ It can be run again at any time: what is there and right stays as it is, and so 
 import argparse
 from pathlib import Path
 
+from libvirt_rapl.cli import say
 from libvirt_rapl.installer import install
 
 
@@ -29,5 +30,5 @@ def _directory(text: str) -> Path:
 def run(options: argparse.Namespace) -> int:
     """Install and say what was done."""
     for line in install(options.prefix_root):
-        print(line)
+        say(line)
     return 0
