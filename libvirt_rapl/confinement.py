@@ -4,8 +4,10 @@ It all holds for the programs that the process becomes by exec, too.
 """
 
 import ctypes
+import fcntl
 import os
 import resource
+import termios
 
 from libvirt_rapl.errors import VirtRaplError
 
@@ -13,18 +15,24 @@ CAP_SYS_RAWIO = 17
 """Reading model-specific registers takes it."""
 DESCRIPTORS = 4096
 DATA_BYTES = 256 << 20
+FILE_BYTES = 64 << 10
+"""How long a file may get by writing: a log."""
 
 READING = """
     access arch_prctl brk clock_getres clock_gettime clock_nanosleep close close_range dup epoll_create1 epoll_ctl
-    epoll_pwait epoll_wait eventfd2 execve exit exit_group faccessat faccessat2 fadvise64 fcntl fstat fstatfs futex
-    getcwd getdents64 getegid geteuid getgid getpid getppid getrandom getrlimit gettid getuid ioctl lseek lstat madvise
-    mmap mprotect mremap munmap newfstatat poll ppoll pread64 prlimit64 read readlink readlinkat restart_syscall rseq
+    epoll_pwait epoll_wait eventfd2 exit exit_group faccessat faccessat2 fadvise64 fstat fstatfs futex
+    getcwd getdents64 getegid geteuid getgid getpid getppid getrandom getrlimit gettid getuid lseek lstat madvise
+    mmap mprotect mremap munmap newfstatat poll ppoll pread64 read readlink readlinkat restart_syscall rseq
     rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list
     set_tid_address sigaltstack stat statfs statx sysinfo uname write
 """
-"""What an interpreter takes to start, read files and wait. It takes execve to start; what that starts has no more."""
-ANSWERING = "accept accept4 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto shutdown utimensat"
-"""What a server takes whose socket listens already, and to show its last sign of life."""
+"""What an interpreter takes to start, read files and wait; see also filter_system_calls()."""
+ANSWERING = "accept accept4 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto shutdown"
+"""What a server takes whose socket listens already."""
+CONTROLS = (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONBIO)
+"""What an interpreter asks of descriptors: is it a terminal, is it inherited, does it wait."""
+COMMANDS = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
+"""The others could have a signal sent to anybody, or break a lease."""
 
 _LIBSECCOMP = "libseccomp.so.2"
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
@@ -34,7 +42,8 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _ALLOW = 0x7FFF0000
 _AS_IF_NOT_THERE = 0x00050000 | 38
 """SCMP_ACT_ERRNO(ENOSYS): libraries then take an older system call, which may be allowed."""
-_MASKED_EQUAL = 7
+_EQUAL, _MASKED_EQUAL = 4, 7
+_AT_EMPTY_PATH = 0x1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,17 +71,34 @@ def limit_resources() -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, DESCRIPTORS),
         (resource.RLIMIT_DATA, DATA_BYTES),
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
     ):
         _, hard = resource.getrlimit(kind)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (most, most))
 
 
-def filter_system_calls() -> None:
+def open_program(path: str) -> int:
+    """Limit resources, and return a descriptor of a program that no other file can ever have: it is above the limit.
+
+    It is closed when the program is executed. Raises OSError.
+    """
+    limit_resources()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.dup2(descriptor, most - 1, inheritable=False)
+    os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most - 1, most - 1))
+    return most - 1
+
+
+def filter_system_calls(program: int) -> None:
     """Leave the system calls of READING and ANSWERING; any other fails as if the kernel did not have it.
 
-    A file is opened for reading only: no socket, process or thread is made, no file is written or removed.
-    Raises VirtRaplError where the library is missing, OSError where the kernel has no filters.
+    A file is opened for reading only: no socket, process or thread is made, no file is created or removed; of a file
+    that is ours the times can be set. No other process is reached, by a signal or a limit. Nothing is executed but the
+    descriptor `program`, as open_program() returns it; what that becomes executes nothing. Raises VirtRaplError where
+    the library is missing, OSError where the kernel has no filters.
     """
     try:
         library = ctypes.CDLL(_LIBSECCOMP)
@@ -84,6 +110,13 @@ def filter_system_calls() -> None:
     context = ctypes.c_void_p(library.seccomp_init(_AS_IF_NOT_THERE))
     for name in (READING + ANSWERING).split():
         _allow(library, context, name)
+    for command in COMMANDS:
+        _allow(library, context, "fcntl", _Comparison(1, _MASKED_EQUAL, 0xFFFFFFFF, command))
+    for control in CONTROLS:
+        _allow(library, context, "ioctl", _Comparison(1, _MASKED_EQUAL, 0xFFFFFFFF, control))
+    _allow(library, context, "prlimit64", _Comparison(0, _EQUAL, 0), _Comparison(2, _EQUAL, 0))  # our own are read
+    _allow(library, context, "utimensat", _Comparison(1, _EQUAL, 0))  # of a descriptor, not of a path
+    _allow(library, context, "execveat", _Comparison(0, _EQUAL, program), _Comparison(4, _EQUAL, _AT_EMPTY_PATH))
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     _allow(library, context, "open", _Comparison(1, _MASKED_EQUAL, writing, 0))
     _allow(library, context, "openat", _Comparison(2, _MASKED_EQUAL, writing, 0))
@@ -92,13 +125,13 @@ def filter_system_calls() -> None:
 
 
 class _Comparison(ctypes.Structure):
-    """struct scmp_arg_cmp: argument, operator, two operands (here: mask and value)."""
+    """struct scmp_arg_cmp: argument, operator, two operands: mask and value, or a value alone."""
 
     _fields_ = (
         ("argument", ctypes.c_uint),
         ("operator", ctypes.c_int),
-        ("mask", ctypes.c_uint64),
-        ("value", ctypes.c_uint64),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
     )
 
 

@@ -97,6 +97,12 @@ def identity(xml: str) -> tuple[str, str]:
     return domain.findtext("name", ""), _uuid(domain)
 
 
+def number(xml: str) -> int | None:
+    """Return libvirt's number of a domain that runs or is about to; None of any other."""
+    value = _parse(xml).get("id", "")
+    return int(value) if value.isdecimal() else None
+
+
 def traits(xml: str) -> Traits:
     """Return what a domain is chosen by. Raises VirtRaplError as identity()."""
     domain = _parse(xml)

@@ -133,7 +133,7 @@ def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: 
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
-    record.pid, record.vcpu_tids = None, {}  # those of a run that a crash has ended
+    record.id, record.pid, record.vcpu_tids = domxml.number(xml), None, {}  # those of a run that a crash has ended
     try:
         if config_error:
             raise config_error

@@ -18,6 +18,7 @@ from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.client import probe
 
 HELPER_ENDED = "its helper ended, and QEMU connects only once; restart the domain"
+HELPER_ALONE = "QEMU is not connected to its helper; restart the domain"
 HELPER_STOPPED = "its helper is stopped; `kill -CONT {}` lets it go on"
 STOP_SECONDS = 2.0
 POLL_SECONDS = 0.02
@@ -46,15 +47,25 @@ def alive(record: Record) -> bool:
     return record.helper_pid is not None and record.helper_start == start_time(record.helper_pid) is not None
 
 
-def trouble(record: Record) -> str:
+def trouble(record: Record, registry: Registry) -> str:
     """Tell in one line why the helper that was started does not answer now; empty when it may well."""
     if record.helper_pid is None or not alive(record):
         return HELPER_ENDED
-    return HELPER_STOPPED.format(record.helper_pid) if is_stopped(record.helper_pid) else ""
+    if is_stopped(record.helper_pid):
+        return HELPER_STOPPED.format(record.helper_pid)
+    return "" if _serves(record, registry) else HELPER_ALONE
+
+
+def _serves(record: Record, registry: Registry) -> bool:
+    """Tell whether QEMU is connected, as far as the helper shows it; see libvirt_rapl.vmsr.serving.SignOfLife."""
+    try:
+        return registry.path(record.uuid, "alive").stat().st_atime_ns != 0
+    except OSError:
+        return True  # qemu-vmsr-helper shows nothing
 
 
 def ended_at(record: Record, registry: Registry) -> float | None:
-    """Tell when a helper that answers no more gave its last sign of life, in seconds since the epoch; None: unknown."""
+    """Tell when a helper last served its QEMU for all that is known, in seconds since the epoch; None: unknown."""
     try:
         return registry.path(record.uuid, "alive").stat().st_mtime
     except OSError:

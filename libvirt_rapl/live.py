@@ -74,7 +74,7 @@ class Plan:
 
 def is_active(domain: Domain, registry: Registry) -> bool:
     """Tell whether the guest reads its joules already."""
-    return vrapl_state(inventory.describe(domain), registry.read(domain.uuid))[0] == "active"
+    return vrapl_state(inventory.describe(domain), registry.read(domain.uuid), registry)[0] == "active"
 
 
 def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan:
@@ -302,7 +302,7 @@ def _check(domain: Domain, registry: Registry) -> None:
     restored = lookup_uuid(domain.handle.connect(), domain.uuid)
     if restored is None or not restored.active:
         raise VirtRaplError(f"{domain.name}: was restored and has ended since")
-    vrapl, reason = vrapl_state(inventory.describe(restored), registry.read(domain.uuid))
+    vrapl, reason = vrapl_state(inventory.describe(restored), registry.read(domain.uuid), registry)
     if vrapl == "active":
         return
     if vrapl == "degraded":

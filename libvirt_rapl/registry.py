@@ -5,7 +5,9 @@ Of a domain with UUID u the run directory holds
   u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
            below it, for the helper, QEMU's PID once it is known,
   u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600,
-  u.alive  a file whose time of change is the native helper's last sign of life,
+  u.alive  a file whose time of change tells when the native helper last served its QEMU for all it knows; its time of
+           access is 0 while it knows that QEMU is not connected,
+  u.log    what the helper said, where there is no systemd,
   u.lock   a file that the hook has locked while it changes these,
   u.live   while `enable --live` works on the domain, which has it locked: how the hook shall restore the domain, `with`
            its meter, whoever selects it, or `without`. Where nobody has it locked it means nothing.
@@ -24,6 +26,8 @@ from pathlib import Path
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 
+SUFFIXES = ("state", "sock", "alive", "log", "json", "lock")
+"""All files of a domain, but for u.live, which may be locked. The record goes after what it tells of."""
 LOCK_SECONDS = 5.0
 """How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
 LIVE_SECONDS = 0.2
@@ -53,6 +57,8 @@ class Record:
     helper_pid: int | None = None
     helper_start: int | None = None
     """Start time of the helper in clock ticks since boot: with the PID it names one process for ever."""
+    id: int | None = None
+    """Libvirt's number of the domain, while it runs: no other that runs has it."""
     pid: int | None = None
     """QEMU's main process."""
     vcpu_tids: dict[int, int] = field(default_factory=dict)
@@ -69,7 +75,7 @@ class Registry:
         self.run_directory = run_directory
 
     def path(self, uuid: str, suffix: str) -> Path:
-        """Path of a domain's file; `suffix` is json, state, sock, ... Raises ValueError if `uuid` is none."""
+        """Path of a domain's file; `suffix` is one of SUFFIXES, or live. Raises ValueError if `uuid` is none."""
         if not UUID.fullmatch(uuid):
             raise ValueError(f"not a UUID: {uuid!r}")
         return self.run_directory / f"{uuid}.{suffix}"
@@ -177,7 +183,7 @@ class Registry:
             os.close(descriptor)
 
     def remove(self, uuid: str) -> None:
-        """Forget the domain: its record, its line for the wrapper, its socket, its lock and what its helper left."""
+        """Forget the domain: its record, its line for the wrapper, its socket and all that was left for or by it."""
         self.how_to_restore(uuid)  # which also takes away what an `enable --live` that was killed has left
-        for suffix in ("state", "sock", "alive", "log", "json", "lock"):
+        for suffix in SUFFIXES:
             self.path(uuid, suffix).unlink(missing_ok=True)

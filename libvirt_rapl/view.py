@@ -75,7 +75,7 @@ class View:
 
     def _domain(self, domain: Entry, refusal: str | None) -> dict[str, Any]:
         record = self._registry.read(domain.uuid)
-        vrapl, reason = vrapl_state(domain, record)
+        vrapl, reason = vrapl_state(domain, record, self._registry)
         usage = self.meter.domains.get(domain.uuid, DomainUsage())
         tids = self.meter.vcpu_tids(domain.uuid)
         return {
@@ -110,12 +110,12 @@ class View:
             "backend": record.backend,
             "pid": record.helper_pid,
             "socket": str(self._registry.path(record.uuid, "sock")),
-            "healthy": not instances.trouble(record),
+            "healthy": not instances.trouble(record, self._registry),
             "note": unknown_qemu(record),
         }
 
 
-def vrapl_state(domain: Entry, record: Record | None) -> tuple[str, str]:
+def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[str, str]:
     """Tell how far a domain is with its own meter, and why where it is degraded.
 
     `active`: the guest reads its joules. `degraded`: it should, but runs without a working helper. `pending`: it will
@@ -123,16 +123,16 @@ def vrapl_state(domain: Entry, record: Record | None) -> tuple[str, str]:
     """
     if domain.mark != "live":
         return "pending" if domain.mark == "next" else "off", ""
-    reason = _trouble(record)
+    reason = _trouble(record, registry)
     return "degraded" if reason else "active", reason
 
 
-def _trouble(record: Record | None) -> str:
+def _trouble(record: Record | None, registry: Registry) -> str:
     """Tell in one line why a domain runs without a working helper; empty when the helper works."""
     if record is None:
         return "the hook did not run or left no record when it started; see libvirt's log and `virt-rapl install`"
     if record.state == "ready":
-        return instances.trouble(record)
+        return instances.trouble(record, registry)
     return record.reason or instances.HELPER_ENDED
 
 

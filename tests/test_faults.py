@@ -1,5 +1,6 @@
 """When a domain's meter cannot be set up, the domain starts without it, or is refused with one clear line."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -51,6 +52,14 @@ def no_rapl_on_the_host(world: World, policy: str) -> Iterator[str]:
 
 
 @contextmanager
+def cpu_off_line(world: World, policy: str) -> Iterator[str]:
+    configure(world, on_failure=policy)
+    last = os.sysconf("SC_NPROCESSORS_CONF") - 1
+    with mounted(world, "mode=755", f"/sys/devices/system/cpu/cpu{last}"):
+        yield f"all CPUs are on line, and CPU {last} is not"
+
+
+@contextmanager
 def mounted(world: World, options: str, directory: str) -> Iterator[None]:
     """Hide a directory behind an empty file system."""
     world.run(["mount", "-t", "tmpfs", "-o", options, "fault", directory])
@@ -60,7 +69,7 @@ def mounted(world: World, options: str, directory: str) -> Iterator[None]:
         world.run(["umount", "--lazy", directory])
 
 
-FAULTS = [no_helper_binary, helper_that_hangs, full_run_directory, no_rapl_on_the_host]
+FAULTS = [no_helper_binary, helper_that_hangs, full_run_directory, no_rapl_on_the_host, cpu_off_line]
 Fault = Callable[[World, str], AbstractContextManager[str]]
 
 
@@ -73,7 +82,7 @@ def test_degrade_starts_the_domain_and_tells_why(world: World, new_guest: NewGue
         assert "starts without RAPL" in domain_log(world, name)
         if fault is not full_run_directory:  # which has no room for a reason
             assert reason in domain_log(world, name)
-        if fault is not no_rapl_on_the_host:
+        if fault not in (no_rapl_on_the_host, cpu_off_line):  # `status` needs them, too
             assert status(world, name)["vrapl"] == "degraded"
         assert {reading.energy for reading in world.readings(name)} == {0}
         world.run(["virsh", "destroy", name])
@@ -144,6 +153,51 @@ def test_a_helper_that_dies_costs_the_meter_and_not_the_domain(world: World, new
     assert f"{name} runs without its meter since " in said
     lines = len(world.readings(name))
     wait_until(lambda: len(world.readings(name)) > lines, 5, "the guest goes on")
+
+
+GREEDY = """
+import os, socket, struct, sys, time
+request, connections = struct.Struct("=3I"), []
+print(os.getpid(), flush=True)
+while True:
+    if len(connections) < 2:
+        connections.append(socket.socket(socket.AF_UNIX))
+        connections[-1].settimeout(1)
+    for connection in list(connections):
+        try:
+            try:
+                connection.getpeername()
+            except OSError:
+                connection.connect(sys.argv[1])
+            connection.sendall(request.pack(0x606, 0, os.getpid()))
+            if not connection.recv(8):
+                raise OSError
+        except OSError:
+            connections.remove(connection)
+    time.sleep(0.05)
+"""
+"""Takes two slots of a helper and asks, as soon and as often as it can."""
+
+
+def test_other_processes_of_qemus_user_do_not_take_its_slot_before_it_is_known(
+    world: World, new_guest: NewGuest
+) -> None:
+    """As an escaped guest might where all domains run as one user."""
+    name = new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    socket = f"/run/virt-rapl/{uuid_of(world, name)}.sock"
+    user = ["setpriv", "--reuid=libvirt-qemu", "--regid=kvm", "--clear-groups"]
+    crowd = [world.popen([*user, "/usr/bin/python3", "-c", GREEDY, socket]) for _ in range(5)]
+    pids = [int(process.stdout.readline()) for process in crowd if process.stdout]
+    try:
+        world.run(["virsh", "start", name])
+        wait_until(lambda: grows(world, name), 20, "the guest's counter moves")
+        assert status(world, name)["vrapl"] == "active"
+    finally:
+        for pid in pids:
+            world.kill(pid)
+        for process in crowd:
+            process.communicate(timeout=10)
 
 
 def test_a_copy_of_a_domain_says_that_it_has_no_meter(world: World, new_guest: NewGuest) -> None:

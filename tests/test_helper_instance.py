@@ -17,6 +17,7 @@ from instance import Instance, Rapl, answer, ask
 
 from libvirt_rapl import instances
 from libvirt_rapl.cli.helper import _check_processes_are_seen
+from libvirt_rapl.confinement import FILE_BYTES
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Registry
@@ -63,11 +64,14 @@ def test_the_filter_leaves_reading_and_answering(tmp_path: Path) -> None:
     """What an attacker would want, tried by a program that is confined as an instance is."""
     (tmp_path / "file").write_text("text")
     script = f"""
-import errno, os, socket, sys
+import errno, fcntl, os, resource, socket, struct, sys, termios
 sys.path.insert(0, {str(PACKAGE.parent)!r})
 from libvirt_rapl.confinement import *
 listener = socket.socket(socket.AF_UNIX)
-limit_resources(), drop_privileges(registers=True), filter_system_calls()
+file, parent = os.open("file", os.O_RDONLY), os.getppid()
+program = open_program(sys.executable)
+drop_privileges(registers=True), filter_system_calls(program)
+none = (resource.RLIM_INFINITY,) * 2
 attempts = {{
     "socket": lambda: socket.socket(socket.AF_UNIX),
     "connect": lambda: listener.connect("/nowhere"),
@@ -82,6 +86,18 @@ attempts = {{
     "kill": lambda: os.kill(os.getppid(), 0),
     "setuid": lambda: os.setuid(1),
     "mkdir": lambda: os.mkdir("directory"),
+    "limit of another": lambda: resource.prlimit(parent, resource.RLIMIT_CPU, none),
+    "limit of another, read": lambda: resource.prlimit(parent, resource.RLIMIT_CPU),
+    "limit": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, none),
+    "owner of signals": lambda: fcntl.fcntl(listener, fcntl.F_SETOWN, parent),
+    "which signal": lambda: fcntl.fcntl(listener, fcntl.F_SETSIG, 9),
+    "signals": lambda: fcntl.fcntl(listener, fcntl.F_SETFL, os.O_ASYNC),
+    "signals by ioctl": lambda: fcntl.ioctl(listener, termios.FIOASYNC, struct.pack("i", 1)),
+    "flags of a file": lambda: fcntl.ioctl(file, 0x40086602, struct.pack("l", 0x40)),
+    "typing": lambda: fcntl.ioctl(file, termios.TIOCSTI, b"x"),
+    "times of a path": lambda: os.utime("file", (0, 0)),
+    "execute": lambda: os.execv("/bin/true", ["true"]),
+    "execute another descriptor": lambda: os.execve(file, ["file"], {{}}),
 }}
 for name, attempt in attempts.items():
     try:
@@ -90,11 +106,16 @@ for name, attempt in attempts.items():
     except OSError as error:
         if error.errno != errno.ENOSYS:
             print(name, error)
-print(open("file").read())
+os.utime(file, (1, 2))
+print(resource.getrlimit(resource.RLIMIT_FSIZE)[1], program > resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1)
+print(open("file").read(), flush=True)
+again = 'import os; os.execve(' + str(program) + ', ["again"], os.environ)'
+os.execve(program, [sys.executable, "-ISc", again], os.environ)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    assert done.stdout == "text\n"
+    assert done.stdout == f"{FILE_BYTES} True\ntext\n"
+    assert "Bad file descriptor" in done.stderr.splitlines()[-1], done.stderr  # what the program itself tried
+    assert (tmp_path / "file").stat().st_mtime == 2
 
 
 def test_it_needs_nothing_of_the_package_once_it_serves(rapl: Rapl, directory: Path, tmp_path: Path) -> None:
@@ -199,20 +220,55 @@ def test_status_tells_since_when_a_helper_is_dead(rapl: Rapl, directory: Path) -
 
 def test_a_stopped_helper_is_in_trouble_until_it_goes_on(rapl: Rapl, directory: Path) -> None:
     with Instance(rapl, directory) as instance:
-        record = Registry(directory).read(instance.uuid)
+        registry = Registry(directory)
+        record = registry.read(instance.uuid)
         assert record
         record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
-        assert instances.trouble(record) == ""
+        assert instances.trouble(record, registry) == ""
         os.kill(instance.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, instance.process.pid, os.WSTOPPED)
         assert instances.alive(record)
-        assert instances.trouble(record) == f"its helper is stopped; `kill -CONT {instance.pid}` lets it go on"
+        assert (
+            instances.trouble(record, registry) == f"its helper is stopped; `kill -CONT {instance.pid}` lets it go on"
+        )
         os.kill(instance.pid, signal.SIGCONT)
         os.waitid(os.P_PID, instance.process.pid, os.WCONTINUED)
-        assert instances.trouble(record) == ""
+        assert instances.trouble(record, registry) == ""
         instance.process.kill()
         instance.process.wait()
-        assert instances.trouble(record) == instances.HELPER_ENDED
+        assert instances.trouble(record, registry) == instances.HELPER_ENDED
+
+
+def test_a_helper_without_its_qemu_is_in_trouble_once_qemu_is_known(rapl: Rapl, directory: Path) -> None:
+    with Instance(rapl, directory) as instance:
+        registry = Registry(directory)
+        record = registry.read(instance.uuid)
+        assert record
+        record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
+        with instance.connect() as qemu:
+            assert ask(qemu, ENERGY)
+            registry.path(instance.uuid, "state").write_text(f"ready\n{os.getpid()}\n")
+            time.sleep(TICK_SECONDS * 2.5)
+            assert instances.trouble(record, registry) == ""
+        left = time.time()
+        time.sleep(TICK_SECONDS * 1.5)
+        assert instances.trouble(record, registry) == instances.HELPER_ALONE
+        since = instances.ended_at(record, registry)
+        time.sleep(TICK_SECONDS * 1.5)
+        assert since
+        assert since <= left
+        assert instances.ended_at(record, registry) == since
+        assert instances.trouble(record, registry) == instances.HELPER_ALONE
+
+
+def test_a_helper_whose_qemu_is_yet_to_come_is_in_no_trouble(rapl: Rapl, directory: Path) -> None:
+    with Instance(rapl, directory) as instance:
+        registry = Registry(directory)
+        record = registry.read(instance.uuid)
+        assert record
+        record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
+        time.sleep(TICK_SECONDS * 1.5)
+        assert instances.trouble(record, registry) == ""
 
 
 @pytest.mark.parametrize(

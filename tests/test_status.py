@@ -286,6 +286,7 @@ MARKED = domxml.inject(PLAIN, socket=f"/run/virt-rapl/{UUID}.sock")
         (PLAIN, MARKED, None, None, "pending"),
         (MARKED, MARKED, "ready", "alive", "active"),
         (MARKED, PLAIN, "ready", "alive", "active"),
+        (MARKED, MARKED, "ready", "alone", "degraded"),
         (MARKED, MARKED, "ready", "another", "degraded"),
         (MARKED, MARKED, "ready", None, "degraded"),
         (MARKED, MARKED, "degraded", "alive", "degraded"),
@@ -298,19 +299,24 @@ def test_how_far_a_domain_is(
     state: str | None,
     helper: str | None,
     expected: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(7, {}))
     number, word = (3, "running") if live else (None, "shut off")
     domain = domains.Domain(name="vm", uuid=UUID, id=number, state=word, handle=Handle(live or inactive, inactive))
+    registry = Registry(tmp_path)
     record = None
     if state:
+        alive = registry.path(UUID, "alive")
+        alive.touch()
+        os.utime(alive, (helper != "alone", 1))
         record = Record(uuid=UUID, name="vm", backend="native", owner_uid=0, owner_gid=0, state=state)
         if helper:
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
-    assert view.vrapl_state(inventory.describe(domain), record)[0] == expected
+    assert view.vrapl_state(inventory.describe(domain), record, registry)[0] == expected
 
 
 @pytest.mark.usefixtures("host")

@@ -1,6 +1,7 @@
 """Registers from a fixture tree: the CPU's own, or made from powercap's files."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,36 @@ def test_no_source_is_told(host: Host, source: str, told: str) -> None:
 def test_what_qemu_insists_on(host: Host, vendor: str, enabled: str, told: str | None) -> None:
     host.write("proc/cpuinfo", f"processor\t: 0\nvendor_id\t: {vendor}\n")
     host.write("sys/class/powercap/intel-rapl/enabled", f"{enabled}\n")
+    if told is None:
+        check_host(host.sys, host.proc)
+    else:
+        with pytest.raises(VirtRaplError, match=told):
+            check_host(host.sys, host.proc)
+
+
+@pytest.mark.parametrize(
+    ("topologies", "told"),
+    [
+        ({0: 0, 1: 0, 10: None}, r"all CPUs are on line, and CPU 2 is not"),
+        ({0: 0, 1: None, 2: 0}, r"all CPUs are on line, and CPU 1 is not"),
+        ({0: None}, r"all CPUs are on line, and CPU 0 is not"),
+        ({0: 1, 1: 1}, r"numbered from 0 without a gap; here they are 1$"),
+        ({0: 0, 1: 2}, r"numbered from 0 without a gap; here they are 0, 2$"),
+        ({0: 1, 1: 0, 2: 1}, None),
+    ],
+)
+def test_qemu_wants_all_cpus_on_line_and_packages_without_a_gap(
+    tmp_path: Path, topologies: dict[int, int | None], told: str | None
+) -> None:
+    host = Host(tmp_path)
+    host.write("sys/class/powercap/intel-rapl/enabled", "1\n")
+    shutil.rmtree(host.sys / "devices/system/cpu")
+    for cpu, package in topologies.items():
+        if package is None:  # as Linux shows one that is off line
+            host.write(f"sys/devices/system/cpu/cpu{cpu}/online", "0\n")
+        else:
+            host.write(f"sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id", f"{package}\n")
+    host.write("sys/devices/system/cpu/cpufreq/boost", "1\n")
     if told is None:
         check_host(host.sys, host.proc)
     else:

@@ -32,8 +32,16 @@ class Helper:
         listener = listen(self.path, uid=os.getuid(), gid=os.getgid())
         os.chdir(here)
         self.qemu_pid: int | None = None
+        self.of_domain: bool | None = None
+        self.connected: list[bool] = []
+        """What each tick was told."""
         self.server = Server(
-            listener, owner_uid=os.getuid(), reader_for=lambda _: self.read, qemu_pid=lambda: self.qemu_pid
+            listener,
+            owner_uid=os.getuid(),
+            reader_for=lambda _: self.read,
+            qemu_pid=lambda: self.qemu_pid,
+            is_of_domain=lambda _: self.of_domain,
+            tick=self.connected.append,
         )
         self.thread = threading.Thread(target=self.server.serve)
         self.thread.start()
@@ -236,14 +244,14 @@ def many_slots_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_newest_gets_the_slot_of_who_asked_for_the_least(helper: Helper) -> None:
     peers = [helper.connect() for _ in range(SLOTS)]
     for peer in [*peers[1:], peers[1]]:  # the first never asks; of the others, the third is silent longest
-        assert ask(peer, ENERGY)
+        assert ask(peer, POWER_UNIT)
     with helper.connect() as late:
         assert ask(late, ENERGY) == VALUES[ENERGY]
         assert answer(peers[0]) is None
         with helper.connect() as later:
             assert ask(later, ENERGY) == VALUES[ENERGY]
             assert answer(peers[2]) is None
-            assert all(ask(peer, ENERGY) for peer in [peers[1], *peers[3:]])
+            assert all(ask(peer, POWER_UNIT) for peer in [peers[1], *peers[3:]])
     for peer in peers:
         peer.close()
 
@@ -258,6 +266,94 @@ def test_qemu_keeps_its_slot_whoever_comes(helper: Helper) -> None:
         assert ask(qemu, ENERGY) == VALUES[ENERGY]
         for other in others:
             other.close()
+
+
+@pytest.mark.usefixtures("many_slots_for_one")
+def test_who_asked_for_energy_keeps_its_slot_while_qemu_is_not_known(helper: Helper) -> None:
+    peers = [helper.connect() for _ in range(SLOTS)]
+    assert all(ask(peer, ENERGY) for peer in peers)
+    with helper.connect() as late:
+        assert answer(late) is None
+    assert all(ask(peer, ENERGY) for peer in peers)
+    for peer in peers:
+        peer.close()
+
+
+@pytest.mark.usefixtures("many_slots_for_one")
+def test_a_process_of_the_domain_gets_a_slot_and_keeps_it_before_qemu_is_known(helper: Helper) -> None:
+    peers = [helper.connect() for _ in range(SLOTS)]
+    assert all(ask(peer, ENERGY) for peer in peers)
+    helper.of_domain = True  # as the processes' cgroups tell of the next one
+    code = (
+        OTHER_PROCESS
+        + "sys.stdout.flush()\nsys.stdin.readline()\npeer.sendall(struct.pack('=3I', 0x611, 0, os.getpid()))\n"
+    )
+    code += "print('answered' if peer.recv(8) else 'turned away')"
+    command = [sys.executable, "-ISc", code, str(helper.path), "ask"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as qemu:
+        assert qemu.stdin
+        assert qemu.stdout
+        assert qemu.stdout.readline() == "answered\n"
+        helper.of_domain = None
+        late = [helper.connect() for _ in range(3 * SLOTS)]
+        qemu.stdin.write("\n")
+        qemu.stdin.flush()
+        assert qemu.stdout.readline() == "answered\n"
+    for peer in peers + late:
+        peer.close()
+
+
+def test_a_process_of_another_domain_is_turned_away(helper: Helper, monkeypatch: pytest.MonkeyPatch) -> None:
+    with helper.connect() as root:
+        helper.of_domain = False
+        assert ask(root, ENERGY)
+    monkeypatch.setattr(server_module, "_CREDENTIALS", Another)
+    monkeypatch.setattr(helper.server, "_owner_uid", Another.UID)
+    assert other_process(helper, "ask") == "turned away"
+    helper.of_domain = None
+    assert other_process(helper, "ask") == "answered"
+
+
+class Another:
+    """Credentials of peers, as if they were another user's."""
+
+    UID = 4243
+    size = 12
+
+    @classmethod
+    def unpack(cls, data: bytes) -> tuple[int, int, int]:
+        pid, _, _ = struct.unpack("3i", data)
+        return pid, cls.UID, cls.UID
+
+
+def test_a_slot_that_is_wanted_shows_who_qemu_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the next tick, when it might be lost."""
+    monkeypatch.setattr(server_module, "TICK_SECONDS", 3600)
+    monkeypatch.setattr(server_module, "SLOTS_OF_ONE", 10_000)
+    monkeypatch.setattr(Server, "_welcomes", lambda server, pid, _uid: server._qemu_pid in (None, pid))
+    helper = Helper(tmp_path)
+    with helper.connect() as qemu:
+        assert ask(qemu, POWER_UNIT)
+        helper.qemu_pid = os.getpid()
+        for _ in range(SLOTS):
+            other_process(helper, "ask")
+        others = [helper.connect() for _ in range(SLOTS)]
+        assert other_process(helper, "ask") == "turned away"
+        assert ask(qemu, ENERGY)
+        for other in others:
+            other.close()
+    helper.close()
+
+
+def test_each_tick_is_told_whether_qemu_is_connected(helper: Helper) -> None:
+    with helper.connect() as qemu:
+        assert ask(qemu, ENERGY)
+        helper.qemu_pid = os.getpid()
+        time.sleep(0.2)
+        assert set(helper.connected) == {True}
+    time.sleep(0.2)
+    assert helper.connected[-1] is False
+    assert helper.connected == sorted(helper.connected, reverse=True)
 
 
 def test_a_thousand_connections_keep_nobody_out(helper: Helper) -> None:

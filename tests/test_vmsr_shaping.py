@@ -1,6 +1,7 @@
 """A helper's answers and QEMU's arithmetic together: nothing lost, nothing twice, no garbage, no jump."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from test_qemu_oracle import CPUS
 from test_qemu_oracle import Qemu as Oracle
 
+from libvirt_rapl.vmsr.cpus import Cpus
 from libvirt_rapl.vmsr.energy import Package
 from libvirt_rapl.vmsr.shaping import IDLE_NS, Shaper
 from libvirt_rapl.vmsr.threads import Thread
@@ -36,7 +38,7 @@ class Zone:
 class Machine:
     """A QEMU, its helper, and their moments. It stands in for libvirt_rapl.vmsr.threads.Domain, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str = "/nowhere/") -> None:
         self.now = 1_000 * SECOND
         self.zone = Zone()
         self.ns = dict.fromkeys(VCPUS.values(), 0)
@@ -44,9 +46,10 @@ class Machine:
         self.ran = self.told = 0
         """What all threads there ever were have run, and how much of it the helper has been told."""
         self.oracle = Oracle()
-        self.shaper = Shaper(
-            cast(Any, self), {0: Package([cast(Any, self.zone)])}, dict.fromkeys(range(CPUS), 0), UNIT, self.clock
-        )
+        self.cpus = Cpus(dict.fromkeys(range(CPUS), 0), directory)
+        self.cpu: dict[int, int] = {}
+        """Where each thread ran last; CPU 0 unless it is told."""
+        self.shaper = Shaper(cast(Any, self), {0: Package([cast(Any, self.zone)])}, self.cpus, UNIT, self.clock)
         (self.side,) = self.shaper._sides.values()
         self.intended = self.delivered = self.allowed = 0
 
@@ -61,7 +64,9 @@ class Machine:
 
     def look(self, tids: Iterable[int]) -> dict[int, Thread]:
         return {
-            tid: Thread(stat(tid, NAMES.get(tid, "worker"), self.ns[tid]).encode()) for tid in tids if tid in self.ns
+            tid: Thread(stat(tid, NAMES.get(tid, "worker"), self.ns[tid], self.cpu.get(tid, 0)).encode())
+            for tid in tids
+            if tid in self.ns
         }
 
     def run_nanoseconds(self, tid: int) -> int:
@@ -245,3 +250,63 @@ def test_who_asks_too_soon_gets_what_it_got() -> None:
     end = machine.shaper.energy(0)
     assert end > start
     assert [machine.shaper.energy(0) for _ in range(3)] == [end] * 3
+
+
+def on_line(directory: Path, cpus: int) -> str:
+    """Make a sysfs where so many CPUs are on line."""
+    for cpu in range(cpus):
+        topology = directory / f"cpu{cpu}/topology"
+        topology.mkdir(parents=True, exist_ok=True)
+        (topology / "physical_package_id").write_text("0\n")
+    (directory / "online").write_text(f"0-{cpus - 1}\n")
+    return f"{directory}/"
+
+
+@pytest.mark.parametrize("now", [CPUS - 1, CPUS + 1], ids=["one fewer", "one more"])
+def test_the_charge_takes_the_cpus_that_are_on_line_now_and_qemu_those_of_its_start(tmp_path: Path, now: int) -> None:
+    machine = Machine(on_line(tmp_path, CPUS))
+    for _ in range(5):
+        machine.window(100_000, BUSY)
+    machine.cpu[101] = now - 1
+    on_line(tmp_path, now)
+    machine.window(100_000, BUSY)
+    before = machine.delivered
+    for _ in range(10):
+        gained = machine.window(100_000, BUSY) * UNIT[0] / UNIT[1]
+        assert gained == pytest.approx(100_000_000 * 3 / 4 / now, rel=0.01)
+    assert (machine.delivered - before) * UNIT[0] / UNIT[1] == pytest.approx(10 * 100_000_000 * 3 / 4 / now, rel=1e-3)
+
+
+def test_a_window_with_a_vcpu_on_a_cpu_that_nobody_knows_gives_nothing_and_it_is_given_later() -> None:
+    machine = Machine()
+    for _ in range(5):
+        machine.window(100_000, BUSY)
+    machine.cpu[101] = CPUS
+    held = [machine.window(100_000, {100: SECOND // 20, 101: SECOND // 2}) for _ in range(5)]
+    assert max(held) < 10_000  # what is left of the share
+    machine.cpu[101] = 0
+    machine.window(100_000, BUSY)
+    machine.shaper.energy(0)
+    off = machine.side.owed + machine.delivered * UNIT[0] - machine.intended
+    assert abs(off) < 1_000_000 * UNIT[1]
+
+
+def test_a_package_with_no_cpu_on_line_owes_nothing() -> None:
+    machine = settled()
+    machine.cpus.counts = {1: CPUS}
+    for _ in range(3):
+        machine.window(100_000, BUSY)
+    assert machine.side.owed <= 0
+
+
+def test_a_cpu_whose_package_is_not_told_yet_is_looked_at_again(tmp_path: Path) -> None:
+    cpus = Cpus({0: 0}, on_line(tmp_path, 1))
+    (tmp_path / "online").write_text("0-1\n")
+    cpus.look()
+    assert (cpus.package_of, cpus.counts) == ({0: 0}, {0: 1})
+    on_line(tmp_path, 2)
+    cpus.look()
+    assert (cpus.package_of, cpus.counts) == ({0: 0, 1: 0}, {0: 2})
+    on_line(tmp_path, 1)
+    cpus.look()
+    assert (cpus.package_of, cpus.counts) == ({0: 0, 1: 0}, {0: 1})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from libvirt_rapl.config import Config, load
-from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources
+from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources, open_program
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.listener import listen
 from libvirt_rapl.registry import Record, Registry
@@ -81,17 +81,17 @@ def _exec_native(record: Record, registry: Registry, config: Config, listener: s
     except (OSError, ValueError) as error:
         raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
     registers = marshal.dumps((*found[:1], tuple(map(tuple, found.counters)), *found[2:])).hex()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    life = os.open(registry.path(record.uuid, "alive"), flags, 0o600)
+    life = os.open(registry.path(record.uuid, "alive"), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     for descriptor in (listener.fileno(), life):
         os.set_inheritable(descriptor, True)
     state_file = registry.path(record.uuid, "state")
     shaping = "on" if config.shaping else "off"
-    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, shaping, registers))
-    limit_resources()
+    machine = "" if record.id is None else record.id
+    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, machine, shaping, registers))
+    program = open_program(sys.executable)
     drop_privileges(registers=any(counter.register for counter in found.counters))
-    filter_system_calls()
-    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", SERVE, *arguments])
+    filter_system_calls(program)
+    os.execve(program, [sys.executable, "-I", "-S", "-c", SERVE, *arguments], os.environ)
 
 
 def _qemu_helper() -> str:

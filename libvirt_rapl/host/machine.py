@@ -41,6 +41,20 @@ def machine_cgroup(pid: int, *, sys: str | PathLike[str], proc: str | PathLike[s
     return None
 
 
+def machine_number(pid: int, *, sys: str | PathLike[str] = "/sys", proc: str | PathLike[str] = "/proc") -> int | None:
+    """Return libvirt's number of the domain in whose cgroup a process is; None when it is in none, or that has none.
+
+    Libvirt puts a QEMU there before it runs, and only root takes a process elsewhere.
+    """
+    place = machine_cgroup(pid, sys=sys, proc=proc)
+    if place is None:
+        return None
+    name = place[0].rpartition("/")[2].replace("\\x2d", "-").removeprefix("machine-")
+    driver, _, rest = name.partition("-")
+    number = rest.partition("-")[0]
+    return int(number) if driver == "qemu" and number.isdecimal() else None
+
+
 def _machine(path: str) -> str:
     """Return the part of a process's cgroup that is its machine's, without the slash before; empty when none is."""
     names = path.split("/")[1:]

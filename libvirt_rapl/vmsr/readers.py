@@ -5,6 +5,7 @@ Imports next to nothing, as libvirt_rapl.vmsr.threads.
 
 from __future__ import annotations
 
+from libvirt_rapl.vmsr.cpus import Cpus
 from libvirt_rapl.vmsr.energy import Package, Zone, boot_nanoseconds
 from libvirt_rapl.vmsr.shaping import Shaper
 from libvirt_rapl.vmsr.threads import Domain
@@ -25,7 +26,7 @@ class Readers:
         """Read every counter once. Raises OSError or ValueError when one cannot be read."""
         constants, counters, cpus, self._unit = registers
         self._constants = dict(constants)
-        self._package_of = dict(cpus)
+        self._cpus = Cpus(dict(cpus))
         self._packages = {
             package: Package([Zone(counter, self._unit) for counter in counters if counter[0] == package])
             for package in sorted({counter[0] for counter in counters})
@@ -46,14 +47,16 @@ class Readers:
                 return self._energy(package)
             if shaper is None:  # who asks for no energy, as a health check, costs nothing
                 domain = Domain(pid, by_cpu=len(self._packages) > 1)
-                shaper = Shaper(domain, self._packages, self._package_of, self._unit)
+                shaper = Shaper(domain, self._packages, self._cpus, self._unit)
             return shaper.energy(package)
 
         return read
 
     def package_of(self, cpu: int) -> int:
         """Return the package of a CPU. Raises OSError where there is no such CPU, or its package has no counter."""
-        package = self._package_of.get(cpu)
+        if cpu not in self._cpus.package_of:
+            self._cpus.look()
+        package = self._cpus.package_of.get(cpu)
         if package not in self._packages:
             raise OSError(f"no package zone for CPU {cpu}")
         return package

@@ -17,7 +17,7 @@ from _collections_abc import Callable  # collections.abc, without the memory tha
 from _socket import MSG_DONTWAIT, SO_PEERCRED, SOL_SOCKET, socket
 
 from libvirt_rapl.vmsr.pace import Bucket
-from libvirt_rapl.vmsr.protocol import REGISTERS, REPLY, REQUEST, ReaderFor, ReadRegister
+from libvirt_rapl.vmsr.protocol import ENERGY, REGISTERS, REPLY, REQUEST, ReaderFor, ReadRegister
 
 SLOTS = 8
 """Connections at a time. QEMU needs one and a health check a second."""
@@ -38,12 +38,13 @@ _CREDENTIALS = struct.Struct("3i")
 class Peer:
     """A process at the other end of one or more connections."""
 
-    __slots__ = ("bucket", "complained", "connections", "pid", "proc", "read", "tasks", "uid")
+    __slots__ = ("bucket", "complained", "connections", "of_domain", "pid", "proc", "read", "tasks", "uid")
 
-    def __init__(self, pid: int, uid: int, read: ReadRegister, proc: str) -> None:
-        """Take who it is and how registers are read for it."""
+    def __init__(self, pid: int, uid: int, read: ReadRegister, proc: str, *, of_domain: bool) -> None:
+        """Take who it is, how registers are read for it, and whether it is known to be of our domain."""
         self.pid = pid
         self.uid = uid
+        self.of_domain = of_domain
         self.proc = proc
         self.tasks = f"{proc}/{pid}/task"
         self.read = read
@@ -64,14 +65,21 @@ class Peer:
         except Exception as error:  # a mistake of ours costs an interval, and not the guest's counter for good
             if not self.complained:
                 self.complained = True
-                print(f"virt-rapl: error: register {register:#x} of CPU {cpu}: {error!r}", file=sys.stderr, flush=True)
+                _say(f"virt-rapl: error: register {register:#x} of CPU {cpu}: {error!r}")
             return 0
+
+
+def _say(line: str) -> None:
+    try:  # noqa: SIM105 (contextlib takes memory)
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # the log has got as long as it may
+        pass
 
 
 class Connection:
     """One connection, and the part of a request that has arrived."""
 
-    __slots__ = ("asked", "buffer", "paused_until", "peer", "since", "socket")
+    __slots__ = ("asked", "asked_energy", "buffer", "paused_until", "peer", "since", "socket")
 
     def __init__(self, accepted: socket, peer: Peer, now: float) -> None:
         """Take an accepted socket."""
@@ -80,6 +88,7 @@ class Connection:
         self.buffer = b""
         self.asked = False
         """Whether a whole request ever came."""
+        self.asked_energy = False
         self.since = now
         """When the last whole request came, or what was there of the next one, or the connection itself."""
         self.paused_until: float | None = None
@@ -97,6 +106,7 @@ class Connection:
         if register not in REGISTERS:
             return False
         self.buffer, self.asked, self.since = b"", True, now
+        self.asked_energy |= register == ENERGY
         return self.socket.send(REPLY.pack(self.peer.value(register, cpu, thread)), MSG_DONTWAIT) == REPLY.size
 
     def overdue(self, now: float) -> bool:
@@ -114,18 +124,22 @@ class Server:
         owner_uid: int,
         reader_for: ReaderFor,
         qemu_pid: Callable[[], int | None] = lambda: None,
-        tick: Callable[[], None] = lambda: None,
+        is_of_domain: Callable[[int], bool | None] = lambda _: None,
+        tick: Callable[[bool], None] = lambda _: None,
         proc: str = "/proc",
     ) -> None:
         """Take the socket and whom it is for: root, and the processes of `owner_uid`; once known, QEMU's alone.
 
-        `reader_for` is called once for each process that connects, `qemu_pid` every TICK_SECONDS until it tells the
-        process that the domain is known to run in, `tick` every TICK_SECONDS.
+        `reader_for` is called once for each process that connects, `qemu_pid` every TICK_SECONDS, and when a slot is
+        wanted, until it tells the process that the domain is known to run in. Until then `is_of_domain` tells of a PID
+        whether the process is of the domain, or of another one; None: nobody knows. `tick` is called every
+        TICK_SECONDS and told whether QEMU is connected, which it is taken to be as long as it is not known.
         """
         self._listener = listener
         self._owner_uid = owner_uid
         self._reader_for = reader_for
         self._ask_qemu_pid = qemu_pid
+        self._is_of_domain = is_of_domain
         self._qemu_pid: int | None = None
         self._tick = tick
         self._proc = proc
@@ -181,12 +195,11 @@ class Server:
 
     def _look_around(self, now: float) -> None:
         self._next_tick = now + TICK_SECONDS
-        self._tick()
-        if self._qemu_pid is None:
-            self._qemu_pid = self._ask_qemu_pid()
+        self._look_for_qemu()
         for connection in list(self._connections.values()):
-            if connection.overdue(now) or not self._welcomes(connection.peer.pid, connection.peer.uid):
+            if connection.overdue(now):
                 self._drop(connection)
+        self._tick(self._qemu_pid is None or self._has(self._qemu_pid))
         if any(connection.asked for connection in self._connections.values()):
             self._lonely_since = now
         elif self._end is None and now - self._lonely_since > LONELY_SECONDS:
@@ -194,6 +207,22 @@ class Server:
         if not self._listening and self._end is None:
             self._listening = True
             self._epoll.register(self._listener, select.EPOLLIN)
+
+    def _look_for_qemu(self) -> None:
+        """Once QEMU is known, hang up on whoever is another process of its user."""
+        if self._qemu_pid is not None or (pid := self._ask_qemu_pid()) is None:
+            return
+        self._qemu_pid = pid
+        for connection in list(self._connections.values()):
+            if not self._welcomes(connection.peer.pid, connection.peer.uid):
+                self._drop(connection)
+
+    def _has(self, pid: int) -> bool:
+        peer = self._peers.get(pid)
+        return peer is not None and peer.connections > 0
+
+    def _is_qemu(self, peer: Peer) -> bool:
+        return peer.of_domain if self._qemu_pid is None else peer.pid == self._qemu_pid
 
     def _resume_paused(self, now: float) -> float:
         """Listen again to who has waited long enough. Returns the seconds until there is something else to do."""
@@ -237,18 +266,36 @@ class Server:
         """Return who is at the other end of a new connection; None where it is to be closed at once."""
         pid, uid, _ = _CREDENTIALS.unpack(accepted.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size))
         peer = self._peers.get(pid)
-        if not self._welcomes(pid, uid) or (peer and peer.connections == SLOTS_OF_ONE) or not self._make_room():
+        of_domain = self._is_of_domain(pid) if self._qemu_pid is None else None
+        if (
+            not self._welcomes(pid, uid)
+            or (uid != 0 and of_domain is False)
+            or (peer and peer.connections == SLOTS_OF_ONE)
+            or not self._make_room(pid, uid, of_domain=of_domain is True)
+        ):
             return None
         try:
-            return peer or Peer(pid, uid, self._reader_for(pid), self._proc)
+            return peer or Peer(pid, uid, self._reader_for(pid), self._proc, of_domain=of_domain is True)
         except OSError:
             return None  # it has ended already
 
-    def _make_room(self) -> bool:
-        """Free a slot if there is none: whoever never asked goes first, then whoever was silent longest, never QEMU."""
+    def _make_room(self, pid: int, uid: int, *, of_domain: bool) -> bool:
+        """Free a slot if there is none, and tell whether the newcomer may have it.
+
+        Whoever never asked goes first, then whoever was silent longest; never QEMU. As long as QEMU is not known, a
+        connection that asked for energy, as QEMU's does for ever, goes for a process of our domain only.
+        """
         if len(self._connections) < SLOTS:
             return True
-        others = [connection for connection in self._connections.values() if connection.peer.pid != self._qemu_pid]
+        self._look_for_qemu()
+        if len(self._connections) < SLOTS:
+            return self._welcomes(pid, uid)
+        sure = of_domain or self._qemu_pid is not None
+        others = [
+            connection
+            for connection in self._connections.values()
+            if not self._is_qemu(connection.peer) and (sure or not connection.asked_energy)
+        ]
         if others:
             self._drop(min(others, key=lambda connection: (connection.asked, connection.since)))
         return bool(others)

@@ -11,6 +11,7 @@ import time
 from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # see server
 from _socket import socket
 
+from libvirt_rapl.host.machine import machine_number
 from libvirt_rapl.vmsr.pace import Windows
 from libvirt_rapl.vmsr.protocol import ENERGY, ReadRegister
 from libvirt_rapl.vmsr.readers import Readers
@@ -20,12 +21,13 @@ LAST_SECONDS = 2.0
 """How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
-def main(listener: str, life: str, state_file: str, owner_uid: str, shaping: str, registers: str) -> None:
+def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str, shaping: str, registers: str) -> None:
     """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
-    `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose time of change is
-    the instance's last sign of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry. `registers` are those
-    of libvirt_rapl.vmsr.registers, as marshal has them, in hexadecimal digits.
+    `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose times are the
+    instance's signs of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry for both. `machine` is
+    libvirt's number of the domain, empty where nobody knows it. `registers` are those of libvirt_rapl.vmsr.registers,
+    as marshal has them, in hexadecimal digits.
     """
     found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
@@ -38,18 +40,38 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, shaping: str
         windows = Windows(read, readers.package_of, time.monotonic)
         return lambda register, cpu: (windows.read if register == ENERGY else read)(register, cpu)
 
-    life_descriptor = int(life)
+    def is_of_domain(pid: int) -> bool | None:
+        number = machine_number(pid)
+        return str(number) == machine if machine and number is not None else None
+
+    sign_of_life = SignOfLife(int(life))
     server = Server(
         socket(fileno=int(listener)),
         owner_uid=int(owner_uid),
         reader_for=reader_for,
         qemu_pid=lambda: qemu_pid(state_file),
-        tick=lambda: os.utime(life_descriptor),
+        is_of_domain=is_of_domain,
+        tick=sign_of_life.give,
     )
     for number in (SIGTERM, SIGINT):
         signal(number, lambda *_: server.stop(LAST_SECONDS))
     signal(SIGHUP, SIG_IGN)  # whoever started it may go
     server.serve()
+
+
+class SignOfLife:
+    """The times of a file: when it was changed is when QEMU was served last, when it was read whether QEMU is here."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take a file of our own; it need not be open for writing."""
+        self._descriptor = descriptor
+        self._served = time.time_ns()
+
+    def give(self, connected: bool) -> None:
+        """Tell that we are here, and whether QEMU is: without it the time of reading is 0, and the other one stays."""
+        if connected:
+            self._served = time.time_ns()
+        os.utime(self._descriptor, ns=(self._served if connected else 0, self._served))
 
 
 def qemu_pid(state_file: str) -> int | None:

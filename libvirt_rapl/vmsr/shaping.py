@@ -26,6 +26,9 @@ one that QEMU takes a moment later (a worker whose pool is made smaller, the end
 That moment is a part of the 1.4 to 1.6 ms that pass between two windows of QEMU 10.0 with seven threads, and may be
 20 ms where the CPUs are overloaded: of a thousand such ends in the course of a second one or two at most do harm.
 
+A CPU that came on line since the last look is of no known package: a window that begins with a thread there is held,
+too. The charge takes the CPUs that are on line now; QEMU goes on with those of its start.
+
 With several packages each has its difference and what is owed there. Where no vCPU was, QEMU gives nothing to anybody:
 what is owed there moves to a package where one was.
 """
@@ -41,6 +44,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from libvirt_rapl.vmsr.cpus import Cpus
     from libvirt_rapl.vmsr.threads import Domain, Thread
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -72,12 +76,11 @@ class Span:
 class Side:
     """One package on behalf of one domain."""
 
-    __slots__ = ("begun", "counter", "cpus", "difference", "energy", "owed", "qemu", "seen", "spans", "used")
+    __slots__ = ("begun", "counter", "difference", "energy", "owed", "qemu", "seen", "spans", "used")
 
     def __init__(self, energy: Package, cpus: int, now: int) -> None:
-        """Take what the package counts, the number of its CPUs, and the time."""
+        """Take what the package counts, the number of its CPUs when QEMU starts, and the time."""
         self.energy = energy
-        self.cpus = cpus
         self.qemu = Qemu(cpus * TICKS_PER_SECOND)
         self.counter = 1
         """What QEMU is told, in units: never 0, and it never wraps."""
@@ -111,18 +114,17 @@ class Shaper:
         self,
         domain: Domain,
         packages: Mapping[int, Package],
-        package_of: Mapping[int, int],
+        cpus: Cpus,
         unit: tuple[int, int],
         clock: Callable[[], int] = boot_nanoseconds,
     ) -> None:
-        """Begin to charge. `package_of`: package of each CPU. `unit`: of the register, a fraction of microjoules."""
+        """Begin to charge. `cpus`: those of QEMU's start yet. `unit`: of the register, a fraction of microjoules."""
         self._domain = domain
-        self._package_of = package_of
+        self._cpus = cpus
         self._unit = unit
         self._clock = clock
         self._charged = now = clock()
-        cpus = list(package_of.values())
-        self._sides = {package: Side(energy, cpus.count(package), now) for package, energy in packages.items()}
+        self._sides = {package: Side(energy, cpus.counts.get(package, 0), now) for package, energy in packages.items()}
         self._windows = 0
         self._over = True
         """The window has an end: what is asked next, but for the ends of other packages, begins another."""
@@ -144,6 +146,8 @@ class Shaper:
         return side.counter
 
     def _begin(self, now: int) -> None:
+        self._cpus.look()
+        package_of = self._cpus.package_of
         threads = self._domain.threads()
         thirds: dict[int, float] = {}
         moved = False
@@ -151,14 +155,15 @@ class Shaper:
             for tid in side.spans.keys() & threads.keys():
                 thirds[tid] = (threads[tid].ticks - side.spans[tid].end) / 3
                 side.spans[tid].around += thirds[tid]
-                moved |= self._package_of.get(threads[tid].cpu) != self._package_of.get(side.spans[tid].cpu)
+                moved |= package_of.get(threads[tid].cpu) != package_of.get(side.spans[tid].cpu)
             self._reckon(side)
             side.begun = 0
             side.spans = {}
         for tid, thread in threads.items():
-            if side_here := self._sides.get(self._package_of.get(thread.cpu, -1)):
+            if side_here := self._sides.get(package_of.get(thread.cpu, -1)):
                 span = side_here.spans[tid] = Span(thread)
                 span.around = thirds.get(tid, 0.0)
+        moved |= any(thread.cpu not in package_of for thread in threads.values())
         self._held = moved or self._windows < FIRST_WINDOWS or not self._alive <= threads.keys()
         self._windows += 1
         self._idle.watch(threads, now)
@@ -196,14 +201,19 @@ class Shaper:
         for package, side in self._sides.items():
             seen = side.energy.advance(now)
             side.used, side.seen = seen - side.seen, seen
-            capacity = elapsed * side.cpus
-            run = sum(run for cpu, run in runs.items() if self._package_of.get(cpu) == package)
-            side.owed += side.used * self._unit[1] * min(run, capacity) // capacity
+            capacity = elapsed * self._cpus.counts.get(package, 0)
+            run = sum(run for cpu, run in runs.items() if self._place(cpu) == package)
+            if capacity:  # else all its CPUs are off line
+                side.owed += side.used * self._unit[1] * min(run, capacity) // capacity
         home = next((side for side in self._sides.values() if side.has_vcpus), None)
         for side in self._sides.values():
             if home and not side.has_vcpus:
                 home.owed += side.owed
                 side.owed = 0
+
+    def _place(self, cpu: int) -> int:
+        """Return the package of a CPU. One that is not known is the first's, as on the host."""
+        return self._cpus.package_of.get(cpu, next(iter(self._sides)))
 
     def _solve(self, side: Side) -> int:
         """Return the difference that makes the guest gain what is owed, and not much more whatever QEMU has seen."""

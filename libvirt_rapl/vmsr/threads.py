@@ -56,11 +56,11 @@ class Domain:
 
     def look(self, tids: Iterable[int]) -> dict[int, Thread]:
         """Return these threads, those left out that have gone."""
-        return {tid: Thread(stat) for tid in tids if (stat := _read(f"{self._task}{tid}/stat"))}
+        return {tid: Thread(stat) for tid in tids if (stat := read(f"{self._task}{tid}/stat"))}
 
     def run_nanoseconds(self, tid: int) -> int:
         """Tell how long a thread has run; -1 when it has gone or the kernel does not tell."""
-        return int((_read(f"{self._task}{tid}/schedstat") or b"-1").split()[0])
+        return int((read(f"{self._task}{tid}/schedstat") or b"-1").split()[0])
 
     def advance(self) -> dict[int, int]:
         """Return the nanoseconds that the domain ran since the previous call, by the CPU where each thread was last.
@@ -110,13 +110,13 @@ class Domain:
             if place is None:
                 return set()
             self._lists, _ = place
-        pids = {int(pid) for below in BELOW for pid in _read(f"{self._lists}/{below}/cgroup.procs").split()}
+        pids = {int(pid) for below in BELOW for pid in read(f"{self._lists}/{below}/cgroup.procs").split()}
         return pids - {0, self.pid}
 
     def _cpu(self, pid: int) -> int:
         if not self._by_cpu:
             return 0
-        stat = _read(f"/proc/{pid}/stat")
+        stat = read(f"/proc/{pid}/stat")
         return Thread(stat).cpu if stat else 0
 
 
@@ -128,7 +128,7 @@ def process_nanoseconds(pid: int) -> int:
         raise ProcessLookupError(f"no process {pid}") from error
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
     """Return a small file of /proc or /sys; empty when it has gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,47 @@
+"""Which package each CPU belongs to, while CPUs come and go. Imports next to nothing, as libvirt_rapl.vmsr.threads."""
+
+from __future__ import annotations
+
+from libvirt_rapl.vmsr.threads import read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CPUS = "/sys/devices/system/cpu/"
+
+
+class Cpus:
+    """The CPUs of this host."""
+
+    def __init__(self, package_of: Mapping[int, int], directory: str = CPUS) -> None:
+        """Take the package of each CPU that is on line."""
+        self.package_of = dict(package_of)
+        """Of each CPU that was ever seen on line."""
+        self.counts = _counts(package_of)
+        """How many CPUs of each package are on line."""
+        self._directory = directory
+        self._online = read(f"{directory}online")
+
+    def look(self) -> None:
+        """Look which CPUs are on line now. What sysfs does not tell stays as it was."""
+        online = read(f"{self._directory}online")
+        if online == self._online or not online:
+            return
+        found = {}
+        for part in online.split(b","):
+            first, _, last = part.partition(b"-")
+            for cpu in range(int(first), int(last or first) + 1):
+                # It is not there yet, or no more, while the CPU is on its way.
+                if package := read(f"{self._directory}cpu{cpu}/topology/physical_package_id"):
+                    found[cpu] = int(package)
+                else:
+                    online = b""  # look again
+        self._online = online
+        self.package_of.update(found)
+        self.counts = _counts(found)
+
+
+def _counts(package_of: Mapping[int, int]) -> dict[int, int]:
+    packages = list(package_of.values())
+    return {package: packages.count(package) for package in packages}
