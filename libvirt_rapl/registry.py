@@ -27,7 +27,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 
 SUFFIXES = ("state", "sock", "alive", "log", "json", "lock")
-"""The files of a domain, but the one of `enable --live`. The record goes after what it tells of."""
+"""All files of a domain, but for u.live, which may be locked. The record goes after what it tells of."""
 LOCK_SECONDS = 5.0
 """How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
 LIVE_SECONDS = 0.2
@@ -75,7 +75,7 @@ class Registry:
         self.run_directory = run_directory
 
     def path(self, uuid: str, suffix: str) -> Path:
-        """Path of a domain's file; `suffix` is one of SUFFIXES. Raises ValueError if `uuid` is none."""
+        """Path of a domain's file; `suffix` is one of SUFFIXES, or live. Raises ValueError if `uuid` is none."""
         if not UUID.fullmatch(uuid):
             raise ValueError(f"not a UUID: {uuid!r}")
         return self.run_directory / f"{uuid}.{suffix}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_rapl import events
+
 HOOK = Path(__file__).parent.parent / "hooks" / "qemu"
 MARK = "    <rapl:rapl xmlns:rapl=\"urn:libvirt-rapl:mark:1\" emulator='/usr/bin/qemu-system-x86_64'/>\n"
 HEAD = "<domain type='kvm' id='3'>\n  <name>a \\n é</name>\n  <title>  two  blanks </title>\n"
@@ -22,6 +24,7 @@ class Guard:
         self.shell, self.directory = shell, directory
         self.python, self.hook, self.seen = directory / "python", directory / "hook", directory / "seen"
         self.hook.write_text(HOOK.read_text().replace("@PYTHON@", str(self.python)))
+        self.hook.write_text(self.hook.read_text().replace("/run/virt-rapl", str(directory / "run")))
         self.wakes("exit 0")
 
     def wakes(self, ending: str, *, importable: bool = True) -> None:
@@ -144,3 +147,21 @@ def test_a_python_that_lost_our_code_lets_domains_start(guard: Guard, ending: st
 def test_a_killed_python_lets_domains_start(guard: Guard) -> None:
     guard.wakes("kill -9 $$")
     assert guard.run("a", "start", "begin", "-").returncode == 0
+
+
+def test_what_python_could_not_do_is_an_event(guard: Guard) -> None:
+    run_directory = guard.directory / "run"
+    guard.python.unlink()
+    guard.run("a domain", "start", "begin", "-")
+    assert not run_directory.exists()
+    run_directory.mkdir()
+    for name in ("a domain", 'a"b', "a\\b"):
+        assert guard.run(name, "start", "begin", "-").returncode == 0
+    assert (run_directory / events.NAME).stat().st_mode & 0o777 == 0o600
+    (event,) = events.told(run_directory)
+    assert (event.domain, event.operation, event.result, event.reason) == (
+        "a domain",
+        "start",
+        "failed",
+        "Python ended with status 127",
+    )

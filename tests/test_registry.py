@@ -58,7 +58,7 @@ def test_the_wrapper_finds_the_state_in_a_line_and_the_helper_qemus_pid_in_the_n
 def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.write(record())
-    for suffix in ("sock", "log", "alive", "live", "lock"):
+    for suffix in ("sock", "log", "alive", "live"):
         registry.path(UUID, suffix).touch()
     registry.remove(UUID)
     registry.remove(UUID)
