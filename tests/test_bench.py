@@ -1,16 +1,11 @@
 """The benchmark runs and tells what it promises. What it measures is no test's business."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 BENCH = Path(__file__).parent / "bench/bench.py"
-
-pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="the benchmark's programs are in C")
 
 
 def test_a_tiny_benchmark(tmp_path: Path) -> None:
