@@ -41,6 +41,11 @@ class Event:
     reason: str = ""
     """One line."""
 
+    @classmethod
+    def since(cls, began: float, **values: str) -> "Event":
+        """Return an event that ends now and began at `began`, a time of time.monotonic()."""
+        return cls(time=time.time(), milliseconds=round(1000 * (time.monotonic() - began)), **values)
+
 
 def tell(run_directory: Path, event: Event) -> None:
     """Write the event down wherever that is possible now."""

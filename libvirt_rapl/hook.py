@@ -57,19 +57,8 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
     except Exception as error:  # a domain shall not die of our mistakes
         reason = _one_line(error)
         print(f"virt-rapl: {operation} of {name}: {reason}", file=stderr)
-    milliseconds = round(1000 * (time.monotonic() - began))
-    events.tell(
-        settings.run_directory,
-        events.Event(
-            time=time.time(),
-            domain=name,
-            uuid=uuid,
-            operation=operation,
-            milliseconds=milliseconds,
-            result=result,
-            reason=reason,
-        ),
-    )
+    event = events.Event.since(began, domain=name, uuid=uuid, operation=operation, result=result, reason=reason)
+    events.tell(settings.run_directory, event)
     return int(operation == "start" and result == "refuse")
 
 

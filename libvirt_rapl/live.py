@@ -81,6 +81,11 @@ def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan
     """Check all that can be checked beforehand. Raises VirtRaplError when the domain cannot have its meter now."""
     if os.geteuid():
         raise VirtRaplError("saving a running domain and restoring it with its meter takes root", "use sudo")
+    with registry.switching_on(domain.uuid):  # so that we do not take for its trouble what another one does to it
+        return _checked_plan(domain, enable, registry)
+
+
+def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan:
     pid = inventory.running_pid(domain)
     if pid is None:
         raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
@@ -149,6 +154,7 @@ def switch_on(plan: Plan, registry: Registry, tell: Callable[[str], None]) -> No
                 return
             _check_jobs(before)
             _check_image(plan)
+            tell_hook("with")
         except VirtRaplError as error:
             raise VirtRaplError(f"{name}: {error.message}", error.hint) from error
         with _told_as_event(plan, registry) as active:
@@ -173,18 +179,11 @@ def _told_as_event(plan: Plan, registry: Registry) -> Iterator[Callable[[], None
         reason = error.message
         raise
     finally:
-        events.tell(
-            registry.run_directory,
-            events.Event(
-                time=time.time(),
-                domain=plan.domain.name,
-                uuid=plan.domain.uuid,
-                operation="live",
-                milliseconds=round(1000 * (time.monotonic() - began)),
-                result=results[-1],
-                reason=reason,
-            ),
+        domain = plan.domain
+        event = events.Event.since(
+            began, domain=domain.name, uuid=domain.uuid, operation="live", result=results[-1], reason=reason
         )
+        events.tell(registry.run_directory, event)
 
 
 @contextlib.contextmanager

@@ -138,9 +138,9 @@ class Registry:
 
     @contextlib.contextmanager
     def switching_on(self, uuid: str) -> Iterator[Callable[[str], None]]:
-        """Keep the domain to one `enable --live`, and let the hook restore it with its meter for as long as this lasts.
+        """Keep the domain to one `enable --live` for as long as this lasts; however our process ends, it is over then.
 
-        Yields a function that tells the hook otherwise: `with` or `without`. However our process ends, it is over then.
+        Yields a function that tells the hook how to restore it meanwhile: `with` or `without`; it decides until then.
         Raises VirtRaplError when another works on the domain, or the run directory cannot be written.
         """
         path = self.path(uuid, "live")
@@ -150,7 +150,7 @@ class Registry:
                 descriptor = self._lock(uuid, "live", LIVE_SECONDS)
                 if descriptor is None:
                     raise VirtRaplError("another `enable --live` works on it", "wait until that is done")
-                os.pwrite(descriptor, b"with   ", 0)
+                os.pwrite(descriptor, b"       ", 0)
             except OSError as error:
                 raise VirtRaplError(f"cannot write {path}: {error}", "is there space?") from error
 

@@ -304,6 +304,8 @@ def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> Non
 
 def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
     with host.registry.switching_on(UUID) as tell:
+        assert host.call("restore", PLAIN)[1] == "", "it only looks yet"
+        tell("with")
         assert host.call("restore", PLAIN)[1] == host.marked
         host.configure(domains="[web*]")
         tell("without")

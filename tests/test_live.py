@@ -231,6 +231,19 @@ def test_one_at_a_time(registry: Registry) -> None:
     assert not registry.path(UUID, "live").exists()
 
 
+def test_what_another_does_to_a_domain_is_not_taken_for_its_trouble(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved by another it does not run, and has an image that one would be told to remove."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    handle = Handle(registry)
+    handle.active = False
+    with registry.switching_on(UUID), pytest.raises(VirtRaplError, match="another `enable --live` works on it"):
+        live.plan(domain(handle), handle.enable, registry)
+    with pytest.raises(VirtRaplError, match="does not run"):
+        live.plan(domain(handle), handle.enable, registry)
+
+
 def test_what_another_has_done_meanwhile_is_not_done_again(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
