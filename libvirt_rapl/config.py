@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import Selection
 
@@ -59,7 +60,8 @@ class Config:
 def load(path: Path = DEFAULT_PATH) -> Config:
     """Read the configuration; defaults where the file does not exist.
 
-    Raises VirtRaplError when a file cannot be read, is not YAML, or holds an unknown key or a wrong value.
+    Raises VirtRaplError when a file cannot be read, can be written by others than root and us, is not YAML, or holds an
+    unknown key or a wrong value.
     """
     config = Config()
     for file in _files(path):
@@ -72,8 +74,9 @@ def stated_policy(path: Path = DEFAULT_PATH) -> str:
     policy = Config.on_failure
     for file in _files(path):
         try:
+            _check_writers(file)
             stated = yaml.safe_load(file.read_text(encoding="utf-8"))["on_failure"]
-        except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+        except (OSError, VirtRaplError, ValueError, TypeError, LookupError, yaml.YAMLError):
             continue
         policy = stated if stated in CHOICES["on_failure"] else policy
     return policy
@@ -83,8 +86,17 @@ def _files(path: Path) -> list[Path]:
     return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
 
 
+def _check_writers(file: Path) -> None:
+    """Who writes the configuration tells root's processes what to do: nobody but root and we may."""
+    for place in (file.parent, file):
+        if other := who_else_may_write(place):
+            hint = f"look what it says, then: chown root:root {place} && chmod go-w {place}"
+            raise VirtRaplError(f"{place} is not followed: {other}", hint)
+
+
 def _settings(file: Path) -> dict[str, Any]:
     try:
+        _check_writers(file)
         lines = _lines(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
