@@ -16,6 +16,13 @@ from libvirt_rapl.files import replace
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 EMULATORS = ("usr/bin/qemu-system-x86_64", "usr/libexec/qemu-kvm")
+PLACES = {
+    "etc/sysusers.d/virt-rapl.conf": "etc/sysusers.d/virt-rapl.conf",
+    "etc/polkit-1/rules.d/60-virt-rapl.rules": "etc/polkit-1/rules.d/60-virt-rapl.rules",
+    "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-rapl": "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-rapl",
+    "etc/selinux/virt_rapl.te": "usr/share/selinux/packages/virt-rapl/virt_rapl.te",
+    "etc/selinux/virt_rapl.fc": "usr/share/selinux/packages/virt-rapl/virt_rapl.fc",
+}
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
 """What needs no quoting in sh or in a systemd unit."""
@@ -65,6 +72,8 @@ def _items(root: Path) -> Iterator[Item]:
             yield Item(target=f"{emulator}-rapl", text=text(shipped / "hooks/qemu-system-rapl"), mode=0o755)
     for unit in sorted((shipped / "etc/systemd").iterdir(), key=lambda unit: unit.name):
         yield Item(target=f"etc/systemd/system/{unit.name}", text=text(unit), mode=0o644)
+    for name, target in PLACES.items():
+        yield Item(target=target, text=text(shipped / name), mode=0o644)
     yield Item(target="etc/virt-rapl/virt-rapl.yaml", text=text(shipped / "etc/virt-rapl.yaml"), mode=0o644, keep=True)
 
 
@@ -83,6 +92,8 @@ def _place(root: Path, item: Item) -> str:
 
 def _tell_running_daemons() -> Iterator[str]:
     if systemd.runs():
+        systemd.run("systemd-sysusers", "virt-rapl.conf", timeout=30)
+        yield "made      the user virt-rapl, unless there was one"
         systemd.systemctl("daemon-reload", timeout=30)
         yield "reloaded  systemd's units"
     for daemon in LIBVIRT_DAEMONS:

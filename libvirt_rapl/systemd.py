@@ -30,7 +30,11 @@ def notify(state: str) -> None:
 
 def systemctl(*arguments: str, timeout: float) -> str:
     """Run `systemctl ARGUMENTS` for at most `timeout` seconds and return what it prints; VirtRaplError if it fails."""
-    command = ["systemctl", *arguments]
+    return run("systemctl", *arguments, timeout=timeout)
+
+
+def run(*command: str, timeout: float) -> str:
+    """Run a program of systemd's, as systemctl() does."""
     shown = f"`{' '.join(command)}`"
     try:
         done = subprocess.run(

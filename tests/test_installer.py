@@ -10,7 +10,7 @@ import pytest
 
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import install
+from libvirt_rapl.installer import PLACES, install
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
@@ -40,7 +40,8 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
         os.umask(0o022)
     files = contents(root)
     modes = {name: mode for name, (mode, _) in files.items() if name != "usr/bin/qemu-system-x86_64"}
-    assert modes == {HOOK: 0o755, WRAPPER: 0o755, UNIT: 0o644, DAEMON_UNIT: 0o644, CONFIGURATION: 0o644}
+    plain = dict.fromkeys((UNIT, DAEMON_UNIT, CONFIGURATION, *PLACES.values()), 0o644)
+    assert modes == {HOOK: 0o755, WRAPPER: 0o755, **plain}
     assert sys.executable in files[HOOK][1]
     assert sys.executable in files[UNIT][1]
     assert "After=libvirtd.service virtqemud.service\n" in files[DAEMON_UNIT][1]  # one of them, whichever there is
@@ -106,7 +107,7 @@ def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -
         env={"PYTHONPATH": str(environment), "PATH": os.environ["PATH"]},
         check=True,
     )
-    assert {HOOK, WRAPPER, UNIT, DAEMON_UNIT, CONFIGURATION} <= contents(staged).keys()
+    assert {HOOK, WRAPPER, UNIT, DAEMON_UNIT, CONFIGURATION, *PLACES.values()} <= contents(staged).keys()
     assert list((environment / "libvirt_rapl/simulator").glob("*.rom"))
 
 
