@@ -51,8 +51,12 @@ def after_install() -> Iterator[Step]:
 def before_uninstall() -> Iterator[Step]:
     """Yield what ends the use of what is about to go."""
     for unit in UNITS:
-        if systemd.runs() and Path("/etc/systemd/system", unit).exists():
+        if not systemd.runs():
+            break
+        if Path("/etc/systemd/system", unit).exists():
             yield f"stopped   {unit}", partial(_systemctl, "disable", "--now", unit)
+        elif Path("/usr/lib/systemd/system", unit).exists():  # its package enables and disables it
+            yield f"stopped   {unit}", partial(_systemctl, "stop", unit)
     if SELINUX.exists() and "virt_rapl" in _run("semodule", "--list-modules").split():
         yield "unloaded  SELinux's module virt_rapl", partial(_run, "semodule", "--remove=virt_rapl")
 

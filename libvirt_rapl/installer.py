@@ -81,17 +81,27 @@ class Item:
         return f"link to {self.text}" if self.link else manifest.digest_of(self.text.encode())
 
 
-def install(root: Path, emulators: Iterable[str], *, dispatcher: bool = False, dry_run: bool = False) -> Iterator[str]:
+def install(
+    root: Path,
+    emulators: Iterable[str],
+    *,
+    dispatcher: bool = False,
+    wrappers_only: bool = False,
+    dry_run: bool = False,
+) -> Iterator[str]:
     """Put everything in place under `root`; yields a line for each thing when it is done, or found done.
 
     `emulators` get a wrapper each (absolute paths, as seen under the root); with `dispatcher` there is one for a
-    libvirt that knows no qemu.d. With `dry_run` nothing is written. Raises VirtRaplError: before anything is written
+    libvirt that knows no qemu.d. With `wrappers_only` the rest is there already, as files of a package. With `dry_run`
+    nothing is written. Raises VirtRaplError: before anything is written
     where a file of somebody else's is in the way; else what was written before stays, and a second run completes it.
     """
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     installed = Manifest.load(root)
-    items = {item.target: item for item in _items(list(emulators), dispatcher)}
+    emulators = list(emulators)
+    every = _wrappers(emulators) if wrappers_only else contents(emulators, dispatcher=dispatcher)
+    items = {item.target: item for item in every}
     with _explained():
         before = {target: digest(root / target) for target in items}
         for item in items.values():
@@ -136,28 +146,36 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
                     raise
 
 
-def _items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
-    shipped = resources.files("libvirt_rapl") / "shipped"
+def contents(emulators: list[str], *, dispatcher: bool = False) -> Iterator[Item]:
+    """Yield everything that is put in place; see install()."""
     watched = "\n".join(f"PathChanged={emulator}" for emulator in dict.fromkeys([*KNOWN, *emulators]))
-
-    def item(source: str, target: str) -> Item:
-        text = (shipped / source).read_text(encoding="utf-8")
-        return Item(
-            target=target,
-            text=text.replace("@PYTHON@", sys.executable).replace("@WATCHED@", watched),
-            mode=0o755 if source.startswith("hooks/") else 0o644,
-            keep=source in KEPT,
-        )
-
     for source, target in PLACES.items():
-        for name in _files(shipped / source):
-            yield item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)))
-    for emulator in emulators:
-        yield item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}")
+        for name in _files(_shipped() / source):
+            yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), watched)
+    yield from _wrappers(emulators)
     if dispatcher:
-        yield item("hooks/dispatcher", DISPATCHER)
+        yield _item("hooks/dispatcher", DISPATCHER)
     for link, text in LINKS.items():
         yield Item(target=link, text=text, link=True)
+
+
+def _wrappers(emulators: list[str]) -> Iterator[Item]:
+    for emulator in emulators:
+        yield _item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}")
+
+
+def _item(source: str, target: str, watched: str = "") -> Item:
+    text = (_shipped() / source).read_text(encoding="utf-8")
+    return Item(
+        target=target,
+        text=text.replace("@PYTHON@", sys.executable).replace("@WATCHED@", watched),
+        mode=0o755 if source.startswith("hooks/") else 0o644,
+        keep=source in KEPT,
+    )
+
+
+def _shipped() -> Traversable:
+    return resources.files("libvirt_rapl") / "shipped"
 
 
 def _files(source: Traversable) -> Iterator[str]:

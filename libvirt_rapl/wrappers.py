@@ -49,7 +49,8 @@ def stale(emulator: Path) -> bool:
 
 def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
     """Touch the installed wrappers that are stale; yields a line for each. Raises VirtRaplError."""
-    for target in Manifest.load(root).files:
+    ours_of_a_package = [f"{path.lstrip('/')}{WRAPPER_SUFFIX}" for path in KNOWN]
+    for target in dict.fromkeys([*Manifest.load(root).files, *ours_of_a_package]):
         wrapper = root / target
         emulator = wrapper.with_name(wrapper.name.removesuffix(WRAPPER_SUFFIX))
         try:

@@ -1,6 +1,7 @@
 """Put the libvirt hook, the emulator wrappers, the systemd units and the default configuration in place.
 
 It can be run again at any time: what is there and right stays as it is, and so does a configuration that was changed.
+Where a package of the distribution has put these files in place, only wrappers for other emulators are added.
 """
 
 import argparse
@@ -8,8 +9,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from libvirt_rapl import activation, wrappers
+from libvirt_rapl import activation, packaged, wrappers
 from libvirt_rapl.cli import say
+from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import DISPATCHER, HOOK, NAME, install
 
@@ -17,6 +19,9 @@ from libvirt_rapl.installer import DISPATCHER, HOOK, NAME, install
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add_common_arguments(parser)
+    parser.add_argument(
+        "--package", action="store_true", help="stage the files under DIR as those of a distribution's package"
+    )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,16 +45,28 @@ def _directory(text: str) -> Path:
 def run(options: argparse.Namespace) -> int:
     """Install and say what was done."""
     root, here = options.prefix_root, options.prefix_root == Path("/")
+    if options.package:
+        return _stage(root)
+    is_packaged = packaged.owns(root)
     emulators = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
     old_libvirt = here and (activation.libvirt_version() or (99, 0)) < activation.FIRST_WITH_DIRECTORIES
     foreign_hook = old_libvirt and _is_foreign(root / DISPATCHER)
-    for line in install(root, emulators, dispatcher=old_libvirt and not foreign_hook, dry_run=options.dry_run):
+    if is_packaged:
+        say(packaged.NOT_OURS)
+        emulators = [path for path in emulators if path != DEFAULT_EMULATOR]
+    for line in install(
+        root,
+        emulators,
+        dispatcher=old_libvirt and not foreign_hook,
+        wrappers_only=is_packaged,
+        dry_run=options.dry_run,
+    ):
         say(line)
     for line in wrappers.refresh(root, dry_run=options.dry_run):
         say(line)
     if here:
         carry_out(activation.after_install(), dry_run=options.dry_run)
-    if not emulators:
+    if not emulators and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
     if foreign_hook:
         print(
@@ -57,6 +74,14 @@ def run(options: argparse.Namespace) -> int:
             f'hint: let it run `/{HOOK} "$@"` with the XML that it gets on standard input, and pass on its output',
             file=sys.stderr,
         )
+    return 0
+
+
+def _stage(root: Path) -> int:
+    if root == Path("/"):
+        raise VirtRaplError("a package is not staged in /", "give --prefix-root, a directory to make the package of")
+    for line in packaged.stage(root):
+        say(line)
     return 0
 
 

@@ -1,7 +1,8 @@
 """Take out what `virt-rapl install` has put in place, but for what was changed since.
 
 Nothing is taken out while domains need it: those that are enabled can be disabled first with --disable-domains.
-The ledger stays where it is.
+The ledger stays where it is. What a package of the distribution has put in place stays until the package is removed,
+which asks for the same.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from libvirt_rapl import activation, manifest
+from libvirt_rapl import activation, manifest, packaged
 from libvirt_rapl.cli import install, say
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
@@ -26,15 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Uninstall and say what was done."""
     root, dry_run = options.prefix_root, options.dry_run
-    here = root == Path("/") and (root / manifest.PATH).exists()
+    is_packaged, is_installed = packaged.owns(root), (root / manifest.PATH).exists()
+    here = root == Path("/") and (is_packaged or is_installed)
     config = Config()
     if here:
         with contextlib.suppress(VirtRaplError):
             config = load(options.config)
         _leave_domains(options)
-    for line in uninstall(root, dry_run=dry_run):
-        say(line)
-    if here:
+    if is_installed or not is_packaged:
+        for line in uninstall(root, dry_run=dry_run):
+            say(line)
+    if is_packaged:
+        say(packaged.NOT_OURS)
+    elif here:
         install.carry_out(activation.after_uninstall(config), dry_run=dry_run)
     return 0
 

@@ -1,0 +1,76 @@
+"""virt-rapl as a package of the distribution: where its files are, whether that is so here, and its configuration.
+
+usage: python -m libvirt_rapl.packaged (tells the running system what was put in place; run by the package's postinst)
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from libvirt_rapl import activation, files, installer
+from libvirt_rapl.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.installer import UNITS, Item
+
+PLACES = {
+    UNITS: "usr/lib/systemd/system",
+    "etc/tmpfiles.d": "usr/lib/tmpfiles.d",
+    "etc/modules-load.d": "usr/lib/modules-load.d",
+    "etc/sysusers.d": "usr/lib/sysusers.d",
+    "usr/local/share/zsh/site-functions": "usr/share/zsh/vendor-completions",
+    "usr/local/share": "usr/share",
+}
+"""Where a package has what `virt-rapl install` puts into the administrator's directories; the first that fits."""
+
+NOT_OURS = "kept      what a package of this system has put in place: it is updated and removed with the package"
+
+
+def stage(root: Path) -> Iterator[str]:
+    """Put the files of the package in place under `root`; yields a line for each. Raises VirtRaplError.
+
+    Units are not enabled and no manifest is written: that is the package manager's.
+    """
+    for item in contents():
+        path = root / item.target
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.replace(path, item.text, item.mode)
+        except OSError as error:
+            raise VirtRaplError(f"cannot write {path}: {error.strerror}", "stage it where you can write") from error
+        yield f"staged    {path}"
+
+
+def contents() -> Iterator[Item]:
+    """Yield the files of the package."""
+    for item in installer.contents([DEFAULT_EMULATOR]):
+        if not item.link:
+            yield replace(item, target=_place(item.target))
+
+
+def owns(root: Path) -> bool:
+    """Tell whether a package has put virt-rapl's files in place under `root`."""
+    return (root / PLACES[UNITS] / "virt-rapld.service").exists()
+
+
+def _place(target: str) -> str:
+    for directory, ours in PLACES.items():
+        if target.startswith(f"{directory}/"):
+            return f"{ours}{target.removeprefix(directory)}"
+    return target
+
+
+def main() -> int:
+    """Tell systemd, the kernel and libvirt. Exit status: 0 done, 1 something failed."""
+    status = 0
+    for _, act in activation.after_install():
+        try:
+            act()
+        except VirtRaplError as error:
+            print(f"virt-rapl: warning: {error.message}\nhint: {error.hint}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
