@@ -41,7 +41,7 @@ def install(root: Path) -> list[str]:
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     lines = []
-    for item in _items(root):
+    for item in items(root):
         try:
             lines.append(_place(root, item))
         except OSError as error:
@@ -53,7 +53,8 @@ def install(root: Path) -> list[str]:
     return lines
 
 
-def _items(root: Path) -> Iterator[Item]:
+def items(root: Path) -> Iterator[Item]:
+    """Yield what install() puts in place under `root`."""
     shipped = resources.files("libvirt_rapl") / "shipped"
 
     def text(source: Traversable) -> str:
@@ -86,16 +87,16 @@ def _tell_running_daemons() -> Iterator[str]:
         systemd.systemctl("daemon-reload", timeout=30)
         yield "reloaded  systemd's units"
     for daemon in LIBVIRT_DAEMONS:
-        if pid := _pid_of(daemon):
+        if pid := pid_of(daemon):
             # libvirt remembers whether there are hooks; SIGHUP makes it look again and touches no domain.
             os.kill(pid, signal.SIGHUP)
             yield f"reloaded  {daemon}, which now sees the hook"
 
 
-def _pid_of(daemon: str) -> int | None:
+def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
     """Return the PID of a running system daemon, by its PID file and checked against its name."""
     try:
-        pid = int(Path(f"/run/{daemon}.pid").read_text())
-        return pid if Path(f"/proc/{pid}/comm").read_text().strip() == daemon else None
+        pid = int((root / f"run/{daemon}.pid").read_text())
+        return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None
     except (OSError, ValueError):
         return None
