@@ -1,5 +1,6 @@
 """Checks of what has to be in place: QEMU and its wrapper, the helper, the hook, all other files, security rules."""
 
+import contextlib
 import os
 import re
 import time
@@ -193,9 +194,11 @@ def selinux(machine: Machine) -> Iterator[Finding]:
     if enforce is None:
         yield Finding(SKIPPED, "SELinux is not on")
         return
-    stores = list((machine.root / "var/lib/selinux").iterdir())
-    priorities = [path for store in stores for path in (store / "active/modules").iterdir() if path.is_dir()]
-    modules = {path.name for priority in priorities for path in priority.iterdir()}
+    modules: set[str] = set()
+    for store in (machine.root / "var/lib/selinux").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            for priority in (store / "active/modules").iterdir():
+                modules |= {module.name for module in priority.iterdir()}
     if "virt_rapl" in modules:
         yield Finding(OK, "SELinux has our module")
     elif enforce.strip() == "1":
