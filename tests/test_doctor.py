@@ -423,8 +423,9 @@ def test_what_is_broken_is_told_with_its_remedy(name: str) -> None:
         assert not any("\n" in check.message + check.hint for check in found)
 
 
-def test_each_check_can_fail() -> None:
+def test_each_check_can_fail_and_has_its_entry_in_the_guide() -> None:
     assert {name for name, *_ in BROKEN} == set(doctor.CHECKS)
+    assert re.findall(r"^## (\S+)$", GUIDE.read_text(), re.MULTILINE) == list(doctor.CHECKS)
 
 
 OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
@@ -525,7 +526,8 @@ def test_a_real_host(world: World, new_guest: NewGuest) -> None:
     name = new_guest(50)
     start_enabled(world, name)
     assert examine().startswith("virt-rapld: virt-rapld does not run")
-    with world.popen(["virt-rapl", "daemon"]) as daemon:
+    daemon = world.popen(["virt-rapl", "daemon"])
+    try:
         wait_until(world.path("/run/virt-rapl/daemon/status.sock").exists, 30, "virt-rapld answers")
         assert examine() == ""
         hook = "/etc/libvirt/hooks/qemu.d/virt-rapl"
@@ -541,7 +543,9 @@ def test_a_real_host(world: World, new_guest: NewGuest) -> None:
         assert f"{name}: gets no meter at its next start: the domain's number of vCPUs can grow" in examine("domains")
         world.run(["virsh", "define", "/dev/stdin"], input=definition)
         assert examine() == ""
-        world.run(["kill", "-KILL", str(status(world, name)["helper"]["pid"])])
+        world.run(["sh", "-c", f"kill -KILL {status(world, name)['helper']['pid']}"])
         wait_until(lambda: status(world, name)["vrapl"] == "degraded", 30, "the end of the helper is seen")
         assert f"{name}: runs without its meter: its helper ended" in examine("domains")
+    finally:
         daemon.terminate()
+        daemon.communicate(timeout=60)
