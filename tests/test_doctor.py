@@ -17,13 +17,13 @@ from fixtures import Host, write
 from test_enable import GREETING, UUID, WITH_RAPL, WITHOUT_RAPL, FakeDomain, FakeLibvirt, definition, fake_qemu
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, domxml, events, inventory, ledger, status_socket
+from libvirt_rapl import doctor, domxml, events, inventory, ledger, status_socket, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.installer import HOOK, install
+from libvirt_rapl.installer import DISPATCHER, HOOK, install
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import RunState
 from libvirt_rapl.simulator.world import World
@@ -50,6 +50,9 @@ class Domain(FakeDomain):
 class Libvirt(FakeLibvirt):
     version = 11_003_000
 
+    def getCapabilities(self) -> str:  # noqa: N802
+        return "<capabilities/>"
+
     def getLibVersion(self) -> int:  # noqa: N802
         return self.version
 
@@ -70,7 +73,7 @@ class Patient:
         write(self.host.proc / "self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw\n")
         write(self.host.dev / "kvm", "")
         self.qemu(GREETING % (0, 10), WITH_RAPL)
-        install(root)
+        list(install(root, wrappers.emulators(root)))
         self.run_directory, self.state_directory = root / "run/virt-rapl", root / "var/lib/virt-rapl"
         self.configure()
         self.daemon("libvirtd", time.time() + 10)
@@ -436,7 +439,7 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
         lambda patient: patient.host.registers(0, {0x606: 0xA0E03, 0x610: 1, 0x611: 5, 0x614: 1}),
         "helpers read the CPUs' registers",
     ),
-    ("hook", both(old_libvirt, text("etc/libvirt/hooks/qemu", "for hook in qemu.d/*\n")), "in place"),
+    ("hook", both(old_libvirt, text(DISPATCHER, "for hook in qemu.d/*\n"), mode(DISPATCHER, 0o755)), "in place"),
     ("hook-seen", both(hook_after_libvirt, event(result="ready")), "has called the hook"),
     ("hook-seen", remove("run/libvirtd.pid"), "it looks when it starts"),
     ("libvirt", both(remove("run/libvirtd.pid"), lambda patient: patient.daemon("virtqemud", 0)), "virtqemud"),

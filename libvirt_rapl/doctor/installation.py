@@ -7,19 +7,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import __version__, emulator, events, installer, systemd
+from libvirt_rapl import __version__, activation, emulator, events, installer, systemd, wrappers
 from libvirt_rapl.confinement import seccomp
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
+from libvirt_rapl.manifest import digest
 from libvirt_rapl.vmsr.requirements import qemu_helper
 
 INSTALL = "virt-rapl install"
-HOOKS = "etc/libvirt/hooks"
-OLDEST_WITH_HOOKS = 6_005_000
-"""libvirt 6.5.0 is the first to run what is in qemu.d."""
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
 
@@ -66,7 +64,7 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
         return Finding(FAILED, error.message, error.hint)
     if target.read_text(errors="replace") != machine.item(str(target.relative_to(machine.root))).text:
         return Finding(WARNING, f"{target} is not the wrapper of virt-rapl {__version__}", INSTALL)
-    if target.stat().st_ctime < path.stat().st_ctime:
+    if wrappers.stale(path):
         message = f"{target} is older than its QEMU: libvirt still believes what it knew of the one before"
         return Finding(WARNING, message, f"touch {target}")
     return Finding(OK, f"{target} is newer than its QEMU")
@@ -98,10 +96,11 @@ def hook(machine: Machine) -> Iterator[Finding]:
 def _libvirt_passes_over(machine: Machine) -> bool:
     """Tell whether libvirt is too old for qemu.d, and nothing runs what is there in its place."""
     try:
-        old = machine.connect().getLibVersion() < OLDEST_WITH_HOOKS
+        old = machine.libvirt_version()[:2] < activation.FIRST_WITH_DIRECTORIES
     except VirtRaplError:
         return False  # another check tells that
-    return old and "qemu.d" not in (read(machine.root / HOOKS / "qemu") or "")
+    dispatcher = machine.root / installer.DISPATCHER
+    return old and not (os.access(dispatcher, os.X_OK) and "qemu.d" in dispatcher.read_text(errors="replace"))
 
 
 def hook_seen(machine: Machine) -> Iterator[Finding]:
@@ -109,9 +108,9 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
 
     It looks for any hook of QEMU, not for ours. What it found cannot be asked for; so this goes by what came when.
     """
-    hooks = [machine.root / HOOKS / "qemu", *(machine.root / HOOKS / "qemu.d").glob("*")]
+    hooks = [machine.root / installer.DISPATCHER, *(machine.root / installer.HOOK).parent.glob("*")]
     placed = [path.stat().st_ctime for path in hooks if path.is_file() and os.access(path, os.X_OK)]
-    daemons = {daemon: began for daemon in installer.LIBVIRT_DAEMONS if (began := _last_look(machine, daemon))}
+    daemons = {daemon: began for daemon in activation.LIBVIRT_DAEMONS if (began := _last_look(machine, daemon))}
     if not placed:
         yield Finding(SKIPPED, "there is no hook to be seen")
     elif not daemons:
@@ -131,7 +130,7 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
 
 def _last_look(machine: Machine, daemon: str) -> float | None:
     """Tell when libvirt's daemon started, or was reloaded by systemd if later; None when it does not run."""
-    if installer.pid_of(daemon, machine.root) is None:
+    if activation.pid_of(daemon, machine.root) is None:
         return None
     started = (machine.root / f"run/{daemon}.pid").stat().st_mtime
     if machine.root != Path("/") or not systemd.runs():
@@ -149,12 +148,11 @@ def files(machine: Machine) -> Iterator[Finding]:
     wrong, unsafe = [], []
     for item in machine.items:
         path = machine.root / item.target
-        try:
-            changed = not item.keep and path.read_text(errors="replace") != item.text
-            unsafe += [str(path)] if path.stat().st_mode & 0o022 else []
-        except FileNotFoundError:
-            changed = True
-        wrong += [str(path)] if changed and not _has_a_check_of_its_own(item) else []
+        now = digest(path)
+        if now and not item.link and path.stat().st_mode & 0o022:
+            unsafe.append(str(path))
+        if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
+            wrong.append(str(path))
     if unsafe:
         yield Finding(FAILED, f"others than root can change {', '.join(unsafe)}", f"chmod go-w {' '.join(unsafe)}")
     elif wrong:

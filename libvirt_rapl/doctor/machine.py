@@ -1,11 +1,12 @@
 """The machine that is looked at: its directories, configuration and libvirt, each read once."""
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import domains, installer, status_socket
+from libvirt_rapl import dependents, domains, installer, status_socket, wrappers
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
@@ -45,13 +46,17 @@ class Machine:
 
     @cached_property
     def emulators(self) -> list[Path]:
-        """The QEMUs that are installed."""
-        return [self.root / path for path in installer.EMULATORS if (self.root / path).exists()]
+        """The QEMUs that are to have a wrapper: the usual ones, and those that libvirt and domains name."""
+        named = []
+        with contextlib.suppress(VirtRaplError):  # another check tells what is wrong with libvirt
+            named = dependents.emulators(self.connect())
+        return [self.root / path.lstrip("/") for path in wrappers.emulators(self.root, named)]
 
     @cached_property
     def items(self) -> list[installer.Item]:
-        """What `virt-rapl install` would put in place."""
-        return list(installer.items(self.root))
+        """What `virt-rapl install` would put in place, but for the dispatcher of old libvirts."""
+        emulators = [f"/{path.relative_to(self.root)}" for path in self.emulators]
+        return list(installer.shipped_items(emulators, dispatcher=False))
 
     def item(self, target: str) -> installer.Item:
         """Return what would be put in place there."""
@@ -67,6 +72,11 @@ class Machine:
         if isinstance(self._connection, VirtRaplError):
             raise self._connection
         return self._connection
+
+    def libvirt_version(self) -> tuple[int, int, int]:
+        """Return libvirt's version. Raises VirtRaplError."""
+        number = self.connect().getLibVersion()
+        return number // 1_000_000, number // 1000 % 1000, number % 1000
 
     @cached_property
     def _connection(self) -> Any:  # noqa: ANN401

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from libvirt_rapl import activation, status_socket, systemd
 from libvirt_rapl import events as told_events
-from libvirt_rapl import installer, status_socket, systemd
 from libvirt_rapl import ledger as ledger_file
 from libvirt_rapl.config import load
 from libvirt_rapl.daemon import LEDGER
@@ -41,9 +41,8 @@ def configuration(machine: Machine) -> Iterator[Finding]:
 
 def libvirt(machine: Machine) -> Iterator[Finding]:
     """Whether it answers, its version, and which daemon it is."""
-    number = machine.connect().getLibVersion()
-    version = f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
-    daemons = [daemon for daemon in installer.LIBVIRT_DAEMONS if installer.pid_of(daemon, machine.root)]
+    version = ".".join(map(str, machine.libvirt_version()))
+    daemons = [daemon for daemon in activation.LIBVIRT_DAEMONS if activation.pid_of(daemon, machine.root)]
     if len(daemons) > 1:
         message = f"{' and '.join(daemons)} both run: each has domains of its own, and one does not know the other's"
         yield Finding(WARNING, message, "keep one of them: systemctl disable --now libvirtd, or virtqemud")
