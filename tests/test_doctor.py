@@ -23,7 +23,7 @@ from libvirt_rapl.doctor import Check, installation
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.installer import DISPATCHER, HOOK, install
+from libvirt_rapl.installer import DISPATCHER, HOOK, PLACES, install
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import RunState
 from libvirt_rapl.simulator.world import World
@@ -198,6 +198,11 @@ def no_zones(patient: Patient) -> None:
     (patient.host.powercap / "intel-rapl:0/name").unlink()
 
 
+def zeros(patient: Patient) -> None:
+    for cpu in range(2):
+        patient.host.registers(cpu, {0x700: 0})  # and all below
+
+
 def upgrade_qemu(patient: Patient) -> None:
     qemu, wrapper = patient.path(QEMU), patient.path(f"{QEMU}-rapl")
     while qemu.stat().st_ctime <= wrapper.stat().st_ctime:  # clocks of file systems tick coarsely
@@ -326,6 +331,10 @@ def with_apparmor(*breaks: Callable[[Patient], object]) -> Callable[[Patient], o
     )
 
 
+def rules_shipped(patient: Patient) -> None:
+    patient.patch.setitem(PLACES, "etc/tmpfiles.d", "etc/apparmor.d/abstractions/libvirt-qemu.d")
+
+
 def with_selinux(enforcing: str, module: str) -> Callable[[Patient], object]:
     return both(
         text("sys/fs/selinux/enforce", enforcing),
@@ -345,6 +354,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("energy", text("sys/class/powercap/virt-rapl-simulator/truth", ""), "warning", "SIMULATED"),
     ("registers", no_zones, "failed", "neither RAPL registers nor powercap zones"),
     ("registers", configured(helper="qemu"), "failed", "qemu-vmsr-helper reads registers only"),
+    ("registers", both(configured(helper="qemu"), zeros), "failed", "registers only: .* reads 0"),
     ("rapl", remove("sys/class/powercap/intel-rapl/enabled"), "failed", "RAPL is not enabled"),
     ("cpus", text("sys/devices/system/cpu/cpu2/online", "0\n"), "failed", "CPU 2 is not"),
     ("kvm", remove("dev/kvm"), "failed", "no /dev/kvm"),
@@ -377,6 +387,12 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("files", text("etc/systemd/system/virt-rapld.service", "[Unit]\n"), "warning", "virt-rapld.service"),
     ("files", mode(HOOK, 0o777), "failed", f"others than root can change .*{HOOK}"),
     ("apparmor", with_apparmor(text("etc/apparmor.d/abstractions/libvirt-qemu", "")), "failed", "does not include"),
+    (
+        "apparmor",
+        with_apparmor(rules_shipped),
+        "failed",
+        "missing: etc/apparmor.d/abstractions/libvirt-qemu.d/",
+    ),
     ("selinux", with_selinux("1", "other"), "failed", "enforcing and has not got our module"),
     ("selinux", with_selinux("0", "other"), "warning", "permissive and has not got our module"),
     ("run-directory", mode("run/virt-rapl", 0o755), "failed", "with 0755"),
@@ -439,6 +455,7 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
         lambda patient: patient.host.registers(0, {0x606: 0xA0E03, 0x610: 1, 0x611: 5, 0x614: 1}),
         "helpers read the CPUs' registers",
     ),
+    ("registers", zeros, "helpers read powercap"),
     ("hook", both(old_libvirt, text(DISPATCHER, "for hook in qemu.d/*\n"), mode(DISPATCHER, 0o755)), "in place"),
     ("hook-seen", both(hook_after_libvirt, event(result="ready")), "has called the hook"),
     ("hook-seen", remove("run/libvirtd.pid"), "it looks when it starts"),

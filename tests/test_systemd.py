@@ -267,6 +267,30 @@ def test_the_daemon_as_another_user(machine: Machine, daemon: Callable[..., None
     assert zone_joules(document(machine)) > zone_joules(shown)
 
 
+def test_doctor_where_systemd_runs(machine: Machine, daemon: Callable[..., None]) -> None:
+    def examine(*user: str) -> dict[str, str]:
+        """Return the state of each check; of domains that of the last."""
+        done = machine.run([*user, "virt-rapl", "doctor", "--json"], check=False)
+        checks = json.loads(done.stdout)["checks"]
+        assert "failed" not in {check["state"] for check in checks}, done.stdout
+        return {check["name"]: check["state"] for check in checks}
+
+    daemon()
+    machine.run(["touch", "/etc/libvirt/hooks/qemu.d/virt-rapl"])
+    machine.path("/run/virt-rapl/events.jsonl").unlink(missing_ok=True)
+    assert examine()["hook-seen"] == "warning"
+    machine.run(["systemctl", "reload", "libvirtd"])
+    told = examine()
+    assert told["hook-seen"] == "ok"
+    assert told["virt-rapld"] == "warning"  # it is not enabled
+
+    for directory in (*Path(sys.executable).parents, *Path(__file__).parents):  # the checkout may be root's alone
+        machine.run(["chmod", "o+x", str(directory)])
+    nobody = examine("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    assert (nobody["energy"], nobody["virt-rapld"]) == ("skipped", "skipped")
+    assert nobody["hook"] == nobody["cpus"] == "ok"
+
+
 SERVANT = """
 import sys, time
 from pathlib import Path

@@ -83,7 +83,7 @@ def hook(machine: Machine) -> Iterator[Finding]:
     python = HOOK_PYTHON.search(text)
     if "libvirt_rapl.hook" not in text or python is None:
         yield Finding(FAILED, f"{path} is not the hook of virt-rapl", f"move it away, then {INSTALL}")
-    elif not os.access(python[1], os.X_OK):
+    elif not _is_there(python[1]):
         yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", INSTALL)
     elif text != machine.item(installer.HOOK).text:
         yield Finding(WARNING, f"{path} is not the hook of this virt-rapl {__version__}", INSTALL)
@@ -91,6 +91,13 @@ def hook(machine: Machine) -> Iterator[Finding]:
         yield Finding(FAILED, f"this libvirt is older than 6.5 and passes over {path}", INSTALL)
     else:
         yield Finding(OK, f"{path} is in place")
+
+
+def _is_there(program: str) -> bool:
+    """Tell whether it can be run. Raises PermissionError where we may not see that."""
+    with contextlib.suppress(FileNotFoundError):
+        return bool(Path(program).stat() and os.access(program, os.X_OK))
+    return False
 
 
 def _libvirt_passes_over(machine: Machine) -> bool:

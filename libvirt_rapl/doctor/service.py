@@ -41,7 +41,13 @@ def configuration(machine: Machine) -> Iterator[Finding]:
 
 def libvirt(machine: Machine) -> Iterator[Finding]:
     """Whether it answers, its version, and which daemon it is."""
-    version = ".".join(map(str, machine.libvirt_version()))
+    try:
+        version = ".".join(map(str, machine.libvirt_version()))
+    except VirtRaplError as error:
+        if not os.geteuid():
+            raise
+        yield Finding(SKIPPED, error.message, error.hint)  # which may be for us only
+        return
     daemons = [daemon for daemon in activation.LIBVIRT_DAEMONS if activation.pid_of(daemon, machine.root)]
     if len(daemons) > 1:
         message = f"{' and '.join(daemons)} both run: each has domains of its own, and one does not know the other's"
