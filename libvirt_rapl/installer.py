@@ -32,13 +32,21 @@ PLACES = {
     "etc/systemd": UNITS,
     "etc/tmpfiles.d": "etc/tmpfiles.d",
     "etc/modules-load.d": "etc/modules-load.d",
+    "etc/sysusers.d": "etc/sysusers.d",
+    "etc/polkit-1/rules.d": "etc/polkit-1/rules.d",
+    "etc/apparmor.d": "etc/apparmor.d",
+    "etc/selinux": "usr/share/selinux/packages/virt-rapl",
+    "etc/completions/virt-rapl.bash": "usr/local/share/bash-completion/completions/virt-rapl",
+    "etc/completions/_virt-rapl": "usr/local/share/zsh/site-functions/_virt-rapl",
+    "etc/man/virt-rapl.1": "usr/local/share/man/man1/virt-rapl.1",
+    "etc/man/virt-rapl.yaml.5": "usr/local/share/man/man5/virt-rapl.yaml.5",
+    "etc/man/virt-rapld.8": "usr/local/share/man/man8/virt-rapld.8",
 }
 """A file, or a directory with all that is in it, of those that are shipped, and where it goes (relative to the root).
 
 @PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each emulator.
 """
-EXECUTABLE = ("hooks/qemu", WRAPPER)
-KEPT = ("etc/virt-rapl.yaml",)
+KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's from the day they are put in place: what was changed stays."""
 ENABLED = ("virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
 LINKS = {f"{UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
@@ -138,7 +146,7 @@ def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
         return Item(
             target=target,
             text=text.replace("@PYTHON@", sys.executable).replace("@WATCHED@", watched),
-            mode=0o755 if source in EXECUTABLE else 0o644,
+            mode=0o755 if source.startswith("hooks/") else 0o644,
             keep=source in KEPT,
         )
 
@@ -158,7 +166,7 @@ def _files(source: Traversable) -> Iterator[str]:
     if source.is_file():
         yield "."
         return
-    for entry in sorted(source.iterdir(), key=lambda entry: entry.name):
+    for entry in sorted(source.iterdir() if source.is_dir() else (), key=lambda entry: entry.name):
         for name in _files(entry):
             yield str(PurePosixPath(entry.name, name))
 
@@ -197,6 +205,7 @@ def _begin(root: Path, targets: Iterable[str], installed: Manifest) -> None:
     missing = [path for path in _parents(targets) if not (root / path).exists()]
     for_manifest = [path for path in _parents([manifest.PATH]) if not (root / path).exists()]
     installed.directories += dict.fromkeys([*for_manifest, *missing])
+    root.mkdir(parents=True, exist_ok=True)
     _make(root, for_manifest)
     try:
         installed.save(root)

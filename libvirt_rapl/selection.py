@@ -5,6 +5,8 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple, Self
 
 LISTS = ("include", "exclude")
+KINDS = ("title", "metadata")
+"""What an item may choose by, beside name and UUID."""
 EXPECTED = (
     "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
     "or include: and exclude: with such lists"
@@ -81,7 +83,7 @@ def _selector(item: object) -> Selector | None:
     if not isinstance(item, dict) or len(item) != 1:
         return None
     ((kind, text),) = item.items()
-    if not isinstance(text, str) or kind not in ("title", "metadata"):
+    if not isinstance(text, str) or kind not in KINDS:
         return None
     if kind == "metadata" and len(text.split()) not in (1, 2):
         return None

@@ -43,7 +43,8 @@ def _resolve(root: Path, path: str) -> Path:
 
 def stale(emulator: Path) -> bool:
     """Tell whether the emulator has changed since its wrapper was last touched. Raises OSError if one is missing."""
-    return Path(f"{emulator}{WRAPPER_SUFFIX}").stat().st_ctime_ns < emulator.stat().st_ctime_ns
+    # Of two changes within one tick of the kernel's clock nobody can tell which came first.
+    return Path(f"{emulator}{WRAPPER_SUFFIX}").stat().st_ctime_ns <= emulator.stat().st_ctime_ns
 
 
 def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:

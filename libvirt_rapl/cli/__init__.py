@@ -20,6 +20,7 @@ COMMANDS = {
     "disable": "take the meter out again and restore the domain's definition",
     "inject": "filter: add the meter to the domain XML on standard input",
     "strip": "filter: undo inject",
+    "config": "check the configuration, or show what is in force and where it is set",
     "install": "put hook, wrapper, units and default configuration in place",
     "uninstall": "take out what install has put in place",
     "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",

@@ -63,11 +63,9 @@ def run(options: argparse.Namespace) -> int:
 def carry_out(steps: Iterable[activation.Step], *, dry_run: bool) -> None:
     """Do one step after the other and say so."""
     for line, act in steps:
-        if dry_run:
-            say(f"would be {line}")
-            continue
-        act()
-        say(line)
+        if not dry_run:
+            act()
+        say(f"would be {line}" if dry_run and not line.startswith("kept") else line)
 
 
 def _named_emulators(uri: str) -> list[str]:

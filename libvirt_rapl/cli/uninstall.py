@@ -5,11 +5,13 @@ The ledger stays where it is.
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 from libvirt_rapl import activation, manifest
 from libvirt_rapl.cli import install, say
+from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import uninstall
 
@@ -25,12 +27,15 @@ def run(options: argparse.Namespace) -> int:
     """Uninstall and say what was done."""
     root, dry_run = options.prefix_root, options.dry_run
     here = root == Path("/") and (root / manifest.PATH).exists()
+    config = Config()
     if here:
+        with contextlib.suppress(VirtRaplError):
+            config = load(options.config)
         _leave_domains(options)
     for line in uninstall(root, dry_run=dry_run):
         say(line)
     if here:
-        install.carry_out(activation.after_uninstall(), dry_run=dry_run)
+        install.carry_out(activation.after_uninstall(config), dry_run=dry_run)
     return 0
 
 
