@@ -43,7 +43,7 @@ def uninstall(root: Path) -> list[str]:
     return list(installer.uninstall(root))
 
 
-EVERY_ITEM = list(installer._items(["/usr/bin/qemu-system-x86_64"], True))
+EVERY_ITEM = list(installer.shipped_items(["/usr/bin/qemu-system-x86_64"], True))
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:
@@ -107,7 +107,7 @@ def test_a_wrapper_for_every_emulator_that_is_there(root: Path) -> None:
 def test_a_default_that_nobody_has_changed_follows_the_new_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = installer.Item(target=CONFIGURATION, text="# an older default of virt-rapl\n", keep=True)
     with monkeypatch.context() as patch:
-        patch.setattr(installer, "_items", lambda *_: iter([older]))
+        patch.setattr(installer, "shipped_items", lambda *_: iter([older]))
         install(root)
     install(root)
     assert (root / CONFIGURATION).read_text() == Path("etc/virt-rapl.yaml").read_text()

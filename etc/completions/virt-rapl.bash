@@ -5,16 +5,18 @@
 #    source ~/.local/share/bash_completion/virt-rapl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_virt_rapl_subparsers=(status events enable disable inject strip config install daemon helper simulate demo)
+_shtab_virt_rapl_subparsers=(status events doctor enable disable inject strip config install uninstall daemon helper simulate demo)
 
 _shtab_virt_rapl_status_option_strings=(-h --help --json --watch)
 _shtab_virt_rapl_events_option_strings=(-h --help --json --since)
+_shtab_virt_rapl_doctor_option_strings=(-h --help --json)
 _shtab_virt_rapl_enable_option_strings=(-h --help --dry-run --live)
 _shtab_virt_rapl_disable_option_strings=(-h --help --dry-run)
 _shtab_virt_rapl_inject_option_strings=(-h --help)
 _shtab_virt_rapl_strip_option_strings=(-h --help)
 _shtab_virt_rapl_config_option_strings=(-h --help)
-_shtab_virt_rapl_install_option_strings=(-h --help --prefix-root)
+_shtab_virt_rapl_install_option_strings=(-h --help --dry-run --prefix-root)
+_shtab_virt_rapl_uninstall_option_strings=(-h --help --dry-run --prefix-root --disable-domains --force)
 _shtab_virt_rapl_daemon_option_strings=(-h --help)
 _shtab_virt_rapl_helper_option_strings=(-h --help)
 _shtab_virt_rapl_simulate_option_strings=(-h --help --packages --idle-watts --cpu-watts --wrap-soon --seed --fail-while)
@@ -26,11 +28,12 @@ _shtab_virt_rapl_events_pos_0_COMPGEN=_virt_rapl_domains
 _shtab_virt_rapl_enable_pos_0_COMPGEN=_virt_rapl_domains
 _shtab_virt_rapl_disable_pos_0_COMPGEN=_virt_rapl_domains
 _shtab_virt_rapl_install___prefix_root_COMPGEN=_shtab_compgen_dirs
+_shtab_virt_rapl_uninstall___prefix_root_COMPGEN=_shtab_compgen_dirs
 _shtab_virt_rapl_simulate___fail_while_COMPGEN=_shtab_compgen_files
 _shtab_virt_rapl___config_COMPGEN=_shtab_compgen_files
 
 _shtab_virt_rapl_config_pos_0_choices=(check show)
-_shtab_virt_rapl_pos_0_choices=(status events enable disable inject strip config install daemon helper simulate demo)
+_shtab_virt_rapl_pos_0_choices=(status events doctor enable disable inject strip config install uninstall daemon helper simulate demo)
 
 _shtab_virt_rapl_status_pos_0_nargs='*'
 _shtab_virt_rapl_status__h_nargs=0
@@ -41,6 +44,9 @@ _shtab_virt_rapl_events_pos_0_nargs='*'
 _shtab_virt_rapl_events__h_nargs=0
 _shtab_virt_rapl_events___help_nargs=0
 _shtab_virt_rapl_events___json_nargs=0
+_shtab_virt_rapl_doctor__h_nargs=0
+_shtab_virt_rapl_doctor___help_nargs=0
+_shtab_virt_rapl_doctor___json_nargs=0
 _shtab_virt_rapl_enable_pos_0_nargs=+
 _shtab_virt_rapl_enable__h_nargs=0
 _shtab_virt_rapl_enable___help_nargs=0
@@ -58,6 +64,12 @@ _shtab_virt_rapl_config__h_nargs=0
 _shtab_virt_rapl_config___help_nargs=0
 _shtab_virt_rapl_install__h_nargs=0
 _shtab_virt_rapl_install___help_nargs=0
+_shtab_virt_rapl_install___dry_run_nargs=0
+_shtab_virt_rapl_uninstall__h_nargs=0
+_shtab_virt_rapl_uninstall___help_nargs=0
+_shtab_virt_rapl_uninstall___dry_run_nargs=0
+_shtab_virt_rapl_uninstall___disable_domains_nargs=0
+_shtab_virt_rapl_uninstall___force_nargs=0
 _shtab_virt_rapl_daemon__h_nargs=0
 _shtab_virt_rapl_daemon___help_nargs=0
 _shtab_virt_rapl_helper__h_nargs=0
