@@ -158,4 +158,6 @@ def test_commands_work(machine: Machine, page: Path) -> None:
         run(machine, page, script)
     (web1,) = [domain for domain in document(machine)["domains"] if domain["name"] == "web1"]
     assert web1["vrapl"] == "active"
+    for installed in ("man/man1/virt-rapl.1", "bash-completion/completions/virt-rapl"):
+        assert machine.path(f"/usr/local/share/{installed}").exists(), "the wheel carries it"
     assert "/opt/virt-rapl/bin/python" in machine.path("/etc/systemd/system/virt-rapld.service").read_text()
