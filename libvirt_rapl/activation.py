@@ -65,10 +65,10 @@ def after_uninstall(config: Config) -> Iterator[Step]:
     yield from _tell_libvirt("does without")
     if run_directory.is_dir() and not any(run_directory.glob("*.json")):  # of no domain: it may run on, by --force
         yield f"removed   {run_directory}", partial(_discard, run_directory)
-    if state_directory.is_dir() and not any(state_directory.iterdir()):
-        yield f"removed   {state_directory}", state_directory.rmdir
-    elif state_directory.is_dir():
+    if state_directory.is_dir() and any(state_directory.iterdir()):
         yield f"kept      {state_directory}, the energy that was counted", lambda: None
+    elif state_directory.is_dir() and not state_directory.is_mount():
+        yield f"removed   {state_directory}", state_directory.rmdir
 
 
 def libvirt_version() -> tuple[int, int] | None:
