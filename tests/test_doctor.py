@@ -14,7 +14,17 @@ from typing import Any
 import libvirt
 import pytest
 from fixtures import Host, write
-from test_enable import GREETING, UUID, WITH_RAPL, WITHOUT_RAPL, FakeDomain, FakeLibvirt, definition, fake_qemu
+from test_enable import (
+    GREETING,
+    OTHER_UUID,
+    UUID,
+    WITH_RAPL,
+    WITHOUT_RAPL,
+    FakeDomain,
+    FakeLibvirt,
+    definition,
+    fake_qemu,
+)
 from walking import NewGuest, start_enabled, status, wait_until
 
 from libvirt_rapl import doctor, domxml, events, inventory, ledger, status_socket, wrappers
@@ -33,7 +43,7 @@ QEMU = "usr/bin/qemu-system-x86_64"
 GUIDE = Path(__file__).parent.parent / "docs/troubleshooting.md"
 STATUS: dict[str, Any] = {
     "host": {"zones": [{"name": "package-0"}], "since": "2026-01-31T12:00:00+00:00"},
-    "domains": [],
+    "domains": [{"uuid": UUID, "reason": None}],
 }
 NOT_APPLICABLE = {"apparmor", "selinux"}
 """Of the checks, on the machine of files."""
@@ -405,6 +415,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("virt-rapld", hanging_daemon, "failed", "does not answer"),
     ("virt-rapld", daemon_tells(trouble="no /sys"), "warning", "no /sys"),
     ("virt-rapld", daemon_tells(zones=[{"name": "dram-0", "lost_intervals": 2}]), "warning", "lost of dram-0"),
+    ("virt-rapld", lambda patient: patient.add("db", uuid=OTHER_UUID), "failed", "does not know db"),
     ("virt-rapld", not_at_boot, "warning", "does not start at boot"),
     ("ledger", remove("var/lib/virt-rapl/ledger.db"), "skipped", "virt-rapld makes it"),
     ("ledger", text("var/lib/virt-rapl/ledger.db", "no database" * 100), "failed", "cannot be read"),
@@ -463,7 +474,7 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
     ("apparmor", with_apparmor(), "our rules are in place"),
     ("apparmor", with_apparmor(text("sys/kernel/security/apparmor/profiles", "man (enforce)\n")), "not confine"),
     ("selinux", with_selinux("1", "virt_rapl"), "has our module"),
-    ("domains", lambda patient: patient.add("db", enabled=False, uuid=UUID[::-1].replace("-", "")), "off: 1"),
+    ("domains", lambda patient: patient.add("db", enabled=False, uuid=OTHER_UUID), "off: 1"),
     ("events", event(time=1.0, result="failed"), "none failed"),
 ]
 

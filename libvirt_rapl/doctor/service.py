@@ -14,6 +14,7 @@ from libvirt_rapl.config import load
 from libvirt_rapl.daemon import LEDGER
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.source import open_source
@@ -101,10 +102,21 @@ def virt_rapld(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             WARNING, f"counts were lost of {', '.join(lost)}", "set a shorter `interval`, unless counters were set back"
         )
+    elif unknown := _domains_it_does_not_know(machine):
+        message = f"virt-rapld does not know {', '.join(unknown)}: it cannot reach libvirt, or has lost it"
+        yield Finding(FAILED, message, "`journalctl -u virt-rapld` tells why")
     elif systemd.runs() and not _starts_at_boot():
         yield Finding(WARNING, "virt-rapld runs, and does not start at boot", "systemctl enable virt-rapld")
     else:
         yield Finding(OK, f"virt-rapld answers; joules are counted since {host['since']}")
+
+
+def _domains_it_does_not_know(machine: Machine) -> list[str]:
+    """Return the names of domains that libvirt lists and virt-rapld does not."""
+    known = {domain["uuid"] for domain in (machine.status or {})["domains"]}
+    with contextlib.suppress(VirtRaplError):  # another check tells what is wrong with libvirt
+        return [domain.name for domain in every_domain(machine.connect()) if domain.uuid not in known]
+    return []
 
 
 def _not_running(machine: Machine) -> Finding:
