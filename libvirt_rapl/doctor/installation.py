@@ -13,6 +13,7 @@ from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.manifest import digest
 from libvirt_rapl.vmsr.requirements import qemu_helper
@@ -156,12 +157,16 @@ def files(machine: Machine) -> Iterator[Finding]:
     for item in machine.items:
         path = machine.root / item.target
         now = digest(path)
-        if now and not item.link and path.stat().st_mode & 0o022:
+        if now and not item.link and who_else_may_write(path):
             unsafe.append(str(path))
         if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
             wrong.append(str(path))
     if unsafe:
-        yield Finding(FAILED, f"others than root can change {', '.join(unsafe)}", f"chmod go-w {' '.join(unsafe)}")
+        yield Finding(
+            FAILED,
+            f"others than root can change {', '.join(unsafe)}",
+            f"chown root:root {' '.join(unsafe)}; then {INSTALL}",
+        )
     elif wrong:
         yield Finding(WARNING, f"not as virt-rapl {__version__} installs them: {', '.join(wrong)}", INSTALL)
     else:

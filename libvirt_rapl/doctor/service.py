@@ -10,13 +10,14 @@ from pathlib import Path
 from libvirt_rapl import activation, status_socket, systemd
 from libvirt_rapl import events as told_events
 from libvirt_rapl import ledger as ledger_file
-from libvirt_rapl.config import load
+from libvirt_rapl.config import files, load
 from libvirt_rapl.daemon import LEDGER
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.registry import Registry
 
@@ -30,14 +31,13 @@ def configuration(machine: Machine) -> Iterator[Finding]:
     """Whether it can be understood, and nobody but root can change it."""
     config = load(machine.config_path)
     directory = machine.config_path.parent
-    paths = [path for path in (directory, machine.config_path, *(directory / "conf.d").glob("*.yaml")) if path.exists()]
-    unsafe = [str(path) for path in paths if (found := path.stat()).st_mode & 0o022 or found.st_uid]
-    if unsafe:
-        names = " ".join(unsafe)
-        yield Finding(FAILED, f"others than root can change {names}", f"chown root {names}; chmod go-w {names}")
-    else:
-        where = machine.config_path if machine.config_path.exists() else "defaults"
-        yield Finding(OK, f"{where}: helper {config.helper}, on_failure {config.on_failure}, model {config.model}")
+    for path in filter(Path.exists, (directory, directory / "conf.d", *files(machine.config_path))):
+        if other := who_else_may_write(path):
+            raise VirtRaplError(
+                f"{path}: {other}", f"look what it says, then: chown root:root {path}; chmod go-w {path}"
+            )
+    where = machine.config_path if machine.config_path.exists() else "defaults"
+    yield Finding(OK, f"{where}: helper {config.helper}, on_failure {config.on_failure}, model {config.model}")
 
 
 def libvirt(machine: Machine) -> Iterator[Finding]:
