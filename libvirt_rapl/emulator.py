@@ -10,6 +10,8 @@ from typing import Any
 from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 
+KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
+"""Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""
 OLDEST = (9, 1)
 TIMEOUT = 10.0
 """Seconds a QEMU may take to answer; it needs some 0.03."""
@@ -27,8 +29,7 @@ QUESTIONS = [
 
 def installed() -> str:
     """Return the path of this machine's emulator: Debian's name, or RHEL's where only that exists."""
-    known = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm")
-    return next((path for path in known if Path(path).exists()), DEFAULT_EMULATOR)
+    return next((path for path in KNOWN if Path(path).exists()), DEFAULT_EMULATOR)
 
 
 def check(path: str) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "strip": "filter: undo inject",
     "config": "check the configuration, or show what is in force and where it is set",
     "install": "put hook, wrapper, units and default configuration in place",
+    "uninstall": "take out what install has put in place",
     "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",
     "helper": "serve one domain's energy readings to QEMU (started by the hook)",
     "simulate": "run a command on a machine that seems to have Intel RAPL",

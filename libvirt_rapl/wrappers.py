@@ -1,0 +1,78 @@
+"""Which emulators get a wrapper, and keeping libvirt's memory of them fresh.
+
+libvirt asks an emulator once what it can do and remembers that for as long as the file it runs does not change. What it
+runs is the wrapper, which stays as it is when QEMU beside it is upgraded: it has to be touched then.
+
+usage: python -m libvirt_rapl.wrappers (touches what is older than its QEMU; run by virt-rapl-wrappers.service)
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from libvirt_rapl.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.emulator import KNOWN
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.manifest import Manifest
+
+
+def emulators(root: Path, named: Iterable[str] = ()) -> list[str]:
+    """Return the emulators under `root` that need a wrapper: the known ones that are there, and `named` ones.
+
+    A known one that is only a link to another gets none; one that is named does, as its domain shall run by that name.
+    """
+    found: dict[Path, str] = {}
+    for path in KNOWN:
+        if (target := _resolve(root, path)).is_file():
+            found.setdefault(target, path)
+    wanted = [path for path in named if (root / path.lstrip("/")).is_file()]
+    return list(dict.fromkeys([*found.values(), *sorted(wanted)]))
+
+
+def _resolve(root: Path, path: str) -> Path:
+    """Follow the links of an emulator, absolute ones within `root`."""
+    here = root / path.lstrip("/")
+    for _ in range(8):
+        if not here.is_symlink():
+            break
+        link = here.readlink()
+        here = root / str(link).lstrip("/") if link.is_absolute() else Path(os.path.normpath(here.parent / link))
+    return here
+
+
+def stale(emulator: Path) -> bool:
+    """Tell whether the emulator has changed since its wrapper was last touched. Raises OSError if one is missing."""
+    # Of two changes within one tick of the kernel's clock nobody can tell which came first.
+    return Path(f"{emulator}{WRAPPER_SUFFIX}").stat().st_ctime_ns <= emulator.stat().st_ctime_ns
+
+
+def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
+    """Touch the installed wrappers that are stale; yields a line for each. Raises VirtRaplError."""
+    for target in Manifest.load(root).files:
+        wrapper = root / target
+        emulator = wrapper.with_name(wrapper.name.removesuffix(WRAPPER_SUFFIX))
+        try:
+            if emulator == wrapper or not emulator.exists() or not wrapper.exists() or not stale(emulator):
+                continue
+            if not dry_run:
+                os.utime(wrapper)
+        except OSError as error:
+            raise VirtRaplError(f"cannot touch {wrapper}: {error.strerror}", "run it as root") from error
+        touched = "would be touched" if dry_run else "touched  "
+        yield f"{touched} {wrapper}: {emulator.name} has changed, libvirt shall ask it anew"
+
+
+def main() -> int:
+    """Touch what is stale on this machine. Exit status: 0 done, 1 failed."""
+    try:
+        for line in refresh(Path("/")):
+            print(line)
+    except VirtRaplError as error:
+        print(f"virt-rapl: error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
