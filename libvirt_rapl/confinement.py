@@ -65,6 +65,11 @@ def drop_privileges(*, registers: bool) -> None:
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept)))
 
 
+def keep_capabilities_from_programs() -> None:
+    """What a process that is not root executes gets none of its capabilities; in this thread and those it starts."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+
+
 def limit_resources() -> None:
     """No core dump, and a bound on memory and descriptors well above what is needed."""
     for kind, most in (

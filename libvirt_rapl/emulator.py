@@ -9,6 +9,7 @@ from typing import Any
 
 from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 
 KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
 """Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""
@@ -71,9 +72,12 @@ def version(path: str) -> str:
 
 def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
     """Return QEMU's version and the names of the properties of its KVM accelerator (none if it has no KVM)."""
-    # The path comes from a domain's XML: libvirt does not run it as root just to ask, and neither do we.
+    # The path comes from a domain's XML: libvirt does not run it as root just to ask, and neither do we. Who may not
+    # become nobody, as virt-rapld, may have rights that the path's owner has not.
     unprivileged: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     try:
+        if not unprivileged and (other := who_else_may_write(Path(path))):
+            raise VirtRaplError(f"{path} is not run to be asked: {other}", "give it to root, or do this as root")
         qemu = subprocess.run(
             [path, *ARGUMENTS],
             input="".join(json.dumps(question) + "\n" for question in QUESTIONS),

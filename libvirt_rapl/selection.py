@@ -66,8 +66,11 @@ class Selection:
 
     def selects(self, domain: Traits) -> bool:
         """Tell whether the operator wants this domain to have a meter."""
-        included = any(selector.matches(domain) for selector in self.include)
-        return included and not any(selector.matches(domain) for selector in self.exclude)
+        return any(selector.matches(domain) for selector in self.include) and not self.excludes(domain)
+
+    def excludes(self, domain: Traits) -> bool:
+        """Tell whether the operator has excluded this domain, whatever includes it."""
+        return any(selector.matches(domain) for selector in self.exclude)
 
 
 def _selectors(items: object) -> tuple[Selector, ...] | None:

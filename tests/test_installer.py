@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wheel import build
 
 from libvirt_rapl import files, installer, manifest, wrappers
 from libvirt_rapl.cli import main
@@ -293,18 +293,7 @@ def test_a_wrapper_older_than_its_emulator_is_touched(root: Path) -> None:
 
 
 def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -> None:
-    copy = tmp_path / "tree"
-    copy.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "libvirt_rapl", "hooks", "etc"):
-        source = Path(__file__).parent.parent / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, symlinks=True)
-        else:
-            shutil.copy(source, copy / name)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, copy], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build(tmp_path)
     environment = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", environment, wheel], check=True

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 def _listen(path: Path) -> socket.socket:
     """Listen as ourselves: whoever started us gives the socket to the domain's user."""
     try:
-        return listen(path, uid=os.geteuid(), gid=os.getegid())
+        return listen(path)
     except OSError as error:
         raise VirtRaplError(f"cannot listen on {path}: {error}", "it takes root and free space") from error
 
