@@ -245,8 +245,9 @@ def test_the_daemon_has_a_user_of_its_own(machine: Machine, daemon: Callable[...
         paths = ["/run/virt-rapl/daemon", "/run/virt-rapl/daemon/status.sock", "/var/lib/virt-rapl/ledger.db"]
         return set(machine.run(["stat", "-c", "%U:%G", *paths]).stdout.split())
 
-    machine.run(["useradd", "--system", "--groups=virt-rapl", "colleague"])
-    machine.run(["useradd", "--system", "stranger"])
+    for user in ("colleague", "stranger"):
+        machine.run(["useradd", "--system", user])
+    machine.run(["usermod", "--append", "--groups", "virt-rapl", "colleague"])
     daemon("User=root")  # as it was before there was this user
     first = document(machine)
     assert owners() == {"root:root"}
