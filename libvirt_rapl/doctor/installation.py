@@ -18,7 +18,7 @@ from libvirt_rapl.host.processes import read
 from libvirt_rapl.manifest import digest
 from libvirt_rapl.vmsr.requirements import qemu_helper
 
-INSTALL = "virt-rapl install"
+INSTALL = "run `virt-rapl install`"
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
 
@@ -162,11 +162,8 @@ def files(machine: Machine) -> Iterator[Finding]:
         if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
             wrong.append(str(path))
     if unsafe:
-        yield Finding(
-            FAILED,
-            f"others than root can change {', '.join(unsafe)}",
-            f"chown root:root {' '.join(unsafe)}; then {INSTALL}",
-        )
+        names = " ".join(unsafe)
+        yield Finding(FAILED, f"others than root can change {names}", f"chown root:root {names}; then {INSTALL}")
     elif wrong:
         yield Finding(WARNING, f"not as virt-rapl {__version__} installs them: {', '.join(wrong)}", INSTALL)
     else:

@@ -10,14 +10,13 @@ from pathlib import Path
 from libvirt_rapl import activation, status_socket, systemd
 from libvirt_rapl import events as told_events
 from libvirt_rapl import ledger as ledger_file
-from libvirt_rapl.config import files, load
+from libvirt_rapl.config import load
 from libvirt_rapl.daemon import LEDGER
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.registry import Registry
 
@@ -28,14 +27,8 @@ DAY_SECONDS = 86400.0
 
 
 def configuration(machine: Machine) -> Iterator[Finding]:
-    """Whether it can be understood, and nobody but root can change it."""
+    """Whether it can be understood, and nobody but root can change it: load() looks at both."""
     config = load(machine.config_path)
-    directory = machine.config_path.parent
-    for path in filter(Path.exists, (directory, directory / "conf.d", *files(machine.config_path))):
-        if other := who_else_may_write(path):
-            raise VirtRaplError(
-                f"{path}: {other}", f"look what it says, then: chown root:root {path}; chmod go-w {path}"
-            )
     where = machine.config_path if machine.config_path.exists() else "defaults"
     yield Finding(OK, f"{where}: helper {config.helper}, on_failure {config.on_failure}, model {config.model}")
 
