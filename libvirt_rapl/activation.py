@@ -12,6 +12,7 @@ from pathlib import Path
 from libvirt_rapl import events, status_socket, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.manifest import Manifest
 from libvirt_rapl.programs import run
 from libvirt_rapl.registry import UUID
 
@@ -42,6 +43,8 @@ def after_install() -> Iterator[Step]:
         yield "loaded    the kernel module msr, if there is one", _load_msr
     if SELINUX.exists() and MODULE.exists():
         yield "loaded    SELinux's module virt_rapl", _load_selinux_module
+    if SELINUX.exists():
+        yield "labelled  what was installed", _label
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
         yield "started   virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
@@ -65,10 +68,10 @@ def after_uninstall(config: Config) -> Iterator[Step]:
     yield from _tell_libvirt("does without")
     if run_directory.is_dir() and not any(run_directory.glob("*.json")):  # of no domain: it may run on, by --force
         yield f"removed   {run_directory}", partial(_discard, run_directory)
-    if state_directory.is_dir() and not any(state_directory.iterdir()):
-        yield f"removed   {state_directory}", state_directory.rmdir
-    elif state_directory.is_dir():
+    if state_directory.is_dir() and any(state_directory.iterdir()):
         yield f"kept      {state_directory}, the energy that was counted", lambda: None
+    elif state_directory.is_dir() and not state_directory.is_mount():
+        yield f"removed   {state_directory}", state_directory.rmdir
 
 
 def libvirt_version() -> tuple[int, int] | None:
@@ -100,7 +103,12 @@ def _load_selinux_module() -> None:
         run("checkmodule", "-M", "-m", "-o", compiled, str(MODULE), timeout=SECONDS, hint=SELINUX_HINT)
         run("semodule_package", "-o", package, "-m", compiled, "-f", contexts, timeout=SECONDS, hint=SELINUX_HINT)
         _run("semodule", f"--install={package}")
-    _run("restorecon", "-R", str(RUN_DIRECTORY))
+
+
+def _label() -> None:
+    """Give what was installed the labels that SELinux's policy has for these paths: libvirt runs no other wrapper."""
+    files = [f"/{target}" for target in Manifest.load(Path("/")).files]
+    _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
 
 
 def _discard(run_directory: Path) -> None:
@@ -115,7 +123,7 @@ def _discard(run_directory: Path) -> None:
 
 def _tell_libvirt(verb: str) -> Iterator[Step]:
     for daemon in LIBVIRT_DAEMONS:
-        if pid := _pid_of(daemon):
+        if pid := pid_of(daemon):
             # libvirt remembers whether there are hooks; SIGHUP makes it look again and touches no domain.
             yield f"reloaded  {daemon}, which now {verb} the hook", partial(_hang_up, pid)
 
@@ -125,10 +133,10 @@ def _hang_up(pid: int) -> None:
         os.kill(pid, signal.SIGHUP)
 
 
-def _pid_of(daemon: str) -> int | None:
+def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
     """Return the PID of a running system daemon, by its PID file and checked against its name."""
     try:
-        pid = int(Path(f"/run/{daemon}.pid").read_text())
-        return pid if Path(f"/proc/{pid}/comm").read_text().strip() == daemon else None
+        pid = int((root / f"run/{daemon}.pid").read_text())
+        return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None
     except (OSError, ValueError):
         return None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import KINDS, LISTS, Selection
 
@@ -71,7 +72,8 @@ class Setting(NamedTuple):
 def load(path: Path = DEFAULT_PATH) -> Config:
     """Read the configuration; defaults where the file does not exist.
 
-    Raises VirtRaplError when a file cannot be read, is not YAML, or holds an unknown key or a wrong value.
+    Raises VirtRaplError when a file cannot be read, can be written by others than root and us, is not YAML, or holds an
+    unknown key or a wrong value.
     """
     settings, mistakes = read(path)
     if mistakes:
@@ -113,12 +115,24 @@ def files(path: Path) -> list[Path]:
     return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
 
 
+def _check_writers(file: Path) -> None:
+    """Who writes the configuration tells root's processes what to do: nobody but root and we may."""
+    for place in (file.parent, file):
+        if other := who_else_may_write(place):
+            hint = f"look what it says, then: chown root:root {place} && chmod go-w {place}"
+            raise VirtRaplError(f"{place} is not followed: {other}", hint)
+
+
 def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
     """Yield each key of the file with what it sets, or what is wrong with it; one error where nothing can be read."""
     try:
+        _check_writers(file)
         loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
         document = loader.get_single_node()
     except FileNotFoundError:
+        return
+    except VirtRaplError as error:
+        yield error
         return
     except (OSError, UnicodeDecodeError) as error:
         yield VirtRaplError(f"cannot read {file}: {error}", "make it a UTF-8 text file readable by root")

@@ -1,5 +1,6 @@
 """What libvirt's domains have to do with what is installed: the emulators that they name, and which need us still."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from libvirt_rapl.errors import VirtRaplError
 RUNS = "runs with its meter"
 ENABLED = "is enabled"
 SAVED = "is saved with its meter"
+WRAPPED = re.compile(rf"{domxml.WRAPPER_SUFFIX}</emulator>")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,17 @@ def find(connection: Any) -> list[Dependent]:  # noqa: ANN401
     for domain in every_domain(connection):
         try:
             found += [Dependent(domain, why) for why in _reasons(domain)]
+        except DomainGoneError:
+            continue
+    return found
+
+
+def old_snapshots(connection: Any) -> list[str]:  # noqa: ANN401
+    """Return DOMAIN/SNAPSHOT for each snapshot that goes back to the wrapper. Raises VirtRaplError."""
+    found = []
+    for domain in every_domain(connection):
+        try:
+            found += [f"{domain.name}/{name}" for name, xml in domain.snapshots().items() if WRAPPED.search(xml)]
         except DomainGoneError:
             continue
     return found

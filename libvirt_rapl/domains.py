@@ -107,6 +107,13 @@ class Domain:
         except libvirt.libvirtError as error:
             raise self._failure("read the saved state of", error) from error
 
+    def snapshots(self) -> dict[str, str]:
+        """Name and XML of each snapshot, the domain as it was in it. Raises DomainGoneError, VirtRaplError."""
+        try:
+            return {snapshot.getName(): str(snapshot.getXMLDesc()) for snapshot in self.handle.listAllSnapshots()}
+        except libvirt.libvirtError as error:
+            raise self._failure("look at the snapshots of", error) from error
+
     def define_saved(self, xml: str) -> None:
         """Let it go on with this XML from its managed save. Raises VirtRaplError when libvirt does not take it."""
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.installer import PLAIN_PATH
 from libvirt_rapl.manifest import Manifest
 
 
@@ -21,12 +22,14 @@ def emulators(root: Path, named: Iterable[str] = ()) -> list[str]:
     """Return the emulators under `root` that need a wrapper: the known ones that are there, and `named` ones.
 
     A known one that is only a link to another gets none; one that is named does, as its domain shall run by that name.
+    Names that would have to be quoted in a unit are left out.
     """
     found: dict[Path, str] = {}
     for path in KNOWN:
         if (target := _resolve(root, path)).is_file():
             found.setdefault(target, path)
-    wanted = [path for path in named if (root / path.lstrip("/")).is_file()]
+    plain = [path for path in named if PLAIN_PATH.fullmatch(path) and path == os.path.abspath(path)]
+    wanted = [path for path in plain if (root / path.lstrip("/")).is_file()]
     return list(dict.fromkeys([*found.values(), *sorted(wanted)]))
 
 

@@ -1,5 +1,6 @@
 """The configuration file: what it accepts, and what it says about what it does not."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_the_shipped_file_says_the_defaults() -> None:
-    assert load(Path(__file__).parent.parent / "etc/virt-rapl.yaml") == Config()
+def test_the_shipped_file_says_the_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, (Path(__file__).parent.parent / "etc/virt-rapl.yaml").read_text())) == Config()
 
 
 def test_no_file_means_defaults(tmp_path: Path) -> None:
@@ -187,3 +188,38 @@ def test_the_policy_holds_beside_mistakes(tmp_path: Path, main: str, more: str, 
 
 def test_no_file_states_no_policy(tmp_path: Path) -> None:
     assert stated_policy(tmp_path / "none.yaml") == "degrade"
+
+
+@pytest.mark.parametrize("place", [".", "virt-rapl.yaml", "conf.d", "conf.d/10.yaml"])
+@pytest.mark.parametrize(("mode", "who"), [(0o757, "everybody"), (0o775, "group 4321")])
+def test_what_others_may_write_is_not_followed(tmp_path: Path, place: str, mode: int, who: str) -> None:
+    path = write(tmp_path, "on_failure: refuse\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/10.yaml").write_text("interval: 2\n")
+    assert load(path).interval == 2
+    if os.geteuid() == 0:
+        os.chown(tmp_path / place, 0, 4321)
+    else:
+        who = who.replace("4321", str(os.getegid()))
+    (tmp_path / place).chmod(mode)
+    with pytest.raises(VirtRaplError) as caught:
+        load(path)
+    assert caught.value.message == f"{tmp_path / place} is not followed: {who} may write it"
+    assert caught.value.hint.endswith(f"chmod go-w {tmp_path / place}")
+    assert stated_policy(path) == ("refuse" if "conf.d" in place else "degrade")
+
+
+def test_a_group_of_roots_and_a_sticky_directory_do_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path, "interval: 2\n")
+    tmp_path.chmod(0o1777)
+    if os.geteuid() == 0:
+        path.chmod(0o664)
+    assert load(path).interval == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+def test_a_file_of_somebody_elses_is_not_followed(tmp_path: Path) -> None:
+    path = write(tmp_path, "interval: 2\n")
+    os.chown(path, 1234, 0)
+    with pytest.raises(VirtRaplError, match="it belongs to user 1234"):
+        load(path)

@@ -15,6 +15,7 @@ DEFAULT_URI = "qemu:///system"
 COMMANDS = {
     "status": "show the power and energy of every domain and vCPU",
     "events": "show what the hook did to domains, and how long it took",
+    "doctor": "check everything that a meter depends on, and tell what to do",
     "enable": "give a domain its own energy meter from its next start on, or now (--live)",
     "disable": "take the meter out again and restore the domain's definition",
     "inject": "filter: add the meter to the domain XML on standard input",

@@ -45,14 +45,15 @@ def _leave_domains(options: argparse.Namespace) -> None:
     from libvirt_rapl.domains import connect
 
     try:
-        found = dependents.find(connect(options.connect))
+        connection = connect(options.connect)
+        found, snapshots = dependents.find(connection), dependents.old_snapshots(connection)
     except VirtRaplError as error:
         if not options.force:
             raise VirtRaplError(
                 f"cannot tell whether domains still need virt-rapl: {error.message}",
                 f"{error.hint}; with --force it goes all the same",
             ) from error
-        found = []
+        found, snapshots = [], []
     disabled = [dependent for dependent in found if options.disable_domains and dependent.why != dependents.RUNS]
     left = [dependent for dependent in found if dependent not in disabled]
     if left and not options.force:
@@ -63,6 +64,12 @@ def _leave_domains(options: argparse.Namespace) -> None:
         )
     for dependent in left:
         print(f"virt-rapl: warning: {dependent}: it will not start with the emulator wrapper gone", file=sys.stderr)
+    for name in snapshots:
+        print(
+            f"virt-rapl: warning: {name}: it was made with the meter, and can be gone back to where virt-rapl is\n"
+            f"hint: run `virt-rapl install` before `virsh snapshot-revert`, or make it anew now",
+            file=sys.stderr,
+        )
     install.carry_out(activation.before_uninstall(), dry_run=options.dry_run)  # virt-rapld would enable them again
     for dependent in disabled:
         if not options.dry_run:
