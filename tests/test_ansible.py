@@ -57,7 +57,7 @@ class Host:
         environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
         command = ["ansible-playbook", "--inventory=/root/hosts", "/root/energy.yml", *options]
         command += [f"--extra-vars={json.dumps(variables)}"]
-        done = self.machine.run(["env", *environment, *command], check=False, timeout=300)
+        done = self.machine.run(["env", *environment, *command], check=False, timeout=600)
         changed = []
         for line in done.stdout.splitlines():
             if task := re.match(r"(?:TASK|RUNNING HANDLER) \[virt_rapl : (.*)\]", line):
