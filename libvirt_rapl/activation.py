@@ -123,7 +123,7 @@ def _discard(run_directory: Path) -> None:
 
 def _tell_libvirt(verb: str) -> Iterator[Step]:
     for daemon in LIBVIRT_DAEMONS:
-        if pid := _pid_of(daemon):
+        if pid := pid_of(daemon):
             # libvirt remembers whether there are hooks; SIGHUP makes it look again and touches no domain.
             yield f"reloaded  {daemon}, which now {verb} the hook", partial(_hang_up, pid)
 
@@ -133,10 +133,10 @@ def _hang_up(pid: int) -> None:
         os.kill(pid, signal.SIGHUP)
 
 
-def _pid_of(daemon: str) -> int | None:
+def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
     """Return the PID of a running system daemon, by its PID file and checked against its name."""
     try:
-        pid = int(Path(f"/run/{daemon}.pid").read_text())
-        return pid if Path(f"/proc/{pid}/comm").read_text().strip() == daemon else None
+        pid = int((root / f"run/{daemon}.pid").read_text())
+        return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None
     except (OSError, ValueError):
         return None

@@ -92,7 +92,7 @@ def install(root: Path, emulators: Iterable[str], *, dispatcher: bool = False, d
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     installed = Manifest.load(root)
-    items = {item.target: item for item in _items(list(emulators), dispatcher)}
+    items = {item.target: item for item in shipped_items(list(emulators), dispatcher)}
     with _explained():
         before = {target: digest(root / target) for target in items}
         for item in items.values():
@@ -137,7 +137,8 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
                     raise
 
 
-def _items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
+def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
+    """Yield what install() puts in place."""
     shipped = resources.files("libvirt_rapl") / "shipped"
     watched = "\n".join(f"PathChanged={path}" for path in dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators])))
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wheel import build
 
 from libvirt_rapl import files, installer, manifest, wrappers
 from libvirt_rapl.cli import main
@@ -43,7 +43,7 @@ def uninstall(root: Path) -> list[str]:
     return list(installer.uninstall(root))
 
 
-EVERY_ITEM = list(installer._items(["/usr/bin/qemu-system-x86_64"], True))
+EVERY_ITEM = list(installer.shipped_items(["/usr/bin/qemu-system-x86_64"], True))
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:
@@ -113,7 +113,7 @@ def test_a_wrapper_for_every_emulator_that_is_there(root: Path) -> None:
 def test_a_default_that_nobody_has_changed_follows_the_new_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = installer.Item(target=CONFIGURATION, text="# an older default of virt-rapl\n", keep=True)
     with monkeypatch.context() as patch:
-        patch.setattr(installer, "_items", lambda *_: iter([older]))
+        patch.setattr(installer, "shipped_items", lambda *_: iter([older]))
         install(root)
     install(root)
     assert (root / CONFIGURATION).read_text() == Path("etc/virt-rapl.yaml").read_text()
@@ -303,18 +303,7 @@ def test_a_wrapper_older_than_its_emulator_is_touched(root: Path) -> None:
 
 
 def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -> None:
-    copy = tmp_path / "tree"
-    copy.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "libvirt_rapl", "hooks", "etc"):
-        source = Path(__file__).parent.parent / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, symlinks=True)
-        else:
-            shutil.copy(source, copy / name)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, copy], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build(tmp_path)
     environment = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", environment, wheel], check=True

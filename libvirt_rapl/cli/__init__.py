@@ -16,10 +16,12 @@ DEFAULT_URI = "qemu:///system"
 COMMANDS = {
     "status": "show the power and energy of every domain and vCPU",
     "events": "show what the hook did to domains, and how long it took",
+    "doctor": "check everything that a meter depends on, and tell what to do",
     "enable": "give a domain its own energy meter from its next start on, or now (--live)",
     "disable": "take the meter out again and restore the domain's definition",
     "inject": "filter: add the meter to the domain XML on standard input",
     "strip": "filter: undo inject",
+    "config": "check the configuration, or show what is in force and where it is set",
     "install": "put hook, wrapper, units and default configuration in place",
     "uninstall": "take out what install has put in place",
     "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",
