@@ -12,13 +12,14 @@ from pathlib import Path
 from libvirt_rapl import events, status_socket, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.manifest import Manifest
 from libvirt_rapl.programs import run
 from libvirt_rapl.registry import UUID
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 FIRST_WITH_DIRECTORIES = (6, 5)
 """The libvirt that looks into hooks/qemu.d."""
-UNITS = ("virt-rapld.service", "virt-rapl-wrappers.path")
+UNITS = ("virt-rapld.service", "virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
 SECONDS = 120.0
 """The most that one program may take; SELinux rebuilds its whole policy."""
 MSR = Path("/dev/cpu/0/msr")
@@ -42,6 +43,8 @@ def after_install() -> Iterator[Step]:
         yield "loaded    the kernel module msr, if there is one", _load_msr
     if SELINUX.exists() and MODULE.exists():
         yield "loaded    SELinux's module virt_rapl", _load_selinux_module
+    if SELINUX.exists():
+        yield "labelled  what was installed", _label
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
         yield "started   virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
@@ -104,7 +107,12 @@ def _load_selinux_module() -> None:
         run("checkmodule", "-M", "-m", "-o", compiled, str(MODULE), timeout=SECONDS, hint=SELINUX_HINT)
         run("semodule_package", "-o", package, "-m", compiled, "-f", contexts, timeout=SECONDS, hint=SELINUX_HINT)
         _run("semodule", f"--install={package}")
-    _run("restorecon", "-R", str(RUN_DIRECTORY))
+
+
+def _label() -> None:
+    """Give what was installed the labels that SELinux's policy has for these paths: libvirt runs no other wrapper."""
+    files = [f"/{target}" for target in Manifest.load(Path("/")).files]
+    _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
 
 
 def _discard(run_directory: Path) -> None:
@@ -119,7 +127,7 @@ def _discard(run_directory: Path) -> None:
 
 def _tell_libvirt(verb: str) -> Iterator[Step]:
     for daemon in LIBVIRT_DAEMONS:
-        if pid := _pid_of(daemon):
+        if pid := pid_of(daemon):
             # libvirt remembers whether there are hooks; SIGHUP makes it look again and touches no domain.
             yield f"reloaded  {daemon}, which now {verb} the hook", partial(_hang_up, pid)
 
@@ -129,10 +137,10 @@ def _hang_up(pid: int) -> None:
         os.kill(pid, signal.SIGHUP)
 
 
-def _pid_of(daemon: str) -> int | None:
+def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
     """Return the PID of a running system daemon, by its PID file and checked against its name."""
     try:
-        pid = int(Path(f"/run/{daemon}.pid").read_text())
-        return pid if Path(f"/proc/{pid}/comm").read_text().strip() == daemon else None
+        pid = int((root / f"run/{daemon}.pid").read_text())
+        return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None
     except (OSError, ValueError):
         return None

@@ -36,7 +36,16 @@ def installed() -> str:
 def check(path: str) -> None:
     """Raise VirtRaplError unless the emulator at `path` (the real one, not the wrapper) can do RAPL through us.
 
-    That is: it runs, is QEMU 9.1 or newer, has the property `rapl` of kvm-accel, and the wrapper stands beside it.
+    That is: check_rapl(), and the wrapper stands beside it.
+    """
+    check_rapl(path)
+    check_wrapper(path)
+
+
+def check_rapl(path: str) -> str:
+    """Return the version of the emulator, such as `10.0.2`, if it can do RAPL; else raise VirtRaplError.
+
+    That is: it runs, is QEMU 9.1 or newer, and has the property `rapl` of kvm-accel.
     """
     numbers, properties = _ask(path)
     name = ".".join(map(str, numbers))
@@ -46,6 +55,11 @@ def check(path: str) -> None:
         )
     if "rapl" not in properties:
         raise VirtRaplError(f"QEMU {name} at {path} was built without RAPL for KVM", "install one built for x86 KVM")
+    return name
+
+
+def check_wrapper(path: str) -> None:
+    """Raise VirtRaplError unless the wrapper stands beside the emulator."""
     wrapper = path + WRAPPER_SUFFIX
     if not os.access(wrapper, os.X_OK):
         raise VirtRaplError(f"there is no emulator wrapper {wrapper}", "run `virt-rapl install`")

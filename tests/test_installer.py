@@ -41,7 +41,7 @@ def uninstall(root: Path) -> list[str]:
     return list(installer.uninstall(root))
 
 
-EVERY_ITEM = list(installer.contents(["/usr/bin/qemu-system-x86_64"], dispatcher=True))
+EVERY_ITEM = list(installer.shipped_items(["/usr/bin/qemu-system-x86_64"], True))
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:
@@ -75,6 +75,12 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
 
 
+def test_the_documentation_names_every_place() -> None:
+    page = Path("docs/install.md").read_text()
+    for target in [item.target for item in EVERY_ITEM] + [manifest.PATH]:
+        assert any(f"`/{place}`" in page for place in (target, *(f"{path}/" for path in Path(target).parents))), target
+
+
 def test_a_second_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(root)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -105,7 +111,7 @@ def test_a_wrapper_for_every_emulator_that_is_there(root: Path) -> None:
 def test_a_default_that_nobody_has_changed_follows_the_new_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = installer.Item(target=CONFIGURATION, text="# an older default of virt-rapl\n", keep=True)
     with monkeypatch.context() as patch:
-        patch.setattr(installer, "contents", lambda *_, **__: iter([older]))
+        patch.setattr(installer, "shipped_items", lambda *_: iter([older]))
         install(root)
     install(root)
     assert (root / CONFIGURATION).read_text() == Path("etc/virt-rapl.yaml").read_text()
@@ -267,6 +273,10 @@ def test_a_link_to_an_emulator_is_no_second_one_unless_a_domain_names_it(root: P
     assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64"]
     named = ["/usr/bin/kvm", "/usr/bin/gone", "/usr/bin/qemu-system-x86_64"]
     assert wrappers.emulators(root, named) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/kvm"]
+    for odd in ("opt/a b", "opt/a%b", "opt/a\nExecStart=b"):
+        (root / odd).parent.mkdir(exist_ok=True)
+        (root / odd).touch(0o755)
+        assert wrappers.emulators(root, [f"/{odd}", "/usr/../usr/bin/kvm"]) == ["/usr/bin/qemu-system-x86_64"]
     (root / "usr/bin/qemu-kvm").touch(0o755)
     assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-kvm"]
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from libvirt_rapl import __version__
@@ -15,10 +16,12 @@ DEFAULT_URI = "qemu:///system"
 COMMANDS = {
     "status": "show the power and energy of every domain and vCPU",
     "events": "show what the hook did to domains, and how long it took",
+    "doctor": "check everything that a meter depends on, and tell what to do",
     "enable": "give a domain its own energy meter from its next start on, or now (--live)",
     "disable": "take the meter out again and restore the domain's definition",
     "inject": "filter: add the meter to the domain XML on standard input",
     "strip": "filter: undo inject",
+    "config": "check the configuration, or show what is in force and where it is set",
     "install": "put hook, wrapper, units and default configuration in place",
     "uninstall": "take out what install has put in place",
     "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",
@@ -64,6 +67,18 @@ def say(line: str) -> None:
         print(line, flush=True)
     except BrokenPipeError:
         _forget_output()
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
+    """Lay rows of cells out in columns, a line each; the columns numbered in `right` end, others begin together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
