@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", *ROOT.glob("SECURITY.md"), *sorted((ROOT / "docs").
 
 NOT_RUN = {
     "./etc/quickstart": "installs from the network; tests/test_demo.py runs the demo that it ends in",
+    "./etc/build-deb": "tests/test_packages.py runs it, and installs what it makes",
     "./tests/run": "this is it",
     "./tests/bench/run --json figures.json": "takes minutes; tests/test_bench.py runs the same measurements, smaller",
 }
