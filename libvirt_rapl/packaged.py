@@ -35,13 +35,16 @@ GUARD = f"""{BEGINNING}
 NOT_OURS = "kept      what a package of this system has put in place; reinstalling the package puts that right"
 
 
-def stage(root: Path) -> Iterator[str]:
+def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:
     """Put the files of the package in place under `root`; yields a line for each. Raises VirtRaplError.
 
     Units are not enabled and no manifest is written: that is the package manager's.
     """
     for item in contents():
         path = root / item.target
+        if dry_run:
+            yield f"would be staged    {path}"
+            continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.replace(path, item.text, item.mode)

@@ -124,6 +124,8 @@ def test_where_a_package_owns_the_files_others_are_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only an emulator that the package knows nothing of gets its wrapper, and that one is taken out again."""
+    assert main(["install", "--package", "--dry-run", "--prefix-root", str(tmp_path)]) == 0
+    assert staged(tmp_path) == {}
     assert main(["install", "--package", "--prefix-root", str(tmp_path)]) == 0
     assert not any("/local/" in name or name.startswith("etc/systemd") for name in staged(tmp_path))
     for name in ("usr/bin/qemu-system-x86_64", "usr/libexec/qemu-kvm"):

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Install and say what was done."""
     root, here = options.prefix_root, options.prefix_root == Path("/")
     if options.package:
-        return _stage(root)
+        return _stage(root, dry_run=options.dry_run)
     is_packaged = packaged.owns(root)
     emulators = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
     old_libvirt = here and (activation.libvirt_version() or (99, 0)) < activation.FIRST_WITH_DIRECTORIES
@@ -77,10 +77,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stage(root: Path) -> int:
+def _stage(root: Path, *, dry_run: bool) -> int:
     if root == Path("/"):
         raise VirtRaplError("a package is not staged in /", "give --prefix-root, a directory to make the package of")
-    for line in packaged.stage(root):
+    for line in packaged.stage(root, dry_run=dry_run):
         say(line)
     return 0
 
