@@ -18,6 +18,7 @@ from typing import Any
 
 from libvirt_rapl import status_socket, systemd, totals
 from libvirt_rapl.config import Config
+from libvirt_rapl.confinement import keep_capabilities_from_programs
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
@@ -43,6 +44,7 @@ CLOCK_STEP_SECONDS = 3600.0
 def run(config: Config, uri: str) -> None:
     """Meter until SIGTERM. Raises VirtRaplError when there is nothing to meter with, or another daemon does it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
+    keep_capabilities_from_programs()  # the policy asks QEMUs what they can do
     allow_many_descriptors()
     try:
         directory = config.run_directory / status_socket.DIRECTORY

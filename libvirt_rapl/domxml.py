@@ -181,6 +181,11 @@ def _check(domain: _Element, socket: str) -> None:
         raise VirtRaplError(
             "<metadata> holds a foreign element in the mark's namespace", "remove it: libvirt keeps one a namespace"
         )
+    check_socket(socket)
+
+
+def check_socket(socket: str) -> None:
+    """Raise VirtRaplError when QEMU cannot be given a socket of this path."""
     if len(socket.encode()) > SOCKET_PATH_LIMIT:
         raise VirtRaplError(
             f"the socket path is longer than {SOCKET_PATH_LIMIT} bytes: {socket}", "choose a shorter run_directory"

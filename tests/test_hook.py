@@ -213,6 +213,19 @@ def test_a_configuration_that_cannot_be_read_degrades(host: Host, monkeypatch: p
     assert "not valid YAML" in said
 
 
+def test_a_configuration_that_everybody_can_write_keeps_no_domain_from_starting(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook, "Config", lambda **settings: Config(run_directory=host.run, **settings))
+    host.configure(on_failure="refuse")
+    host.config.chmod(0o666)
+    status, _, said = host.call("start", host.marked)
+    assert status == 0
+    assert "is not followed: everybody may write it" in said
+    assert host.line.startswith("degraded: ")
+    assert host.helpers == 0
+
+
 def test_a_domain_that_has_become_growable_starts_without(host: Host) -> None:
     growable = host.marked.replace("<vcpu placement='static'>2", "<vcpu placement='static' current='1'>2").replace(
         '<vcpu placement="static">2', '<vcpu placement="static" current="1">2'
