@@ -1,6 +1,9 @@
 """What all tests share: which may be skipped and why, a private world for guests, and nothing left behind."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +23,6 @@ OURS = (
     "/etc/systemd/system/virt-rapl*",
     "/mnt/*",
     "/run/virt-rapl*",
-    "/tmp/*virt-rapl*",
     "/usr/bin/qemu-system-*-rapl",
     "/usr/libexec/qemu-*-rapl",
     "/usr/sbin/policy-rc.d",
@@ -33,6 +35,12 @@ GRACE_SECONDS = 5.0
 
 KTHREADD = 2
 """Parent of all kernel threads."""
+
+# Where tests run side by side, none may see another's files come and go: each process has a directory of its own.
+tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-")
+Path(tempfile.tempdir).chmod(0o711)  # emulators are tried as a user without rights
+atexit.register(shutil.rmtree, tempfile.tempdir)
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")  # paths of sockets are short; pytest tells its processes apart
 
 SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
@@ -105,7 +113,8 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 def _traces() -> set[str]:
-    files = {f"file {path}" for pattern in OURS for path in Path("/").glob(pattern.lstrip("/"))}
+    places = (*OURS, f"{tempfile.gettempdir()}/*virt-rapl*")
+    files = {f"file {path}" for place in places for path in Path("/").glob(place.lstrip("/"))}
     mounts = {f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     return files | mounts | set(_processes())
 

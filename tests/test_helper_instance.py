@@ -19,7 +19,7 @@ from libvirt_rapl import instances
 from libvirt_rapl.confinement import FILE_BYTES
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.registry import Registry
+from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
 from libvirt_rapl.vmsr.requirements import check_processes_are_seen
 from libvirt_rapl.vmsr.server import TICK_SECONDS
@@ -218,12 +218,18 @@ def test_status_tells_since_when_a_helper_is_dead(rapl: Rapl, directory: Path) -
         assert instances.ended_at(record, registry) == last
 
 
+def known(instance: Instance, directory: Path) -> tuple[Registry, Record]:
+    """Return the registry, and the instance's record once its process is in it."""
+    registry = Registry(directory)
+    record = registry.read(instance.uuid)
+    assert record
+    record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
+    return registry, record
+
+
 def test_a_stopped_helper_is_in_trouble_until_it_goes_on(rapl: Rapl, directory: Path) -> None:
     with Instance(rapl, directory) as instance:
-        registry = Registry(directory)
-        record = registry.read(instance.uuid)
-        assert record
-        record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
+        registry, record = known(instance, directory)
         assert instances.trouble(record, registry) == ""
         os.kill(instance.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, instance.process.pid, os.WSTOPPED)
@@ -241,10 +247,7 @@ def test_a_stopped_helper_is_in_trouble_until_it_goes_on(rapl: Rapl, directory: 
 
 def test_a_helper_without_its_qemu_is_in_trouble_once_qemu_is_known(rapl: Rapl, directory: Path) -> None:
     with Instance(rapl, directory) as instance:
-        registry = Registry(directory)
-        record = registry.read(instance.uuid)
-        assert record
-        record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
+        registry, record = known(instance, directory)
         with instance.connect() as qemu:
             assert ask(qemu, ENERGY)
             registry.path(instance.uuid, "state").write_text(f"ready\n{os.getpid()}\n")
@@ -263,10 +266,7 @@ def test_a_helper_without_its_qemu_is_in_trouble_once_qemu_is_known(rapl: Rapl, 
 
 def test_a_helper_whose_qemu_is_yet_to_come_is_in_no_trouble(rapl: Rapl, directory: Path) -> None:
     with Instance(rapl, directory) as instance:
-        registry = Registry(directory)
-        record = registry.read(instance.uuid)
-        assert record
-        record.helper_pid, record.helper_start = instance.pid, start_time(instance.pid)
+        registry, record = known(instance, directory)
         time.sleep(TICK_SECONDS * 1.5)
         assert instances.trouble(record, registry) == ""
 

@@ -401,6 +401,17 @@ def replaced(world: World, path: str, script: str) -> Iterator[None]:
         original.rename(world.path(path)).chmod(0o755)
 
 
+@contextlib.contextmanager
+def transient(world: World, name: str) -> Iterator[None]:
+    """Take a domain's definition away for a while."""
+    xml = definition(world, name)
+    world.run(["virsh", "undefine", name])
+    try:
+        yield
+    finally:
+        world.run(["virsh", "define", "/dev/stdin"], input=xml)
+
+
 e2e = pytest.mark.e2e
 
 
@@ -452,15 +463,11 @@ def test_a_paused_domain_stays_paused(world: World, running: str) -> None:
 
 @e2e
 def test_a_transient_domain_gets_its_meter(world: World, running: str) -> None:
-    xml = definition(world, running)
-    world.run(["virsh", "undefine", running])
-    try:
+    with transient(world, running):
         assert enable_live(world, running)[0] == 0
         wait_until(lambda: grows(world, running), 5, "the guest's counter moves")
         runs_on(world, running, len(world.readings(running)))
         assert "Persistent:     no" in world.run(["virsh", "dominfo", running]).stdout
-    finally:
-        world.run(["virsh", "define", "/dev/stdin"], input=xml)
 
 
 @e2e
@@ -678,9 +685,7 @@ def test_an_edit_made_meanwhile_is_kept(world: World, running: str) -> None:
 
 @e2e
 def test_two_at_once_on_a_transient_domain(world: World, running: str) -> None:
-    xml = definition(world, running)
-    world.run(["virsh", "undefine", running])
-    try:
+    with transient(world, running):
         lines = len(world.readings(running))
         commands = [world.popen(["sh", "-c", 'virt-rapl enable --live "$1" 2>&1', "sh", running]) for _ in range(2)]
         said = sorted(command.communicate(timeout=60)[0] for command in commands)
@@ -693,8 +698,6 @@ def test_two_at_once_on_a_transient_domain(world: World, running: str) -> None:
         )
         assert any(other in words for words in said for other in others), said
         runs_on(world, running, lines)
-    finally:
-        world.run(["virsh", "define", "/dev/stdin"], input=xml)
 
 
 @e2e

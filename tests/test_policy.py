@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 def run_test(directory: Path, body: str, **environment: str) -> str:
     """Run one test function under our conftest.py and return the last line pytest prints."""
     file = directory / "test_inner.py"
-    file.write_text(f"import pathlib, subprocess, pytest, conftest\n{body}")
+    file.write_text(f"import pathlib, subprocess, tempfile, pytest, conftest\n{body}")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-c", HERE.parent / "setup.cfg", file],
         cwd=directory,
@@ -33,16 +33,13 @@ def test_an_end_to_end_test_that_cannot_run_is_skipped_but_fails_in_ci(tmp_path:
 
 LEAVE_A_CHILD = "subprocess.Popen(['sleep', '2'], env={})"
 LEAVE_AN_ORPHAN = "subprocess.run(['sh', '-c', 'sleep 2 >/dev/null 2>&1 &'])"
-LEAVE_A_FILE = "pathlib.Path('/tmp/virt-rapl-left-by-a-test').touch()"
+LEAVE_A_FILE = "pathlib.Path(tempfile.gettempdir(), 'virt-rapl-left-by-a-test').touch()"
 
 
 @pytest.mark.parametrize("mistake", [LEAVE_A_CHILD, LEAVE_AN_ORPHAN, LEAVE_A_FILE])
 def test_what_is_left_behind_is_an_error(tmp_path: Path, mistake: str) -> None:
-    try:
-        body = f"conftest.GRACE_SECONDS = 0.1\ndef test(): {mistake}\n"
-        assert "1 passed, 1 error" in run_test(tmp_path, body)
-    finally:
-        Path("/tmp/virt-rapl-left-by-a-test").unlink(missing_ok=True)
+    body = f"conftest.GRACE_SECONDS = 0.1\ndef test(): {mistake}\n"
+    assert "1 passed, 1 error" in run_test(tmp_path, body)
 
 
 def test_a_tidy_test_passes(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ DISK = "/mnt/disk-{name}.raw"
 BACKEND = "/machine/peripheral/virtio-disk0/virtio-backend"
 REQUESTS, REQUEST_MEGABYTES, PARTS = 192, 64, 8
 """Each keeps one of QEMU's 64 workers at most busy for a clock tick or more while the others wait for the file."""
-ROUNDS = 4
+MOST_ROUNDS = 10
+"""A busy machine lets fewer workers run a tick in a round."""
 ROUND_SECONDS = 11.5
 """Workers leave after ten seconds without work."""
 WORK_SECONDS = 6.0
@@ -134,8 +135,8 @@ class Comparison:
 
 
 def test_guests_count_what_the_host_charges_them() -> None:
-    """On two packages, one of whose counters wraps meanwhile."""
-    with World(("--packages=2", "--idle-watts=1.2", "--cpu-watts=0.3", "--wrap-soon")) as world:
+    """On two packages, one of whose counters wraps meanwhile: with this seed after about 50 s."""
+    with World(("--packages=2", "--idle-watts=1.2", "--cpu-watts=0.3", "--wrap-soon", "--seed=2")) as world:
         world.run(["virt-rapl", "install"])
         world.start_libvirtd()
         for name, duties in GUESTS.items():
@@ -185,7 +186,9 @@ def test_workers_that_come_and_go_do_not_make_garbage() -> None:
         exits = dict.fromkeys(helpers, 0)
         with Comparison.of(world, list(helpers)) as comparison:
             comparison.follow(AVERAGED_SECONDS)
-            for _ in range(ROUNDS):
+            for _ in range(MOST_ROUNDS):
+                if sum(exits[name] for name in natives) >= EXITS:
+                    break
                 for name in helpers:
                     keep_workers_busy(world, name)
                 comparison.follow(WORK_SECONDS)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from instance import answer, ask
 
 from libvirt_rapl.listener import listen
 from libvirt_rapl.vmsr import server as server_module
@@ -73,20 +74,6 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Helper]:
     helper = Helper(tmp_path)
     yield helper
     helper.close()
-
-
-def ask(peer: socket.socket, register: int, cpu: int = 0, tid: int | None = None) -> int | None:
-    peer.sendall(REQUEST.pack(register, cpu, os.getpid() if tid is None else tid))
-    return answer(peer)
-
-
-def answer(peer: socket.socket) -> int | None:
-    """Return the answer; None when the helper hung up."""
-    try:
-        reply = peer.recv(REPLY.size, socket.MSG_WAITALL)
-    except ConnectionResetError:  # it hung up without reading all that we sent
-        return None
-    return int(REPLY.unpack(reply)[0]) if reply else None
 
 
 def test_it_answers_the_four_registers_of_qemu(helper: Helper) -> None:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from libvirt_rapl import __version__
@@ -66,6 +67,18 @@ def say(line: str) -> None:
         print(line, flush=True)
     except BrokenPipeError:
         _forget_output()
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
+    """Lay rows of cells out in columns, a line each; the columns numbered in `right` end, others begin together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from libvirt_rapl.cli import aligned
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.simulator import guest
@@ -134,18 +135,11 @@ class Screen:
 
     def _lines(self, host: dict[str, Any], rows: list[tuple[str, ...]], second: int, seconds: int) -> list[str]:
         package = sum(zone["power_watts"] for zone in host["zones"] if zone["name"].startswith("package"))
-        widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-        table = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-            )
-            for row in (HEADINGS, *rows)
-        ]
         return [
             "",
             *(["energy is SIMULATED: this is not what the machine uses"] if host["source"] == "simulated" else []),
             *([f"no guest can read its energy here: {self.trouble}; this is the host's side"] if self.trouble else []),
-            *table,
+            *aligned([HEADINGS, *rows], right=range(1, len(HEADINGS))),
             f"package {package:.1f} W: domains {host['domains_watts']:.1f} W, other {host['other_watts']:.1f} W, "
             f"idle {host['idle_watts']:.1f} W; second {second} of {seconds}",
         ]

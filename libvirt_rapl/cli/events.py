@@ -11,6 +11,7 @@ from dataclasses import asdict
 from datetime import datetime
 
 from libvirt_rapl import events
+from libvirt_rapl.cli import aligned
 from libvirt_rapl.config import load
 from libvirt_rapl.errors import VirtRaplError
 
@@ -66,9 +67,4 @@ def table(found: list[events.Event]) -> list[str]:
     for event in found:
         when = datetime.fromtimestamp(event.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         rows.append((when, event.domain, event.operation, str(event.milliseconds), event.result, event.reason))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        f"{when:{widths[0]}}  {domain:{widths[1]}}  {operation:{widths[2]}}  {ms:>{widths[3]}}  "
-        f"{result:{widths[4]}}  {reason}".rstrip()
-        for when, domain, operation, ms, result, reason in rows
-    ]
+    return aligned(rows, right={3})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from libvirt_rapl import domains, inventory, status_socket
-from libvirt_rapl.cli import DEFAULT_URI
+from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
@@ -138,11 +138,7 @@ def table(document: dict[str, Any]) -> list[str]:
         vcpus = " ".join(f"{vcpu['id']}:{vcpu['power_watts']:.2f}" for vcpu in domain["vcpus"])
         watts, joules = f"{domain['power_watts']:.2f}", f"{domain['energy_joules']:.2f}"
         rows.append((domain["name"], domain["state"], domain["vrapl"], watts, joules, vcpus or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, state, vrapl, watts, joules, vcpus in rows:
-        left = f"{name:{widths[0]}}  {state:{widths[1]}}  {vrapl:{widths[2]}}"
-        lines.append(f"{left}  {watts:>{widths[3]}}  {joules:>{widths[4]}}  {vcpus}")
-    lines += ["", *(_why(domain) for domain in document["domains"] if domain["reason"])]
+    lines += [*aligned(rows, right={3, 4}), "", *(_why(domain) for domain in document["domains"] if domain["reason"])]
     lines += [
         f"{domain['name']}: {domain['helper']['note']}"
         for domain in document["domains"]
