@@ -12,13 +12,14 @@ from pathlib import Path
 from libvirt_rapl import events, status_socket, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.manifest import Manifest
 from libvirt_rapl.programs import run
 from libvirt_rapl.registry import UUID
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 FIRST_WITH_DIRECTORIES = (6, 5)
 """The libvirt that looks into hooks/qemu.d."""
-UNITS = ("virt-rapld.service", "virt-rapl-wrappers.path")
+UNITS = ("virt-rapld.service", "virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
 SECONDS = 120.0
 """The most that one program may take; SELinux rebuilds its whole policy."""
 MSR = Path("/dev/cpu/0/msr")
@@ -42,6 +43,8 @@ def after_install() -> Iterator[Step]:
         yield "loaded    the kernel module msr, if there is one", _load_msr
     if SELINUX.exists() and MODULE.exists():
         yield "loaded    SELinux's module virt_rapl", _load_selinux_module
+    if SELINUX.exists():
+        yield "labelled  what was installed", _label
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
         yield "started   virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
@@ -100,7 +103,12 @@ def _load_selinux_module() -> None:
         run("checkmodule", "-M", "-m", "-o", compiled, str(MODULE), timeout=SECONDS, hint=SELINUX_HINT)
         run("semodule_package", "-o", package, "-m", compiled, "-f", contexts, timeout=SECONDS, hint=SELINUX_HINT)
         _run("semodule", f"--install={package}")
-    _run("restorecon", "-R", str(RUN_DIRECTORY))
+
+
+def _label() -> None:
+    """Give what was installed the labels that SELinux's policy has for these paths: libvirt runs no other wrapper."""
+    files = [f"/{target}" for target in Manifest.load(Path("/")).files]
+    _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
 
 
 def _discard(run_directory: Path) -> None:

@@ -5,6 +5,7 @@ What is put where is the table PLACES. libvirt_rapl.activation tells the running
 
 import contextlib
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,7 @@ PLACES = {
 }
 """A file, or a directory with all that is in it, of those that are shipped, and where it goes (relative to the root).
 
-@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each emulator.
+@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators.
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's from the day they are put in place: what was changed stays."""
@@ -139,7 +140,7 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
     """Yield what install() puts in place."""
     shipped = resources.files("libvirt_rapl") / "shipped"
-    watched = "\n".join(f"PathChanged={emulator}" for emulator in dict.fromkeys([*KNOWN, *emulators]))
+    watched = "\n".join(f"PathChanged={path}" for path in dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators])))
 
     def item(source: str, target: str) -> Item:
         text = (shipped / source).read_text(encoding="utf-8")

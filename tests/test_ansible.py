@@ -28,8 +28,9 @@ ENVIRONMENT = {
 INVENTORY = (
     "[hypervisors]\nhost ansible_connection=local ansible_become=false ansible_python_interpreter=/usr/bin/python3"
 )
-UNSTEADY = ("/etc/libvirt/qemu/", "/var/lib/libvirt/", "/var/lib/systemd/")
-"""libvirt writes a definition anew, and systemd its clock: definitions are compared as libvirt shows them."""
+ACCOUNTS = ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"]
+UNSTEADY = ("/etc/libvirt/qemu/", "/etc/.pwd.lock", "/var/lib/libvirt/", "/var/lib/systemd/", *ACCOUNTS)
+"""What is written anew as it was, or with its backups: definitions and accounts are compared by what they say."""
 
 
 class Play(NamedTuple):
@@ -57,7 +58,7 @@ class Host:
         environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
         command = ["ansible-playbook", "--inventory=/root/hosts", "/root/energy.yml", *options]
         command += [f"--extra-vars={json.dumps(variables)}"]
-        done = self.machine.run(["env", *environment, *command], check=False, timeout=300)
+        done = self.machine.run(["env", *environment, *command], check=False, timeout=600)
         changed = []
         for line in done.stdout.splitlines():
             if task := re.match(r"(?:TASK|RUNNING HANDLER) \[virt_rapl : (.*)\]", line):
@@ -71,6 +72,9 @@ class Host:
         find = ["find", "/etc", "/opt", "/usr", "/var/lib", "-xdev"]
         find += ["(", "-type", "d", "-printf", "%p %M %u\n", ")", "-o", "-printf", "%p %M %u %s %T@ %l\n"]
         return {line for line in self.machine.run(find).stdout.splitlines() if not line.startswith(UNSTEADY)}
+
+    def accounts(self) -> str:
+        return self.machine.run(["cat", *ACCOUNTS]).stdout
 
     def definitions(self) -> list[str]:
         return [self.machine.run(["virsh", "dumpxml", "--inactive", name]).stdout for name in GUESTS]
@@ -100,7 +104,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
-    before, definitions = host.files(), host.definitions()
+    before, accounts, definitions = host.files(), host.accounts(), host.definitions()
 
     play = host.play("--check", "--diff")
     assert play.status == 0
@@ -144,4 +148,5 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
     play = host.play(virt_rapl_state="absent")
     assert play.status == 0
     assert host.files() == before
+    assert host.accounts() == accounts
     assert host.definitions() == definitions

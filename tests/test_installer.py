@@ -77,6 +77,12 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
 
 
+def test_the_documentation_names_every_place() -> None:
+    page = Path("docs/install.md").read_text()
+    for target in [item.target for item in EVERY_ITEM] + [manifest.PATH]:
+        assert any(f"`/{place}`" in page for place in (target, *(f"{path}/" for path in Path(target).parents))), target
+
+
 def test_a_second_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(root)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -269,6 +275,10 @@ def test_a_link_to_an_emulator_is_no_second_one_unless_a_domain_names_it(root: P
     assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64"]
     named = ["/usr/bin/kvm", "/usr/bin/gone", "/usr/bin/qemu-system-x86_64"]
     assert wrappers.emulators(root, named) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/kvm"]
+    for odd in ("opt/a b", "opt/a%b", "opt/a\nExecStart=b"):
+        (root / odd).parent.mkdir(exist_ok=True)
+        (root / odd).touch(0o755)
+        assert wrappers.emulators(root, [f"/{odd}", "/usr/../usr/bin/kvm"]) == ["/usr/bin/qemu-system-x86_64"]
     (root / "usr/bin/qemu-kvm").touch(0o755)
     assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-kvm"]
 

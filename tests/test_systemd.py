@@ -245,8 +245,9 @@ def test_the_daemon_has_a_user_of_its_own(machine: Machine, daemon: Callable[...
         paths = ["/run/virt-rapl/daemon", "/run/virt-rapl/daemon/status.sock", "/var/lib/virt-rapl/ledger.db"]
         return set(machine.run(["stat", "-c", "%U:%G", *paths]).stdout.split())
 
-    machine.run(["useradd", "--system", "--groups=virt-rapl", "colleague"])
-    machine.run(["useradd", "--system", "stranger"])
+    for user in ("colleague", "stranger"):
+        machine.run(["useradd", "--system", user])
+    machine.run(["usermod", "--append", "--groups", "virt-rapl", "colleague"])
     daemon("User=root")  # as it was before there was this user
     first = document(machine)
     assert owners() == {"root:root"}
@@ -369,3 +370,48 @@ def test_the_unit_may_enable_the_domains_of_the_configuration(machine: Machine) 
 
 def guest_uuid(backend: str) -> str:
     return {"native": "11111111-2222-4333-8444-555555555555", "qemu": "11111111-2222-4333-8444-666666666666"}[backend]
+
+
+# The last two: they change what the others need.
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+WRAPPER = f"{QEMU}-rapl"
+
+
+def test_libvirt_asks_an_upgraded_qemu_anew(machine: Machine) -> None:
+    def asked() -> str:
+        """What libvirt remembers of the time at which the wrapper had changed, in seconds."""
+        machine.run(["virsh", "domcapabilities", "--emulatorbin", WRAPPER])
+        answers = [path.read_text() for path in machine.path("/var/cache/libvirt/qemu/capabilities").glob("*.xml")]
+        (answer,) = [text for text in answers if f"<emulator>{WRAPPER}</emulator>" in text]
+        return answer.partition("<qemuctime>")[2].partition("<")[0]
+
+    def changed() -> str:
+        return machine.run(["stat", "--format=%Z", WRAPPER]).stdout.strip()
+
+    before = changed()
+    assert asked() == before
+    # As dpkg and rpm do it: another file with the time of its making, under the same name.
+    machine.run(["cp", "--preserve", QEMU, f"{QEMU}.new"])
+    machine.run(["mv", f"{QEMU}.new", QEMU])
+    wait_until(lambda: changed() != before, 60, "the wrapper is touched")
+    assert asked() == changed()
+
+
+def test_uninstall_takes_everything_out_but_the_ledger(machine: Machine) -> None:
+    machine.run(["systemctl", "enable", "--now", "virt-rapld"])
+    links = machine.path("/etc/systemd/system/multi-user.target.wants")
+    assert {path.name for path in links.glob("virt-rapl*")} == {
+        "virt-rapld.service",
+        "virt-rapl-wrappers.path",
+        "virt-rapl-wrappers.service",
+    }
+    told = machine.run(["virt-rapl", "uninstall"]).stdout
+    assert told.startswith("stopped   virt-rapld.service\nstopped   virt-rapl-wrappers.path\n")
+    assert told.endswith("kept      /var/lib/virt-rapl, the energy that was counted\n")
+    assert not list(links.glob("virt-rapl*"))
+    assert "virt-rapl" not in machine.run(["systemctl", "list-units", "--all", "virt-rapl*", "--plain"]).stdout
+    find = ["find", "/etc", "/run", "/usr/bin", "/usr/local", "/usr/share/selinux", "/var/lib", "-name", "*rapl*"]
+    left = machine.run(find, check=False).stdout.splitlines()
+    assert [path for path in left if not path.startswith(sys.prefix)] == ["/var/lib/virt-rapl"]
+    assert machine.path("/var/lib/virt-rapl/ledger.db").exists()
