@@ -77,6 +77,15 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
 
 
+def test_everything_that_is_shipped_has_its_place() -> None:
+    sources = {str(path) for top in ("etc", "hooks") for path in Path(top).rglob("*") if path.is_file()}
+    placed = {
+        path for path in sources if any(path == place or path.startswith(f"{place}/") for place in installer.PLACES)
+    }
+    others = {path for path in sources - placed if not path.startswith(("etc/examples/", "etc/ansible/"))}
+    assert others == {"etc/bootstrap", "etc/quickstart", "hooks/dispatcher", "hooks/qemu-system-rapl"}
+
+
 def test_the_documentation_names_every_place() -> None:
     page = Path("docs/install.md").read_text()
     for target in [item.target for item in EVERY_ITEM] + [manifest.PATH]:
