@@ -167,7 +167,7 @@ def _files(source: Traversable) -> Iterator[str]:
     if source.is_file():
         yield "."
         return
-    for entry in sorted(source.iterdir() if source.is_dir() else (), key=lambda entry: entry.name):
+    for entry in sorted(source.iterdir(), key=lambda entry: entry.name):
         for name in _files(entry):
             yield str(PurePosixPath(entry.name, name))
 
