@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sqlite3
@@ -456,6 +457,14 @@ def test_metering_outlives_libvirtd_and_the_daemon(
     world.run(["virsh", "start", later])
     wait_until(lambda: energies(world, later)[0] > 0, 20, "a domain started after that is metered")
     grows(name, later)
+
+
+@pytest.mark.e2e
+def test_it_answers_again_where_the_run_directory_was_removed(world: World, start_daemon: StartDaemon) -> None:
+    start_daemon()
+    shutil.rmtree(world.path("/run/virt-rapl"))
+    assert asked(world) is None
+    wait_until(lambda: asked(world) is not None, 60, "it answers")
 
 
 @pytest.mark.e2e
