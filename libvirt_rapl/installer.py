@@ -61,6 +61,8 @@ HINTS = {
     errno.EISDIR: "move that directory away",
     errno.ENOTDIR: "move away what stands where a directory is needed",
 }
+PROGRAM = (Path(sys.executable), Path(__file__))
+"""What virt-rapld is run from."""
 NAME = b"rapl"
 """Stands in every file of ours, of any version: what does not hold it belongs to somebody else."""
 
@@ -135,6 +137,12 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
                     raise
+
+
+def closed_directory(*paths: Path) -> Path | None:
+    """Return the outermost directory on the way to these files that is not open to all: virt-rapld is no root."""
+    directories = dict.fromkeys(directory for path in paths for directory in reversed(path.parents))
+    return next((directory for directory in directories if not directory.stat().st_mode & 0o001), None)
 
 
 def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:

@@ -331,6 +331,16 @@ def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -
     assert list((environment / "libvirt_rapl/simulator").glob("*.rom"))
 
 
+def test_a_directory_that_virt_rapld_does_not_get_through_is_found() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        inside = Path(directory) / "bin"
+        inside.mkdir()
+        Path(directory).chmod(0o711)
+        assert installer.closed_directory(inside / "python") is None
+        Path(directory).chmod(0o700)
+        assert installer.closed_directory(inside / "python") == Path(directory)
+
+
 @pytest.mark.parametrize("python", ["/opt/it's/bin/python", "/opt/a b/bin/python", "/opt/$x/bin/python", "/o%i/python"])
 def test_a_path_that_scripts_would_misread_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
     monkeypatch.setattr(sys, "executable", python)
