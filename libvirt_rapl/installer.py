@@ -61,6 +61,8 @@ HINTS = {
     errno.EISDIR: "move that directory away",
     errno.ENOTDIR: "move away what stands where a directory is needed",
 }
+PROGRAM = (Path(sys.executable), Path(__file__))
+"""What virt-rapld is run from."""
 NAME = b"rapl"
 """Stands in every file of ours, of any version: what does not hold it belongs to somebody else."""
 
@@ -147,6 +149,12 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
                     raise
 
 
+def closed_directory(*paths: Path) -> Path | None:
+    """Return the outermost directory on the way to these files that is not open to all: virt-rapld is no root."""
+    directories = dict.fromkeys(directory for path in paths for directory in reversed(path.parents))
+    return next((directory for directory in directories if not directory.stat().st_mode & 0o001), None)
+
+
 def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
     """Yield what install() puts in place."""
     watched = "\n".join(f"PathChanged={path}" for path in dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators])))
@@ -185,7 +193,7 @@ def _files(source: Traversable) -> Iterator[str]:
     if source.is_file():
         yield "."
         return
-    for entry in sorted(source.iterdir() if source.is_dir() else (), key=lambda entry: entry.name):
+    for entry in sorted(source.iterdir(), key=lambda entry: entry.name):
         for name in _files(entry):
             yield str(PurePosixPath(entry.name, name))
 

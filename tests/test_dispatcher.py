@@ -50,7 +50,7 @@ def call(hooks: Path, operation: str) -> tuple[int, str, list[str]]:
     done = subprocess.run(
         [hooks / "qemu", "web 1", operation, "begin", "-"],
         input="<domain/>\n",
-        env={"PATH": f"{hooks.parent}/bin:{os.environ['PATH']}", "LOG": str(log), "LC_ALL": "en_US.UTF-8"},
+        env={"PATH": f"{hooks.parent}/bin:{os.environ['PATH']}", "LOG": str(log), "LC_ALL": "C"},
         capture_output=True,
         text=True,
         check=False,

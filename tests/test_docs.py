@@ -1,4 +1,4 @@
-"""What the docs tell to do is done here: each command on a machine of its own, in the order of its page.
+"""What the docs tell to do is done here: each command on a second machine, README's first, in the order of their page.
 
 Every block of code says what it is: `sh` is run, `yaml` must be a configuration, `ini` a drop-in of a unit, `text` what
 a program prints. Commands that stand in the middle of a sentence or a table are parsed, not run.
@@ -24,7 +24,8 @@ from libvirt_rapl.config import load
 from libvirt_rapl.simulator import guest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *ROOT.glob("SECURITY.md"), *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *ROOT.glob("SECURITY.md"), *sorted((ROOT / "docs").glob("*.md"))]
 
 NOT_RUN = {
     "./etc/quickstart": "installs from the network; tests/test_demo.py runs the demo that it ends in",
@@ -35,7 +36,7 @@ NOT_RUN = {
 """Only parsed, and why."""
 
 BEFORE = {"docs/automatic.md": "virsh destroy web1; virt-rapl disable web1; virsh start web1"}
-"""What a page takes for granted, and the page before it has left otherwise."""
+"""What a page takes for granted and README has left otherwise."""
 
 PROGRAMS = ("apt", "journalctl", "modprobe", "systemctl", "virsh", "virt-rapl")
 
@@ -120,23 +121,8 @@ def test_what_is_not_run_is_there(command: str) -> None:
     assert command in [block.text.strip() for block in blocks("sh")]
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine without network that has the guest web1, and the wheels that pip would fetch to build the project."""
-    wheels = tmp_path_factory.mktemp("wheels")
-    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(wheels), "setuptools>=68"]
-    subprocess.run(fetch, check=True)
-    with Machine() as machine:
-        machine.path("/opt/for-pip").mkdir()
-        for wheel in wheels.iterdir():
-            machine.path(f"/opt/for-pip/{wheel.name}").write_bytes(wheel.read_bytes())
-        for name, file in {"web1": "web1.xml", "transient": "domain.xml"}.items():
-            rom = f"/var/lib/libvirt/images/{name}.rom"
-            machine.path(rom).write_bytes(guest.rom(100))
-            xml = guest.domain_xml(name, rom, f"/var/log/libvirt/qemu/{name}.out")
-            machine.path(f"/root/{file}").write_text(xml)
-        machine.run(["virsh", "define", "/root/web1.xml"])
-        yield machine
+def to_run(page: Path) -> list[str]:
+    return [block.text for block in blocks("sh") if block.page == page and block.text.strip() not in NOT_RUN]
 
 
 def run(machine: Machine, page: Path, script: str) -> None:
@@ -147,18 +133,44 @@ def run(machine: Machine, page: Path, script: str) -> None:
     machine.run(["sh", "-euc", f"{environment}; cd {directory}\n{script}"], timeout=180)
 
 
-def to_run(page: Path) -> list[str]:
-    return [block.text for block in blocks("sh") if block.page == page and block.text.strip() not in NOT_RUN]
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine without network that has the guest web1, and all done that README tells."""
+    wheels = tmp_path_factory.mktemp("wheels")
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(wheels), "setuptools>=68"]
+    subprocess.run(fetch, check=True)
+    with Machine() as machine:
+        machine.path("/opt/for-pip").mkdir()  # what pip would fetch to build the project
+        for wheel in wheels.iterdir():
+            machine.path(f"/opt/for-pip/{wheel.name}").write_bytes(wheel.read_bytes())
+        for name, file in {"web1": "web1.xml", "transient": "domain.xml"}.items():
+            rom = f"/var/lib/libvirt/images/{name}.rom"
+            machine.path(rom).write_bytes(guest.rom(100))
+            xml = guest.domain_xml(name, rom, f"/var/log/libvirt/qemu/{name}.out")
+            machine.path(f"/root/{file}").write_text(xml)
+        machine.run(["virsh", "define", "/root/web1.xml"])
+        for script in to_run(README):
+            run(machine, README, script)
+        yield machine
+
+
+def check(machine: Machine) -> None:
+    (web1,) = [domain for domain in document(machine)["domains"] if domain["name"] == "web1"]
+    assert web1["vrapl"] == "active"
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("page", [page for page in PAGES if to_run(page)], ids=lambda page: str(page.name))
+def test_readme_installs_it_and_gives_web1_its_meter(machine: Machine) -> None:
+    check(machine)
+    for installed in ("man/man1/virt-rapl.1", "bash-completion/completions/virt-rapl"):
+        assert machine.path(f"/usr/local/share/{installed}").exists(), "the wheel carries it"
+    assert "/opt/virt-rapl/bin/python" in machine.path("/etc/systemd/system/virt-rapld.service").read_text()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if to_run(page)], ids=lambda page: str(page.name))
 def test_commands_work(machine: Machine, page: Path) -> None:
     run(machine, page, BEFORE.get(str(page.relative_to(ROOT)), ":"))
     for script in to_run(page):
         run(machine, page, script)
-    (web1,) = [domain for domain in document(machine)["domains"] if domain["name"] == "web1"]
-    assert web1["vrapl"] == "active"
-    for installed in ("man/man1/virt-rapl.1", "bash-completion/completions/virt-rapl"):
-        assert machine.path(f"/usr/local/share/{installed}").exists(), "the wheel carries it"
-    assert "/opt/virt-rapl/bin/python" in machine.path("/etc/systemd/system/virt-rapld.service").read_text()
+    check(machine)

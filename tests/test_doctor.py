@@ -29,7 +29,7 @@ from walking import NewGuest, start_enabled, status, wait_until
 
 from libvirt_rapl import doctor, domxml, events, inventory, ledger, status_socket, wrappers
 from libvirt_rapl.cli import main
-from libvirt_rapl.doctor import Check, installation
+from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
@@ -91,6 +91,7 @@ class Patient:
         monkeypatch.setattr("libvirt.openReadOnly", lambda _uri: self.libvirt)
         monkeypatch.setattr(inventory, "read_run_state", lambda _name: RunState(7, {0: 8}))
         monkeypatch.setattr(status_socket, "ask", lambda _path: self.status)
+        monkeypatch.setattr(service, "closed_directory", lambda *_: None)
         write(self.run_directory / status_socket.NAME, "")
         self.ledger = ledger.Ledger(self.state_directory / "ledger.db", simulated=False, tell=pytest.fail)
         self.ledger.load()
@@ -267,6 +268,10 @@ def no_daemon(patient: Patient) -> None:
     (patient.run_directory / status_socket.NAME).unlink()
 
 
+def closed_home(patient: Patient) -> None:
+    patient.patch.setattr(service, "closed_directory", lambda *_: Path("/root"))
+
+
 def dead_daemon(patient: Patient) -> None:
     patient.status = None
 
@@ -411,6 +416,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("run-directory", configured(run_directory=f"/run/{'x' * 100}"), "failed", "longer than 107 bytes"),
     ("virt-rapld", no_daemon, "warning", "does not run: no totals"),
     ("virt-rapld", both(no_daemon, configured(domains="['*']")), "failed", "nobody enables"),
+    ("virt-rapld", both(no_daemon, closed_home), "failed", "cannot be run: /root is not open to all"),
     ("virt-rapld", dead_daemon, "failed", "has died"),
     ("virt-rapld", hanging_daemon, "failed", "does not answer"),
     ("virt-rapld", daemon_tells(trouble="no /sys"), "warning", "no /sys"),
@@ -556,7 +562,6 @@ def test_a_real_host(world: World, new_guest: NewGuest) -> None:
 
     name = new_guest(50)
     start_enabled(world, name)
-    assert examine().startswith("virt-rapld: virt-rapld does not run")
     daemon = world.popen(["virt-rapl", "daemon"])
     try:
         wait_until(world.path("/run/virt-rapl/daemon/status.sock").exists, 30, "virt-rapld answers")

@@ -69,10 +69,20 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert {name for name, mode in modes.items() if mode == 0o755} == {HOOK, WRAPPER}
     assert {UNIT, DAEMON_UNIT, CONFIGURATION, "etc/tmpfiles.d/virt-rapl.conf"} <= modes.keys()
     assert set(modes.values()) == {0o755, 0o644}
+    assert {path.stat().st_mode & 0o777 for path in (root / "etc").rglob("*") if path.is_dir()} == {0o755}
     assert sys.executable in files[HOOK][1]
     assert sys.executable in files[UNIT][1]
     assert "After=libvirtd.service virtqemud.service\n" in files[DAEMON_UNIT][1]  # one of them, whichever there is
     assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
+
+
+def test_everything_that_is_shipped_has_its_place() -> None:
+    sources = {str(path) for top in ("etc", "hooks") for path in Path(top).rglob("*") if path.is_file()}
+    placed = {
+        path for path in sources if any(path == place or path.startswith(f"{place}/") for place in installer.PLACES)
+    }
+    others = {path for path in sources - placed if not path.startswith(("etc/examples/", "etc/ansible/"))}
+    assert others == {"etc/bootstrap", "etc/quickstart", "hooks/dispatcher", "hooks/qemu-system-rapl"}
 
 
 def test_the_documentation_names_every_place() -> None:
@@ -298,6 +308,16 @@ def test_a_wrapper_older_than_its_emulator_is_touched(root: Path) -> None:
     assert not wrappers.stale(qemu)
     qemu.unlink()
     assert list(wrappers.refresh(root)) == []
+
+
+def test_a_directory_that_virt_rapld_does_not_get_through_is_found() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        inside = Path(directory) / "bin"
+        inside.mkdir()
+        Path(directory).chmod(0o711)
+        assert installer.closed_directory(inside / "python") is None
+        Path(directory).chmod(0o700)
+        assert installer.closed_directory(inside / "python") == Path(directory)
 
 
 @pytest.mark.parametrize("python", ["/opt/it's/bin/python", "/opt/a b/bin/python", "/opt/$x/bin/python", "/o%i/python"])

@@ -339,7 +339,7 @@ print("\\n".join(told))
 @pytest.mark.e2e
 def test_a_full_disk(world: World) -> None:
     world.run(["mkdir", "/mnt/full"])
-    world.run(["mount", "-t", "tmpfs", "-o", "size=1m", "full", "/mnt/full"])
+    world.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=750", "full", "/mnt/full"])
     try:
         print(world.run([sys.executable, "-c", FULL_DISK]).stdout)
     finally:

@@ -14,6 +14,7 @@ from typing import NoReturn
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources, open_program
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.instances import OWNER
 from libvirt_rapl.listener import listen
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr import serving
@@ -89,4 +90,5 @@ def _exec_qemu_helper(program: str, listener: socket.socket) -> NoReturn:
     os.set_inheritable(3, True)  # also when it was 3 already and dup2 had nothing to do
     limit_resources()
     drop_privileges(registers=True)
-    os.execve(program, [program], {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+    owner = {OWNER: os.environ[OWNER]} if OWNER in os.environ else {}
+    os.execve(program, [program], {**owner, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})

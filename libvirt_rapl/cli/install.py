@@ -13,7 +13,7 @@ from libvirt_rapl import activation, packaged, wrappers
 from libvirt_rapl.cli import say
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import DISPATCHER, HOOK, NAME, install
+from libvirt_rapl.installer import DISPATCHER, HOOK, NAME, PROGRAM, closed_directory, install
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +68,12 @@ def run(options: argparse.Namespace) -> int:
         carry_out(activation.after_install(), dry_run=options.dry_run)
     if not emulators and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
+    if here and (closed := closed_directory(*PROGRAM)):
+        print(
+            f"virt-rapl: warning: {closed} is not open to all: virt-rapld, which is not root, cannot run from there\n"
+            "hint: install virt-rapl elsewhere, as in /opt/virt-rapl",
+            file=sys.stderr,
+        )
     if foreign_hook:
         print(
             f"virt-rapl: warning: this libvirt runs {root / DISPATCHER} alone, which is not virt-rapl's\n"

@@ -18,6 +18,7 @@ from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.source import open_source
+from libvirt_rapl.installer import PROGRAM, closed_directory
 from libvirt_rapl.registry import Registry
 
 SOME_UUID = "00000000-0000-0000-0000-000000000000"
@@ -113,6 +114,9 @@ def _domains_it_does_not_know(machine: Machine) -> list[str]:
 
 
 def _not_running(machine: Machine) -> Finding:
+    if closed := closed_directory(*PROGRAM):
+        message = f"virt-rapld, a user of its own, cannot be run: {closed} is not open to all"
+        return Finding(FAILED, message, "install virt-rapl elsewhere, as in /opt/virt-rapl")
     hint = "systemctl enable --now virt-rapld"
     if machine.config.domains.include:
         return Finding(FAILED, "virt-rapld does not run: nobody enables the configuration's `domains`", hint)
