@@ -82,7 +82,7 @@ def test_everything_that_is_shipped_has_its_place() -> None:
         path for path in sources if any(path == place or path.startswith(f"{place}/") for place in installer.PLACES)
     }
     others = {path for path in sources - placed if not path.startswith(("etc/examples/", "etc/ansible/"))}
-    assert others == {"etc/bootstrap", "etc/quickstart", "hooks/dispatcher", "hooks/qemu-system-rapl"}
+    assert others == {"etc/bootstrap", "etc/build-deb", "etc/quickstart", "hooks/dispatcher", "hooks/qemu-system-rapl"}
 
 
 def test_the_documentation_names_every_place() -> None:
