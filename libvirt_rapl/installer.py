@@ -121,7 +121,7 @@ def install(
                     installed.files[target] = items[target].digest
             yield _line(verb, root / target, dry_run)
         # A wrapper stays: its emulator may be away for as long as a package is being replaced.
-        gone = [target for target in installed.files if target not in items and not target.endswith(WRAPPER_SUFFIX)]
+        gone = [target for target in installed.files if target not in items and not is_wrapper(target)]
         yield from _remove(root, gone, installed, dry_run)
         if not dry_run:
             installed.save(root)
@@ -147,6 +147,11 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
                     raise
+
+
+def is_wrapper(target: str) -> bool:
+    """Tell a wrapper by its name; several of our other files are called virt-rapl."""
+    return target.endswith(WRAPPER_SUFFIX) and not target.endswith("/virt-rapl")
 
 
 def closed_directory(*paths: Path) -> Path | None:

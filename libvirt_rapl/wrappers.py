@@ -15,7 +15,7 @@ from pathlib import Path
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import PLAIN_PATH
+from libvirt_rapl.installer import PLAIN_PATH, is_wrapper
 from libvirt_rapl.manifest import Manifest
 
 QUIET_SECONDS = 3.0
@@ -72,7 +72,7 @@ def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 def _wrapped(root: Path) -> list[Path]:
     """Return the emulators that have a wrapper of ours, whether they are there or not. Raises VirtRaplError."""
     names = [f"{path.lstrip('/')}{WRAPPER_SUFFIX}" for path in KNOWN]  # a package's are in no manifest
-    wrappers = [name for name in Manifest.load(root).files if name.endswith(WRAPPER_SUFFIX)]
+    wrappers = filter(is_wrapper, Manifest.load(root).files)
     return [root / name.removesuffix(WRAPPER_SUFFIX) for name in dict.fromkeys([*wrappers, *names])]
 
 

@@ -127,12 +127,21 @@ def test_a_default_that_nobody_has_changed_follows_the_new_one(root: Path, monke
     assert (root / CONFIGURATION).read_text() == Path("etc/virt-rapl.yaml").read_text()
 
 
-def test_what_a_newer_version_does_not_have_any_more_goes_but_for_wrappers(root: Path) -> None:
-    list(installer.install(root, ["/usr/bin/qemu-system-x86_64"], dispatcher=True))
+def test_what_a_newer_version_does_not_have_any_more_goes_but_for_wrappers(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setitem(installer.PLACES, "etc/virt-rapl.yaml", "etc/default/virt-rapl")
+        list(installer.install(root, ["/usr/bin/qemu-system-x86_64"], dispatcher=True))
     assert os.access(root / installer.DISPATCHER, os.X_OK)
     (root / "usr/bin/qemu-system-x86_64").unlink()  # as for a moment while it is being replaced
-    assert [line.split()[0] for line in install(root) if not line.startswith("unchanged")] == ["removed"]
+    assert [line.split()[0] for line in install(root) if not line.startswith("unchanged")] == [
+        "installed",
+        "removed",
+        "removed",
+    ]
     assert not (root / installer.DISPATCHER).exists()
+    assert not (root / "etc/default/virt-rapl").exists()
     assert (root / WRAPPER).exists()
     uninstall(root)
     assert not (root / WRAPPER).exists()
