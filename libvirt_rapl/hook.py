@@ -197,10 +197,13 @@ def end(xml: str, config: Config, operation: str) -> str:
 
 
 def _registries(xml: str, config: Config) -> list[Registry]:
-    """Return the registry that the configuration names, and that beside the socket of the domain's own argument."""
+    """Return the registry that the configuration names, and those where else the domain may have been started.
+
+    That is beside the socket of its own argument, and in the default directory, which goes for a broken configuration.
+    """
     socket = domxml.helper_socket(xml)
-    directories = [config.run_directory, Path(socket).parent if socket else config.run_directory]
-    return [Registry(directory) for directory in dict.fromkeys(directories)]
+    named = [Path(socket).parent] if socket else []
+    return [Registry(directory) for directory in dict.fromkeys([config.run_directory, *named, Config().run_directory])]
 
 
 def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:

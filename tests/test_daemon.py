@@ -185,6 +185,7 @@ def test_what_is_told_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
     with bench.daemon() as process:
         bench.joules(9)
         assert bench.told(process) == "WATCHDOG=1"  # the next sample is a minute away
+        bench.document()  # and this one is written
         away = state.rename(state.with_name("away"))
         state.touch()
         assert bench.package_joules() == 9

@@ -189,6 +189,7 @@ def test_a_run_directory_and_a_mistake_in_the_configuration_cost_the_meter_and_n
     world.run(["virsh", "start", name])
     assert status(world, name)["vrapl"] == "active"
     world.run(["virsh", "destroy", name])
+    assert run_files(world) == set()
     shutil.rmtree(world.path("/run/elsewhere"))
 
 

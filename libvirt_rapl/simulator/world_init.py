@@ -65,6 +65,7 @@ def furnish(hostname: str, shared: Path | None) -> None:
     for directory in map(Path, MASKED):
         directory.mkdir(parents=True, exist_ok=True)
         system.mount("tmpfs", directory, "tmpfs", options="mode=755")
+    Path("/var/lib/virt-rapl").chmod(0o750)  # as systemd-tmpfiles makes it elsewhere
     system.mount("proc", Path("/proc"), "proc")
     _open_kvm_to_all()
     system.detach(STAGE)
