@@ -1,15 +1,17 @@
 """The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
-from libvirt_rapl.selection import Selection
+from libvirt_rapl.selection import KINDS, LISTS, Selection
 
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
 
@@ -56,91 +58,163 @@ class Config:
     """Domains that shall have a meter without being asked for one by one: see libvirt_rapl.policy. None by default."""
 
 
+class Setting(NamedTuple):
+    """A line of a file that says something valid."""
+
+    value: Any
+    """As Config holds it."""
+    written: object
+    """As YAML has it."""
+    place: str
+    """FILE:LINE."""
+
+
 def load(path: Path = DEFAULT_PATH) -> Config:
     """Read the configuration; defaults where the file does not exist.
 
-    Raises VirtRaplError when a file cannot be read, is not YAML, or holds an unknown key or a wrong value.
+    Raises VirtRaplError when a file cannot be read, can be written by others than root and us, is not YAML, or holds an
+    unknown key or a wrong value.
     """
-    config = Config()
-    for file in _files(path):
-        config = replace(config, **_settings(file))
-    return config
+    settings, mistakes = read(path)
+    if mistakes:
+        raise mistakes[0]
+    return Config(**{key: setting.value for key, setting in settings.items()})
 
 
 def stated_policy(path: Path = DEFAULT_PATH) -> str:
     """Return `on_failure` as far as it can be made out in a configuration that load() does not take."""
-    policy = Config.on_failure
-    for file in _files(path):
-        try:
-            stated = yaml.safe_load(file.read_text(encoding="utf-8"))["on_failure"]
-        except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
-            continue
-        policy = stated if stated in CHOICES["on_failure"] else policy
-    return policy
+    settings, _ = read(path)
+    return str(settings["on_failure"].value) if "on_failure" in settings else Config.on_failure
 
 
-def _files(path: Path) -> list[Path]:
+def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, Setting], list[VirtRaplError]]:
+    """Return what the files set, as far as it is right, and all mistakes in them, in the order of the files."""
+    settings: dict[str, Setting] = {}
+    mistakes: list[VirtRaplError] = []
+    for file in files(path):
+        found: dict[str, Setting] = {}
+        for setting in _settings(file):
+            if isinstance(setting, VirtRaplError):
+                mistakes.append(setting)
+                continue
+            key, value = setting
+            if key in found:
+                mistakes.append(
+                    VirtRaplError(
+                        f"{value.place}: {key} is set a second time",
+                        f"keep one of the two lines; the first is {found[key].place}",
+                    )
+                )
+            found[key] = value
+        settings |= found
+    return settings, mistakes
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files that are read where they exist; later ones override."""
     return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    try:
-        lines = _lines(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise VirtRaplError(f"cannot read {file}: {error}", "make it a UTF-8 text file readable by root") from error
-    except yaml.YAMLError as error:
-        raise VirtRaplError(f"{file} is not valid YAML: {' '.join(str(error).split())}", f"correct {file}") from error
-    if lines is None:
-        raise VirtRaplError(f"{file}: expected `key: value` lines", f"correct {file}")
-    settings: dict[str, Any] = {}
-    for number, key, value in lines:
-        if key in settings:
-            raise VirtRaplError(f"{file}:{number}: {key} is set a second time", "keep one of the two lines")
-        settings[key] = _checked(f"{file}:{number}", key, value)
-    return settings
+def _check_writers(file: Path) -> None:
+    """Who writes the configuration tells root's processes what to do: nobody but root and we may."""
+    for place in (file.parent, file):
+        if other := who_else_may_write(place):
+            hint = f"look what it says, then: chown root:root {place} && chmod go-w {place}"
+            raise VirtRaplError(f"{place} is not followed: {other}", hint)
 
 
-def _lines(text: str) -> list[tuple[int, str, object]] | None:
-    """Return line number, key and value of each setting; None when the text is something else than settings."""
-    loader = yaml.SafeLoader(text)
+def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
+    """Yield each key of the file with what it sets, or what is wrong with it; one error where nothing can be read."""
     try:
+        _check_writers(file)
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
         document = loader.get_single_node()
-        if document is None:
-            return []
-        if not isinstance(document, yaml.MappingNode):
-            return None
-        return [
-            (
-                key.start_mark.line + 1,
-                str(loader.construct_object(key, deep=True)),
-                loader.construct_object(value, deep=True),
-            )
-            for key, value in document.value
-        ]
-    finally:
-        loader.dispose()
+    except FileNotFoundError:
+        return
+    except VirtRaplError as error:
+        yield error
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        yield VirtRaplError(f"cannot read {file}: {error}", "make it a UTF-8 text file readable by root")
+        return
+    except yaml.YAMLError as error:
+        yield _not_yaml(file, error)
+        return
+    if document is None:
+        return
+    if not isinstance(document, yaml.MappingNode):
+        yield VirtRaplError(f"{_place(file, document)}: expected `key: value` lines", f"correct {file}")
+        return
+    for key_node, node in document.value:
+        place = _place(file, key_node)
+        try:
+            key = str(loader.construct_object(key_node, deep=True))
+            yield key, _setting(file, key, place, node, loader)
+        except VirtRaplError as error:
+            yield error
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+            yield _not_yaml(file, error, place)
 
 
-def _checked(place: str, key: str, value: Any) -> object:  # noqa: ANN401 (whatever YAML makes of it)
-    """Return the value as Config holds it. `place` is where it stands, for the error: FILE:LINE."""
-    match key:
-        case _ if key in CHOICES and value in CHOICES[key]:
-            return value
-        case "shaping" if isinstance(value, bool):
-            return value
-        case "run_directory" | "state_directory" if isinstance(value, str) and value.startswith("/"):
-            return Path(value)
-        case "interval" if type(value) in (int, float) and 0.1 <= value <= 60:
-            return float(value)
-        case "hook_deadline" if type(value) in (int, float) and 1 <= value <= 10:
-            return float(value)
-        case "domains" if (chosen := Selection.parse(value)) is not None:
-            return chosen
-    if key in EXPECTED:
-        raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {value!r}", f"correct {place}")
+def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.SafeLoader) -> Setting:
+    """Return what a key is set to. Raises VirtRaplError where the key or its value is wrong."""
     known = [known.name for known in fields(Config)]
-    near = get_close_matches(key, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-    raise VirtRaplError(f"{place}: unknown key {key!r}", hint)
+    if key not in known:
+        near = get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        raise VirtRaplError(f"{place}: unknown key {key!r}", hint)
+    written = loader.construct_object(node, deep=True)
+    value = _value(key, written)
+    if value is not None:
+        return Setting(value, written, place)
+    if key == "domains":
+        part = _wrong_part(node, loader)
+        place, written = _place(file, part), loader.construct_object(part, deep=True)
+    words = CHOICES.get(key, (*LISTS, *KINDS) if key == "domains" else ())
+    near = get_close_matches(str(next(iter(written), "") if isinstance(written, dict) else written), words, 1)
+    hint = f"did you mean {near[0]}?" if near else f"correct {place}"
+    raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {written!r}", hint)
+
+
+def _value(key: str, written: Any) -> object | None:  # noqa: ANN401 (whatever YAML makes of it)
+    """Return what is written as Config holds it; None where that is not what the key expects."""
+    match key:
+        case _ if key in CHOICES and written in CHOICES[key]:
+            return str(written)
+        case "shaping" if isinstance(written, bool):
+            return written
+        case "run_directory" | "state_directory" if isinstance(written, str) and written.startswith("/"):
+            return Path(written)
+        case "interval" if type(written) in (int, float) and 0.1 <= written <= 60:
+            return float(written)
+        case "hook_deadline" if type(written) in (int, float) and 1 <= written <= 10:
+            return float(written)
+        case "domains":
+            return Selection.parse(written)
+    return None
+
+
+def _wrong_part(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
+    """Return the part of `domains` that is wrong: a name of a list, what is no list, or an item; else all of it."""
+    lists: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else [(node, node)]
+    for name, items in lists:
+        if name is not node and loader.construct_object(name) not in LISTS:
+            return name
+        if not isinstance(items, yaml.SequenceNode):
+            return items
+        for item in items.value:
+            if Selection.parse([loader.construct_object(item, deep=True)]) is None:
+                wrong: yaml.Node = item
+                return wrong
+    return node
+
+
+def _not_yaml(file: Path, error: Exception, place: str = "") -> VirtRaplError:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    place = f"{file}:{mark.line + 1}" if mark else place or str(file)
+    problem = (isinstance(error, yaml.MarkedYAMLError) and error.problem) or str(error)
+    return VirtRaplError(f"{place}: not valid YAML: {' '.join(problem.split())}", f"correct {place}")
+
+
+def _place(file: Path, node: yaml.Node) -> str:
+    return f"{file}:{node.start_mark.line + 1}"

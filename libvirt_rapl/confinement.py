@@ -65,6 +65,11 @@ def drop_privileges(*, registers: bool) -> None:
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept)))
 
 
+def keep_capabilities_from_programs() -> None:
+    """What a process that is not root executes gets none of its capabilities; in this thread and those it starts."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+
+
 def limit_resources() -> None:
     """No core dump, and a bound on memory and descriptors well above what is needed."""
     for kind, most in (
@@ -100,12 +105,7 @@ def filter_system_calls(program: int) -> None:
     descriptor `program`, as open_program() returns it; what that becomes executes nothing. Raises VirtRaplError where
     the library is missing, OSError where the kernel has no filters.
     """
-    try:
-        library = ctypes.CDLL(_LIBSECCOMP)
-    except OSError as error:
-        raise VirtRaplError(
-            f"{_LIBSECCOMP} is missing", "install libseccomp; on Debian: apt install libseccomp2"
-        ) from error
+    library = seccomp()
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(_AS_IF_NOT_THERE))
     for name in (READING + ANSWERING).split():
@@ -122,6 +122,16 @@ def filter_system_calls(program: int) -> None:
     _allow(library, context, "openat", _Comparison(2, _MASKED_EQUAL, writing, 0))
     _check_seccomp(library.seccomp_load(context))
     library.seccomp_release(context)
+
+
+def seccomp() -> ctypes.CDLL:
+    """Load the library that filters are made with. Raises VirtRaplError where it is missing."""
+    try:
+        return ctypes.CDLL(_LIBSECCOMP)
+    except OSError as error:
+        raise VirtRaplError(
+            f"{_LIBSECCOMP} is missing", "install libseccomp; on Debian: apt install libseccomp2"
+        ) from error
 
 
 class _Comparison(ctypes.Structure):

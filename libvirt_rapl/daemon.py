@@ -18,6 +18,7 @@ from typing import Any
 
 from libvirt_rapl import status_socket, systemd, totals
 from libvirt_rapl.config import Config
+from libvirt_rapl.confinement import keep_capabilities_from_programs
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
@@ -43,12 +44,10 @@ CLOCK_STEP_SECONDS = 3600.0
 def run(config: Config, uri: str) -> None:
     """Meter until SIGTERM. Raises VirtRaplError when there is nothing to meter with, or another daemon does it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
+    keep_capabilities_from_programs()  # the policy asks QEMUs what they can do
     allow_many_descriptors()
     try:
-        directory = config.run_directory / status_socket.DIRECTORY
-        if not directory.is_dir():  # where systemd runs it has made it, for our user
-            Registry(config.run_directory).create_directory()
-            directory.mkdir(mode=status_socket.DIRECTORY_MODE)
+        _make_directory(config.run_directory)
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with contextlib.ExitStack() as locks:
@@ -63,6 +62,13 @@ def run(config: Config, uri: str) -> None:
             daemon.meter_until_told_to_end()
         finally:
             daemon.end()
+
+
+def _make_directory(run_directory: Path) -> None:
+    directory = run_directory / status_socket.DIRECTORY
+    if not directory.is_dir():  # where systemd runs it has made it, for our user
+        Registry(run_directory).create_directory()
+        directory.mkdir(mode=status_socket.DIRECTORY_MODE)
 
 
 @contextlib.contextmanager
@@ -92,7 +98,10 @@ class Daemon:
     def __init__(self, config: Config, uri: str) -> None:
         """Open the zones. Raises VirtRaplError when there are none."""
         self._interval = config.interval
+        self._run_directory = config.run_directory
         self._socket = config.run_directory / status_socket.NAME
+        self._mute = False
+        """Whether it was told that nobody can ask us."""
         self._view = View(config)
         self._ledger = Ledger(
             config.state_directory / LEDGER, simulated=self._view.source.name == "simulated", tell=tell
@@ -119,11 +128,20 @@ class Daemon:
         self._inventory.start()
         self._inventory.attempted.wait(LISTING_SECONDS)
         self._sample()
+        self._answer()
+        systemd.notify("READY=1")
+
+    def _answer(self) -> None:
+        """Answer `virt-rapl status` from now on."""
+        trouble = ""
         try:
+            _make_directory(self._run_directory)
             status_socket.serve(self._socket, self._document)
         except OSError as error:
-            tell(f"cannot listen on {self._socket}: {error}; `virt-rapl status` samples for itself")
-        systemd.notify("READY=1")
+            trouble = str(error)
+        if trouble and not self._mute:
+            tell(f"cannot listen on {self._socket}: {trouble}; `virt-rapl status` samples for itself")
+        self._mute = bool(trouble)
 
     def meter_until_told_to_end(self) -> None:
         """Sample once an interval and flush the totals every FLUSH_SECONDS, or each interval where that is longer."""
@@ -137,6 +155,8 @@ class Daemon:
             due = max(due + self._interval, now)  # samples that a suspended host has missed are not made up for
             if due > flush_due:
                 self._flush_soon()
+                if not self._socket.is_socket():  # somebody has removed the run directory
+                    self._answer()
                 flush_due = now + FLUSH_SECONDS
 
     def _wait_for_end(self) -> None:

@@ -95,6 +95,32 @@ class Domain:
         except libvirt.libvirtError as error:
             raise VirtRaplError(f"libvirt does not take the definition of {self.name}: {error}") from error
 
+    def saved_xml(self) -> str | None:
+        """XML that it goes on with from its managed save, passwords included; None when it is not saved.
+
+        Raises DomainGoneError, VirtRaplError.
+        """
+        try:
+            if not self.handle.hasManagedSaveImage():
+                return None
+            return str(self.handle.managedSaveGetXMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+        except libvirt.libvirtError as error:
+            raise self._failure("read the saved state of", error) from error
+
+    def snapshots(self) -> dict[str, str]:
+        """Name and XML of each snapshot, the domain as it was in it. Raises DomainGoneError, VirtRaplError."""
+        try:
+            return {snapshot.getName(): str(snapshot.getXMLDesc()) for snapshot in self.handle.listAllSnapshots()}
+        except libvirt.libvirtError as error:
+            raise self._failure("look at the snapshots of", error) from error
+
+    def define_saved(self, xml: str) -> None:
+        """Let it go on with this XML from its managed save. Raises VirtRaplError when libvirt does not take it."""
+        try:
+            self.handle.managedSaveDefineXML(xml)
+        except libvirt.libvirtError as error:
+            raise self._failure("change the saved state of", error) from error
+
     def _xml(self, flags: int) -> str:
         try:
             return str(self.handle.XMLDesc(flags))

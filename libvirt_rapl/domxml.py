@@ -121,6 +121,12 @@ def original_emulator(xml: str, default: str = DEFAULT_EMULATOR) -> str:
     return default if emulator is None else string(emulator)
 
 
+def helper_socket(xml: str) -> str | None:
+    """Return the socket that our argument names; None where there is no such argument."""
+    arguments = (arg.get("value", "") for arg in _parse(xml).iterfind(f"{COMMANDLINE_TAG}/{ARG_TAG}"))
+    return next((value.removeprefix(ACCELERATOR) for value in arguments if OUR_ARGUMENT.fullmatch(value)), None)
+
+
 def dac_label(xml: str) -> str | None:
     """Return the label (`+64055:+64055`, `libvirt-qemu:kvm`) that QEMU runs under; None where the XML has none."""
     return _parse(xml).findtext("seclabel[@model='dac']/label")
@@ -175,6 +181,11 @@ def _check(domain: _Element, socket: str) -> None:
         raise VirtRaplError(
             "<metadata> holds a foreign element in the mark's namespace", "remove it: libvirt keeps one a namespace"
         )
+    check_socket(socket)
+
+
+def check_socket(socket: str) -> None:
+    """Raise VirtRaplError when QEMU cannot be given a socket of this path."""
     if len(socket.encode()) > SOCKET_PATH_LIMIT:
         raise VirtRaplError(
             f"the socket path is longer than {SOCKET_PATH_LIMIT} bytes: {socket}", "choose a shorter run_directory"

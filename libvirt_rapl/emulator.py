@@ -9,7 +9,10 @@ from typing import Any
 
 from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 
+KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
+"""Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""
 OLDEST = (9, 1)
 TIMEOUT = 10.0
 """Seconds a QEMU may take to answer; it needs some 0.03."""
@@ -27,14 +30,22 @@ QUESTIONS = [
 
 def installed() -> str:
     """Return the path of this machine's emulator: Debian's name, or RHEL's where only that exists."""
-    known = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm")
-    return next((path for path in known if Path(path).exists()), DEFAULT_EMULATOR)
+    return next((path for path in KNOWN if Path(path).exists()), DEFAULT_EMULATOR)
 
 
 def check(path: str) -> None:
     """Raise VirtRaplError unless the emulator at `path` (the real one, not the wrapper) can do RAPL through us.
 
-    That is: it runs, is QEMU 9.1 or newer, has the property `rapl` of kvm-accel, and the wrapper stands beside it.
+    That is: check_rapl(), and the wrapper stands beside it.
+    """
+    check_rapl(path)
+    check_wrapper(path)
+
+
+def check_rapl(path: str) -> str:
+    """Return the version of the emulator, such as `10.0.2`, if it can do RAPL; else raise VirtRaplError.
+
+    That is: it runs, is QEMU 9.1 or newer, and has the property `rapl` of kvm-accel.
     """
     numbers, properties = _ask(path)
     name = ".".join(map(str, numbers))
@@ -44,6 +55,11 @@ def check(path: str) -> None:
         )
     if "rapl" not in properties:
         raise VirtRaplError(f"QEMU {name} at {path} was built without RAPL for KVM", "install one built for x86 KVM")
+    return name
+
+
+def check_wrapper(path: str) -> None:
+    """Raise VirtRaplError unless the wrapper stands beside the emulator."""
     wrapper = path + WRAPPER_SUFFIX
     if not os.access(wrapper, os.X_OK):
         raise VirtRaplError(f"there is no emulator wrapper {wrapper}", "run `virt-rapl install`")
@@ -56,9 +72,12 @@ def version(path: str) -> str:
 
 def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
     """Return QEMU's version and the names of the properties of its KVM accelerator (none if it has no KVM)."""
-    # The path comes from a domain's XML: libvirt does not run it as root just to ask, and neither do we.
+    # The path comes from a domain's XML: libvirt does not run it as root just to ask, and neither do we. Who may not
+    # become nobody, as virt-rapld, may have rights that the path's owner has not.
     unprivileged: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     try:
+        if not unprivileged and (other := who_else_may_write(Path(path))):
+            raise VirtRaplError(f"{path} is not run to be asked: {other}", "give it to root, or do this as root")
         qemu = subprocess.run(
             [path, *ARGUMENTS],
             input="".join(json.dumps(question) + "\n" for question in QUESTIONS),

@@ -1,6 +1,7 @@
-"""Writing a file so that a reader, or a crash, finds the old text or the new one, never half of it."""
+"""Writing a file so that a reader, or a crash, finds the old text or the new one; and who else may write one."""
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -19,3 +20,20 @@ def replace(path: Path, text: str, mode: int) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def who_else_may_write(path: Path) -> str:
+    """Tell in a few words who may change a file or directory besides root and us; empty when nobody does.
+
+    In a directory with the sticky bit, as /tmp has it, others may only add files. Raises OSError.
+    """
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {status.st_uid}"
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
+        return ""
+    if status.st_mode & stat.S_IWOTH:
+        return "everybody may write it"
+    if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
+        return f"group {status.st_gid} may write it"
+    return ""

@@ -53,7 +53,7 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                     record = follow(name, xml, settings)
                     result, reason = record.state, record.reason
                 case "stopped" | "release":
-                    result = end(uuid, settings)
+                    result = end(xml, settings, operation)
     except Exception as error:  # a domain shall not die of our mistakes
         reason = _one_line(error)
         print(f"virt-rapl: {operation} of {name}: {reason}", file=stderr)
@@ -118,7 +118,10 @@ def _definition_is_marked(name: str) -> bool:
 def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: TextIO) -> Record:
     """Bring the helper up before QEMU. The state is `refuse` only where the owner wants no domain without its meter."""
     name, uuid = domxml.identity(xml)
-    registry = Registry(config.run_directory)
+    registry, *former = _registries(xml, config)
+    for left in former:
+        with contextlib.suppress(OSError):
+            left.remove(uuid)  # or the wrapper takes for ready what was when the domain ran there
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
@@ -159,12 +162,12 @@ def _fail(record: Record, registry: Registry, state: str, error: Exception, stde
 def follow(name: str, xml: str, config: Config) -> Record:
     """Record the processes of a domain that runs, and whether its helper still does."""
     _, uuid = domxml.identity(xml)
-    registry = Registry(config.run_directory)
-    record = registry.read(uuid)
+    found = [(registry, registry.read(uuid)) for registry in _registries(xml, config)]
+    registry, record = next((each for each in found if each[1]), found[0])
     if record is None:
         uid, gid = _owner(domxml.dac_label(xml))
         record = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=uid, owner_gid=gid)
-        record.reason = "its record was lost"
+        record.reason = instances.UNRECORDED
     run_state = read_run_state(name)
     if run_state:
         record.pid, record.vcpu_tids = run_state.pid, run_state.vcpu_tids
@@ -180,14 +183,24 @@ def follow(name: str, xml: str, config: Config) -> Record:
     return record
 
 
-def end(uuid: str, config: Config) -> str:
+def end(xml: str, config: Config, operation: str) -> str:
     """End the helper of a domain that is gone, and forget the domain. `release` finds nothing left by `stopped`."""
-    registry = Registry(config.run_directory)
-    record = registry.read(uuid)
-    if record:
-        instances.stop(record, registry)
-    registry.remove(uuid)
-    return "ended" if record else "unchanged"
+    name, uuid = domxml.identity(xml)
+    ended = False
+    for registry in _registries(xml, config):
+        record = registry.read(uuid)
+        if record or operation == "stopped":  # a helper outlives its record where that was lost
+            unknown = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
+            ended |= instances.stop(record or unknown, registry) or record is not None
+        registry.remove(uuid)
+    return "ended" if ended else "unchanged"
+
+
+def _registries(xml: str, config: Config) -> list[Registry]:
+    """Return the registry that the configuration names, and that beside the socket of the domain's own argument."""
+    socket = domxml.helper_socket(xml)
+    directories = [config.run_directory, Path(socket).parent if socket else config.run_directory]
+    return [Registry(directory) for directory in dict.fromkeys(directories)]
 
 
 def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:

@@ -1,101 +1,266 @@
-"""Putting what libvirt, QEMU and systemd look for in place: hook, emulator wrappers, units, default configuration."""
+"""Putting what libvirt, QEMU and systemd look for in place, and taking it out again: files only, under any root.
 
+What is put where is the table PLACES. libvirt_rapl.activation tells the running system of it.
+"""
+
+import contextlib
+import errno
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from libvirt_rapl import systemd
+from libvirt_rapl import manifest
+from libvirt_rapl.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
+from libvirt_rapl.manifest import Manifest, digest
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
-EMULATORS = ("usr/bin/qemu-system-x86_64", "usr/libexec/qemu-kvm")
-LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
+DISPATCHER = "etc/libvirt/hooks/qemu"
+WRAPPER = "hooks/qemu-system-rapl"
+CONFIGURATION = "etc/virt-rapl/virt-rapl.yaml"
+UNITS = "etc/systemd/system"
+
+PLACES = {
+    "hooks/qemu": HOOK,
+    "etc/virt-rapl.yaml": CONFIGURATION,
+    "etc/systemd": UNITS,
+    "etc/tmpfiles.d": "etc/tmpfiles.d",
+    "etc/modules-load.d": "etc/modules-load.d",
+    "etc/sysusers.d": "etc/sysusers.d",
+    "etc/polkit-1/rules.d": "etc/polkit-1/rules.d",
+    "etc/apparmor.d": "etc/apparmor.d",
+    "etc/selinux": "usr/share/selinux/packages/virt-rapl",
+    "etc/completions/virt-rapl.bash": "usr/local/share/bash-completion/completions/virt-rapl",
+    "etc/completions/_virt-rapl": "usr/local/share/zsh/site-functions/_virt-rapl",
+    "etc/man/virt-rapl.1": "usr/local/share/man/man1/virt-rapl.1",
+    "etc/man/virt-rapl.yaml.5": "usr/local/share/man/man5/virt-rapl.yaml.5",
+    "etc/man/virt-rapld.8": "usr/local/share/man/man8/virt-rapld.8",
+}
+"""A file, or a directory with all that is in it, of those that are shipped, and where it goes (relative to the root).
+
+@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators.
+"""
+KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
+"""The operator's from the day they are put in place: what was changed stays."""
+ENABLED = ("virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
+LINKS = {f"{UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
+"""How units are enabled that need no decision of the operator's, and what these links hold."""
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
 """What needs no quoting in sh or in a systemd unit."""
+HINTS = {
+    errno.EROFS: "make it writable and run this again",
+    errno.ENOSPC: "make room and run this again",
+    errno.EDQUOT: "make room and run this again",
+    errno.EISDIR: "move that directory away",
+    errno.ENOTDIR: "move away what stands where a directory is needed",
+}
+PROGRAM = (Path(sys.executable), Path(__file__))
+"""What virt-rapld is run from."""
+NAME = b"rapl"
+"""Stands in every file of ours, of any version: what does not hold it belongs to somebody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One file of ours: where it goes (relative to the root), what it says and its mode."""
+    """One file of ours: where it goes (relative to the root), what it says and its mode. Or a link to `text`."""
 
     target: str
     text: str
-    mode: int
+    mode: int = 0o644
     keep: bool = False
-    """The operator's from then on: what is there already stays."""
+    """The operator's from then on: what was changed stays."""
+    link: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What manifest.digest() tells of it once it is in place."""
+        return f"link to {self.text}" if self.link else manifest.digest_of(self.text.encode())
 
 
-def install(root: Path) -> list[str]:
-    """Put everything in place under `root` and return a line for each thing done or found done.
+def install(root: Path, emulators: Iterable[str], *, dispatcher: bool = False, dry_run: bool = False) -> Iterator[str]:
+    """Put everything in place under `root`; yields a line for each thing when it is done, or found done.
 
-    On the running system (root is /) systemd and libvirt are told as well. Raises VirtRaplError when a file cannot
-    be written; what was written before that stays, and a second run completes it.
+    `emulators` get a wrapper each (absolute paths, as seen under the root); with `dispatcher` there is one for a
+    libvirt that knows no qemu.d. With `dry_run` nothing is written. Raises VirtRaplError: before anything is written
+    where a file of somebody else's is in the way; else what was written before stays, and a second run completes it.
     """
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
-    lines = []
-    for item in _items(root):
-        try:
-            lines.append(_place(root, item))
-        except OSError as error:
-            raise VirtRaplError(f"cannot write {root / item.target}: {error}", "run it as root") from error
-    if not any((root / emulator).exists() for emulator in EMULATORS):
-        lines.append("no emulator found: install QEMU and run `virt-rapl install` again")
-    if root == Path("/"):
-        lines += _tell_running_daemons()
-    return lines
+    installed = Manifest.load(root)
+    items = {item.target: item for item in shipped_items(list(emulators), dispatcher)}
+    with _explained():
+        before = {target: digest(root / target) for target in items}
+        for item in items.values():
+            _check_owner(root, item, installed)
+        verbs = {target: _verb(item, before[target], installed.files.get(target)) for target, item in items.items()}
+        if not dry_run:
+            new = {target: items[target].digest for target, verb in verbs.items() if verb in ("installed", "unchanged")}
+            installed.files |= new  # written down first: half an installation can be taken out, too
+            _begin(root, items, installed)
+        for target, verb in verbs.items():
+            if not dry_run:
+                _place(root, items[target], verb)
+                if verb == "updated":
+                    installed.files[target] = items[target].digest
+            yield _line(verb, root / target, dry_run)
+        # A wrapper stays: its emulator may be away for as long as a package is being replaced.
+        gone = [target for target in installed.files if target not in items and not target.endswith(WRAPPER_SUFFIX)]
+        yield from _remove(root, gone, installed, dry_run)
+        if not dry_run:
+            installed.save(root)
 
 
-def _items(root: Path) -> Iterator[Item]:
+def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
+    """Take out what install() has put in place and nobody has changed; yields a line for each thing.
+
+    Raises VirtRaplError when something cannot be removed; a second run goes on from there.
+    """
+    installed = Manifest.load(root)
+    if not (root / manifest.PATH).exists():
+        yield f"nothing is installed under {root}: there is no {root / manifest.PATH}"
+        return
+    with _explained():
+        yield from _remove(root, list(reversed(installed.files)), installed, dry_run)
+        if dry_run:
+            return
+        (root / manifest.PATH).unlink()
+        for directory in reversed(installed.directories):
+            try:
+                (root / directory).rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+                    raise
+
+
+def closed_directory(*paths: Path) -> Path | None:
+    """Return the outermost directory on the way to these files that is not open to all: virt-rapld is no root."""
+    directories = dict.fromkeys(directory for path in paths for directory in reversed(path.parents))
+    return next((directory for directory in directories if not directory.stat().st_mode & 0o001), None)
+
+
+def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
+    """Yield what install() puts in place."""
     shipped = resources.files("libvirt_rapl") / "shipped"
+    watched = "\n".join(f"PathChanged={path}" for path in dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators])))
 
-    def text(source: Traversable) -> str:
-        return source.read_text(encoding="utf-8").replace("@PYTHON@", sys.executable)
+    def item(source: str, target: str) -> Item:
+        text = (shipped / source).read_text(encoding="utf-8")
+        return Item(
+            target=target,
+            text=text.replace("@PYTHON@", sys.executable).replace("@WATCHED@", watched),
+            mode=0o755 if source.startswith("hooks/") else 0o644,
+            keep=source in KEPT,
+        )
 
-    yield Item(target=HOOK, text=text(shipped / "hooks/qemu"), mode=0o755)
-    for emulator in EMULATORS:
-        if (root / emulator).exists():
-            yield Item(target=f"{emulator}-rapl", text=text(shipped / "hooks/qemu-system-rapl"), mode=0o755)
-    for unit in sorted((shipped / "etc/systemd").iterdir(), key=lambda unit: unit.name):
-        yield Item(target=f"etc/systemd/system/{unit.name}", text=text(unit), mode=0o644)
-    yield Item(target="etc/virt-rapl/virt-rapl.yaml", text=text(shipped / "etc/virt-rapl.yaml"), mode=0o644, keep=True)
-
-
-def _place(root: Path, item: Item) -> str:
-    target = root / item.target
-    if target.is_file() and item.keep:
-        return f"kept      {target}"
-    if target.is_file() and target.read_text(encoding="utf-8", errors="replace") == item.text:
-        target.chmod(item.mode)
-        return f"unchanged {target}"
-    verb = "updated  " if target.exists() else "installed"
-    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    replace(target, item.text, item.mode)
-    return f"{verb} {target}"
+    for source, target in PLACES.items():
+        for name in _files(shipped / source):
+            yield item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)))
+    for emulator in emulators:
+        yield item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}")
+    if dispatcher:
+        yield item("hooks/dispatcher", DISPATCHER)
+    for link, text in LINKS.items():
+        yield Item(target=link, text=text, link=True)
 
 
-def _tell_running_daemons() -> Iterator[str]:
-    if systemd.runs():
-        systemd.systemctl("daemon-reload", timeout=30)
-        yield "reloaded  systemd's units"
-    for daemon in LIBVIRT_DAEMONS:
-        if pid := _pid_of(daemon):
-            # libvirt remembers whether there are hooks; SIGHUP makes it look again and touches no domain.
-            os.kill(pid, signal.SIGHUP)
-            yield f"reloaded  {daemon}, which now sees the hook"
+def _files(source: Traversable) -> Iterator[str]:
+    """Yield the paths below a shipped directory, in the order of their names; of a file the empty one, "."."""
+    if source.is_file():
+        yield "."
+        return
+    for entry in sorted(source.iterdir(), key=lambda entry: entry.name):
+        for name in _files(entry):
+            yield str(PurePosixPath(entry.name, name))
 
 
-def _pid_of(daemon: str) -> int | None:
-    """Return the PID of a running system daemon, by its PID file and checked against its name."""
+def _check_owner(root: Path, item: Item, installed: Manifest) -> None:
+    """Raise VirtRaplError where a file that is not ours is in the way."""
+    path = root / item.target
+    if item.keep or item.link or item.target in installed.files or not path.exists():
+        return
+    if NAME not in path.read_bytes():
+        raise VirtRaplError(f"{path} is there already and not virt-rapl's", "move it away")
+
+
+def _verb(item: Item, before: str | None, ours: str | None) -> str:
+    """Tell what is to be done. `before` is the digest of what is there, `ours` that of what we have put there."""
+    if before is None:
+        return "installed"
+    if item.keep and before != ours:
+        return "kept"
+    return "unchanged" if before == item.digest else "updated"
+
+
+def _place(root: Path, item: Item, verb: str) -> None:
+    path = root / item.target
+    if verb == "unchanged" and not item.link:
+        path.chmod(item.mode)
+    elif verb in ("installed", "updated") and item.link:
+        path.unlink(missing_ok=True)
+        path.symlink_to(item.text)
+    elif verb in ("installed", "updated"):
+        replace(path, item.text, item.mode)
+
+
+def _begin(root: Path, targets: Iterable[str], installed: Manifest) -> None:
+    """Save the manifest with all directories in it that are to be made, and make them."""
+    missing = [path for path in _parents(targets) if not (root / path).exists()]
+    for_manifest = [path for path in _parents([manifest.PATH]) if not (root / path).exists()]
+    installed.directories += dict.fromkeys([*for_manifest, *missing])
+    root.mkdir(parents=True, exist_ok=True)
+    _make(root, for_manifest)
     try:
-        pid = int(Path(f"/run/{daemon}.pid").read_text())
-        return pid if Path(f"/proc/{pid}/comm").read_text().strip() == daemon else None
-    except (OSError, ValueError):
-        return None
+        installed.save(root)
+    except OSError:
+        for path in reversed(for_manifest):
+            (root / path).rmdir()
+        raise
+    _make(root, [path for path in missing if path not in for_manifest])
+
+
+def _parents(targets: Iterable[str]) -> list[str]:
+    """Return the directories that the targets are in, each once, parents first."""
+    return list(dict.fromkeys(str(path) for target in targets for path in reversed(Path(target).parents[:-1])))
+
+
+def _make(root: Path, directories: Iterable[str]) -> None:
+    for directory in directories:
+        (root / directory).mkdir()
+        (root / directory).chmod(0o755)
+
+
+def _remove(root: Path, targets: list[str], installed: Manifest, dry_run: bool) -> Iterator[str]:
+    """Remove files of ours, but for those that were changed, and forget them; yields a line for each."""
+    for target in targets:
+        path, now = root / target, digest(root / target)
+        if now not in (None, installed.files[target]):
+            yield f"{_line('kept', path, dry_run)}, which was changed"
+        elif now is not None:
+            if not dry_run:
+                path.unlink()
+            yield _line("removed", path, dry_run)
+        if not dry_run:
+            del installed.files[target]
+
+
+def _line(verb: str, path: Path, dry_run: bool) -> str:
+    if dry_run and verb in ("installed", "updated", "removed"):
+        return f"would be {verb:9} {path}"
+    return f"{verb:9} {path}"
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what the file system refuses into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        hint = HINTS.get(error.errno or 0, "run it as root")
+        raise VirtRaplError(f"cannot change {error.filename}: {error.strerror}", hint) from error

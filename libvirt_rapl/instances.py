@@ -13,14 +13,21 @@ import time
 
 from libvirt_rapl import systemd
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host import processes
 from libvirt_rapl.host.processes import is_stopped, start_time
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.client import probe
 
 HELPER_ENDED = "its helper ended, and QEMU connects only once; restart the domain"
 HELPER_ALONE = "QEMU is not connected to its helper; restart the domain"
+UNRECORDED = (
+    "nothing is known of its helper: the hook did not run or was killed when it started, its record was lost, "
+    "or `run_directory` was changed since; restart the domain"
+)
 HELPER_STOPPED = "its helper is stopped; `kill -CONT {}` lets it go on"
 STOP_SECONDS = 2.0
+OWNER = "VIRT_RAPL_HELPER_OF"
+"""In the environment of a helper that is not a unit: the UUID of its domain."""
 POLL_SECONDS = 0.02
 
 
@@ -34,7 +41,6 @@ def start(record: Record, registry: Registry, deadline: float) -> None:
     record.helper_pid = _start_unit(record, until) if systemd.runs() else _spawn(record, registry)
     record.helper_start = start_time(record.helper_pid)
     try:
-        registry.write(record)  # should the hook be killed while it waits, the next one knows whom to end
         _wait_until_ready(record, registry, until)
         os.chown(registry.path(record.uuid, "sock"), record.owner_uid, record.owner_gid, follow_symlinks=False)
     except (OSError, VirtRaplError):
@@ -72,16 +78,25 @@ def ended_at(record: Record, registry: Registry) -> float | None:
         return None
 
 
-def stop(record: Record, registry: Registry) -> None:
-    """End the domain's helper and take away its socket and its sign of life; a helper that does not exist is fine."""
-    if alive(record):
+def stop(record: Record, registry: Registry) -> bool:
+    """End the domain's helper and take away its socket and its sign of life. Returns whether one was found.
+
+    One that no record tells of is ended as well: the hook may have been killed, or the record lost.
+    """
+    if found := alive(record):
         # Not through systemd: while the machine shuts down it would queue that behind what waits for us.
         _terminate(record)
     elif systemd.runs():
-        with contextlib.suppress(VirtRaplError):  # one that no record tells of
+        with contextlib.suppress(VirtRaplError):
             systemd.systemctl("kill", "--signal=KILL", _unit(record), timeout=STOP_SECONDS * 2)
+    else:
+        for pid in processes.with_environment(OWNER, record.uuid):
+            found = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     for suffix in ("sock", "alive"):
         registry.path(record.uuid, suffix).unlink(missing_ok=True)
+    return found
 
 
 def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:
@@ -105,6 +120,7 @@ def _spawn(record: Record, registry: Registry) -> int:
     with open(registry.path(record.uuid, "log"), "w", encoding="utf-8") as log:
         helper = subprocess.Popen(
             [sys.executable, "-I", "-m", "libvirt_rapl", "helper", record.uuid],
+            env={**os.environ, OWNER: record.uuid},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

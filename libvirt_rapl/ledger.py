@@ -7,6 +7,7 @@ The file is opened for each write, so that it may be moved away, and is whole on
 
 import contextlib
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -42,7 +43,7 @@ DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, s
 """Errors that are the file's fault, not the disk's. ERROR is a table or column that is not there."""
 
 BUSY_SECONDS = 1.0
-DIRECTORY_MODE = 0o750
+DIRECTORY_MODE, MODE = 0o750, 0o640
 
 Result = TypeVar("Result")
 
@@ -146,11 +147,18 @@ class Ledger:
         return result
 
     def _make_file(self) -> None:
-        """Only root and its group may read: fine readings of energy tell what a guest computes."""
+        """Only we and our group may read: fine readings of energy tell what a guest computes."""
         self._path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-        self._path.parent.chmod(DIRECTORY_MODE)
-        self._path.touch(mode=0o640)
-        self._path.chmod(0o640)  # SQLite gives its files beside this one the same mode
+        self._close_to_others(self._path.parent, DIRECTORY_MODE)
+        self._path.touch(mode=MODE)
+        self._close_to_others(self._path, MODE)  # SQLite gives its files beside this one the same mode
+
+    def _close_to_others(self, path: Path, mode: int) -> None:
+        found = stat.S_IMODE(path.stat().st_mode)
+        if found & stat.S_IRWXO:
+            self._tell(f"{path} was open to everybody (mode {found:o}); now it is not (mode {mode:o})")
+        if found != mode:
+            path.chmod(mode)
 
     def _check(self, database: sqlite3.Connection) -> None:
         """Furnish a new file, add to an older one; refuse one that is not ours or holds another kind of energy."""

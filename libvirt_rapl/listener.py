@@ -5,8 +5,8 @@ import socket
 from pathlib import Path
 
 
-def listen(path: Path, *, uid: int, gid: int, mode: int = 0o600) -> socket.socket:
-    """Listen on a Unix socket at `path`, owned by uid:gid with this mode, which appears there only when it is ready.
+def listen(path: Path, mode: int = 0o600) -> socket.socket:
+    """Listen on a Unix socket at `path`, ours and with this mode, which appears there only when it is ready.
 
     An old socket of that name is replaced. Raises OSError.
     """
@@ -17,7 +17,6 @@ def listen(path: Path, *, uid: int, gid: int, mode: int = 0o600) -> socket.socke
     umask = os.umask(0o777 & ~mode)
     try:
         listener.bind(aside)
-        os.chown(aside, uid, gid)
         listener.listen()
         Path(aside).replace(path.name)
     except OSError:

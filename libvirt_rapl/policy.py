@@ -45,10 +45,11 @@ def wanted(xml: str, selection: Selection, registry: Registry, check_emulator: C
     return injected
 
 
-class _Emulators:
+class Emulators:
     """Asks each emulator once: one that hangs holds up a round of the policy once, however many domains name it."""
 
     def __init__(self) -> None:
+        """Nothing is asked yet."""
         self._refusals: dict[str, VirtRaplError | None] = {}
 
     def check(self, path: str) -> None:
@@ -132,7 +133,7 @@ class Policy:
     def _apply(self, uuids: Iterable[str]) -> None:
         """Bring these domains in order. Raises VirtRaplError when libvirt cannot be had."""
         connection = domains.connect(self._uri)
-        emulators = _Emulators()
+        emulators = Emulators()
         try:
             for uuid in sorted(uuids):
                 try:
@@ -142,7 +143,7 @@ class Policy:
         finally:
             connection.close()
 
-    def _bring_in_order(self, connection: Any, uuid: str, emulators: _Emulators) -> None:  # noqa: ANN401
+    def _bring_in_order(self, connection: Any, uuid: str, emulators: Emulators) -> None:  # noqa: ANN401
         domain, xml = _definition(connection, uuid)
         refusal = self._refusals.get(uuid)
         if refusal and refusal.final and refusal.definition == hash(xml):

@@ -5,6 +5,8 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple, Self
 
 LISTS = ("include", "exclude")
+KINDS = ("title", "metadata")
+"""What an item may choose by, beside name and UUID."""
 EXPECTED = (
     "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
     "or include: and exclude: with such lists"
@@ -64,8 +66,11 @@ class Selection:
 
     def selects(self, domain: Traits) -> bool:
         """Tell whether the operator wants this domain to have a meter."""
-        included = any(selector.matches(domain) for selector in self.include)
-        return included and not any(selector.matches(domain) for selector in self.exclude)
+        return any(selector.matches(domain) for selector in self.include) and not self.excludes(domain)
+
+    def excludes(self, domain: Traits) -> bool:
+        """Tell whether the operator has excluded this domain, whatever includes it."""
+        return any(selector.matches(domain) for selector in self.exclude)
 
 
 def _selectors(items: object) -> tuple[Selector, ...] | None:
@@ -81,7 +86,7 @@ def _selector(item: object) -> Selector | None:
     if not isinstance(item, dict) or len(item) != 1:
         return None
     ((kind, text),) = item.items()
-    if not isinstance(text, str) or kind not in ("title", "metadata"):
+    if not isinstance(text, str) or kind not in KINDS:
         return None
     if kind == "metadata" and len(text.split()) not in (1, 2):
         return None

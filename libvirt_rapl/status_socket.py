@@ -5,7 +5,6 @@ It reads nothing. The directory is the daemon's own, whoever its user is; the ru
 
 import errno
 import json
-import os
 import socket
 import threading
 import time
@@ -28,7 +27,7 @@ ANSWER_SECONDS = 10.0
 
 def serve(path: Path, document: Callable[[], dict[str, Any]]) -> None:
     """Answer from now on, in threads of its own. Raises OSError when the socket cannot be made."""
-    listener = listen(path, uid=os.geteuid(), gid=os.getegid(), mode=MODE)
+    listener = listen(path, MODE)
     threading.Thread(target=_accept, args=(listener, document), name="status", daemon=True).start()
 
 

@@ -3,10 +3,9 @@
 import contextlib
 import os
 import socket
-import subprocess
 from pathlib import Path
 
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.programs import run
 
 NOTIFY_SECONDS = 0.2
 """A systemd that does not listen holds nobody up for longer."""
@@ -30,15 +29,4 @@ def notify(state: str) -> None:
 
 def systemctl(*arguments: str, timeout: float) -> str:
     """Run `systemctl ARGUMENTS` for at most `timeout` seconds and return what it prints; VirtRaplError if it fails."""
-    command = ["systemctl", *arguments]
-    shown = f"`{' '.join(command)}`"
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=max(timeout, 0.1), check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise VirtRaplError(f"{shown}: {error}", "see `systemctl status`") from error
-    if done.returncode:
-        message = " ".join(done.stderr.split())
-        raise VirtRaplError(f"{shown} failed: {message}", "`virt-rapl install` puts the units in place")
-    return done.stdout
+    return run("systemctl", *arguments, timeout=timeout, hint="`virt-rapl install` puts the units in place")

@@ -130,7 +130,7 @@ def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tup
 def _trouble(record: Record | None, registry: Registry) -> str:
     """Tell in one line why a domain runs without a working helper; empty when the helper works."""
     if record is None:
-        return "the hook did not run or left no record when it started; see libvirt's log and `virt-rapl install`"
+        return instances.UNRECORDED
     if record.state == "ready":
         return instances.trouble(record, registry)
     return record.reason or instances.HELPER_ENDED

@@ -24,7 +24,8 @@ mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work machine /mn
 rm -rf /mnt/root/etc/machine-id /mnt/root/etc/libvirt/qemu/*.xml /mnt/root/etc/libvirt/qemu/autostart
 rm -rf /mnt/root/etc/libvirt/qemu/networks/autostart /mnt/root/etc/virt-rapl
 for unit in libvirtd-tls.socket libvirtd-tcp.socket systemd-udevd.service systemd-udevd-control.socket \
-    systemd-udevd-kernel.socket postgresql.service docker.service containerd.service; do
+    systemd-udevd-kernel.socket prometheus-node-exporter.service postgresql.service docker.service \
+    containerd.service; do
   ln -sf /dev/null "/mnt/root/etc/systemd/system/$unit"
 done
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
@@ -70,6 +71,9 @@ class Machine:
             self._wait_for_boot()
             for group in groups:
                 _pass_on_controllers(Path(group))
+            # The checkout may be root's alone, and virt-rapld is not root.
+            for directory in (*Path(sys.executable).parents, *Path(__file__).parents):
+                self.run(["chmod", "o+x", str(directory)])
             self.run(["sh", "-c", RAPL])
             self.run(["systemctl", "restart", "libvirtd"])  # it looks for controllers when it starts
         except BaseException:

@@ -58,7 +58,7 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_a_mistake_of_ours_is_no_traceback_unless_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def broken(_: Path) -> list[str]:
+    def broken(*_: object, **__: object) -> list[str]:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("libvirt_rapl.cli.install.install", broken)

@@ -1,9 +1,11 @@
 """The configuration file: what it accepts, and what it says about what it does not."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from libvirt_rapl.cli import main
 from libvirt_rapl.config import CHOICES, Config, load, stated_policy
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.selection import Selection, Selector
@@ -15,8 +17,8 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_the_shipped_file_says_the_defaults() -> None:
-    assert load(Path(__file__).parent.parent / "etc/virt-rapl.yaml") == Config()
+def test_the_shipped_file_says_the_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, (Path(__file__).parent.parent / "etc/virt-rapl.yaml").read_text())) == Config()
 
 
 def test_no_file_means_defaults(tmp_path: Path) -> None:
@@ -36,53 +38,129 @@ def test_later_files_override(tmp_path: Path) -> None:
     )
 
 
+LISTS = (
+    "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
+    "or include: and exclude: with such lists"
+)
+KEYS = "helper, on_failure, source, model, shaping, run_directory, state_directory, interval, hook_deadline, domains"
+
+
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "line", "message", "hint"),
     [
-        ("helper: other", "helper: expected one of native, qemu, found 'other'"),
-        ("on_failure: no", "on_failure: expected one of degrade, refuse, found False"),
-        ("source: [powercap]", "source: expected one of auto, powercap, msr, found ['powercap']"),
-        ("model: fair", "model: expected one of capacity, active, baseline, found 'fair'"),
-        ("run_directory: run", "run_directory: expected an absolute path"),
-        ("state_directory: lib", "state_directory: expected an absolute path"),
-        ("interval: 0.05", "interval: expected seconds from 0.1 to 60"),
-        ("interval: 61", "interval: expected seconds from 0.1 to 60"),
-        ("hook_deadline: 0.9", "hook_deadline: expected seconds"),
-        ("hook_deadline: 11", "hook_deadline: expected seconds from 1 to 10"),
-        ("hook_deadline: yes", "hook_deadline: expected seconds"),
-        ("domains: web", "domains: expected a list"),
-        ("# ours\nhelpers: native", "virt-rapl.yaml:2: unknown key 'helpers'"),
-        ("model: active\n\ninterval: 61", "virt-rapl.yaml:3: interval: expected seconds"),
-        ("model: active\ninterval: 2\nmodel: active", "virt-rapl.yaml:3: model is set a second time"),
-        ("[a]: b", "virt-rapl.yaml:1: unknown key"),
-        ("- helper", "expected `key: value` lines"),
-        ("helper: [", "not valid YAML"),
-        ("helper: \udcff", "cannot read"),
+        ("helper: natvie", 1, "helper: expected one of native, qemu, found 'natvie'", "did you mean native?"),
+        ("on_failure: no", 1, "on_failure: expected one of degrade, refuse, found False", ""),
+        (
+            "source: [powercap]",
+            1,
+            "source: expected one of auto, powercap, msr, found ['powercap']",
+            "did you mean powercap?",
+        ),
+        ("model: fair", 1, "model: expected one of capacity, active, baseline, found 'fair'", ""),
+        ("model:", 1, "model: expected one of capacity, active, baseline, found None", ""),
+        ("shaping: maybe", 1, "shaping: expected on or off, found 'maybe'", ""),
+        ("run_directory: run", 1, "run_directory: expected an absolute path, found 'run'", ""),
+        ("state_directory: 1", 1, "state_directory: expected an absolute path, found 1", ""),
+        ("interval: 0.05", 1, "interval: expected seconds from 0.1 to 60, found 0.05", ""),
+        ("model: active\n\ninterval: 61", 3, "interval: expected seconds from 0.1 to 60, found 61", ""),
+        ("hook_deadline: 0.9", 1, "hook_deadline: expected seconds from 1 to 10, found 0.9", ""),
+        ("hook_deadline: 11", 1, "hook_deadline: expected seconds from 1 to 10, found 11", ""),
+        ("hook_deadline: yes", 1, "hook_deadline: expected seconds from 1 to 10, found True", ""),
+        ("domains: web", 1, f"domains: expected {LISTS}, found 'web'", ""),
+        ("domains:\n- web\n- titel: x", 3, f"domains: expected {LISTS}, found {{'titel': 'x'}}", "did you mean title?"),
+        ("domains:\n  includes: [a]", 2, f"domains: expected {LISTS}, found 'includes'", "did you mean include?"),
+        ("domains:\n  include: [a]\n  exclude: b", 3, f"domains: expected {LISTS}, found 'b'", ""),
+        ("# ours\nhelpers: native", 2, "unknown key 'helpers'", "did you mean helper?"),
+        ("on-failure: refuse", 1, "unknown key 'on-failure'", "did you mean on_failure?"),
+        ("x: 1", 1, "unknown key 'x'", f"known keys: {KEYS}"),
+        ("[a]: b", 1, "unknown key \"['a']\"", f"known keys: {KEYS}"),
+        ("- helper", 1, "expected `key: value` lines", "correct {file}"),
+        ("helper:\n- [", 3, "not valid YAML: expected the node content, but found '<stream end>'", ""),
+        ("helper: native\n\thelper: x", 2, "not valid YAML: found character '\\t' that cannot start any token", ""),
+        ("interval: 2001-99-99", 1, "not valid YAML: month must be in 1..12", ""),
+        ("model: active\ninterval: !x 1", 2, "not valid YAML: could not determine a constructor for the tag '!x'", ""),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line_with_the_file(tmp_path: Path, text: str, told: str) -> None:
+def test_what_is_wrong_is_told_exactly(tmp_path: Path, text: str, line: int, message: str, hint: str) -> None:
+    file = write(tmp_path, text + "\n")
+    with pytest.raises(VirtRaplError) as caught:
+        load(file)
+    assert caught.value.message == f"{file}:{line}: {message}"
+    assert caught.value.hint == (hint.format(file=file) or f"correct {file}:{line}")
+
+
+def test_a_key_that_is_set_twice(tmp_path: Path) -> None:
+    file = write(tmp_path, "model: active\ninterval: 2\nmodel: active\n")
+    with pytest.raises(VirtRaplError) as caught:
+        load(file)
+    assert caught.value.message == f"{file}:3: model is set a second time"
+    assert caught.value.hint == f"keep one of the two lines; the first is {file}:1"
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "virt-rapl.yaml"
-    path.write_bytes(text.encode(errors="surrogateescape"))
+    path.write_bytes(b"helper: \xff")
     with pytest.raises(VirtRaplError) as caught:
         load(path)
-    assert told in caught.value.message
-    assert str(path) in caught.value.message
-    assert "\n" not in caught.value.message
-    assert caught.value.hint
+    assert caught.value.message.startswith(f"cannot read {path}: 'utf-8' codec can't decode byte 0xff")
+    assert caught.value.hint == "make it a UTF-8 text file readable by root"
 
 
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("intervall: 2", "did you mean interval?"),
-        ("on-failure: refuse", "did you mean on_failure?"),
-        ("x: 1", "known keys: helper, "),
-    ],
-)
-def test_a_mistyped_key(tmp_path: Path, text: str, hint: str) -> None:
-    with pytest.raises(VirtRaplError) as caught:
-        load(write(tmp_path, text))
-    assert caught.value.hint.startswith(hint)
+def test_check_tells_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "helper: other\nintervall: 2\ninterval: 61\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/10.yaml").write_text("- helper\n")
+    (tmp_path / "conf.d/20.yaml").write_text("model: fair\n")
+    assert main(["--config", str(path), "config", "check"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ", 2)[1] for line in told[::2]] == ["error"] * 5
+    assert [line.split(": ")[2] for line in told[::2]] == [
+        *(f"{path}:{line}" for line in (1, 2, 3)),
+        f"{tmp_path}/conf.d/10.yaml:1",
+        f"{tmp_path}/conf.d/20.yaml:1",
+    ]
+    assert told[3] == "hint: did you mean interval?"
+
+
+def test_check_names_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    assert main(["--config", str(path), "config", "check"]) == 0
+    assert capsys.readouterr().out == f"there is no {path}: all defaults\n"
+    write(tmp_path, "helper: qemu\n")
+    assert main(["--config", str(path), "config", "check"]) == 0
+    assert capsys.readouterr().out == f"no mistakes in {path}\n"
+
+
+def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "helper: qemu\n\nshaping: off\ninterval: 2\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/10.yaml").write_text("interval: 5\ndomains:\n- web*\n- title: 'a: b'\n")
+    assert main(["--config", str(path), "config", "show"]) == 0
+    shown = capsys.readouterr().out
+    lines = [tuple(part.strip() for part in line.split("  #")) for line in shown.splitlines()]
+    assert lines == [
+        ("helper: qemu", f"{path}:1"),
+        ("on_failure: degrade", "default"),
+        ("source: auto", "default"),
+        ("model: capacity", "default"),
+        ("shaping: off", f"{path}:3"),
+        ("run_directory: /run/virt-rapl", "default"),
+        ("state_directory: /var/lib/virt-rapl", "default"),
+        ("interval: 5", f"{tmp_path}/conf.d/10.yaml:1"),
+        ("hook_deadline: 5.0", "default"),
+        ("domains: [web*, {title: 'a: b'}]", f"{tmp_path}/conf.d/10.yaml:2"),
+    ]
+    in_force = load(path)
+    (tmp_path / "conf.d/10.yaml").unlink()
+    path.write_text(shown)
+    assert load(path) == in_force, "it is a configuration itself"
+
+
+def test_show_refuses_a_configuration_that_is_not_in_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(write(tmp_path, "model: fair\n")), "config", "show"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "model: expected one of" in shown.err
 
 
 def test_every_choice_is_accepted(tmp_path: Path) -> None:
@@ -110,3 +188,38 @@ def test_the_policy_holds_beside_mistakes(tmp_path: Path, main: str, more: str, 
 
 def test_no_file_states_no_policy(tmp_path: Path) -> None:
     assert stated_policy(tmp_path / "none.yaml") == "degrade"
+
+
+@pytest.mark.parametrize("place", [".", "virt-rapl.yaml", "conf.d", "conf.d/10.yaml"])
+@pytest.mark.parametrize(("mode", "who"), [(0o757, "everybody"), (0o775, "group 4321")])
+def test_what_others_may_write_is_not_followed(tmp_path: Path, place: str, mode: int, who: str) -> None:
+    path = write(tmp_path, "on_failure: refuse\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/10.yaml").write_text("interval: 2\n")
+    assert load(path).interval == 2
+    if os.geteuid() == 0:
+        os.chown(tmp_path / place, 0, 4321)
+    else:
+        who = who.replace("4321", str(os.getegid()))
+    (tmp_path / place).chmod(mode)
+    with pytest.raises(VirtRaplError) as caught:
+        load(path)
+    assert caught.value.message == f"{tmp_path / place} is not followed: {who} may write it"
+    assert caught.value.hint.endswith(f"chmod go-w {tmp_path / place}")
+    assert stated_policy(path) == ("refuse" if "conf.d" in place else "degrade")
+
+
+def test_a_group_of_roots_and_a_sticky_directory_do_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path, "interval: 2\n")
+    tmp_path.chmod(0o1777)
+    if os.geteuid() == 0:
+        path.chmod(0o664)
+    assert load(path).interval == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+def test_a_file_of_somebody_elses_is_not_followed(tmp_path: Path) -> None:
+    path = write(tmp_path, "interval: 2\n")
+    os.chown(path, 1234, 0)
+    with pytest.raises(VirtRaplError, match="it belongs to user 1234"):
+        load(path)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sqlite3
@@ -368,7 +369,7 @@ def test_no_energy_and_no_run_directory(bench: Bench) -> None:
 
 
 LOG = "/mnt/daemon.log"
-ALONE = "/mnt/alone.yaml"
+ALONE = "/etc/alone.yaml"
 """A configuration whose run directory has no daemon."""
 
 StartDaemon = Callable[..., int]
@@ -456,6 +457,14 @@ def test_metering_outlives_libvirtd_and_the_daemon(
     world.run(["virsh", "start", later])
     wait_until(lambda: energies(world, later)[0] > 0, 20, "a domain started after that is metered")
     grows(name, later)
+
+
+@pytest.mark.e2e
+def test_it_answers_again_where_the_run_directory_was_removed(world: World, start_daemon: StartDaemon) -> None:
+    start_daemon()
+    shutil.rmtree(world.path("/run/virt-rapl"))
+    assert asked(world) is None
+    wait_until(lambda: asked(world) is not None, 60, "it answers")
 
 
 @pytest.mark.e2e
@@ -564,14 +573,14 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest, l
     # As systemd does by the unit's StateDirectory= and RuntimeDirectory=.
     for directory in ("/mnt/unprivileged", f"/run/virt-rapl/{status_socket.DIRECTORY}"):
         world.run(["install", "-d", "-o", "65534", "-m", "750", directory])
-    world.path("/mnt/unprivileged.yaml").write_text("state_directory: /mnt/unprivileged\n")
+    world.path("/etc/unprivileged.yaml").write_text("state_directory: /mnt/unprivileged\n")
     libvirt_socket = world.path("/run/libvirt/libvirt-sock-ro")
     mode = libvirt_socket.stat().st_mode
     if libvirt == "refuses":
         libvirt_socket.chmod(0o600)
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+dac_read_search"]
     capability = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
-    command = " ".join([*nobody, *capability, "virt-rapl --config /mnt/unprivileged.yaml daemon"])
+    command = " ".join([*nobody, *capability, "virt-rapl --config /etc/unprivileged.yaml daemon"])
     pid = int(world.run(["sh", "-c", f"{command} >/dev/null 2>{LOG} </dev/null & echo $!"]).stdout)
 
     def kept() -> bool:
@@ -591,7 +600,7 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest, l
     finally:
         libvirt_socket.chmod(mode)
         world.kill(pid, "TERM")
-        world.run(["rm", "-r", "/mnt/unprivileged", "/mnt/unprivileged.yaml", "/run/virt-rapl/daemon", LOG])
+        world.run(["rm", "-r", "/mnt/unprivileged", "/etc/unprivileged.yaml", "/run/virt-rapl/daemon", LOG])
 
 
 @pytest.mark.parametrize("address", ["{}/notify", "@virt-rapl-{}"])

@@ -178,6 +178,9 @@ class FakeLibvirt:
     def lookupByUUIDString(self, uuid: str) -> FakeDomain:  # noqa: N802
         return self._only(domain for domain in self.domains if domain.UUIDString() == uuid)
 
+    def listAllDomains(self) -> list[FakeDomain]:  # noqa: N802
+        return self.domains
+
     def defineXML(self, xml: str) -> None:  # noqa: N802
         self.defined += 1
         self.lookupByUUIDString(domxml.identity(xml)[1]).xml = xml
@@ -277,6 +280,48 @@ def test_disable_tells_that_the_configuration_chooses_the_domain(
     assert hint.startswith("hint: put it under `exclude` there")
     (tmp_path / "virt-rapl.yaml").write_text("domains: all\n")
     assert run("disable", "web") == (0, "web: not enabled\n", ""), "a mistake in it is no reason not to disable"
+
+
+def test_those_that_the_configuration_chooses_or_excludes(
+    fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path
+) -> None:
+    numbers = iter(range(10))
+
+    def add(name: str, *, domain_type: str = "kvm", persistent: bool = True) -> FakeDomain:
+        xml = definition(name, f"{UUID[:-1]}{next(numbers)}", qemu, domain_type=domain_type)
+        return fake.add(xml, number=-1 if persistent else 1, persistent=persistent)
+
+    web, excluded, other = add("web1"), add("web-test"), add("db")
+    add("web-cannot", domain_type="qemu")
+    add("web-transient", persistent=False)
+    excluded.xml = domxml.inject(excluded.xml, socket="/s")
+    configuration = tmp_path / "virt-rapl.yaml"
+    configuration.write_text("domains: {include: ['web*'], exclude: [web-test, db]}\n")
+
+    status, out, err = run("enable", "--chosen", "--dry-run")
+    assert (status, fake.defined, out.splitlines()[:2]) == (0, 0, ["--- web1 (now)", "+++ web1 (new)"])
+    assert "\n--- " not in out
+    told, hint = err.splitlines()
+    assert told.startswith("virt-rapl: warning: web-cannot: ")
+    assert hint.startswith("hint: ")
+    assert run("enable", "--chosen")[:2] == (0, "web1: enabled; takes effect at the next start\n")
+    assert run("enable", "--chosen")[:2] == (0, "")
+
+    assert run("disable", "--excluded", "--dry-run")[1].startswith("--- web-test (now)\n")
+    assert run("disable", "--excluded") == (0, "web-test: disabled; takes effect at the next start\n", "")
+    assert run("disable", "--excluded") == (0, "", "")
+    assert [domxml.is_marked(domain.xml) for domain in (web, excluded, other)] == [True, False, False]
+
+    configuration.write_text("domains: all\n")
+    assert [run(*command)[0] for command in (("enable", "--chosen"), ("disable", "--excluded"))] == [1, 1]
+    assert run("enable", "--chosen", "--live")[0] == 1
+
+
+@pytest.mark.parametrize("arguments", [["enable"], ["disable"], ["enable", "--chosen", "web"]])
+def test_named_or_by_the_configuration(run: Run, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
 
 
 def test_a_running_domain_is_told_of(fake: FakeLibvirt, qemu: Path, run: Run) -> None:

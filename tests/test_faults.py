@@ -1,6 +1,7 @@
 """When a domain's meter cannot be set up, the domain starts without it, or is refused with one clear line."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from uuid import uuid4
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
+from libvirt_rapl import instances
 from libvirt_rapl.simulator.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("default_configuration")]
@@ -151,8 +153,43 @@ def test_a_helper_that_dies_costs_the_meter_and_not_the_domain(world: World, new
     assert before - timedelta(seconds=5) <= datetime.fromisoformat(domain["since"]) <= before
     said = world.run(["virt-rapl", "status", name]).stdout
     assert f"{name} runs without its meter since " in said
-    lines = len(world.readings(name))
-    wait_until(lambda: len(world.readings(name)) > lines, 5, "the guest goes on")
+    goes_on(world, name)
+
+
+@pytest.mark.parametrize("backend", ["native", "qemu"])
+def test_a_helper_whose_record_is_lost_ends_with_its_domain(world: World, new_guest: NewGuest, backend: str) -> None:
+    configure(world, helper=backend)
+    name = new_guest(100)
+    start_enabled(world, name)
+    pid = status(world, name)["helper"]["pid"]
+    shutil.rmtree(world.path("/run/virt-rapl"))
+    assert (status(world, name)["vrapl"], status(world, name)["reason"]) == ("degraded", instances.UNRECORDED)
+    world.run(["virsh", "destroy", name])
+    assert not world.path(f"/proc/{pid}").exists()
+    assert run_files(world) == set()
+    world.run(["virsh", "start", name])
+    assert status(world, name)["vrapl"] == "active"
+
+
+def test_a_run_directory_and_a_mistake_in_the_configuration_cost_the_meter_and_not_the_domain(
+    world: World, new_guest: NewGuest
+) -> None:
+    """The domain's own argument names the directory of before, where all was ready."""
+    configure(world, run_directory="/run/elsewhere")
+    name = new_guest(100)
+    start_enabled(world, name)
+    for text in ("run_directory: /run/virt-rapl", "run_directory: /run/elsewhere\nhelper: ["):
+        world.path("/etc/virt-rapl/virt-rapl.yaml").write_text(text)
+        world.run(["virsh", "destroy", name])
+        assert [path.name for path in world.path("/run/elsewhere").iterdir()] == ["events.jsonl"]
+        world.run(["virsh", "start", name])
+        goes_on(world, name)
+    configure(world, run_directory="/run/elsewhere")
+    world.run(["virsh", "destroy", name])
+    world.run(["virsh", "start", name])
+    assert status(world, name)["vrapl"] == "active"
+    world.run(["virsh", "destroy", name])
+    shutil.rmtree(world.path("/run/elsewhere"))
 
 
 GREEDY = """
@@ -216,6 +253,11 @@ def test_a_copy_of_a_domain_says_that_it_has_no_meter(world: World, new_guest: N
     world.run(["virt-rapl", "enable", name])
     world.run(["virsh", "start", name])
     wait_until(lambda: grows(world, name), 5, "enabled anew, it counts")
+
+
+def goes_on(world: World, name: str) -> None:
+    lines = len(world.readings(name))
+    wait_until(lambda: len(world.readings(name)) > lines, 20, "the guest goes on")
 
 
 def uuid_of(world: World, name: str) -> str:

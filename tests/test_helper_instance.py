@@ -16,12 +16,12 @@ import pytest
 from instance import Instance, Rapl, answer, ask
 
 from libvirt_rapl import instances
-from libvirt_rapl.cli.helper import _check_processes_are_seen
 from libvirt_rapl.confinement import FILE_BYTES
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
+from libvirt_rapl.vmsr.requirements import check_processes_are_seen
 from libvirt_rapl.vmsr.server import TICK_SECONDS
 
 pytestmark = pytest.mark.e2e
@@ -282,6 +282,6 @@ def test_a_proc_that_hides_processes_is_refused(tmp_path: Path, options: str, *,
     )
     if hidden:
         with pytest.raises(VirtRaplError, match="hidepid"):
-            _check_processes_are_seen(mounts)
+            check_processes_are_seen(mounts)
     else:
-        _check_processes_are_seen(mounts)
+        check_processes_are_seen(mounts)

@@ -69,8 +69,9 @@ class Host:
         self.helpers += 1
         record.helper_pid, record.helper_start = 77, 7
 
-    def stop(self, record: Record, registry: Registry) -> None:
-        self.helpers = 0
+    def stop(self, record: Record, registry: Registry) -> bool:
+        found, self.helpers = bool(self.helpers), 0
+        return found
 
     def call(self, operation: str, xml: str) -> tuple[int, str, str]:
         """Return exit status, output and what was said on stderr."""
@@ -212,6 +213,19 @@ def test_a_configuration_that_cannot_be_read_degrades(host: Host, monkeypatch: p
     assert "not valid YAML" in said
 
 
+def test_a_configuration_that_everybody_can_write_keeps_no_domain_from_starting(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook, "Config", lambda **settings: Config(run_directory=host.run, **settings))
+    host.configure(on_failure="refuse")
+    host.config.chmod(0o666)
+    status, _, said = host.call("start", host.marked)
+    assert status == 0
+    assert "is not followed: everybody may write it" in said
+    assert host.line.startswith("degraded: ")
+    assert host.helpers == 0
+
+
 def test_a_domain_that_has_become_growable_starts_without(host: Host) -> None:
     growable = host.marked.replace("<vcpu placement='static'>2", "<vcpu placement='static' current='1'>2").replace(
         '<vcpu placement="static">2', '<vcpu placement="static" current="1">2'
@@ -282,7 +296,33 @@ def test_reconnect_tells_a_helper_that_died(host: Host) -> None:
 
 def test_reconnect_makes_a_lost_record_anew(host: Host) -> None:
     host.call("reconnect", host.marked)
-    assert (host.record.state, host.record.reason, host.record.pid) == ("degraded", "its record was lost", 100)
+    assert (host.record.state, host.record.reason, host.record.pid) == ("degraded", instances.UNRECORDED, 100)
+
+
+def test_a_helper_outlives_its_record_but_not_its_domain(host: Host) -> None:
+    host.call("start", host.marked)
+    host.registry.path(UUID, "json").unlink()
+    host.call("stopped", host.marked)
+    assert host.helpers == 0
+    assert host.events()[-1].result == "ended"
+
+
+def test_a_run_directory_changed_while_the_domain_runs(host: Host) -> None:
+    """What was started beside the old one is followed and ended there; the next start finds no word that was left."""
+    host.call("start", host.marked)
+    host.configure(run_directory=f"{host.run}-elsewhere")
+    host.call("reconnect", host.marked)
+    assert (host.record.state, host.record.pid) == ("ready", 100)
+    host.call("stopped", host.marked)
+    assert [path.name for path in host.run.iterdir()] == [events.NAME]
+    assert host.helpers == 0
+    host.registry.path(UUID, "state").write_text("ready\n")  # a crash may leave it
+    assert host.call("start", host.marked)[0] == 0
+    assert not host.registry.path(UUID, "state").exists()
+    record = Registry(Path(f"{host.run}-elsewhere")).read(UUID)
+    assert record
+    assert (record.state, host.helpers) == ("degraded", 0)
+    assert "its -accel argument is not the one for" in record.reason
 
 
 @pytest.mark.parametrize("operation", ["restore", "migrate"])

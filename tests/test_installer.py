@@ -1,21 +1,29 @@
 """Staging an installation: what goes where, twice, and over what was there."""
 
+import errno
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wheel import build
 
+from libvirt_rapl import files, installer, manifest, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import install
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
 UNIT = "etc/systemd/system/virt-rapl-helper@.service"
 DAEMON_UNIT = "etc/systemd/system/virt-rapld.service"
+TICK = 0.05
+"""Seconds in which the clock that files are stamped by goes on."""
 CONFIGURATION = "etc/virt-rapl/virt-rapl.yaml"
 
 
@@ -25,6 +33,26 @@ def root(tmp_path: Path) -> Path:
     emulator.parent.mkdir(parents=True)
     emulator.touch(0o755)
     return tmp_path
+
+
+def install(root: Path, *, dry_run: bool = False) -> list[str]:
+    return list(installer.install(root, wrappers.emulators(root), dry_run=dry_run))
+
+
+def uninstall(root: Path) -> list[str]:
+    return list(installer.uninstall(root))
+
+
+EVERY_ITEM = list(installer.shipped_items(["/usr/bin/qemu-system-x86_64"], True))
+
+
+def tree(root: Path) -> dict[str, tuple[int, str]]:
+    """All that is under the root, with modes and contents."""
+    found = {}
+    for path in root.rglob("*"):
+        said = str(path.readlink()) if path.is_symlink() else "" if path.is_dir() else path.read_text()
+        found[str(path.relative_to(root))] = (path.lstat().st_mode, said)
+    return found
 
 
 def contents(root: Path) -> dict[str, tuple[int, str]]:
@@ -40,11 +68,29 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
         os.umask(0o022)
     files = contents(root)
     modes = {name: mode for name, (mode, _) in files.items() if name != "usr/bin/qemu-system-x86_64"}
-    assert modes == {HOOK: 0o755, WRAPPER: 0o755, UNIT: 0o644, DAEMON_UNIT: 0o644, CONFIGURATION: 0o644}
+    assert {name for name, mode in modes.items() if mode == 0o755} == {HOOK, WRAPPER}
+    assert {UNIT, DAEMON_UNIT, CONFIGURATION, "etc/tmpfiles.d/virt-rapl.conf"} <= modes.keys()
+    assert set(modes.values()) == {0o755, 0o644}
+    assert {path.stat().st_mode & 0o777 for path in (root / "etc").rglob("*") if path.is_dir()} == {0o755}
     assert sys.executable in files[HOOK][1]
     assert sys.executable in files[UNIT][1]
     assert "After=libvirtd.service virtqemud.service\n" in files[DAEMON_UNIT][1]  # one of them, whichever there is
-    assert not any("@PYTHON@" in text for _, text in files.values())
+    assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
+
+
+def test_everything_that_is_shipped_has_its_place() -> None:
+    sources = {str(path) for top in ("etc", "hooks") for path in Path(top).rglob("*") if path.is_file()}
+    placed = {
+        path for path in sources if any(path == place or path.startswith(f"{place}/") for place in installer.PLACES)
+    }
+    others = {path for path in sources - placed if not path.startswith(("etc/examples/", "etc/ansible/"))}
+    assert others == {"etc/bootstrap", "etc/quickstart", "hooks/dispatcher", "hooks/qemu-system-rapl"}
+
+
+def test_the_documentation_names_every_place() -> None:
+    page = Path("docs/install.md").read_text()
+    for target in [item.target for item in EVERY_ITEM] + [manifest.PATH]:
+        assert any(f"`/{place}`" in page for place in (target, *(f"{path}/" for path in Path(target).parents))), target
 
 
 def test_a_second_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +98,7 @@ def test_a_second_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert main(["install", "--prefix-root", str(root)]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"unchanged", "kept"}
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"unchanged"}
 
 
 def test_the_operators_configuration_stays_and_old_files_of_ours_do_not(root: Path) -> None:
@@ -66,7 +112,7 @@ def test_the_operators_configuration_stays_and_old_files_of_ours_do_not(root: Pa
 
 def test_a_wrapper_for_every_emulator_that_is_there(root: Path) -> None:
     (root / "usr/bin/qemu-system-x86_64").unlink()
-    assert any("no emulator found" in line for line in install(root))
+    install(root)
     assert not (root / WRAPPER).exists()
     (root / "usr/libexec").mkdir()
     (root / "usr/libexec/qemu-kvm").touch(0o755)
@@ -74,25 +120,200 @@ def test_a_wrapper_for_every_emulator_that_is_there(root: Path) -> None:
     assert (root / "usr/libexec/qemu-kvm-rapl").read_text() == Path("hooks/qemu-system-rapl").read_text()
 
 
+def test_a_default_that_nobody_has_changed_follows_the_new_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = installer.Item(target=CONFIGURATION, text="# an older default of virt-rapl\n", keep=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(installer, "shipped_items", lambda *_: iter([older]))
+        install(root)
+    install(root)
+    assert (root / CONFIGURATION).read_text() == Path("etc/virt-rapl.yaml").read_text()
+
+
+def test_what_a_newer_version_does_not_have_any_more_goes_but_for_wrappers(root: Path) -> None:
+    list(installer.install(root, ["/usr/bin/qemu-system-x86_64"], dispatcher=True))
+    assert os.access(root / installer.DISPATCHER, os.X_OK)
+    (root / "usr/bin/qemu-system-x86_64").unlink()  # as for a moment while it is being replaced
+    assert [line.split()[0] for line in install(root) if not line.startswith("unchanged")] == ["removed"]
+    assert not (root / installer.DISPATCHER).exists()
+    assert (root / WRAPPER).exists()
+    uninstall(root)
+    assert not (root / WRAPPER).exists()
+
+
 def test_what_cannot_be_written_is_told(root: Path) -> None:
     (root / "etc").write_text("not a directory")
-    with pytest.raises(VirtRaplError, match="cannot write"):
+    with pytest.raises(VirtRaplError, match="cannot change") as caught:
         install(root)
+    assert caught.value.hint == "move away what stands where a directory is needed"
+
+
+@pytest.mark.parametrize("name", [HOOK, WRAPPER, UNIT])
+def test_a_file_of_somebody_elses_is_not_overwritten(root: Path, name: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text("# mine\n")
+    before = tree(root)
+    with pytest.raises(VirtRaplError, match="is there already and not virt-rapl's"):
+        install(root)
+    assert tree(root) == before
+
+
+def test_a_dry_run_tells_what_a_run_does_and_does_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def virt_rapl(*arguments: str) -> list[str]:
+        assert main([*arguments, "--prefix-root", str(root)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    for command in ("install", "uninstall"):
+        before = tree(root)
+        told = virt_rapl(command, "--dry-run")
+        assert tree(root) == before
+        assert told
+        assert virt_rapl(command) == [line.removeprefix("would be ") for line in told]
+        assert tree(root) != before
+
+
+# Uninstall.
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_what_was_there_before_is_there_after(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "usr/bin").mkdir(parents=True)
+        (root / "usr/bin/qemu-system-x86_64").touch(0o755)
+        places = sorted({*(str(Path(item.target).parent) for item in EVERY_ITEM), "etc/apparmor.d/local", "var/lib"})
+        for directory in data.draw(st.sets(st.sampled_from(places))):
+            (root / directory).mkdir(parents=True, exist_ok=True)
+            if data.draw(st.booleans()):
+                (root / directory / "other").write_text("somebody else's")
+        if data.draw(st.booleans()):
+            (root / CONFIGURATION).parent.mkdir(parents=True, exist_ok=True)
+            (root / CONFIGURATION).write_text(data.draw(st.sampled_from(["", "helper: qemu\n"])))
+        before = tree(root)
+        for _ in range(data.draw(st.integers(1, 2))):
+            install(root)
+        assert tree(root) != before
+        uninstall(root)
+        assert tree(root) == before
+        assert uninstall(root) == [f"nothing is installed under {root}: there is no {root / manifest.PATH}"]
+
+
+def test_what_was_changed_since_stays_and_is_named(root: Path) -> None:
+    install(root)
+    (root / CONFIGURATION).write_text("helper: qemu\n")
+    (root / UNIT).unlink()
+    (root / "etc/libvirt/hooks/qemu.d/mine").touch()
+    lines = uninstall(root)
+    assert f"kept      {root / CONFIGURATION}, which was changed" in lines
+    assert not any(UNIT in line for line in lines)
+    left = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
+    assert left == {CONFIGURATION, "etc/libvirt/hooks/qemu.d/mine", "usr/bin/qemu-system-x86_64"}
+    install(root)
+    assert (root / CONFIGURATION).read_text() == "helper: qemu\n"
+
+
+@pytest.mark.parametrize("survives", range(0, 22, 3))
+def test_a_disk_that_gets_full_half_way(root: Path, monkeypatch: pytest.MonkeyPatch, survives: int) -> None:
+    """After `survives` changes nothing more can be written: a second run completes it, or uninstall takes it back."""
+    before = tree(root)
+    for finish in (install, uninstall):
+        left = survives
+        with monkeypatch.context() as patch:
+
+            def maybe(call: Callable[..., None]) -> Callable[..., None]:
+                def limited(path: Path, *arguments: object, **named: object) -> None:
+                    nonlocal left
+                    if left == 0:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                    left -= 1
+                    call(path, *arguments, **named)
+
+                return limited
+
+            patch.setattr(Path, "mkdir", maybe(Path.mkdir))
+            patch.setattr(installer, "replace", maybe(files.replace))
+            patch.setattr(manifest, "replace", maybe(files.replace))
+            patch.setattr(Path, "symlink_to", maybe(Path.symlink_to))
+            with pytest.raises(VirtRaplError, match=r"cannot change .*: No space left") as caught:
+                install(root)
+        assert caught.value.hint == "make room and run this again"
+        finish(root)
+        assert (set(contents(root)) >= {HOOK, WRAPPER}) == (finish == install)
+        uninstall(root)
+        assert tree(root) == before
+
+
+def test_what_cannot_be_removed_is_told_and_goes_the_next_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(root)
+    install(root)
+    with monkeypatch.context() as patch:
+        unlink = Path.unlink
+
+        def read_only(path: Path, missing_ok: bool = False) -> None:
+            if path == root / WRAPPER:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            unlink(path, missing_ok=missing_ok)
+
+        patch.setattr(Path, "unlink", read_only)
+        with pytest.raises(VirtRaplError, match=r"cannot change .*-rapl: Read-only file system") as caught:
+            uninstall(root)
+    assert caught.value.hint == "make it writable and run this again"
+    uninstall(root)
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"files": {"../x": ""}}', '{"files": {"/etc/passwd": ""}}', '{"what": 1}']
+)
+def test_a_manifest_that_is_damaged_removes_nothing(root: Path, text: str) -> None:
+    install(root)
+    (root / manifest.PATH).write_text(text)
+    before = tree(root)
+    for act in (install, uninstall):
+        with pytest.raises(VirtRaplError, match="cannot read"):
+            act(root)
+    assert tree(root) == before
+
+
+# Which emulators.
+
+
+def test_a_link_to_an_emulator_is_no_second_one_unless_a_domain_names_it(root: Path) -> None:
+    (root / "usr/bin/kvm").symlink_to("qemu-system-x86_64")
+    (root / "usr/libexec").mkdir()
+    (root / "usr/libexec/qemu-kvm").symlink_to("/usr/bin/qemu-system-x86_64")  # of that root, not of the machine
+    assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64"]
+    named = ["/usr/bin/kvm", "/usr/bin/gone", "/usr/bin/qemu-system-x86_64"]
+    assert wrappers.emulators(root, named) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/kvm"]
+    for odd in ("opt/a b", "opt/a%b", "opt/a\nExecStart=b"):
+        (root / odd).parent.mkdir(exist_ok=True)
+        (root / odd).touch(0o755)
+        assert wrappers.emulators(root, [f"/{odd}", "/usr/../usr/bin/kvm"]) == ["/usr/bin/qemu-system-x86_64"]
+    (root / "usr/bin/qemu-kvm").touch(0o755)
+    assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-kvm"]
+
+
+def test_a_wrapper_older_than_its_emulator_is_touched(root: Path) -> None:
+    qemu = root / "usr/bin/qemu-system-x86_64"
+    time.sleep(TICK)
+    install(root)
+    assert list(wrappers.refresh(root)) == []
+    before = (root / WRAPPER).stat().st_ctime_ns
+    os.utime(qemu, (0, 0))  # packages bring files that are older than their installation
+    time.sleep(TICK)
+    (told,) = wrappers.refresh(root, dry_run=True)
+    assert told.startswith("would be touched")
+    assert wrappers.stale(qemu)
+    (told,) = wrappers.refresh(root)
+    assert told.startswith(f"touched   {root / WRAPPER}: qemu-system-x86_64 has changed")
+    assert (root / WRAPPER).stat().st_ctime_ns > before
+    assert not wrappers.stale(qemu)
+    qemu.unlink()
+    assert list(wrappers.refresh(root)) == []
 
 
 def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -> None:
-    copy = tmp_path / "tree"
-    copy.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "libvirt_rapl", "hooks", "etc"):
-        source = Path(__file__).parent.parent / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, symlinks=True)
-        else:
-            shutil.copy(source, copy / name)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, copy], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build(tmp_path)
     environment = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", environment, wheel], check=True
@@ -108,6 +329,16 @@ def test_the_wheel_carries_hook_wrapper_unit_and_configuration(tmp_path: Path) -
     )
     assert {HOOK, WRAPPER, UNIT, DAEMON_UNIT, CONFIGURATION} <= contents(staged).keys()
     assert list((environment / "libvirt_rapl/simulator").glob("*.rom"))
+
+
+def test_a_directory_that_virt_rapld_does_not_get_through_is_found() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        inside = Path(directory) / "bin"
+        inside.mkdir()
+        Path(directory).chmod(0o711)
+        assert installer.closed_directory(inside / "python") is None
+        Path(directory).chmod(0o700)
+        assert installer.closed_directory(inside / "python") == Path(directory)
 
 
 @pytest.mark.parametrize("python", ["/opt/it's/bin/python", "/opt/a b/bin/python", "/opt/$x/bin/python", "/o%i/python"])

@@ -90,8 +90,22 @@ PRAGMA user_version = 1;
 """A file as virt-rapl wrote it before it kept more than totals."""
 
 
+def test_what_was_open_to_everybody_is_told_and_closed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+    make_ledger().load()
+    assert told == []
+    path.parent.chmod(0o755)
+    path.chmod(0o644)
+    make_ledger().load()
+    assert told == [
+        f"{path.parent} was open to everybody (mode 755); now it is not (mode 750)",
+        f"{path} was open to everybody (mode 644); now it is not (mode 640)",
+    ]
+    assert [place.stat().st_mode & 0o777 for place in (path.parent, path)] == [0o750, 0o640]
+
+
 def test_a_file_of_schema_1_is_counted_on(make_ledger: MakeLedger, path: Path, told: Told) -> None:
-    path.parent.mkdir()
+    path.parent.mkdir(mode=0o750)
+    path.touch(mode=0o640)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(SCHEMA_1)
     ledger = make_ledger()
@@ -325,7 +339,7 @@ print("\\n".join(told))
 @pytest.mark.e2e
 def test_a_full_disk(world: World) -> None:
     world.run(["mkdir", "/mnt/full"])
-    world.run(["mount", "-t", "tmpfs", "-o", "size=1m", "full", "/mnt/full"])
+    world.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=750", "full", "/mnt/full"])
     try:
         print(world.run([sys.executable, "-c", FULL_DISK]).stdout)
     finally:

@@ -1,5 +1,6 @@
 """The linters, over the whole tree."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,15 +35,17 @@ def test_shell_scripts_are_found() -> None:
         ["ruff", "format", "--check", "."],
         ["mypy"],
         ["shellcheck", "--external-sources", *shell_scripts()],
+        ["ansible-lint", "--offline", "--strict", "--profile=production", "etc/ansible"],
     ],
-    ids=["ruff", "format", "mypy", "shellcheck"],
+    ids=["ruff", "format", "mypy", "shellcheck", "ansible"],
 )
-def test_linter(command: list[str]) -> None:
+def test_linter(command: list[str], tmp_path: Path) -> None:
     scripts = Path(sys.executable).parent
     program = scripts / command[0]
     done = subprocess.run(
         [str(program) if program.exists() else command[0], *command[1:]],
         cwd=ROOT,
+        env={**os.environ, "ANSIBLE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

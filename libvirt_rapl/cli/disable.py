@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from libvirt_rapl import domxml
-from libvirt_rapl.cli.enable import add_common_arguments, change_all
+from libvirt_rapl.cli.enable import add_common_arguments, change_all, definitions
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import Domain
 from libvirt_rapl.errors import VirtRaplError
@@ -13,7 +13,7 @@ from libvirt_rapl.selection import Selection
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    add_common_arguments(parser)
+    add_common_arguments(parser, "--excluded", "all that `domains: exclude:` in the configuration names")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,7 +21,15 @@ def run(options: argparse.Namespace) -> int:
     try:
         selection = load(options.config).domains
     except VirtRaplError:
+        if options.by_configuration:
+            raise
         selection = Selection()  # no virt-rapld starts with this configuration either
+    if options.by_configuration:
+        options.domains = [
+            domain.uuid
+            for domain, xml in definitions(options.connect)
+            if selection.excludes(domxml.traits(xml)) and domxml.strip(xml) != xml
+        ]
     chosen: list[str] = []
 
     def without_meter(domain: Domain, xml: str) -> str:

@@ -13,37 +13,66 @@ from dataclasses import dataclass
 from libvirt_rapl import domxml, emulator, live
 from libvirt_rapl.cli import DEFAULT_URI, say
 from libvirt_rapl.config import load
-from libvirt_rapl.domains import Domain, connect, lookup
+from libvirt_rapl.domains import Domain, DomainGoneError, connect, every_domain, lookup
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.policy import wanted
 from libvirt_rapl.registry import Registry
+from libvirt_rapl.selection import Selection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    add_common_arguments(parser)
+    add_common_arguments(
+        parser, "--chosen", "all that `domains` in the configuration chooses; one that cannot have a meter is left out"
+    )
     parser.add_argument("--live", action="store_true", help="running domains get it now, by a save and a restore")
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `disable` takes as well."""
-    parser.add_argument("domains", metavar="DOMAIN", nargs="+", help="name or UUID")
+def add_common_arguments(parser: argparse.ArgumentParser, by_configuration: str, meaning: str) -> None:
+    """Declare what `disable` takes as well: domains, or the option that takes them from the configuration."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID")
+    which.add_argument(by_configuration, dest="by_configuration", action="store_true", help=meaning)
     parser.add_argument("--dry-run", action="store_true", help="print what would change as a unified diff, no more")
 
 
 def run(options: argparse.Namespace) -> int:
     """Define every domain anew, with the meter in it."""
-    registry = Registry(load(options.config).run_directory)
+    config = load(options.config)
+    registry = Registry(config.run_directory)
 
     def with_meter(domain: Domain, xml: str) -> str:
         injected = domxml.inject(xml, socket=str(registry.path(domain.uuid, "sock")))
         emulator.check(domxml.original_emulator(injected))
         return injected
 
+    if options.live and options.by_configuration:
+        raise VirtRaplError("--live is for domains that are named: each stands still meanwhile", "name them")
+    if options.by_configuration:
+        options.domains = list(_chosen(options.connect, config.domains, registry))
     if options.live:
         _enable_live(options, with_meter, registry)
     else:
         change_all(options, with_meter, done="enabled", nothing_to_do="already enabled")
     return 0
+
+
+def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]:
+    """Yield the UUIDs of the domains that are chosen and not in order yet; warn of those that cannot have a meter."""
+    for domain, xml in definitions(uri):
+        try:
+            if wanted(xml, selection, registry, emulator.check):
+                yield domain.uuid
+        except VirtRaplError as error:
+            print(f"virt-rapl: warning: {domain.name}: {error.message}\nhint: {error.hint}", file=sys.stderr)
+
+
+def definitions(uri: str) -> Iterator[tuple[Domain, str]]:
+    """Yield each domain that has a definition, and the definition without its passwords."""
+    for domain in every_domain(connect(uri)):
+        with contextlib.suppress(DomainGoneError):
+            if domain.persistent:
+                yield domain, domain.inactive_xml()
 
 
 def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str], str], registry: Registry) -> None:

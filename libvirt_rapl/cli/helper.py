@@ -6,7 +6,6 @@ The libvirt hook starts it; there is no reason to run it by hand.
 import argparse
 import marshal
 import os
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -15,13 +14,12 @@ from typing import NoReturn
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources, open_program
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.instances import OWNER
 from libvirt_rapl.listener import listen
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr import serving
 from libvirt_rapl.vmsr.registers import find
-
-QEMU_HELPER = "qemu-vmsr-helper"
-QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
+from libvirt_rapl.vmsr.requirements import check_processes_are_seen, qemu_helper
 
 PACKAGES = Path(__file__).parents[2]
 SERVE = f"import sys; sys.path.append(sys.argv[1]); from {serving.__name__} import main; main(*sys.argv[2:])"
@@ -48,29 +46,17 @@ def run(options: argparse.Namespace) -> int:
         raise VirtRaplError(f"no record of domain {options.uuid}", "helpers are started by the hook at `virsh start`")
     if record.reason:
         raise VirtRaplError(f"{record.name} was started without its helper: {record.reason}", "restart the domain")
-    _check_processes_are_seen()
+    check_processes_are_seen()
     if record.backend == "qemu":
-        program = _qemu_helper()
+        program = qemu_helper()
         _exec_qemu_helper(program, _listen(path))
     _exec_native(record, registry, config, _listen(path))
-
-
-def _check_processes_are_seen(mounts: Path = Path("/proc/self/mountinfo")) -> None:
-    """QEMU is another user's process. A helper that cannot see its threads answers 0, and QEMU does not start then."""
-    options = ""
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        fields = line.split()
-        if fields[4] == "/proc":
-            options = fields[-1]  # the last one mounted there is the one that is seen
-    hidden = {option.removeprefix("hidepid=") for option in options.split(",") if option.startswith("hidepid=")}
-    if hidden - {"0", "off"}:
-        raise VirtRaplError("/proc hides other users' processes (hidepid)", "mount -o remount,hidepid=0 /proc")
 
 
 def _listen(path: Path) -> socket.socket:
     """Listen as ourselves: whoever started us gives the socket to the domain's user."""
     try:
-        return listen(path, uid=os.geteuid(), gid=os.getegid())
+        return listen(path)
     except OSError as error:
         raise VirtRaplError(f"cannot listen on {path}: {error}", "it takes root and free space") from error
 
@@ -94,13 +80,6 @@ def _exec_native(record: Record, registry: Registry, config: Config, listener: s
     os.execve(program, [sys.executable, "-I", "-S", "-c", SERVE, *arguments], os.environ)
 
 
-def _qemu_helper() -> str:
-    program = shutil.which(QEMU_HELPER, path=QEMU_HELPER_PATH)
-    if program is None:
-        raise VirtRaplError(f"{QEMU_HELPER} is not installed", "install it with QEMU, or set `helper: native`")
-    return program
-
-
 def _exec_qemu_helper(program: str, listener: socket.socket) -> NoReturn:
     """Become qemu-vmsr-helper, handing it the socket as systemd's socket activation would (sd_listen_fds(3)).
 
@@ -111,4 +90,5 @@ def _exec_qemu_helper(program: str, listener: socket.socket) -> NoReturn:
     os.set_inheritable(3, True)  # also when it was 3 already and dup2 had nothing to do
     limit_resources()
     drop_privileges(registers=True)
-    os.execve(program, [program], {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+    owner = {OWNER: os.environ[OWNER]} if OWNER in os.environ else {}
+    os.execve(program, [program], {**owner, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})

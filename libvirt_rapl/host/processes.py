@@ -1,5 +1,6 @@
 """Processes and their threads: who they are, as /proc tells. What has vanished is None, never an error."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def fields(stat: str) -> list[str]:
     The name stands in parentheses and may itself hold spaces and parentheses, so the last one counts.
     """
     return stat[stat.rindex(")") + 2 :].split()
+
+
+def with_environment(name: str, value: str, proc: Path = PROC) -> list[int]:
+    """Return root's processes that were started with a variable of this value."""
+    wanted = f"{name}={value}"
+    found = []
+    for directory in proc.iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                if directory.stat().st_uid == 0 and wanted in (read(directory / "environ") or "").split("\0"):
+                    found.append(int(directory.name))
+    return found
 
 
 def thread_names(pid: int, proc: Path = PROC) -> dict[int, str]:

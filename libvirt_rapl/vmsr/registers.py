@@ -53,15 +53,18 @@ def find(source: str, *, sys: Path = Path("/sys"), dev: Path = Path("/dev"), pro
     all 0 and only powercap knows), else powercap. Raises VirtRaplError when there is neither.
     """
     cpus = tuple(sorted((cpu, package) for package, cpus in packages(sys).items() for cpu in cpus))
+    cause = None
     if source in ("msr", "auto"):
         try:
             if registers := [zone for zone in msr_zones(sys=sys, proc=proc, dev=dev) if zone.register == ENERGY]:
                 return _from_msr(registers, cpus, dev)
             trouble = "register 0x606 or 0x611 reads 0"
         except OSError as error:
-            trouble = str(error)
+            trouble, cause = str(error), error
         if source == "msr":
-            raise VirtRaplError(f"cannot read RAPL registers: {trouble}", "modprobe msr, or set `source: powercap`")
+            raise VirtRaplError(
+                f"cannot read RAPL registers: {trouble}", "modprobe msr, or set `source: powercap`"
+            ) from cause
     if zones := [zone for zone in powercap_zones(sys) if zone.kind == "package" and zone.package is not None]:
         return _from_powercap(zones, cpus)
     raise VirtRaplError("neither RAPL registers nor powercap zones", "modprobe msr, or modprobe intel_rapl_msr")

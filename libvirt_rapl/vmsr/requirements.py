@@ -1,18 +1,31 @@
-"""What QEMU insists on in a host before it starts with rapl=true; where it is missing, QEMU exits."""
+"""What QEMU insists on in a host before it starts with rapl=true, where it exits otherwise; and what a helper does."""
 
+import shutil
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
 
+QEMU_HELPER = "qemu-vmsr-helper"
+QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
+HOST_ONLY = "`virt-rapl status` on the host needs no guest RAPL"
+
 
 def check_host(sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
     """Raise VirtRaplError when QEMU would refuse to give a guest RAPL on this host."""
+    check_processor(proc)
+    check_enabled(sys)
+    check_cpus(sys)
+
+
+def check_processor(proc: Path) -> None:
+    """Raise VirtRaplError unless it is Intel's."""
     if processor(proc).vendor != "GenuineIntel":
-        raise VirtRaplError(
-            "QEMU gives guests RAPL on Intel hosts only",
-            "`virt-rapl status` on the host needs no guest RAPL",
-        )
+        raise VirtRaplError("QEMU gives guests RAPL on Intel hosts only", HOST_ONLY)
+
+
+def check_enabled(sys: Path) -> None:
+    """Raise VirtRaplError unless powercap's driver for RAPL is there and switched on."""
     try:
         enabled = (sys / "class/powercap/intel-rapl/enabled").read_text().strip()
     except OSError:
@@ -21,14 +34,15 @@ def check_host(sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
         raise VirtRaplError(
             "RAPL is not enabled: /sys/class/powercap/intel-rapl/enabled is not 1", "modprobe intel_rapl_msr"
         )
-    _check_cpus(sys / "devices/system/cpu")
 
 
-def _check_cpus(directory: Path) -> None:
-    """QEMU counts the directories of CPUs, and wants to know the package of as many from CPU 0 on.
+def check_cpus(sys: Path) -> None:
+    """Raise VirtRaplError where a CPU is off line or packages are not numbered as QEMU wants them.
 
-    Linux tells of those that are on line only. The packages found are to be those from 0 on, without a gap.
+    QEMU counts the directories of CPUs, and wants to know the package of as many from CPU 0 on. Linux tells of those
+    that are on line only. The packages found are to be those from 0 on, without a gap.
     """
+    directory = sys / "devices/system/cpu"
     count = len(list(directory.glob("cpu[0-9]*")))
     packages = set()
     for cpu in range(count):
@@ -44,5 +58,25 @@ def _check_cpus(directory: Path) -> None:
         numbers = ", ".join(map(str, sorted(packages)))
         raise VirtRaplError(
             f"QEMU gives guests RAPL only where packages are numbered from 0 without a gap; here they are {numbers}",
-            "`virt-rapl status` on the host needs no guest RAPL",
+            HOST_ONLY,
         )
+
+
+def check_processes_are_seen(mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """QEMU is another user's process. A helper that cannot see its threads answers 0, and QEMU does not start then."""
+    options = ""
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields = line.split()
+        if fields[4] == "/proc":
+            options = fields[-1]  # the last one mounted there is the one that is seen
+    hidden = {option.removeprefix("hidepid=") for option in options.split(",") if option.startswith("hidepid=")}
+    if hidden - {"0", "off"}:
+        raise VirtRaplError("/proc hides other users' processes (hidepid)", "mount -o remount,hidepid=0 /proc")
+
+
+def qemu_helper() -> str:
+    """Return the path of qemu-vmsr-helper. Raises VirtRaplError where there is none."""
+    program = shutil.which(QEMU_HELPER, path=QEMU_HELPER_PATH)
+    if program is None:
+        raise VirtRaplError(f"{QEMU_HELPER} is not installed", "install it with QEMU, or set `helper: native`")
+    return program

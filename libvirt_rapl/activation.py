@@ -1,0 +1,142 @@
+"""Telling the running system what was put in place, or is to be taken out: systemd, libvirt, kernel, SELinux."""
+
+import contextlib
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from libvirt_rapl import events, status_socket, systemd
+from libvirt_rapl.config import Config
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.programs import run
+from libvirt_rapl.registry import UUID
+
+LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
+FIRST_WITH_DIRECTORIES = (6, 5)
+"""The libvirt that looks into hooks/qemu.d."""
+UNITS = ("virt-rapld.service", "virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
+SECONDS = 120.0
+"""The most that one program may take; SELinux rebuilds its whole policy."""
+MSR = Path("/dev/cpu/0/msr")
+SELINUX = Path("/sys/fs/selinux/enforce")
+MODULE = Path("/usr/share/selinux/packages/virt-rapl/virt_rapl.te")
+SELINUX_HINT = "install checkpolicy and policycoreutils, then run this again"
+RUN_DIRECTORY = Path("/run/virt-rapl")
+"""The default one, which the policies of SELinux and systemd know."""
+
+Step = tuple[str, Callable[[], object]]
+"""What is told of it once it is done, and what does it, which may raise VirtRaplError."""
+
+
+def after_install() -> Iterator[Step]:
+    """Yield what makes the running system use what was installed."""
+    if systemd.runs():
+        if Path("/etc/sysusers.d/virt-rapl.conf").exists():
+            yield "made      the user virt-rapl", partial(_run, "systemd-sysusers", "virt-rapl.conf")
+        yield f"made      {RUN_DIRECTORY}", partial(_run, "systemd-tmpfiles", "--create", "virt-rapl.conf")
+    if not MSR.exists():
+        yield "loaded    the kernel module msr, if there is one", _load_msr
+    if SELINUX.exists() and MODULE.exists():
+        yield "loaded    SELinux's module virt_rapl", _load_selinux_module
+    if SELINUX.exists():
+        yield "labelled  what was installed", _label
+    if systemd.runs():
+        yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
+        yield "started   virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
+    yield from _tell_libvirt("sees")
+
+
+def before_uninstall() -> Iterator[Step]:
+    """Yield what ends the use of what is about to go."""
+    for unit in UNITS:
+        if systemd.runs() and Path("/etc/systemd/system", unit).exists():
+            yield f"stopped   {unit}", partial(_systemctl, "disable", "--now", unit)
+    if SELINUX.exists() and "virt_rapl" in _run("semodule", "--list-modules").split():
+        yield "unloaded  SELinux's module virt_rapl", partial(_run, "semodule", "--remove=virt_rapl")
+
+
+def after_uninstall(config: Config) -> Iterator[Step]:
+    """Yield what makes the running system forget what is gone, and what nobody needs any more. The ledger stays."""
+    run_directory, state_directory = config.run_directory, config.state_directory
+    if systemd.runs():
+        yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
+    yield from _tell_libvirt("does without")
+    if run_directory.is_dir() and not any(run_directory.glob("*.json")):  # of no domain: it may run on, by --force
+        yield f"removed   {run_directory}", partial(_discard, run_directory)
+    if state_directory.is_dir() and any(state_directory.iterdir()):
+        yield f"kept      {state_directory}, the energy that was counted", lambda: None
+    elif state_directory.is_dir() and not state_directory.is_mount():
+        yield f"removed   {state_directory}", state_directory.rmdir
+
+
+def libvirt_version() -> tuple[int, int] | None:
+    """Return the version of libvirt that is installed; None where there is none."""
+    for daemon in LIBVIRT_DAEMONS:
+        with contextlib.suppress(VirtRaplError):
+            if numbers := re.search(r"(\d+)\.(\d+)\.\d+", _run(daemon, "--version")):
+                return int(numbers[1]), int(numbers[2])
+    return None
+
+
+def _run(*command: str) -> str:
+    return run(*command, timeout=SECONDS)
+
+
+def _systemctl(*arguments: str) -> None:
+    systemd.systemctl(*arguments, timeout=SECONDS)
+
+
+def _load_msr() -> None:
+    with contextlib.suppress(VirtRaplError):  # powercap may be all that it takes
+        _run("modprobe", "msr")
+
+
+def _load_selinux_module() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        compiled, package = f"{name}/virt_rapl.mod", f"{name}/virt_rapl.pp"
+        contexts = str(MODULE.with_suffix(".fc"))
+        run("checkmodule", "-M", "-m", "-o", compiled, str(MODULE), timeout=SECONDS, hint=SELINUX_HINT)
+        run("semodule_package", "-o", package, "-m", compiled, "-f", contexts, timeout=SECONDS, hint=SELINUX_HINT)
+        _run("semodule", f"--install={package}")
+
+
+def _label() -> None:
+    """Give what was installed the labels that SELinux's policy has for these paths: libvirt runs no other wrapper."""
+    files = [f"/{target}" for target in Manifest.load(Path("/")).files]
+    _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
+
+
+def _discard(run_directory: Path) -> None:
+    """Remove the run directory with what we leave in it; with anything else in it, it stays."""
+    for path in run_directory.iterdir():
+        if UUID.fullmatch(path.stem) or path.name in (events.NAME, f"{events.NAME}.1"):
+            path.unlink()
+    for directory in (run_directory / status_socket.DIRECTORY, run_directory):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+def _tell_libvirt(verb: str) -> Iterator[Step]:
+    for daemon in LIBVIRT_DAEMONS:
+        if pid := pid_of(daemon):
+            # libvirt remembers whether there are hooks; SIGHUP makes it look again and touches no domain.
+            yield f"reloaded  {daemon}, which now {verb} the hook", partial(_hang_up, pid)
+
+
+def _hang_up(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGHUP)
+
+
+def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
+    """Return the PID of a running system daemon, by its PID file and checked against its name."""
+    try:
+        pid = int((root / f"run/{daemon}.pid").read_text())
+        return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,57 @@
+"""Look at the configuration: /etc/virt-rapl/virt-rapl.yaml and conf.d/*.yaml beside it.
+
+check tells every mistake in the files. show prints what is in force and where each value comes from.
+"""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from libvirt_rapl.config import Config, files, load, read
+from libvirt_rapl.selection import Selection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("action", choices=("check", "show"), help="look for mistakes, or print what is in force")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check or show."""
+    return _check(options.config) if options.action == "check" else _show(options.config)
+
+
+def _check(path: Path) -> int:
+    _, mistakes = read(path)
+    for mistake in mistakes:
+        print(f"virt-rapl: error: {mistake.message}\nhint: {mistake.hint}", file=sys.stderr)
+    if mistakes:
+        return 1
+    found = [str(file) for file in files(path) if file.exists()]
+    print(f"no mistakes in {', '.join(found)}" if found else f"there is no {path}: all defaults")
+    return 0
+
+
+def _show(path: Path) -> int:
+    load(path)  # nothing is in force while there are mistakes
+    settings, _ = read(path)
+    rows = []
+    for field in fields(Config):
+        setting = settings.get(field.name)
+        written = setting.written if setting else getattr(Config(), field.name)
+        rows.append((f"{field.name}: {_as_yaml(written)}", setting.place if setting else "default"))
+    width = max(len(line) for line, _ in rows)
+    for line, place in rows:
+        print(f"{line:{width}}  # {place}")
+    return 0
+
+
+def _as_yaml(value: object) -> str:
+    """Return the value on one line, as one would write it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    plain = [] if isinstance(value, Selection) else str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6).removesuffix("...\n").rstrip("\n")

@@ -1,0 +1,79 @@
+"""Take out what `virt-rapl install` has put in place, but for what was changed since.
+
+Nothing is taken out while domains need it: those that are enabled can be disabled first with --disable-domains.
+The ledger stays where it is.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from libvirt_rapl import activation, manifest
+from libvirt_rapl.cli import install, say
+from libvirt_rapl.config import Config, load
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.installer import uninstall
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    install.add_common_arguments(parser)
+    parser.add_argument("--disable-domains", action="store_true", help="disable every domain that is enabled first")
+    parser.add_argument("--force", action="store_true", help="even if domains need it: they will not start any more")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Uninstall and say what was done."""
+    root, dry_run = options.prefix_root, options.dry_run
+    here = root == Path("/") and (root / manifest.PATH).exists()
+    config = Config()
+    if here:
+        with contextlib.suppress(VirtRaplError):
+            config = load(options.config)
+        _leave_domains(options)
+    for line in uninstall(root, dry_run=dry_run):
+        say(line)
+    if here:
+        install.carry_out(activation.after_uninstall(config), dry_run=dry_run)
+    return 0
+
+
+def _leave_domains(options: argparse.Namespace) -> None:
+    """See to it that no domain needs us any more, then stop virt-rapld. Raises VirtRaplError where one does."""
+    from libvirt_rapl import dependents
+    from libvirt_rapl.domains import connect
+
+    try:
+        connection = connect(options.connect)
+        found, snapshots = dependents.find(connection), dependents.old_snapshots(connection)
+    except VirtRaplError as error:
+        if not options.force:
+            raise VirtRaplError(
+                f"cannot tell whether domains still need virt-rapl: {error.message}",
+                f"{error.hint}; with --force it goes all the same",
+            ) from error
+        found, snapshots = [], []
+    disabled = [dependent for dependent in found if options.disable_domains and dependent.why != dependents.RUNS]
+    left = [dependent for dependent in found if dependent not in disabled]
+    if left and not options.force:
+        running = any(dependent.why == dependents.RUNS for dependent in left)
+        raise VirtRaplError(
+            f"domains still need virt-rapl: {', '.join(map(str, left))}",
+            "shut down those that run, their helpers must stay till then" if running else "see --disable-domains",
+        )
+    for dependent in left:
+        print(f"virt-rapl: warning: {dependent}: it will not start with the emulator wrapper gone", file=sys.stderr)
+    for name in snapshots:
+        print(
+            f"virt-rapl: warning: {name}: it was made with the meter, and can be gone back to where virt-rapl is\n"
+            f"hint: run `virt-rapl install` before `virsh snapshot-revert`, or make it anew now",
+            file=sys.stderr,
+        )
+    install.carry_out(activation.before_uninstall(), dry_run=options.dry_run)  # virt-rapld would enable them again
+    for dependent in disabled:
+        if not options.dry_run:
+            dependents.disable(dependent)
+        say(
+            f"{'would be disabled ' if options.dry_run else 'disabled  '}{dependent.domain.name}, which {dependent.why}"
+        )

@@ -1,0 +1,95 @@
+"""What libvirt's domains have to do with what is installed: the emulators that they name, and which need us still."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lxml import etree
+
+from libvirt_rapl import domxml
+from libvirt_rapl.domains import Domain, DomainGoneError, LibvirtError, every_domain
+from libvirt_rapl.errors import VirtRaplError
+
+RUNS = "runs with its meter"
+ENABLED = "is enabled"
+SAVED = "is saved with its meter"
+WRAPPED = re.compile(rf"{domxml.WRAPPER_SUFFIX}</emulator>")
+
+
+@dataclass(frozen=True)
+class Dependent:
+    """A domain that needs its wrapper, hook or helper, and why: RUNS, ENABLED or SAVED."""
+
+    domain: Domain
+    why: str
+
+    def __str__(self) -> str:
+        """Say both."""
+        return f"{self.domain.name} {self.why}"
+
+
+def emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-python has no types
+    """Return the emulators of x86_64 KVM guests that libvirt and its domains name. Raises VirtRaplError."""
+    try:
+        capabilities = etree.fromstring(connection.getCapabilities())
+    except LibvirtError as error:
+        raise VirtRaplError(f"cannot ask libvirt for its capabilities: {error}") from error
+    named = [
+        arch.findtext("emulator", "")
+        for arch in capabilities.iterfind("guest/arch[@name='x86_64']")
+        if arch.find("domain[@type='kvm']") is not None
+    ]
+    for domain in every_domain(connection):
+        try:
+            xml = domain.live_xml()
+        except DomainGoneError:
+            continue
+        root = etree.fromstring(xml)
+        if root.get("type") == "kvm" and root.find("os/type[@arch='x86_64']") is not None:
+            named.append(domxml.original_emulator(xml))
+    return list(dict.fromkeys(path.removesuffix(domxml.WRAPPER_SUFFIX) for path in named))
+
+
+def find(connection: Any) -> list[Dependent]:  # noqa: ANN401
+    """Return the domains that need us still, one more than once if it has several reasons. Raises VirtRaplError."""
+    found = []
+    for domain in every_domain(connection):
+        try:
+            found += [Dependent(domain, why) for why in _reasons(domain)]
+        except DomainGoneError:
+            continue
+    return found
+
+
+def old_snapshots(connection: Any) -> list[str]:  # noqa: ANN401
+    """Return DOMAIN/SNAPSHOT for each snapshot that goes back to the wrapper. Raises VirtRaplError."""
+    found = []
+    for domain in every_domain(connection):
+        try:
+            found += [f"{domain.name}/{name}" for name, xml in domain.snapshots().items() if WRAPPED.search(xml)]
+        except DomainGoneError:
+            continue
+    return found
+
+
+def disable(dependent: Dependent) -> None:
+    """Take the meter out of the domain's definition, or of its saved state. Raises VirtRaplError."""
+    domain = dependent.domain
+    if dependent.why == ENABLED:
+        domain.define(domxml.strip(domain.inactive_xml(secrets=True)))
+    elif dependent.why == SAVED and (saved := domain.saved_xml()):
+        domain.define_saved(domxml.strip(saved))
+
+
+def _reasons(domain: Domain) -> Iterator[str]:
+    if domain.active and _needs(domain.live_xml()):
+        yield RUNS
+    if domain.persistent and _needs(domain.inactive_xml()):
+        yield ENABLED
+    if (saved := domain.saved_xml()) and _needs(saved):
+        yield SAVED
+
+
+def _needs(xml: str) -> bool:
+    return domxml.strip(xml) != xml

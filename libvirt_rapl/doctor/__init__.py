@@ -1,0 +1,79 @@
+"""What can be wrong on a host, and what to do about it: small checks, each of which looks at one thing.
+
+They change nothing. What the hook, `enable` and the helper decide by is asked of the same functions.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from libvirt_rapl.doctor import domains, host, installation, service
+from libvirt_rapl.doctor.finding import FAILED, SKIPPED, Finding
+from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.errors import VirtRaplError
+
+SCHEMA = 1
+CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
+    "configuration": service.configuration,
+    "processor": host.processor,
+    "energy": host.energy,
+    "registers": host.registers,
+    "rapl": host.rapl,
+    "cpus": host.cpus,
+    "kvm": host.kvm,
+    "clock": host.clock,
+    "processes": host.processes,
+    "helper": installation.helper,
+    "qemu": installation.qemu,
+    "wrapper": installation.wrapper,
+    "libvirt": service.libvirt,
+    "hook": installation.hook,
+    "hook-seen": installation.hook_seen,
+    "files": installation.files,
+    "apparmor": installation.apparmor,
+    "selinux": installation.selinux,
+    "run-directory": service.run_directory,
+    "virt-rapld": service.virt_rapld,
+    "ledger": service.ledger,
+    "events": service.events,
+    "domains": domains.domains,
+}
+"""In the order of what depends on what: the first failure is the one to mend first."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check tells of one thing."""
+
+    name: str
+    state: str
+    """`ok`, `warning`, `failed`, or `skipped`: not applicable, or not to be seen by this user."""
+    message: str
+    hint: str
+    """What to do; empty where there is nothing to do."""
+
+
+def examine(machine: Machine) -> Iterator[Check]:
+    """Run all checks; each tells at least one thing, of one domain or emulator each where there are several."""
+    for name, check in CHECKS.items():
+        for finding in _run(check, machine):
+            yield Check(name, *finding)
+
+
+def document(checks: list[Check]) -> dict[str, object]:
+    """Return what `doctor --json` prints."""
+    return {"schema": SCHEMA, "checks": [asdict(check) for check in checks]}
+
+
+def _run(check: Callable[[Machine], Iterator[Finding]], machine: Machine) -> Iterator[Finding]:
+    try:
+        yield from check(machine)
+    except VirtRaplError as error:
+        if isinstance(error.__cause__, PermissionError) and os.geteuid():
+            yield Finding(SKIPPED, error.message, "run as root")
+        else:
+            yield Finding(FAILED, error.message, error.hint)
+    except PermissionError as error:
+        yield Finding(SKIPPED, f"may not look at {error.filename}", "run as root")
+    except (OSError, ValueError) as error:
+        yield Finding(FAILED, f"cannot be looked at: {error}", "mend what the message says")

@@ -1,0 +1,107 @@
+"""The check of domains: who should have a meter and does not, and why."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
+from libvirt_rapl import domxml, inventory, policy
+from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
+from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.domains import Domain, DomainGoneError, every_domain
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.registry import Registry
+from libvirt_rapl.view import unknown_qemu, vrapl_state
+
+ANEW = "then `virt-rapl enable --live {0}`, or shut {0} down and start it"
+
+
+def domains(machine: Machine) -> Iterator[Finding]:
+    """One line for each domain that wants attention, and one for the rest."""
+    try:
+        found = every_domain(machine.connect())
+    except VirtRaplError:
+        yield Finding(SKIPPED, "libvirt does not tell which there are", "see libvirt above")
+        return
+    emulators = policy.Emulators()
+    fine: Counter[str] = Counter()
+    for domain in found:
+        with contextlib.suppress(DomainGoneError):
+            entry = inventory.describe(domain)
+            findings = list(_of_domain(machine, domain, entry, emulators))
+            yield from findings
+            if not findings:
+                fine[_state(machine, entry)] += 1
+    told = ", ".join(f"{state}: {count}" for state, count in sorted(fine.items()))
+    yield Finding(OK, f"domains: {len(found)}" + (f"; in order: {told}" if told else ""))
+
+
+def _state(machine: Machine, entry: inventory.Entry) -> str:
+    registry = Registry(machine.config.run_directory)
+    return vrapl_state(entry, registry.read(entry.uuid), registry)[0]
+
+
+def _of_domain(
+    machine: Machine, domain: Domain, entry: inventory.Entry, emulators: policy.Emulators
+) -> Iterator[Finding]:
+    if entry.mark == "live":
+        yield from _now(machine, entry)
+    if not domain.persistent:
+        return
+    xml = domain.inactive_xml()
+    if domxml.is_marked(xml):
+        yield from _next_start(machine, domain, xml, emulators)
+    elif machine.config.domains.selects(domxml.traits(xml)):
+        yield from _chosen(machine, domain, xml, emulators)
+    else:
+        try:
+            domxml.check(xml, _socket(machine, domain))
+        except VirtRaplError as error:
+            yield Finding(SKIPPED, f"{domain.name}: is off, and cannot have a meter: {error.message}", error.hint)
+
+
+def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:
+    """Tell of a domain that runs and should have its meter."""
+    registry = Registry(machine.config.run_directory)
+    with contextlib.suppress(FileNotFoundError):
+        registry.path(entry.uuid, "json").open().close()  # one that we may not read is no record that is missing
+    record = registry.read(entry.uuid)
+    vrapl, reason = vrapl_state(entry, record, registry)
+    if vrapl == "degraded":
+        hint = f"mend that, {ANEW.format(entry.name)}; `virt-rapl events {entry.name}` tells more"
+        yield Finding(FAILED, f"{entry.name}: runs without its meter: {reason}", hint)
+    elif record and (note := unknown_qemu(record)):
+        yield Finding(WARNING, f"{entry.name}: {note}", "upgrade virt-rapl")
+
+
+def _next_start(machine: Machine, domain: Domain, xml: str, emulators: policy.Emulators) -> Iterator[Finding]:
+    """Tell of a domain whose definition has the mark."""
+    socket = _socket(machine, domain)
+    try:
+        domxml.check(xml, socket)
+        domxml.check_takes_effect(xml, socket)
+        emulators.check(domxml.original_emulator(xml))
+    except VirtRaplError as error:
+        yield Finding(FAILED, f"{domain.name}: gets no meter at its next start: {error.message}", error.hint)
+        return
+    if domain.active and not domxml.is_marked(domain.live_xml()):
+        message = f"{domain.name}: is enabled, but runs as it was started before that: it has no meter yet"
+        yield Finding(WARNING, message, f"`virt-rapl enable --live {domain.name}`, or shut it down and start it")
+
+
+def _chosen(machine: Machine, domain: Domain, xml: str, emulators: policy.Emulators) -> Iterator[Finding]:
+    """Tell of a domain that the configuration chooses and that is not enabled."""
+    registry = Registry(machine.config.run_directory)
+    chosen = f"{domain.name}: the configuration's `domains` choose it, but"
+    try:
+        policy.wanted(xml, machine.config.domains, registry, emulators.check)
+    except VirtRaplError as error:
+        yield Finding(FAILED, f"{chosen} {error.message}", error.hint)
+        return
+    told = {entry["uuid"]: entry["reason"] for entry in (machine.status or {}).get("domains", [])}
+    reason = told.get(domain.uuid) or "it is not enabled"
+    hint = f"virt-rapld enables it, see virt-rapld above and its journal; or `virt-rapl enable {domain.name}`"
+    yield Finding(WARNING, f"{chosen} {reason}", hint)
+
+
+def _socket(machine: Machine, domain: Domain) -> str:
+    return str(Registry(machine.config.run_directory).path(domain.uuid, "sock"))

@@ -1,0 +1,216 @@
+"""Checks of what has to be in place: QEMU and its wrapper, the helper, the hook, all other files, security rules."""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from libvirt_rapl import __version__, activation, emulator, events, installer, systemd, wrappers
+from libvirt_rapl.confinement import seccomp
+from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
+from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
+from libvirt_rapl.host.processes import read
+from libvirt_rapl.manifest import digest
+from libvirt_rapl.vmsr.requirements import qemu_helper
+
+INSTALL = "run `virt-rapl install`"
+HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
+LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
+
+
+def helper(machine: Machine) -> Iterator[Finding]:
+    """Whether the configured helper can run, and is one that counts right."""
+    if machine.config.helper == "qemu":
+        program = qemu_helper()
+        message = f"{program}: with it guests count what QEMU makes of it, which is wrong when a thread of QEMU ends"
+        yield Finding(WARNING, message, "set `helper: native`")
+        return
+    seccomp()
+    if machine.config.shaping:
+        yield Finding(OK, "native")
+    else:
+        message = "native with `shaping: off`: guests count what QEMU makes of it, which is wrong when a thread ends"
+        yield Finding(WARNING, message, "set `shaping: on`")
+
+
+def qemu(machine: Machine) -> Iterator[Finding]:
+    """Whether each QEMU that is installed has RAPL."""
+    if not machine.emulators:
+        yield Finding(FAILED, "there is no QEMU", f"apt install qemu-system-x86, or its like; then {INSTALL}")
+    for path in machine.emulators:
+        try:
+            yield Finding(OK, f"QEMU {emulator.check_rapl(str(path))} at {path} has RAPL")
+        except VirtRaplError as error:
+            yield Finding(FAILED, error.message, error.hint)
+
+
+def wrapper(machine: Machine) -> Iterator[Finding]:
+    """Whether each QEMU has its wrapper, and libvirt knows that QEMU by it."""
+    if not machine.emulators:
+        yield Finding(SKIPPED, "there is no QEMU to wrap")
+    for path in machine.emulators:
+        yield _wrapper(machine, path)
+
+
+def _wrapper(machine: Machine, path: Path) -> Finding:
+    target = Path(f"{path}{WRAPPER_SUFFIX}")
+    try:
+        emulator.check_wrapper(str(path))
+    except VirtRaplError as error:
+        return Finding(FAILED, error.message, error.hint)
+    if target.read_text(errors="replace") != machine.item(str(target.relative_to(machine.root))).text:
+        return Finding(WARNING, f"{target} is not the wrapper of virt-rapl {__version__}", INSTALL)
+    if wrappers.stale(path):
+        message = f"{target} is older than its QEMU: libvirt still believes what it knew of the one before"
+        return Finding(WARNING, message, f"touch {target}")
+    return Finding(OK, f"{target} is newer than its QEMU")
+
+
+def hook(machine: Machine) -> Iterator[Finding]:
+    """Whether the hook is there and can run."""
+    path = machine.root / installer.HOOK
+    if not path.is_file():
+        yield Finding(FAILED, f"there is no hook {path}: domains start without their meter", INSTALL)
+        return
+    if not os.access(path, os.X_OK):
+        yield Finding(FAILED, f"{path} is not executable: libvirt passes over it", f"chmod 755 {path}")
+        return
+    text = path.read_text(errors="replace")
+    python = HOOK_PYTHON.search(text)
+    if "libvirt_rapl.hook" not in text or python is None:
+        yield Finding(FAILED, f"{path} is not the hook of virt-rapl", f"move it away, then {INSTALL}")
+    elif not _is_there(python[1]):
+        yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", INSTALL)
+    elif text != machine.item(installer.HOOK).text:
+        yield Finding(WARNING, f"{path} is not the hook of this virt-rapl {__version__}", INSTALL)
+    elif _libvirt_passes_over(machine):
+        yield Finding(FAILED, f"this libvirt is older than 6.5 and passes over {path}", INSTALL)
+    else:
+        yield Finding(OK, f"{path} is in place")
+
+
+def _is_there(program: str) -> bool:
+    """Tell whether it can be run. Raises PermissionError where we may not see that."""
+    with contextlib.suppress(FileNotFoundError):
+        return bool(Path(program).stat() and os.access(program, os.X_OK))
+    return False
+
+
+def _libvirt_passes_over(machine: Machine) -> bool:
+    """Tell whether libvirt is too old for qemu.d, and nothing runs what is there in its place."""
+    try:
+        old = machine.libvirt_version()[:2] < activation.FIRST_WITH_DIRECTORIES
+    except VirtRaplError:
+        return False  # another check tells that
+    dispatcher = machine.root / installer.DISPATCHER
+    return old and not (os.access(dispatcher, os.X_OK) and "qemu.d" in dispatcher.read_text(errors="replace"))
+
+
+def hook_seen(machine: Machine) -> Iterator[Finding]:
+    """Whether libvirt knows that there are hooks: it looks when it starts, and when it gets SIGHUP.
+
+    It looks for any hook of QEMU, not for ours. What it found cannot be asked for; so this goes by what came when.
+    """
+    hooks = [machine.root / installer.DISPATCHER, *(machine.root / installer.HOOK).parent.glob("*")]
+    placed = [path.stat().st_ctime for path in hooks if path.is_file() and os.access(path, os.X_OK)]
+    daemons = {daemon: began for daemon in activation.LIBVIRT_DAEMONS if (began := _last_look(machine, daemon))}
+    if not placed:
+        yield Finding(SKIPPED, "there is no hook to be seen")
+    elif not daemons:
+        yield Finding(OK, "no libvirtd or virtqemud runs now; it looks when it starts")
+    for daemon, began in daemons.items() if placed else ():
+        if min(placed) < began:
+            yield Finding(OK, f"{daemon} has looked for hooks since there are any")
+        elif any(event.time > began for event in events.told(machine.config.run_directory)):
+            yield Finding(OK, f"{daemon} has called the hook")
+        else:
+            yield Finding(
+                WARNING,
+                f"{daemon} runs since before the hook came and has not called it: nobody can tell whether it knows it",
+                f"systemctl reload {daemon}, which touches no domain; `virt-rapl install` has done so if it ran here",
+            )
+
+
+def _last_look(machine: Machine, daemon: str) -> float | None:
+    """Tell when libvirt's daemon started, or was reloaded by systemd if later; None when it does not run."""
+    if activation.pid_of(daemon, machine.root) is None:
+        return None
+    started = (machine.root / f"run/{daemon}.pid").stat().st_mtime
+    if machine.root != Path("/") or not systemd.runs():
+        return started
+    try:
+        # Microseconds of the monotonic clock. A reload changes the unit's state twice.
+        changed = systemd.systemctl("show", "--property=StateChangeTimestampMonotonic", "--value", daemon, timeout=10)
+        return max(started, time.time() - time.monotonic() + int(changed) / 1_000_000)
+    except (VirtRaplError, ValueError):
+        return started
+
+
+def files(machine: Machine) -> Iterator[Finding]:
+    """Whether all else is as `virt-rapl install` puts it in place, and nobody but root can change it."""
+    wrong, unsafe = [], []
+    for item in machine.items:
+        path = machine.root / item.target
+        now = digest(path)
+        if now and not item.link and who_else_may_write(path):
+            unsafe.append(str(path))
+        if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
+            wrong.append(str(path))
+    if unsafe:
+        names = " ".join(unsafe)
+        yield Finding(FAILED, f"others than root can change {names}", f"chown root:root {names}; then {INSTALL}")
+    elif wrong:
+        yield Finding(WARNING, f"not as virt-rapl {__version__} installs them: {', '.join(wrong)}", INSTALL)
+    else:
+        yield Finding(OK, f"all {len(machine.items)} files are in place")
+
+
+def _has_a_check_of_its_own(item: installer.Item) -> bool:
+    return item.target == installer.HOOK or item.target.endswith(WRAPPER_SUFFIX)
+
+
+def apparmor(machine: Machine) -> Iterator[Finding]:
+    """Whether AppArmor lets a confined QEMU reach its helper."""
+    if (read(machine.sys / "module/apparmor/parameters/enabled") or "").strip() != "Y":
+        yield Finding(SKIPPED, "AppArmor is not on")
+        return
+    profiles = (machine.sys / "kernel/security/apparmor/profiles").read_text()
+    if not any(LIBVIRT_PROFILES.fullmatch(line) for line in profiles.splitlines()):
+        yield Finding(OK, "AppArmor is on and does not confine libvirt")
+        return
+    rules = [item for item in machine.items if item.target.startswith("etc/apparmor.d/")]
+    missing = [item.target for item in rules if not (machine.root / item.target).exists()]
+    abstraction = machine.root / "etc/apparmor.d/abstractions/libvirt-qemu"
+    if missing:
+        yield Finding(FAILED, f"AppArmor confines libvirt, and rules are missing: {', '.join(missing)}", INSTALL)
+    elif "libvirt-qemu.d" not in (read(abstraction) or ""):
+        line = "include if exists <abstractions/libvirt-qemu.d>"
+        yield Finding(FAILED, f"{abstraction} does not include our rules", f"add the line `{line}` to it")
+    else:
+        yield Finding(OK, "AppArmor confines libvirt, and our rules are in place")
+
+
+def selinux(machine: Machine) -> Iterator[Finding]:
+    """Whether SELinux lets a confined QEMU reach its helper."""
+    enforce = read(machine.sys / "fs/selinux/enforce")
+    if enforce is None:
+        yield Finding(SKIPPED, "SELinux is not on")
+        return
+    modules: set[str] = set()
+    for store in (machine.root / "var/lib/selinux").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            for priority in (store / "active/modules").iterdir():
+                modules |= {module.name for module in priority.iterdir()}
+    if "virt_rapl" in modules:
+        yield Finding(OK, "SELinux has our module")
+    elif enforce.strip() == "1":
+        yield Finding(FAILED, "SELinux is enforcing and has not got our module: QEMU cannot reach its helper", INSTALL)
+    else:
+        yield Finding(
+            WARNING, "SELinux is permissive and has not got our module: enforcing, it would cut QEMU off", INSTALL
+        )

@@ -1,0 +1,92 @@
+"""The machine that is looked at: its directories, configuration and libvirt, each read once."""
+
+import contextlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from libvirt_rapl import dependents, domains, installer, status_socket, wrappers
+from libvirt_rapl.config import DEFAULT_PATH, Config, load
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.cpus import processor
+
+
+@dataclass
+class Machine:
+    """What the checks share."""
+
+    uri: str
+    """libvirt's."""
+    config_path: Path = DEFAULT_PATH
+    root: Path = Path("/")
+
+    @property
+    def sys(self) -> Path:
+        """Where sysfs is."""
+        return self.root / "sys"
+
+    @property
+    def proc(self) -> Path:
+        """Where /proc is."""
+        return self.root / "proc"
+
+    @property
+    def dev(self) -> Path:
+        """Where devices are."""
+        return self.root / "dev"
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration; defaults where it is wrong, which is a check's to tell."""
+        try:
+            return load(self.config_path)
+        except VirtRaplError:
+            return Config()
+
+    @cached_property
+    def emulators(self) -> list[Path]:
+        """The QEMUs that are to have a wrapper: the usual ones, and those that libvirt and domains name."""
+        named = []
+        with contextlib.suppress(VirtRaplError):  # another check tells what is wrong with libvirt
+            named = dependents.emulators(self.connect())
+        return [self.root / path.lstrip("/") for path in wrappers.emulators(self.root, named)]
+
+    @cached_property
+    def items(self) -> list[installer.Item]:
+        """What `virt-rapl install` would put in place, but for the dispatcher of old libvirts."""
+        emulators = [f"/{path.relative_to(self.root)}" for path in self.emulators]
+        return list(installer.shipped_items(emulators, dispatcher=False))
+
+    def item(self, target: str) -> installer.Item:
+        """Return what would be put in place there."""
+        return next(item for item in self.items if item.target == target)
+
+    @cached_property
+    def can_serve_guests(self) -> bool:
+        """Whether QEMU gives guests RAPL on such a processor at all."""
+        return processor(self.proc).vendor == "GenuineIntel"
+
+    def connect(self) -> Any:  # noqa: ANN401  libvirt-python has no types
+        """Return a connection that only reads. Raises VirtRaplError."""
+        if isinstance(self._connection, VirtRaplError):
+            raise self._connection
+        return self._connection
+
+    def libvirt_version(self) -> tuple[int, int, int]:
+        """Return libvirt's version. Raises VirtRaplError."""
+        number = self.connect().getLibVersion()
+        return number // 1_000_000, number // 1000 % 1000, number % 1000
+
+    @cached_property
+    def _connection(self) -> Any:  # noqa: ANN401
+        """The connection or why there is none: a libvirt that hangs shall hold us up once."""
+        try:
+            return domains.connect(self.uri, read_only=True)
+        except VirtRaplError as error:
+            return error
+
+    @cached_property
+    def status(self) -> dict[str, Any] | None:
+        """What virt-rapld tells; None when it does not answer."""
+        return status_socket.ask(self.config.run_directory / status_socket.NAME)

@@ -1,0 +1,197 @@
+"""Checks of what runs, and of where it keeps things: configuration, libvirt, virt-rapld, directories, the ledger."""
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from libvirt_rapl import activation, status_socket, systemd
+from libvirt_rapl import events as told_events
+from libvirt_rapl import ledger as ledger_file
+from libvirt_rapl.config import load
+from libvirt_rapl.daemon import LEDGER
+from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
+from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.domains import every_domain
+from libvirt_rapl.domxml import check_socket
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.source import open_source
+from libvirt_rapl.installer import PROGRAM, closed_directory
+from libvirt_rapl.registry import Registry
+
+SOME_UUID = "00000000-0000-0000-0000-000000000000"
+FREE_BYTES = 1 << 20
+"""What records, sockets' names and a write of the ledger need at most."""
+DAY_SECONDS = 86400.0
+
+
+def configuration(machine: Machine) -> Iterator[Finding]:
+    """Whether it can be understood, and nobody but root can change it: load() looks at both."""
+    config = load(machine.config_path)
+    where = machine.config_path if machine.config_path.exists() else "defaults"
+    yield Finding(OK, f"{where}: helper {config.helper}, on_failure {config.on_failure}, model {config.model}")
+
+
+def libvirt(machine: Machine) -> Iterator[Finding]:
+    """Whether it answers, its version, and which daemon it is."""
+    try:
+        version = ".".join(map(str, machine.libvirt_version()))
+    except VirtRaplError as error:
+        if not os.geteuid():
+            raise
+        yield Finding(SKIPPED, error.message, error.hint)  # which may be for us only
+        return
+    daemons = [daemon for daemon in activation.LIBVIRT_DAEMONS if activation.pid_of(daemon, machine.root)]
+    if len(daemons) > 1:
+        message = f"{' and '.join(daemons)} both run: each has domains of its own, and one does not know the other's"
+        yield Finding(WARNING, message, "keep one of them: systemctl disable --now libvirtd, or virtqemud")
+    else:
+        yield Finding(OK, f"libvirt {version}, {daemons[0] if daemons else 'a daemon without PID file'}")
+
+
+def run_directory(machine: Machine) -> Iterator[Finding]:
+    """Whether QEMU, as its own user, gets to its socket, and nobody else can put one there."""
+    path = machine.config.run_directory
+    check_socket(str(Registry(path).path(SOME_UUID, "sock")))
+    if path.is_symlink():
+        yield Finding(FAILED, f"{path} is a link", f"rm {path}: it is made anew")
+    elif not path.exists():
+        yield Finding(OK, f"{path} is made at the first start of a domain")
+    elif not path.is_dir():
+        yield Finding(FAILED, f"{path} is no directory", f"rm {path}: it is made anew")
+    elif (found := path.stat()).st_uid or found.st_mode & 0o777 != 0o711:
+        message = f"{path} is not root's with mode 0711, but {found.st_uid}'s with {found.st_mode & 0o777:04o}"
+        yield Finding(FAILED, message, f"chown root:root {path}; chmod 0711 {path}")
+    elif _free_bytes(path) < FREE_BYTES:
+        yield Finding(FAILED, f"the disk of {path} is full: helpers cannot be started", "make room there")
+    else:
+        yield Finding(OK, f"{path} is root's, and QEMU gets through")
+
+
+def _free_bytes(path: Path) -> int:
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize
+
+
+def virt_rapld(machine: Machine) -> Iterator[Finding]:
+    """Whether it runs and answers, and will after the next boot."""
+    socket = machine.config.run_directory / status_socket.NAME
+    try:
+        socket.stat()
+    except FileNotFoundError:
+        yield _not_running(machine)
+        return
+    if machine.status is None:
+        hangs = status_socket.listens(socket)
+        yield Finding(
+            FAILED, f"virt-rapld {'does not answer' if hangs else 'has died'}", "systemctl restart virt-rapld"
+        )
+        return
+    host = machine.status["host"]
+    if trouble := host.get("trouble"):
+        yield Finding(WARNING, f"virt-rapld cannot read everything: {trouble}", "`journalctl -u virt-rapld` tells more")
+    elif lost := [zone["name"] for zone in host["zones"] if "lost_intervals" in zone]:
+        yield Finding(
+            WARNING, f"counts were lost of {', '.join(lost)}", "set a shorter `interval`, unless counters were set back"
+        )
+    elif unknown := _domains_it_does_not_know(machine):
+        message = f"virt-rapld does not know {', '.join(unknown)}: it cannot reach libvirt, or has lost it"
+        yield Finding(FAILED, message, "`journalctl -u virt-rapld` tells why")
+    elif systemd.runs() and not _starts_at_boot():
+        yield Finding(WARNING, "virt-rapld runs, and does not start at boot", "systemctl enable virt-rapld")
+    else:
+        yield Finding(OK, f"virt-rapld answers; joules are counted since {host['since']}")
+
+
+def _domains_it_does_not_know(machine: Machine) -> list[str]:
+    """Return the names of domains that libvirt lists and virt-rapld does not."""
+    known = {domain["uuid"] for domain in (machine.status or {})["domains"]}
+    with contextlib.suppress(VirtRaplError):  # another check tells what is wrong with libvirt
+        return [domain.name for domain in every_domain(machine.connect()) if domain.uuid not in known]
+    return []
+
+
+def _not_running(machine: Machine) -> Finding:
+    if closed := closed_directory(*PROGRAM):
+        message = f"virt-rapld, a user of its own, cannot be run: {closed} is not open to all"
+        return Finding(FAILED, message, "install virt-rapl elsewhere, as in /opt/virt-rapl")
+    hint = "systemctl enable --now virt-rapld"
+    if machine.config.domains.include:
+        return Finding(FAILED, "virt-rapld does not run: nobody enables the configuration's `domains`", hint)
+    return Finding(WARNING, "virt-rapld does not run: no totals are kept, guests' meters work without", hint)
+
+
+def _starts_at_boot() -> bool:
+    with contextlib.suppress(VirtRaplError):
+        state = systemd.systemctl("show", "--property=UnitFileState", "--value", "virt-rapld", timeout=10).strip()
+        return state not in ("disabled", "masked")
+    return True  # systemd does not tell: not known to be wrong
+
+
+def ledger(machine: Machine) -> Iterator[Finding]:
+    """Whether totals are kept in a file that is whole."""
+    path = machine.config.state_directory / LEDGER
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        yield Finding(SKIPPED, f"there is no {path} yet: virt-rapld makes it")
+        return
+    try:
+        since, simulated, domains = _summary(path)
+    except sqlite3.Error as error:
+        if not os.access(path, os.R_OK):
+            raise PermissionError(0, "not readable", str(path)) from error
+        hint = "systemctl restart virt-rapld: it sets the file aside and begins a new one"
+        yield Finding(FAILED, f"{path} cannot be read: {error}", hint)
+        return
+    aside = sorted(str(old) for old in path.parent.glob(f"{LEDGER}.aside-*") if not old.name.endswith(("-wal", "-shm")))
+    if path.stat().st_mode & 0o007:
+        yield Finding(
+            WARNING, f"others may read {path}: fine readings of energy tell what a guest does", f"chmod o= {path}"
+        )
+    elif _free_bytes(path.parent) < FREE_BYTES:
+        yield Finding(FAILED, f"the disk of {path} is full: totals are kept in memory only", "make room there")
+    elif not _belongs(machine, simulated=simulated):
+        which = ("measured", "simulated")
+        message = f"{path} holds {which[simulated]} energy and is not used: energy here is {which[not simulated]}"
+        yield Finding(WARNING, message, "use another `state_directory` for simulations")
+    elif aside:
+        message = f"virt-rapld could not use an older ledger and has set it aside: {', '.join(aside)}"
+        yield Finding(WARNING, message, "remove it when you do not want what is in it")
+    else:
+        date = time.strftime("%Y-%m-%d", time.localtime(since))
+        yield Finding(OK, f"{path}: totals of {domains} domains since {date}, {size >> 10} KiB")
+
+
+def _summary(path: Path) -> tuple[float, bool, int]:
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version not in ledger_file.STATEMENTS and version != ledger_file.SCHEMA:
+            raise sqlite3.DatabaseError(f"it has version {version}, not {ledger_file.SCHEMA}")
+        since, simulated = database.execute("SELECT since, simulated FROM ledger").fetchone() or (0.0, 0)
+        (domains,) = database.execute("SELECT count(*) FROM domain").fetchone()
+        return float(since), bool(simulated), int(domains)
+
+
+def _belongs(machine: Machine, *, simulated: bool) -> bool:
+    """Tell whether a ledger holds the kind of energy that there is here, as far as that is known."""
+    try:
+        source = open_source(machine.config.source, sys=machine.sys, dev=machine.dev, proc=machine.proc)
+    except VirtRaplError:
+        return True
+    return (source.name == "simulated") == simulated
+
+
+def events(machine: Machine) -> Iterator[Finding]:
+    """Whether an operation of the hook failed, or a start was refused, within a day."""
+    directory = machine.config.run_directory
+    recent = [event for event in told_events.told(directory) if event.time > time.time() - DAY_SECONDS]
+    failed = [event for event in recent if event.result in ("failed", "refuse")]
+    if not failed:
+        yield Finding(OK, f"the hook's operations of the last 24 hours: {len(recent)}, none failed")
+        return
+    last = failed[-1]
+    message = f"{len(failed)} operations of the hook failed or were refused in the last 24 hours; the last one"
+    yield Finding(WARNING, f"{message}: {last.operation} of {last.domain}: {last.reason}", "`virt-rapl events`")

@@ -1,0 +1,102 @@
+"""Which emulators get a wrapper, and keeping libvirt's memory of them fresh.
+
+libvirt asks an emulator once what it can do and remembers that for as long as the file it runs does not change. What it
+runs is the wrapper, which stays as it is when QEMU beside it is upgraded: it has to be touched then.
+
+usage: python -m libvirt_rapl.wrappers (touches what is older than its QEMU; run by virt-rapl-wrappers.service)
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from libvirt_rapl.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.emulator import KNOWN
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.installer import PLAIN_PATH
+from libvirt_rapl.manifest import Manifest
+
+QUIET_SECONDS = 3.0
+"""So long after its last change an upgrade of an emulator is over."""
+
+
+def emulators(root: Path, named: Iterable[str] = ()) -> list[str]:
+    """Return the emulators under `root` that need a wrapper: the known ones that are there, and `named` ones.
+
+    A known one that is only a link to another gets none; one that is named does, as its domain shall run by that name.
+    Names that would have to be quoted in a unit are left out.
+    """
+    found: dict[Path, str] = {}
+    for path in KNOWN:
+        if (target := _resolve(root, path)).is_file():
+            found.setdefault(target, path)
+    plain = [path for path in named if PLAIN_PATH.fullmatch(path) and path == os.path.normpath(path)]
+    wanted = [path for path in plain if (root / path.lstrip("/")).is_file()]
+    return list(dict.fromkeys([*found.values(), *sorted(wanted)]))
+
+
+def _resolve(root: Path, path: str) -> Path:
+    """Follow the links of an emulator, absolute ones within `root`."""
+    here = root / path.lstrip("/")
+    for _ in range(8):
+        if not here.is_symlink():
+            break
+        link = here.readlink()
+        here = root / str(link).lstrip("/") if link.is_absolute() else Path(os.path.normpath(here.parent / link))
+    return here
+
+
+def stale(emulator: Path) -> bool:
+    """Tell whether the emulator has changed since its wrapper was last touched. Raises OSError if one is missing."""
+    # Of two changes within one tick of the kernel's clock nobody can tell which came first.
+    return Path(f"{emulator}{WRAPPER_SUFFIX}").stat().st_ctime_ns <= emulator.stat().st_ctime_ns
+
+
+def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
+    """Touch the installed wrappers that are stale; yields a line for each. Raises VirtRaplError."""
+    for emulator in _wrapped(root):
+        wrapper = Path(f"{emulator}{WRAPPER_SUFFIX}")
+        try:
+            if not emulator.exists() or not wrapper.exists() or not stale(emulator):
+                continue
+            if not dry_run:
+                os.utime(wrapper)
+        except OSError as error:
+            raise VirtRaplError(f"cannot touch {wrapper}: {error.strerror}", "run it as root") from error
+        touched = "would be touched" if dry_run else "touched  "
+        yield f"{touched} {wrapper}: {emulator.name} has changed, libvirt shall ask it anew"
+
+
+def _wrapped(root: Path) -> list[Path]:
+    """Return the emulators that have a wrapper of ours, whether they are there or not. Raises VirtRaplError."""
+    wrappers = [name for name in Manifest.load(root).files if name.endswith(WRAPPER_SUFFIX)]
+    return [root / name.removesuffix(WRAPPER_SUFFIX) for name in wrappers]
+
+
+def _changes(emulators: Iterable[Path]) -> list[int | None]:
+    return [path.stat().st_ctime_ns if path.exists() else None for path in emulators]
+
+
+def main() -> int:
+    """Touch what is stale on this machine, until no emulator changes any more: systemd does not watch while we run.
+
+    Exit status: 0 done, 1 failed.
+    """
+    try:
+        wrapped = _wrapped(Path("/"))
+        before = None
+        while (now := _changes(wrapped)) != before:
+            before = now
+            for line in refresh(Path("/")):
+                print(line, flush=True)
+            time.sleep(QUIET_SECONDS)
+    except VirtRaplError as error:
+        print(f"virt-rapl: error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What is done on the running system after an installation and around its end, with stand-ins for its programs."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from libvirt_rapl import activation
+from libvirt_rapl.config import Config
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.manifest import Manifest
+
+NOTE = '#!/bin/sh\necho "${0##*/} $*" | sed "s,/[^ ]*/,,g" >>"$LOG"\n'
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[activation.Step]], list[str]]:
+    """A machine with SELinux and the programs of it that there are; carries out steps and tells what they called."""
+    (tmp_path / "bin").mkdir()
+    for name in ("checkmodule", "semodule_package", "semodule", "restorecon", "modprobe"):
+        (tmp_path / "bin" / name).write_text(NOTE + 'case $1 in --list-modules) echo "base virt_rapl zebra" ;; esac\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "enforce").touch()
+    (tmp_path / "virt_rapl.te").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setattr(activation, "SELINUX", tmp_path / "enforce")
+    monkeypatch.setattr(activation, "MODULE", tmp_path / "virt_rapl.te")
+    monkeypatch.setattr(activation, "MSR", tmp_path / "msr")
+    monkeypatch.setattr(activation, "LIBVIRT_DAEMONS", ("libvirtd-of-nobody",))
+    manifest = Manifest(files={"usr/bin/qemu-system-x86_64-rapl": ""})
+    monkeypatch.setattr(Manifest, "load", lambda _root: manifest)
+    monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
+
+    def called(steps: Iterable[activation.Step]) -> list[str]:
+        for _, act in steps:
+            act()
+        log = tmp_path / "log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    return called
+
+
+Called = Callable[[Iterable[activation.Step]], list[str]]
+
+
+def test_selinux_gets_its_module(called: Called) -> None:
+    assert called(activation.after_install()) == [
+        "modprobe msr",
+        "checkmodule -M -m -o virt_rapl.mod virt_rapl.te",
+        "semodule_package -o virt_rapl.pp -m virt_rapl.mod -f virt_rapl.fc",
+        "semodule --install=virt_rapl.pp",
+        "restorecon -R -i virt-rapl qemu-system-x86_64-rapl",
+    ]
+    assert called(activation.before_uninstall()) == ["semodule --list-modules", "semodule --remove=virt_rapl"]
+
+
+def test_without_selinux_and_with_msr_nothing_is_called(called: Called, tmp_path: Path) -> None:
+    (tmp_path / "enforce").unlink()
+    (tmp_path / "msr").touch()
+    assert called([*activation.after_install(), *activation.before_uninstall()]) == []
+
+
+def test_a_kernel_without_the_module_msr_is_no_failure(called: Called, tmp_path: Path) -> None:
+    (tmp_path / "enforce").unlink()
+    (tmp_path / "bin/modprobe").write_text("#!/bin/sh\nexit 1\n")
+    assert called(activation.after_install()) == []
+
+
+def test_what_selinux_lacks_is_told(called: Called, tmp_path: Path) -> None:
+    (tmp_path / "bin/checkmodule").write_text("#!/bin/sh\necho 'syntax error' >&2\nexit 1\n")
+    with pytest.raises(VirtRaplError, match=r"checkmodule .* failed: syntax error"):
+        called(activation.after_install())
+    (tmp_path / "bin/checkmodule").unlink()
+    with pytest.raises(VirtRaplError, match="checkmodule") as caught:
+        called(activation.after_install())
+    assert "install checkpolicy" in caught.value.hint
+
+
+def test_the_run_directory_goes_with_what_is_ours_in_it(called: Called, tmp_path: Path) -> None:
+    config = Config(run_directory=tmp_path / "run", state_directory=tmp_path / "state")
+    uuid = "11111111-2222-4333-8444-555555555555"
+    (config.run_directory / "daemon").mkdir(parents=True)
+    for name in ("events.jsonl", "events.jsonl.1", f"{uuid}.lock"):
+        (config.run_directory / name).touch()
+    config.state_directory.mkdir()
+    called(activation.after_uninstall(config))
+    assert not config.run_directory.exists()
+    assert not config.state_directory.exists()
+
+    config.run_directory.mkdir()
+    (config.run_directory / f"{uuid}.json").touch()  # a domain that runs on
+    config.state_directory.mkdir()
+    (config.state_directory / "ledger.db").touch()
+    called(activation.after_uninstall(config))
+    assert (config.run_directory / f"{uuid}.json").exists()
+    assert (config.state_directory / "ledger.db").exists()
+
+    (config.run_directory / f"{uuid}.json").rename(config.run_directory / "somebody-elses")
+    called(activation.after_uninstall(config))
+    assert [path.name for path in config.run_directory.iterdir()] == ["somebody-elses"]

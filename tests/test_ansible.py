@@ -1,0 +1,152 @@
+"""The Ansible role on a machine with systemd: from a host without us to metered guests, and back."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from machine import Machine
+from walking import wait_until
+from wheel import ROOT, build
+
+from libvirt_rapl.simulator import guest
+
+pytestmark = pytest.mark.e2e
+
+ROLES = ROOT / "etc/ansible/roles"
+GUESTS = ("web1", "web-test", "db")
+ENVIRONMENT = {
+    "ANSIBLE_GATHERING": "explicit",  # the role gathers the little that it needs
+    "ANSIBLE_HOME": "/tmp/ansible",
+    "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_PIPELINING": "1",
+    "ANSIBLE_ROLES_PATH": str(ROLES),
+    "LC_ALL": "C.UTF-8",
+}
+INVENTORY = (
+    "[hypervisors]\nhost ansible_connection=local ansible_become=false ansible_python_interpreter=/usr/bin/python3"
+)
+ACCOUNTS = ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"]
+UNSTEADY = ("/etc/libvirt/qemu/", "/etc/.pwd.lock", "/var/lib/libvirt/", "/var/lib/systemd/", *ACCOUNTS)
+"""What is written anew as it was, or with its backups: definitions and accounts are compared by what they say."""
+
+
+class Play(NamedTuple):
+    """What a run of the playbook did."""
+
+    status: int
+    output: str
+    changed: list[str]
+    """Names of the tasks and handlers that changed something, in order."""
+
+
+class Host:
+    """A machine that the playbook of the role's README is played on."""
+
+    def __init__(self, machine: Machine, wheel: str) -> None:
+        self.machine = machine
+        readme = (ROLES / "virt_rapl/README.md").read_text(encoding="utf-8")
+        (example,) = re.findall(r"    # energy.yml\n(.*?)\n\n", readme, re.DOTALL)
+        machine.path("/root/energy.yml").write_text(re.sub("^    ", "", example, flags=re.MULTILINE))
+        machine.path("/root/hosts").write_text(INVENTORY)
+        self._wheel = wheel
+
+    def play(self, *options: str, **variables: object) -> Play:
+        variables = {"virt_rapl_package": self._wheel, **variables}
+        environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
+        command = ["ansible-playbook", "--inventory=/root/hosts", "/root/energy.yml", *options]
+        command += [f"--extra-vars={json.dumps(variables)}"]
+        done = self.machine.run(["env", *environment, *command], check=False, timeout=600)
+        changed = []
+        for line in done.stdout.splitlines():
+            if task := re.match(r"(?:TASK|RUNNING HANDLER) \[virt_rapl : (.*)\]", line):
+                name = task[1]
+            elif line.startswith("changed: [host]") and name not in changed:
+                changed.append(name)
+        print(done.stdout, done.stderr)
+        return Play(done.returncode, done.stdout + done.stderr, changed)
+
+    def files(self) -> set[str]:
+        find = ["find", "/etc", "/opt", "/usr", "/var/lib", "-xdev"]
+        find += ["(", "-type", "d", "-printf", "%p %M %u\n", ")", "-o", "-printf", "%p %M %u %s %T@ %l\n"]
+        return {line for line in self.machine.run(find).stdout.splitlines() if not line.startswith(UNSTEADY)}
+
+    def accounts(self) -> str:
+        return self.machine.run(["cat", *ACCOUNTS]).stdout
+
+    def definitions(self) -> list[str]:
+        return [self.machine.run(["virsh", "dumpxml", "--inactive", name]).stdout for name in GUESTS]
+
+    def domain(self, name: str) -> dict[str, Any]:
+        (domain,) = json.loads(self.machine.run(["/usr/local/bin/virt-rapl", "status", "--json", name]).stdout)[
+            "domains"
+        ]
+        assert isinstance(domain, dict)
+        return domain
+
+    def daemon(self) -> str:
+        return self.machine.run(["systemctl", "show", "--property=MainPID", "--value", "virt-rapld"]).stdout
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    wheel = build(tmp_path)
+    with Machine() as machine:
+        machine.path(f"/root/{wheel.name}").write_bytes(wheel.read_bytes())
+        for name in GUESTS:
+            files = f"/var/lib/libvirt/images/{name}.rom", f"/var/log/libvirt/qemu/{name}.out"
+            machine.path(files[0]).write_bytes(guest.rom(50))
+            machine.path("/root/guest.xml").write_text(guest.domain_xml(name, *files))
+            machine.run(["virsh", "define", "/root/guest.xml"])
+        yield Host(machine, f"/root/{wheel.name}")
+
+
+def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
+    before, accounts, definitions = host.files(), host.accounts(), host.definitions()
+
+    play = host.play("--check", "--diff")
+    assert play.status == 0
+    assert {"Note what is installed", "Write the configuration"} <= set(play.changed)
+    assert "+interval: 1\n" in play.output
+    assert host.files() == before
+
+    play = host.play()
+    assert play.status == 0
+    assert "Restart virt-rapld" not in play.changed
+    assert host.machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout == "enabled\n"
+    host.machine.run(["virsh", "start", "web1"])
+    host.machine.run(["virsh", "start", "web-test"])
+    output = host.machine.path("/var/log/libvirt/qemu/web1.out")
+    wait_until(lambda: any(guest.joules(guest.readings(output)).values()), 30, "the guest reads its energy")
+    wait_until(lambda: host.domain("web1")["energy_joules"] > 0, 30, "the host counts it")
+    assert [host.domain(name)["vrapl"] for name in GUESTS] == ["active", "off", "off"]
+
+    play = host.play()
+    assert (play.status, play.changed) == (0, [])
+
+    daemon, domain = host.daemon(), host.domain("web1")
+    variable = {"virt_rapl_config": {"interval": 0.5}}
+    play = host.play("--check", "--diff", "--tags=configure,service,domains", **variable)
+    assert (play.status, play.changed) == (0, ["Write the configuration", "Restart virt-rapld"])
+    assert "-interval: 1\n" in play.output
+    assert host.daemon() == daemon
+    assert host.play(**variable).changed == play.changed
+    assert host.daemon() != daemon
+    after = host.domain("web1")
+    assert (after["pid"], after["helper"]["pid"]) == (domain["pid"], domain["helper"]["pid"])
+
+    play = host.play("--tags=configure", virt_rapl_config={"intervall": 0.5})
+    assert (play.status, play.changed) == (2, [])
+    assert "did you mean interval?" in play.output
+
+    play = host.play(virt_rapl_state="absent")
+    assert play.status == 2, "a domain with a meter runs"
+    for name in ("web1", "web-test"):
+        host.machine.run(["virsh", "destroy", name])
+    play = host.play(virt_rapl_state="absent")
+    assert play.status == 0
+    assert host.files() == before
+    assert host.accounts() == accounts
+    assert host.definitions() == definitions

@@ -1,0 +1,587 @@
+"""`virt-rapl doctor`: on a machine of files where all is in order, with each thing broken in turn; and a real one."""
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+from fixtures import Host, write
+from test_enable import (
+    GREETING,
+    OTHER_UUID,
+    UUID,
+    WITH_RAPL,
+    WITHOUT_RAPL,
+    FakeDomain,
+    FakeLibvirt,
+    definition,
+    fake_qemu,
+)
+from walking import NewGuest, start_enabled, status, wait_until
+
+from libvirt_rapl import doctor, domxml, events, inventory, ledger, status_socket, wrappers
+from libvirt_rapl.cli import main
+from libvirt_rapl.doctor import Check, installation, service
+from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.installer import DISPATCHER, HOOK, PLACES, install
+from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.runstate import RunState
+from libvirt_rapl.simulator.world import World
+from libvirt_rapl.vmsr import requirements
+
+QEMU = "usr/bin/qemu-system-x86_64"
+GUIDE = Path(__file__).parent.parent / "docs/troubleshooting.md"
+STATUS: dict[str, Any] = {
+    "host": {"zones": [{"name": "package-0"}], "since": "2026-01-31T12:00:00+00:00"},
+    "domains": [{"uuid": UUID, "reason": None}],
+}
+NOT_APPLICABLE = {"apparmor", "selinux"}
+"""Of the checks, on the machine of files."""
+
+
+class Domain(FakeDomain):
+    live: str = ""
+    """XML of the domain as it runs."""
+
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        return super().XMLDesc(flags) if flags & libvirt.VIR_DOMAIN_XML_INACTIVE else self.live or self.xml
+
+
+class Libvirt(FakeLibvirt):
+    version = 11_003_000
+
+    def getCapabilities(self) -> str:  # noqa: N802
+        return "<capabilities/>"
+
+    def getLibVersion(self) -> int:  # noqa: N802
+        return self.version
+
+    def listAllDomains(self) -> list[FakeDomain]:  # noqa: N802
+        return self.domains
+
+
+class Patient:
+    """The machine of files: QEMU, an installation, a libvirt, a daemon and one domain that reads its energy."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.patch, self.libvirt = root, monkeypatch, Libvirt()
+        self.status: dict[str, Any] | None = STATUS
+        self.host = Host(root)
+        self.host.zone("intel-rapl:0", "package-0", 1)
+        write(self.host.powercap / "intel-rapl/enabled", "1\n")
+        write(self.host.proc / "self/schedstat", "12 34 56\n")
+        write(self.host.proc / "self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw\n")
+        write(self.host.dev / "kvm", "")
+        self.qemu(GREETING % (0, 10), WITH_RAPL)
+        list(install(root, wrappers.emulators(root)))
+        self.run_directory, self.state_directory = root / "run/virt-rapl", root / "var/lib/virt-rapl"
+        self.configure()
+        self.daemon("libvirtd", time.time() + 10)
+        Registry(self.run_directory).create_directory()
+        monkeypatch.setattr("libvirt.openReadOnly", lambda _uri: self.libvirt)
+        monkeypatch.setattr(inventory, "read_run_state", lambda _name: RunState(7, {0: 8}))
+        monkeypatch.setattr(status_socket, "ask", lambda _path: self.status)
+        monkeypatch.setattr(service, "closed_directory", lambda *_: None)
+        write(self.run_directory / status_socket.NAME, "")
+        self.ledger = ledger.Ledger(self.state_directory / "ledger.db", simulated=False, tell=pytest.fail)
+        self.ledger.load()
+        self.domain = self.add("web1")
+        self.record(state="ready")
+        self.tell(result="ready")
+
+    @property
+    def machine(self) -> Machine:
+        return Machine("fake:///", self.root / "etc/virt-rapl/virt-rapl.yaml", self.root)
+
+    def examine(self, *names: str) -> dict[str, list[Check]]:
+        """Run these checks, or all, and return what they tell by name."""
+        found: dict[str, list[Check]] = {}
+        if names:
+            self.patch.setattr(doctor, "CHECKS", {name: doctor.CHECKS[name] for name in names})
+        for check in doctor.examine(self.machine):
+            found.setdefault(check.name, []).append(check)
+        return found
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def configure(self, **settings: object) -> None:
+        settings = {"run_directory": self.run_directory, "state_directory": self.state_directory} | settings
+        write(
+            self.path("etc/virt-rapl/virt-rapl.yaml"), "".join(f"{key}: {value}\n" for key, value in settings.items())
+        )
+
+    def qemu(self, *answers: str) -> None:
+        """Let QEMU answer so; its wrapper, if it is there, stays the newer one."""
+        self.path("usr/bin").mkdir(parents=True, exist_ok=True)
+        fake_qemu(self.path("usr/bin"), *answers).rename(self.path(QEMU))
+        self.path("usr/bin/qemu-rapl").unlink()
+        if self.path(f"{QEMU}-rapl").exists():
+            os.utime(self.path(f"{QEMU}-rapl"))
+
+    def daemon(self, name: str, since: float) -> None:
+        pid = {"libvirtd": 70, "virtqemud": 71}[name]
+        write(self.path(f"proc/{pid}/comm"), f"{name}\n")
+        write(self.path(f"run/{name}.pid"), f"{pid}\n")
+        os.utime(self.path(f"run/{name}.pid"), (since, since))
+
+    def tell(self, **values: Any) -> None:  # noqa: ANN401
+        told = {"time": time.time(), "domain": "web1", "uuid": UUID, "operation": "start", "milliseconds": 9, **values}
+        events.tell(self.run_directory, events.Event(**told))
+
+    def add(self, name: str, *, enabled: bool = True, running: bool = True, uuid: str = UUID) -> Domain:
+        xml = definition(name, uuid, self.path(QEMU))
+        xml = domxml.inject(xml, socket=str(self.run_directory / f"{uuid}.sock")) if enabled else xml
+        domain = Domain(self.libvirt, xml, 4 if running else -1)
+        self.libvirt.domains.append(domain)
+        return domain
+
+    def record(self, **values: Any) -> None:  # noqa: ANN401
+        helper = {"helper_pid": os.getpid(), "helper_start": start_time(os.getpid())}
+        settings: dict[str, Any] = {"backend": "native", "owner_uid": 0, "owner_gid": 0, **helper, **values}
+        Registry(self.run_directory).write(Record(uuid=UUID, name="web1", **settings))
+
+
+@contextlib.contextmanager
+def new_patient() -> Iterator[Patient]:
+    # Not tmp_path, which is root's only: QEMU is asked as another user.
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda _: None)  # it takes more time than all else
+        Path(name).chmod(0o755)
+        yield Patient(Path(name), monkeypatch)
+
+
+@pytest.fixture
+def patient() -> Iterator[Patient]:
+    with new_patient() as patient:
+        yield patient
+
+
+def test_all_is_in_order(patient: Patient) -> None:
+    found = patient.examine()
+    assert list(found) == list(doctor.CHECKS)
+    states = {name: {check.state for check in checks} for name, checks in found.items()}
+    assert states == {name: {"skipped" if name in NOT_APPLICABLE else "ok"} for name in found}
+    assert not any(check.hint for checks in found.values() for check in checks)
+    assert found["domains"][0].message == "domains: 1; in order: active: 1"
+    assert "11.3.0, libvirtd" in found["libvirt"][0].message
+
+
+def remove(name: str) -> Callable[[Patient], object]:
+    return lambda patient: patient.path(name).unlink()
+
+
+def text(name: str, content: str) -> Callable[[Patient], object]:
+    return lambda patient: write(patient.path(name), content)
+
+
+def mode(name: str, bits: int) -> Callable[[Patient], object]:
+    return lambda patient: patient.path(name).chmod(bits)
+
+
+def configured(**settings: object) -> Callable[[Patient], object]:
+    return lambda patient: patient.configure(**settings)
+
+
+def both(*breaks: Callable[[Patient], object]) -> Callable[[Patient], object]:
+    return lambda patient: [apply(patient) for apply in breaks]
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[Patient], object]:
+    return lambda patient: write(patient.path(name), patient.path(name).read_text().replace(old, new))
+
+
+def amd(patient: Patient) -> None:
+    patient.host.processor("AuthenticAMD", 25, 1)
+
+
+def no_zones(patient: Patient) -> None:
+    (patient.host.powercap / "intel-rapl:0/name").unlink()
+
+
+def zeros(patient: Patient) -> None:
+    for cpu in range(2):
+        patient.host.registers(cpu, {0x700: 0})  # and all below
+
+
+def upgrade_qemu(patient: Patient) -> None:
+    qemu, wrapper = patient.path(QEMU), patient.path(f"{QEMU}-rapl")
+    while qemu.stat().st_ctime <= wrapper.stat().st_ctime:  # clocks of file systems tick coarsely
+        os.utime(qemu)
+
+
+def no_libvirt(patient: Patient) -> None:
+    def refuse(_uri: str) -> None:
+        raise libvirt.libvirtError("no such socket")
+
+    patient.patch.setattr("libvirt.openReadOnly", refuse)
+
+
+def old_libvirt(patient: Patient) -> None:
+    patient.libvirt.version = 6_004_000
+
+
+def hook_after_libvirt(patient: Patient) -> None:
+    patient.daemon("libvirtd", time.time() - 60)
+    patient.path("run/virt-rapl/events.jsonl").unlink()
+
+
+def no_helper_program(patient: Patient) -> None:
+    patient.configure(helper="qemu")
+    patient.patch.setattr(requirements, "QEMU_HELPER_PATH", "/nowhere")
+
+
+def helper_of_qemu(patient: Patient) -> None:
+    patient.configure(helper="qemu")
+    patient.patch.setattr(installation, "qemu_helper", lambda: "/usr/bin/qemu-vmsr-helper")
+
+
+def no_seccomp(patient: Patient) -> None:
+    patient.patch.setattr("libvirt_rapl.confinement._LIBSECCOMP", "libno.so.2")
+
+
+def link_of_run_directory(patient: Patient) -> None:
+    patient.run_directory.rename(patient.path("run/elsewhere"))
+    patient.run_directory.symlink_to("elsewhere")
+
+
+def full_disk(directory: str) -> Callable[[Patient], object]:
+    def fill(patient: Patient) -> None:
+        space = os.statvfs(patient.root)
+        full = os.statvfs_result([*space[:4], 0, *space[5:]])
+        patient.patch.setattr(os, "statvfs", lambda path: full if str(path).endswith(directory) else space)
+
+    return fill
+
+
+def no_daemon(patient: Patient) -> None:
+    (patient.run_directory / status_socket.NAME).unlink()
+
+
+def closed_home(patient: Patient) -> None:
+    patient.patch.setattr(service, "closed_directory", lambda *_: Path("/root"))
+
+
+def dead_daemon(patient: Patient) -> None:
+    patient.status = None
+
+
+def hanging_daemon(patient: Patient) -> None:
+    patient.status = None
+    patient.patch.setattr(status_socket, "listens", lambda _path: True)
+
+
+def daemon_tells(**host: object) -> Callable[[Patient], object]:
+    def tell(patient: Patient) -> None:
+        patient.status = {**STATUS, "host": {**STATUS["host"], **host}}
+
+    return tell
+
+
+def not_at_boot(patient: Patient) -> None:
+    patient.patch.setattr("libvirt_rapl.systemd.runs", lambda: True)
+    patient.patch.setattr("libvirt_rapl.systemd.systemctl", lambda *_, **__: "disabled\n")
+
+
+def older_ledger_aside(patient: Patient) -> None:
+    write(patient.state_directory / "ledger.db.aside-20260131T120000", "")
+
+
+def simulated_ledger(patient: Patient) -> None:
+    with sqlite3.connect(patient.state_directory / "ledger.db") as database:
+        database.execute("UPDATE ledger SET simulated = 1")
+    database.close()
+
+
+def newer_ledger(patient: Patient) -> None:
+    with sqlite3.connect(patient.state_directory / "ledger.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+def event(**values: object) -> Callable[[Patient], object]:
+    return lambda patient: patient.tell(**values)
+
+
+def record(**values: object) -> Callable[[Patient], object]:
+    return lambda patient: patient.record(**values)
+
+
+def growable(patient: Patient) -> None:
+    patient.domain.xml = patient.domain.xml.replace("<vcpu>2</vcpu>", "<vcpu current='1'>2</vcpu>")
+
+
+def cloned(patient: Patient) -> None:
+    patient.domain.xml = patient.domain.xml.replace(f"{UUID}.sock", "99999999-0000-0000-0000-000000000000.sock")
+
+
+def not_yet(patient: Patient) -> None:
+    patient.domain.live = definition("web1", UUID, patient.path(QEMU))
+
+
+def plain(patient: Patient) -> None:
+    patient.domain.xml = definition("web1", UUID, patient.path(QEMU))
+
+
+def refused(patient: Patient) -> None:
+    patient.status = {**STATUS, "domains": [{"uuid": UUID, "reason": "something took its meter out 5 times"}]}
+
+
+def with_apparmor(*breaks: Callable[[Patient], object]) -> Callable[[Patient], object]:
+    return both(
+        text("sys/module/apparmor/parameters/enabled", "Y\n"),
+        text("sys/kernel/security/apparmor/profiles", "man (enforce)\n/usr/sbin/libvirtd (enforce)\n"),
+        text("etc/apparmor.d/abstractions/libvirt-qemu", "include if exists <abstractions/libvirt-qemu.d>\n"),
+        *breaks,
+    )
+
+
+def rules_shipped(patient: Patient) -> None:
+    patient.patch.setitem(PLACES, "etc/tmpfiles.d", "etc/apparmor.d/abstractions/libvirt-qemu.d")
+
+
+def with_selinux(enforcing: str, module: str) -> Callable[[Patient], object]:
+    return both(
+        text("sys/fs/selinux/enforce", enforcing),
+        text(f"var/lib/selinux/targeted/active/modules/400/{module}/cil", ""),
+        text("var/lib/selinux/final/note", ""),
+    )
+
+
+BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
+    ("configuration", configured(helper="nobody"), "failed", "helper: expected one of native, qemu"),
+    ("configuration", mode("etc/virt-rapl/virt-rapl.yaml", 0o666), "failed", "everybody may write it"),
+    ("processor", amd, "warning", "Intel hosts only; domains are metered on the host only"),
+    ("registers", amd, "skipped", "no meter of their own"),
+    ("rapl", amd, "skipped", "no meter of their own"),
+    ("cpus", amd, "skipped", "no meter of their own"),
+    ("energy", no_zones, "failed", "shows no RAPL zones"),
+    ("energy", text("sys/class/powercap/virt-rapl-simulator/truth", ""), "warning", "SIMULATED"),
+    ("registers", no_zones, "failed", "neither RAPL registers nor powercap zones"),
+    ("registers", configured(helper="qemu"), "failed", "qemu-vmsr-helper reads registers only"),
+    ("registers", both(configured(helper="qemu"), zeros), "failed", "registers only: .* reads 0"),
+    ("rapl", remove("sys/class/powercap/intel-rapl/enabled"), "failed", "RAPL is not enabled"),
+    ("cpus", text("sys/devices/system/cpu/cpu2/online", "0\n"), "failed", "CPU 2 is not"),
+    ("kvm", remove("dev/kvm"), "failed", "no /dev/kvm"),
+    ("clock", text("proc/self/schedstat", "0 0 0\n"), "warning", "clock ticks"),
+    ("clock", text("proc/cmdline", "ro nohz=off\n"), "warning", "nohz=off"),
+    ("processes", text("proc/self/mountinfo", "2 7 0:2 / /proc rw - proc proc rw,hidepid=2\n"), "failed", "hidepid"),
+    ("helper", no_helper_program, "failed", "qemu-vmsr-helper is not installed"),
+    ("helper", helper_of_qemu, "warning", "when a thread of QEMU ends"),
+    ("helper", no_seccomp, "failed", "libno.so.2 is missing"),
+    ("helper", configured(shaping="off"), "warning", "`shaping: off`"),
+    ("qemu", remove(QEMU), "failed", "there is no QEMU"),
+    ("qemu", lambda patient: patient.qemu(GREETING % (0, 9), WITH_RAPL), "failed", "QEMU 9.0.2 .* too old"),
+    ("qemu", lambda patient: patient.qemu(GREETING % (0, 10), WITHOUT_RAPL), "failed", "built without RAPL"),
+    ("wrapper", remove(QEMU), "skipped", "no QEMU to wrap"),
+    ("wrapper", remove(f"{QEMU}-rapl"), "failed", "no emulator wrapper"),
+    ("wrapper", mode(f"{QEMU}-rapl", 0o644), "failed", "no emulator wrapper"),
+    ("wrapper", text(f"{QEMU}-rapl", "#!/bin/sh\n"), "warning", "is not the wrapper of virt-rapl"),
+    ("wrapper", upgrade_qemu, "warning", "older than its QEMU"),
+    ("libvirt", no_libvirt, "failed", "cannot connect to libvirt"),
+    ("libvirt", lambda patient: patient.daemon("virtqemud", 0), "warning", "both run"),
+    ("hook", remove(HOOK), "failed", "there is no hook"),
+    ("hook", mode(HOOK, 0o644), "failed", "not executable"),
+    ("hook", text(HOOK, "#!/bin/sh\n"), "failed", "is not the hook of virt-rapl"),
+    ("hook", replaced(HOOK, "python='", "python='/gone"), "failed", "which is gone"),
+    ("hook", replaced(HOOK, "set -u", "set -eu"), "warning", "not the hook of this virt-rapl"),
+    ("hook", old_libvirt, "failed", "older than 6.5"),
+    ("hook-seen", hook_after_libvirt, "warning", "nobody can tell whether it knows it"),
+    ("hook-seen", remove(HOOK), "skipped", "no hook to be seen"),
+    ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),
+    ("files", text("etc/systemd/system/virt-rapld.service", "[Unit]\n"), "warning", "virt-rapld.service"),
+    ("files", mode(HOOK, 0o777), "failed", f"others than root can change .*{HOOK}"),
+    ("apparmor", with_apparmor(text("etc/apparmor.d/abstractions/libvirt-qemu", "")), "failed", "does not include"),
+    (
+        "apparmor",
+        with_apparmor(rules_shipped),
+        "failed",
+        "missing: etc/apparmor.d/abstractions/libvirt-qemu.d/",
+    ),
+    ("selinux", with_selinux("1", "other"), "failed", "enforcing and has not got our module"),
+    ("selinux", with_selinux("0", "other"), "warning", "permissive and has not got our module"),
+    ("run-directory", mode("run/virt-rapl", 0o755), "failed", "with 0755"),
+    ("run-directory", link_of_run_directory, "failed", "is a link"),
+    ("run-directory", full_disk("run/virt-rapl"), "failed", "is full"),
+    ("run-directory", configured(run_directory=f"/run/{'x' * 100}"), "failed", "longer than 107 bytes"),
+    ("virt-rapld", no_daemon, "warning", "does not run: no totals"),
+    ("virt-rapld", both(no_daemon, configured(domains="['*']")), "failed", "nobody enables"),
+    ("virt-rapld", both(no_daemon, closed_home), "failed", "cannot be run: /root is not open to all"),
+    ("virt-rapld", dead_daemon, "failed", "has died"),
+    ("virt-rapld", hanging_daemon, "failed", "does not answer"),
+    ("virt-rapld", daemon_tells(trouble="no /sys"), "warning", "no /sys"),
+    ("virt-rapld", daemon_tells(zones=[{"name": "dram-0", "lost_intervals": 2}]), "warning", "lost of dram-0"),
+    ("virt-rapld", lambda patient: patient.add("db", uuid=OTHER_UUID), "failed", "does not know db"),
+    ("virt-rapld", not_at_boot, "warning", "does not start at boot"),
+    ("ledger", remove("var/lib/virt-rapl/ledger.db"), "skipped", "virt-rapld makes it"),
+    ("ledger", text("var/lib/virt-rapl/ledger.db", "no database" * 100), "failed", "cannot be read"),
+    ("ledger", newer_ledger, "failed", "has version 99"),
+    ("ledger", mode("var/lib/virt-rapl/ledger.db", 0o644), "warning", "others may read"),
+    ("ledger", full_disk("var/lib/virt-rapl"), "failed", "is full"),
+    ("ledger", simulated_ledger, "warning", "holds simulated energy and is not used"),
+    ("ledger", older_ledger_aside, "warning", "aside-20260131T120000"),
+    ("events", event(result="failed", reason="out of luck"), "warning", "start of web1: out of luck"),
+    ("events", event(result="refuse", reason="no helper"), "warning", "1 operations .* start of web1: no helper"),
+    ("domains", no_libvirt, "skipped", "libvirt does not tell"),
+    ("domains", record(state="degraded", reason="no luck"), "failed", "web1: runs without its meter: no luck"),
+    ("domains", record(state="ready", helper_pid=1), "failed", "web1: runs without its meter: its helper ended"),
+    ("domains", remove(f"run/virt-rapl/{UUID}.json"), "failed", "web1: .*: the hook did not run"),
+    ("domains", record(state="ready", qemu_version="99.0.0"), "warning", "web1: QEMU 99.0.0 is not known"),
+    ("domains", growable, "failed", "web1: gets no meter at its next start: .* can grow"),
+    ("domains", both(plain, growable), "skipped", "web1: is off, and cannot have a meter: .* can grow"),
+    ("domains", cloned, "failed", "web1: gets no meter at its next start: its -accel argument"),
+    ("domains", remove(f"{QEMU}-rapl"), "failed", "web1: gets no meter at its next start: there is no .* wrapper"),
+    ("domains", not_yet, "warning", "web1: is enabled, but runs as it was started before"),
+    ("domains", both(plain, growable, configured(domains="[web1]")), "failed", "web1: .* choose it, but .* can grow"),
+    ("domains", both(plain, configured(domains="[web1]")), "warning", "web1: .* choose it, but it is not enabled"),
+    ("domains", both(plain, configured(domains="[web1]"), refused), "warning", "took its meter out 5 times"),
+]
+
+
+@pytest.mark.parametrize("name", doctor.CHECKS)
+def test_what_is_broken_is_told_with_its_remedy(name: str) -> None:
+    for _, breaks, state, message in (case for case in BROKEN if case[0] == name):
+        with new_patient() as patient:
+            breaks(patient)
+            found = patient.examine(name)[name]
+        assert any(check.state == state and re.search(message, check.message) for check in found), (message, found)
+        assert all(check.hint for check in found if check.state in ("warning", "failed"))
+        assert not any("\n" in check.message + check.hint for check in found)
+
+
+def test_each_check_can_fail_and_has_its_entry_in_the_guide() -> None:
+    assert {name for name, *_ in BROKEN} == set(doctor.CHECKS)
+    assert re.findall(r"^## (\S+)$", GUIDE.read_text(), re.MULTILINE) == list(doctor.CHECKS)
+
+
+OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
+    ("energy", configured(source="powercap"), "powercap shows package-0"),
+    ("registers", configured(source="auto"), "helpers read powercap"),
+    (
+        "registers",
+        lambda patient: patient.host.registers(0, {0x606: 0xA0E03, 0x610: 1, 0x611: 5, 0x614: 1}),
+        "helpers read the CPUs' registers",
+    ),
+    ("registers", zeros, "helpers read powercap"),
+    ("hook", both(old_libvirt, text(DISPATCHER, "for hook in qemu.d/*\n"), mode(DISPATCHER, 0o755)), "in place"),
+    ("hook-seen", both(hook_after_libvirt, event(result="ready")), "has called the hook"),
+    ("hook-seen", remove("run/libvirtd.pid"), "it looks when it starts"),
+    ("libvirt", both(remove("run/libvirtd.pid"), lambda patient: patient.daemon("virtqemud", 0)), "virtqemud"),
+    ("apparmor", with_apparmor(), "our rules are in place"),
+    ("apparmor", with_apparmor(text("sys/kernel/security/apparmor/profiles", "man (enforce)\n")), "not confine"),
+    ("selinux", with_selinux("1", "virt_rapl"), "has our module"),
+    ("domains", lambda patient: patient.add("db", enabled=False, uuid=OTHER_UUID), "off: 1"),
+    ("events", event(time=1.0, result="failed"), "none failed"),
+]
+
+
+def test_what_is_in_order_otherwise() -> None:
+    for name, makes, message in OTHERWISE:
+        with new_patient() as patient:
+            makes(patient)
+            (check,) = patient.examine(name)[name]
+        assert check.state == "ok", check
+        assert message in check.message
+
+
+def test_what_a_user_may_not_see_is_told_and_no_failure(patient: Patient) -> None:
+    def forbid(_: object) -> Any:  # noqa: ANN401
+        raise PermissionError(13, "Permission denied", "/x")
+
+    patient.patch.setattr(os, "geteuid", lambda: 1000)
+    patient.patch.setattr(events, "told", forbid)
+    patient.patch.setattr("libvirt_rapl.host.powercap.PowercapZone.read", forbid)
+    found = patient.examine()
+    for name in ("energy", "events"):
+        (check,) = found[name]
+        assert (check.state, check.hint) == ("skipped", "run as root")
+        assert "/x" in check.message
+
+
+def test_a_libvirt_that_hangs_holds_us_up_once(patient: Patient) -> None:
+    asked = []
+
+    def hang(_uri: str, *, read_only: bool) -> None:
+        asked.append(read_only)
+        raise VirtRaplError("libvirt does not answer", "restart it")
+
+    patient.patch.setattr("libvirt_rapl.domains.connect", hang)
+    found = patient.examine()
+    assert found["libvirt"][0].message == "libvirt does not answer"
+    assert asked == [True]
+
+
+def test_lines_document_and_exit_status(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("libvirt_rapl.cli.doctor.Machine", lambda *_: patient.machine)
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 2}, skipped: 2"
+    patient.path("dev/kvm").unlink()
+    assert main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("failed   kvm: there is no /dev/kvm")
+    assert lines[at + 1].strip().startswith("hint: modprobe kvm_intel")
+    assert main(["doctor", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == 1
+    assert all(list(check) == ["name", "state", "message", "hint"] for check in document["checks"])
+    assert [check["name"] for check in document["checks"] if check["state"] == "failed"] == ["kvm"]
+
+
+def test_another_machines_libvirt_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--connect", "test:///default", "doctor"]) == 1
+    assert "this machine" in capsys.readouterr().err
+
+
+@pytest.mark.e2e
+def test_a_real_host(world: World, new_guest: NewGuest) -> None:
+    """Everything is in order after install, enable and start; then one thing after the other is broken and mended."""
+
+    def examine(*broken: str) -> str:
+        """Return what is told of the checks that failed, which are to be these, and of those that warn."""
+        done = world.run(["virt-rapl", "doctor", "--json"], check=False)
+        checks = json.loads(done.stdout)["checks"]
+        failed = {check["name"] for check in checks if check["state"] == "failed"}
+        assert (failed, done.returncode) == (set(broken), 1 if broken else 0), done.stdout
+        told = {check["name"]: check["message"] for check in checks if check["state"] in ("failed", "warning")}
+        assert "SIMULATED" in told.pop("energy")
+        told.pop("events", "")  # other tests have made operations of the hook fail
+        return " ".join(f"{name}: {message}" for name, message in told.items())
+
+    name = new_guest(50)
+    start_enabled(world, name)
+    daemon = world.popen(["virt-rapl", "daemon"])
+    try:
+        wait_until(world.path("/run/virt-rapl/daemon/status.sock").exists, 30, "virt-rapld answers")
+        assert examine() == ""
+        hook = "/etc/libvirt/hooks/qemu.d/virt-rapl"
+        world.run(["chmod", "644", hook])
+        assert f"{hook} is not executable" in examine("hook")
+        world.run(["chmod", "755", hook])
+        world.run(["touch", "/usr/bin/qemu-system-x86_64"])
+        assert examine().startswith("wrapper: ")
+        world.run(["touch", "/usr/bin/qemu-system-x86_64-rapl"])
+        definition = world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+        grown = re.sub(r"<vcpu( placement='static')?>1</vcpu>", "<vcpu current='1'>2</vcpu>", definition)
+        world.run(["virsh", "define", "/dev/stdin"], input=grown)
+        assert f"{name}: gets no meter at its next start: the domain's number of vCPUs can grow" in examine("domains")
+        world.run(["virsh", "define", "/dev/stdin"], input=definition)
+        assert examine() == ""
+        world.run(["sh", "-c", f"kill -KILL {status(world, name)['helper']['pid']}"])
+        wait_until(lambda: status(world, name)["vrapl"] == "degraded", 30, "the end of the helper is seen")
+        assert f"{name}: runs without its meter: its helper ended" in examine("domains")
+    finally:
+        daemon.terminate()
+        daemon.communicate(timeout=60)

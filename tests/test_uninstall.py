@@ -1,0 +1,142 @@
+"""Taking virt-rapl out of a machine with a real libvirt: who still needs it, and what is there afterwards."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from libvirt_rapl import domxml
+from libvirt_rapl.emulator import installed
+from libvirt_rapl.simulator.world import World
+
+pytestmark = pytest.mark.e2e
+
+OWN_QEMU = "/opt/own/bin/qemu-system-x86_64"
+OLD_LIBVIRT = "#!/bin/sh\necho 'libvirtd (libvirt) 6.4.0'\n"
+HOOKS = "/etc/libvirt/hooks"
+
+
+def files(world: World) -> set[str]:
+    """What there is of hooks and of ours, wherever it may be; the rest of the machine may change meanwhile."""
+    find = ["find", "/etc", HOOKS, "/opt", "/usr", "/run", "/var/lib/virt-rapl", "-xdev"]
+    found = world.run([*find, "(", "-path", "*rapl*", "-o", "-path", f"{HOOKS}*", ")"], check=False).stdout
+    return {path for path in found.splitlines() if not path.startswith(sys.prefix)}
+
+
+@pytest.fixture(scope="module")
+def other_world() -> Iterator[World]:
+    """A world with libvirt and without virt-rapl, where `plain` is a domain that never has a meter."""
+    with World() as world:
+        world.start_libvirtd()
+        world.define_guest("plain", 0)
+        yield world
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def test_a_libvirt_without_qemu_d_gets_a_dispatcher(other_world: World) -> None:
+    daemon, hook = other_world.path("/usr/local/sbin/libvirtd"), other_world.path(f"{HOOKS}/qemu")
+    put(daemon, OLD_LIBVIRT)
+    put(hook, "#!/bin/sh\n# somebody else's\n")
+    try:
+        before = files(other_world)
+        done = other_world.run(["virt-rapl", "install", "--dry-run"])
+        assert files(other_world) == before
+        assert f"this libvirt runs {HOOKS}/qemu alone, which is not virt-rapl's" in done.stderr
+        assert f'hint: let it run `{HOOKS}/qemu.d/virt-rapl "$@"`' in done.stderr
+        assert f"{HOOKS}/qemu\n" not in done.stdout
+        hook.unlink()
+        assert f"would be installed {HOOKS}/qemu\n" in other_world.run(["virt-rapl", "install", "--dry-run"]).stdout
+    finally:
+        daemon.unlink()
+    assert f"{HOOKS}/qemu\n" not in other_world.run(["virt-rapl", "install", "--dry-run"]).stdout
+
+
+def test_every_emulator_that_a_domain_names_gets_a_wrapper(other_world: World) -> None:
+    other_world.run(["mkdir", "-p", str(Path(OWN_QEMU).parent)])
+    other_world.run(["ln", "-s", installed(), OWN_QEMU])
+    xml = other_world.run(["virsh", "dumpxml", "plain"]).stdout.replace(installed(), OWN_QEMU)
+    other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
+    told = other_world.run(["virt-rapl", "install", "--dry-run"]).stdout
+    assert f"would be installed {OWN_QEMU}-rapl\n" in told
+    assert f"would be installed {installed()}-rapl\n" in told
+    other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml.replace(OWN_QEMU, installed()))
+    other_world.run(["rm", "-r", str(Path(OWN_QEMU).parent.parent)])
+
+
+def test_uninstall_leaves_domains_that_start_without_it(other_world: World) -> None:
+    def uninstall(*options: str) -> tuple[str, str]:
+        done = other_world.run(["virt-rapl", "uninstall", *options], check=False)
+        assert done.returncode == (1 if "error" in done.stderr else 0)
+        return done.stdout, done.stderr
+
+    before = files(other_world)
+    other_world.run(["virt-rapl", "install"])
+    originals = {}
+    for name in ("one", "two"):
+        other_world.define_guest(name, 0)
+        originals[name] = other_world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+        other_world.run(["virt-rapl", "enable", name])
+    other_world.run(["virsh", "start", "two"])
+    other_world.run(["virsh", "snapshot-create-as", "two", "then", "--memspec", "/mnt/then"])
+
+    _, error = uninstall()
+    assert error.startswith(
+        "virt-rapl: error: domains still need virt-rapl: one is enabled, two runs with its meter, two is enabled\n"
+        "hint: shut down those that run"
+    )
+    _, error = uninstall("--disable-domains")
+    assert error.startswith("virt-rapl: error: domains still need virt-rapl: two runs with its meter\n")
+    other_world.run(["virsh", "managedsave", "two"])
+    there = files(other_world)
+    _, error = uninstall()
+    assert error.endswith("two is saved with its meter\nhint: see --disable-domains\n")
+    told, _ = uninstall("--disable-domains", "--dry-run")
+    assert "would be disabled two, which is saved with its meter\n" in told
+    assert there <= files(other_world)
+    assert domxml.is_marked(other_world.run(["virsh", "dumpxml", "--inactive", "one"]).stdout)
+
+    told, warning = uninstall("--disable-domains")
+    assert told.startswith(
+        "disabled  one, which is enabled\ndisabled  two, which is enabled\ndisabled  two, which is sa"
+    )
+    assert warning.startswith("virt-rapl: warning: two/then: it was made with the meter")
+    assert files(other_world) == before
+    for name, original in originals.items():
+        assert other_world.run(["virsh", "dumpxml", "--inactive", name]).stdout == original
+        other_world.run(["virsh", "start", name])
+        emulator = other_world.run(["sh", "-c", 'tr "\\0" " " <"/proc/$(cat "$1")/cmdline"', "sh", pid_file(name)])
+        assert emulator.stdout.startswith(f"{installed()} ")
+    assert uninstall()[0].startswith("nothing is installed under /")
+
+
+def test_uninstall_by_force(other_world: World) -> None:
+    """Where it cannot be known who needs it, or somebody does."""
+    before = files(other_world)
+    other_world.run(["virt-rapl", "install"])
+    other_world.define_guest("three", 0)
+    other_world.run(["virt-rapl", "enable", "three"])
+    unknown = ["virt-rapl", "--connect", "qemu+unix:///system?socket=/nowhere", "uninstall"]
+    done = other_world.run(unknown, check=False)
+    assert done.stderr.startswith("virt-rapl: error: cannot tell whether domains still need virt-rapl: cannot connect")
+    assert done.stderr.endswith("; with --force it goes all the same\n")
+    assert files(other_world) > before
+    done = other_world.run(["virt-rapl", "uninstall", "--force"])
+    assert "warning: three is enabled: it will not start with the emulator wrapper gone" in done.stderr
+    assert files(other_world) == before
+    assert other_world.run(["virsh", "start", "three"], check=False).returncode
+    other_world.run(["virt-rapl", "install"])
+    other_world.run(["virsh", "start", "three"])
+    other_world.run([*unknown, "--force"])
+    left = files(other_world) - before
+    assert left  # what the helper of the domain that runs lives in
+    assert all(path.startswith("/run/virt-rapl") for path in left)
+
+
+def pid_file(name: str) -> str:
+    return f"/run/libvirt/qemu/{name}.pid"
