@@ -1,5 +1,6 @@
 """Every way a domain can live and die on one host: docs/what-happens-when.md is what a user sees of it."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from uuid import uuid4
@@ -58,18 +59,8 @@ def define(host: Host, name: str) -> None:
     host.define(xml.replace("<memballoon model='none'/>", f"<memballoon model='virtio'/>{drive}"))
 
 
-def recorded_helper(host: Host, uuid: str) -> int | None:
-    """Return the PID of a domain's helper; None before the hook has noted it."""
-    path = host.world.path(f"{host.run_directory}/{uuid}.json")
-    pid = json.loads(path.read_text())["helper_pid"] if path.exists() else None
-    assert pid is None or isinstance(pid, int)
-    return pid
-
-
 def kill_helper(host: Host, uuid: str) -> None:
-    pid = recorded_helper(host, uuid)
-    assert pid
-    host.world.kill(pid)
+    host.world.kill(json.loads(host.world.path(f"{host.run_directory}/{uuid}.json").read_text())["helper_pid"])
 
 
 def test_start_reboot_reset_pause_and_shutdown_from_inside(host: Host, name: str) -> None:
@@ -342,7 +333,6 @@ def test_a_helper_dies_while_libvirtd_is_away(host: Host, name: str) -> None:
 def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
     """As by a host that is out of memory. What it has begun ends with the domain all the same."""
     host.virsh("destroy", name)
-    uuid = host.uuid(name)
     host.configure(helper="qemu", hook_deadline=10)
     helper = host.world.path(HELPER)
     aside = helper.rename(f"{helper}.aside")
@@ -350,14 +340,15 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
         helper.write_text("#!/bin/sh\nexec sleep 1000\n")
         helper.chmod(0o755)
         starting = host.world.popen(["virsh", "start", name])
-        wait_until(lambda: recorded_helper(host, uuid), PATIENCE_SECONDS, "the hook has noted a helper")
-        hung = host.world.path(f"/proc/{recorded_helper(host, uuid)}")
-        host.world.kill(hook_of(host, name))
+        wait_until(lambda: pids(host, b"sleep", b"1000"), PATIENCE_SECONDS, "the hook waits for a helper that hangs")
+        (hung,) = pids(host, b"sleep", b"1000")
+        (hook,) = pids(host, b"-I", b"-m", b"libvirt_rapl.hook", name.encode(), b"start")
+        host.world.kill(hook)
         starting.communicate(timeout=PATIENCE_SECONDS)
         assert starting.returncode == 0  # degraded
-        assert hung.exists()
+        assert pids(host, b"sleep", b"1000") == [hung]
         host.virsh("destroy", name)
-        assert not hung.exists()
+        assert pids(host, b"sleep", b"1000") == []
     finally:
         aside.rename(helper)
     host.configure()
@@ -366,11 +357,13 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
     host.check()
 
 
-def hook_of(host: Host, name: str) -> int:
-    """Return the PID of the hook that starts a domain."""
-    (pid,) = (
-        int(path.parent.name)
-        for path in host.world.path("/proc").glob("[0-9]*/cmdline")
-        if path.read_bytes().split(b"\0")[1:6] == [b"-I", b"-m", b"libvirt_rapl.hook", name.encode(), b"start"]
-    )
-    return pid
+def pids(host: Host, *arguments: bytes) -> list[int]:
+    """Return the PIDs of Python and other programs that run with just these arguments in a row."""
+    wanted = b"\0".join(arguments) + b"\0"
+    found = []
+    for path in host.world.path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            words = path.read_bytes()
+            if wanted in words and not words.startswith((b"timeout", b"/bin/sh")):
+                found.append(int(path.parent.name))
+    return found
