@@ -3,15 +3,18 @@
 import json
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 from walking import run_files, wait_until
 
-from libvirt_rapl import status_socket
+from libvirt_rapl import events, status_socket
+from libvirt_rapl.config import Config
 from libvirt_rapl.registry import UUID
 from libvirt_rapl.simulator.world import World
 
@@ -28,6 +31,22 @@ WITHIN_SECONDS = 5.0
 """After the last fault all is as it should be."""
 COMMAND_SECONDS = 30.0
 """No command of libvirt's takes longer, whatever is wrong with us."""
+HOOK_SECONDS = 2 * Config.hook_deadline
+"""Nor does any operation of the hook: it promises half of this, on a machine that is not as busy as one with tests."""
+
+CLOCK = "/opt/clock"
+"""Directory whose `step` holds by how many seconds the clock is wrong. `seen`: who has last looked, and the same."""
+STEPPED_CLOCK = f"""
+import os, pathlib, time
+clock, step, seen = time.time, pathlib.Path("{CLOCK}/step"), pathlib.Path("{CLOCK}/seen")
+def stepped():
+    seconds = step.read_text()
+    seen.write_text(f"{{os.getpid()}} {{seconds}}")
+    return clock() + float(seconds)
+time.time = stepped
+"""
+WITH_CLOCK = ("env", f"PYTHONPATH={CLOCK}")
+"""Begins a command that shall see that clock."""
 
 
 class Host:
@@ -54,6 +73,10 @@ class Host:
         """Each energy that virt-rapld has told, in joules."""
         self.kept: dict[str, float] = {}
         """The same, as far as the disk had room for it."""
+        self.events = 0
+        """How many events have been looked at."""
+        self.lines: Counter[str] = Counter()
+        """Of each log of libvirt's, how many lines have been looked at."""
 
     def virsh(self, *arguments: str) -> str:
         return self.world.run(["virsh", *arguments], timeout=COMMAND_SECONDS).stdout
@@ -62,7 +85,7 @@ class Host:
         self.world.run(["sh", "-c", f"kill -s {name} {pid}"])
 
     def start_daemon(self) -> None:
-        command = f"exec virt-rapl daemon >/dev/null 2>>/run/{FILLER}.log </dev/null & echo $!"
+        command = f"exec {' '.join(WITH_CLOCK)} virt-rapl daemon >/dev/null 2>>/run/{FILLER}.log </dev/null & echo $!"
         self.daemon = int(self.world.run(["sh", "-c", command]).stdout)
         self.ledger_unread = LEDGER in self.full
         wait_until(self.document, 20, "virt-rapld answers")
@@ -82,8 +105,48 @@ class Host:
         self.libvirt = True
         self.orphans.clear()
 
+    def pause(self, seconds: float) -> None:
+        """Let what has begun go on for a while."""
+        time.sleep(seconds)
+
+    def set_clock(self, seconds: float) -> None:
+        """Have the clock wrong by that much from now on, and see that virt-rapld has noticed."""
+        step, seen = self.world.path(f"{CLOCK}/step"), self.world.path(f"{CLOCK}/seen")
+        new = step.with_name("new")
+        new.write_text(str(seconds))
+        new.rename(step)
+        noticed = f"{self.daemon} {seconds}"
+        wait_until(lambda: self.document() and seen.read_text() == noticed, 20, "virt-rapld sees the clock")
+
+    def helper_that_starts(self, uuid: str) -> int:
+        """Wait until a domain's helper has a process, and return its PID inside."""
+        found: list[int] = []
+
+        def begun() -> bool:
+            found[:] = [pid for pid, *process in self.processes() if process == [uuid, "helper"]]
+            return bool(found)
+
+        wait_until(begun, COMMAND_SECONDS, "the hook starts the helper")
+        return found[0]
+
+    def recorded_helper(self, uuid: str) -> int:
+        """Return the PID inside of a domain's helper, as the record has it."""
+        pid = json.loads(self.world.path(f"{RUN}/{uuid}.json").read_text())["helper_pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    def new_lines(self, log: str) -> list[str]:
+        """Return what has been written to a log of libvirt's since this was asked last."""
+        path = self.world.path(f"/var/log/libvirt/{log}")
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        new, self.lines[log] = lines[self.lines[log] :], len(lines)
+        return new
+
     def furnish(self) -> None:
         """Install us and start libvirtd. What we write to gets file systems that are soon full."""
+        self.world.run(["mkdir", CLOCK])
+        self.world.path(f"{CLOCK}/sitecustomize.py").write_text(STEPPED_CLOCK)
+        self.world.path(f"{CLOCK}/step").write_text("0")
         self.world.run(["virt-rapl", "install"])
         self.world.run(["mkdir", "-p", RUN, LEDGER])
         for directory in (RUN, LEDGER):
@@ -106,17 +169,42 @@ class Host:
     def document(self) -> dict[str, Any] | None:
         return status_socket.ask(self.world.path(f"{RUN}/{status_socket.NAME}"))
 
-    def processes(self) -> Iterator[tuple[str, str]]:
-        """Yield the UUID of each QEMU and each helper, and which of both it is."""
+    def processes(self) -> Iterator[tuple[int, str, str]]:
+        """Yield PID inside and UUID of each QEMU and each helper, and which of both it is."""
         for path in self.world.path("/proc").glob("[0-9]*/cmdline"):
             try:
                 command = path.read_text(errors="replace")
             except OSError:
                 continue  # it has ended
             if command.startswith("/usr/bin/qemu-system-") and (found := re.search(r"-uuid\0([^\0]+)", command)):
-                yield found[1], "QEMU"
+                yield int(path.parent.name), found[1], "QEMU"
             elif "libvirt_rapl" in command and (found := UUID.search(command)):
-                yield found[0], "helper"
+                yield int(path.parent.name), found[0], "helper"
+
+
+class Rehearsal(Host):
+    """A host on which nothing happens: steps only note how all should be."""
+
+    def __init__(self, hostname: str, broken: Path, chance: random.Random) -> None:
+        super().__init__(MagicMock(hostname=hostname), broken, chance)
+
+    def virsh(self, *arguments: str) -> str:
+        return "shut off"
+
+    def pause(self, seconds: float) -> None:
+        pass
+
+    def set_clock(self, seconds: float) -> None:
+        pass
+
+    def helper_that_starts(self, uuid: str) -> int:
+        return 1
+
+    def recorded_helper(self, uuid: str) -> int:
+        return 1
+
+    def document(self) -> dict[str, Any]:
+        return {"domains": []}
 
 
 @dataclass
@@ -137,10 +225,8 @@ class Guest:
 
     @property
     def helper(self) -> int:
-        """PID inside of its helper, as the record has it."""
-        pid = json.loads(self.host.world.path(f"{RUN}/{self.uuid}.json").read_text())["helper_pid"]
-        assert isinstance(pid, int)
-        return pid
+        """PID inside of its helper."""
+        return self.host.recorded_helper(self.uuid)
 
     @property
     def runs(self) -> bool:
@@ -160,7 +246,10 @@ class Guest:
 
 
 def settle(hosts: list[Host], guests: list[Guest], said: str) -> None:
-    """Wait until all is as it should be. Raises AssertionError with what is not."""
+    """Wait until all is as it should be, and see that it became so in a proper way.
+
+    Raises AssertionError with what is not, or was not.
+    """
     complaints: list[str] = []
 
     def consistent() -> bool:
@@ -175,6 +264,27 @@ def settle(hosts: list[Host], guests: list[Guest], said: str) -> None:
         wait_until(consistent, WITHIN_SECONDS, said)
     except AssertionError as error:
         raise AssertionError("\n".join([str(error), *complaints])) from None
+    improper = [
+        f"{host.world.hostname}: {what}"
+        for host in hosts
+        for what in _improper(host, [guest for guest in guests if guest.host is host])
+    ]
+    assert not improper, "\n".join([said, *improper])
+
+
+def _improper(host: Host, here: list[Guest]) -> Iterator[str]:
+    """Yield what the hook has done wrong since this was asked last, as events and libvirt's logs tell it."""
+    told = list(events.told(host.world.path(RUN)))
+    for event in told[host.events :]:
+        no_space = RUN in host.full and re.search(NO_SPACE, event.reason)
+        if (event.result == "failed" and not no_space) or event.milliseconds > 1000 * HOOK_SECONDS:
+            yield str(event)
+    host.events = len(told)
+    yield from (line for line in host.new_lines("libvirtd.log") if "hook" in line.lower() or "virt-rapl" in line)
+    for guest in here:
+        lines = host.new_lines(f"qemu/{guest.name}.log")
+        if guest.meter in (ACTIVE, ""):
+            yield from (line for line in lines if "virt-rapl: " in line)
 
 
 def _complaints(host: Host, here: dict[str, Guest]) -> Iterator[str]:
@@ -182,7 +292,7 @@ def _complaints(host: Host, here: dict[str, Guest]) -> Iterator[str]:
     running = {uuid for uuid, guest in here.items() if guest.runs}
     helped = {uuid for uuid, guest in here.items() if guest.meter in (ACTIVE, HELPER_STOPPED)}
     expected = Counter([*((uuid, "QEMU") for uuid in running), *((uuid, "helper") for uuid in helped)])
-    seen = Counter(process for process in host.processes() if process[0] not in host.orphans)
+    seen = Counter((uuid, kind) for _, uuid, kind in host.processes() if uuid not in host.orphans)
     yield from (f"{process} is missing" for process in (expected - seen).elements())
     yield from (f"{process} is too many" for process in (seen - expected).elements())
     for name in run_files(host.world):

@@ -3,7 +3,8 @@
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,42 @@ SETTLE_SECONDS = 5
 """How long the hook and the daemon may take to follow what has happened to a domain."""
 PATIENCE_SECONDS = 20
 """How long a guest may take to count on a machine that is busy."""
+BEGINNING_JOULES = 100.0
+"""A counter that begins at 0 has no more when the guest reads it first: what the whole host uses in a second."""
 PERSISTING = {"json", "state", "sock", "alive", "log", "lock"}
 """Files in the run directory of a domain that runs with its meter."""
 NONE: Mapping[str, str] = {}
 
 
+@dataclass
+class Counted:
+    """What has been looked at of the counters that a guest reads."""
+
+    qemu: tuple[str, int]
+    """Host and PID of the QEMU that it ran in."""
+    readings: int
+    energies: dict[int, int]
+    """The last reading of each vCPU, in energy units."""
+
+
 class Host:
     """A world with virt-rapl installed, libvirtd and virt-rapld running."""
 
-    def __init__(self, world: World, run_directory: str = "/run/virt-rapl") -> None:
+    def __init__(
+        self, world: World, run_directory: str = "/run/virt-rapl", counted: dict[str, Counted] | None = None
+    ) -> None:
+        """Furnish the world. `counted`: the other host's, where guests move between both."""
         self.world = world
         self.run_directory = run_directory
+        self.counted = {} if counted is None else counted
+        """By UUID."""
         self._energies: dict[tuple[str, ...], float] = {}
         self._lines: Counter[Path] = Counter()
         """Of each log, how many lines have been looked at."""
+        self._events = 0
+        """How many events have been looked at."""
         world.run(["virt-rapl", "install"])
+        world.run(["chmod", "750", "/var/lib/virt-rapl"])  # as systemd makes it
         self.configure()
         world.start_libvirtd()
         self.start_daemon()
@@ -85,7 +107,7 @@ class Host:
 
         def alive(name: str) -> bool:
             new = self.world.readings(name)[before[name] :]
-            return any(guest.joules(new).values()) if name in counting else bool(new)
+            return _moves(new) if name in counting else bool(new)
 
         wait_until(lambda: all(map(alive, names)), PATIENCE_SECONDS, f"of {names} all run, and {counting} count")
 
@@ -93,7 +115,8 @@ class Host:
         """Hold what must be true whatever has happened.
 
         `degraded`: domains that run without their meter, and a part of the reason that is told; all other domains with
-        a mark have it. `daemon_tells`: beginnings of the lines that virt-rapld wrote meanwhile; it writes no others.
+        a mark have it. `daemon_tells`: beginnings of the lines that virt-rapld wrote meanwhile, the last of which may
+        come late; it writes no others.
         """
         found = running_domains(self.world.path("/run/libvirt/qemu"), self.world.path("/proc"))
         running = {domain.uuid: domain.name for domain in found}
@@ -103,8 +126,12 @@ class Host:
         wait_until(lambda: self.helpers() == sorted(metered), SETTLE_SECONDS, f"helpers of {sorted(metered)} alone run")
         self._check_files(metered, {uuid for uuid, name in marked.items() if name in degraded})
         self._check_states(running, marked, degraded)
-        self.are_alive(*(d.name for d in found if d.state == "running"), counting=metered.values())
+        moving = {domain.uuid: domain.name for domain in found if domain.state == "running"}
+        self.are_alive(*moving.values(), counting=metered.values())
+        for uuid, name in moving.items():
+            self._check_counters(uuid, name)
         self._check_energies()
+        self._check_events(set(degraded))
         self._check_logs(set(degraded), daemon_tells)
 
     def helpers(self) -> list[str]:
@@ -147,10 +174,27 @@ class Host:
 
         wait_until(lambda: told() == wanted, SETTLE_SECONDS, f"virt-rapld tells {wanted}")
         for domain in (self.asked() or {})["domains"]:
-            if domain["name"] in degraded:
+            if domain["name"] in degraded and domain["pid"] is not None:
                 assert degraded[domain["name"]] in domain["reason"]
             else:
                 assert domain["reason"] is None
+
+    def _check_counters(self, uuid: str, name: str) -> None:
+        """Hold that what a guest reads went on in the QEMU it was in, and has begun at 0 again in another."""
+        readings, before = self.world.readings(name), self.counted.get(uuid)
+        counted = Counted((self.world.hostname, self.qemu(name)), len(readings), {r.vcpu: r.energy for r in readings})
+        self.counted[uuid] = counted
+        if before is None:
+            return
+        last, new, begun = dict(before.energies), readings[before.readings :], set()
+        for vcpu, unit, energy in new:
+            if energy < last.get(vcpu, 0):
+                assert counted.qemu != before.qemu, f"vCPU {vcpu} of {name} read {last[vcpu]}, and then {energy}"
+                assert energy / (1 << (unit >> 8 & 31)) <= BEGINNING_JOULES
+                begun.add(vcpu)
+            last[vcpu] = energy
+        if counted.qemu != before.qemu:
+            assert begun >= {reading.vcpu for reading in new if before.energies.get(reading.vcpu)}
 
     def _check_energies(self) -> None:
         """Hold that no total of virt-rapld has gone back, of a domain, a vCPU or a zone."""
@@ -168,6 +212,12 @@ class Host:
             assert energies[key] >= self._energies[key], f"{key} went back"
         self._energies |= energies
 
+    def _check_events(self, degraded: set[str]) -> None:
+        """Hold that the hook has done what it was called for: where it fails, libvirt's logs need not say so."""
+        told = list(events.told(self.world.path(self.run_directory)))
+        new, self._events = told[self._events :], len(told)
+        assert [event for event in new if event.result in events.TROUBLE and event.domain not in degraded] == []
+
     def _check_logs(self, degraded: set[str], daemon_tells: tuple[str, ...]) -> None:
         """Hold that nobody has complained: we to libvirt or to a domain's log, libvirt of our hook, virt-rapld."""
         logs = self.world.path("/var/log/libvirt")
@@ -176,7 +226,13 @@ class Host:
             # What libvirt says of each restored or incoming domain whose XML a hook has changed, as it shall here.
             words = [line for line in words if not line.endswith("is tainted: hook-script")]
             assert [line for line in words if not any(name in (path.stem, *line.split()) for name in degraded)] == []
-        told = self._new_lines(self.world.path(DAEMON_LOG))
+        told: list[str] = []
+
+        def all_told() -> bool:
+            told.extend(self._new_lines(self.world.path(DAEMON_LOG)))
+            return not daemon_tells or any(f"virt-rapl: {daemon_tells[-1]}" in line for line in told)
+
+        wait_until(all_told, PATIENCE_SECONDS, f"virt-rapld tells {daemon_tells}")
         assert [line for line in told if not line.removeprefix("virt-rapl: ").startswith(daemon_tells or ("\0",))] == []
 
     def _new_lines(self, path: Path) -> list[str]:
@@ -184,3 +240,13 @@ class Host:
         new = lines[self._lines[path] :]
         self._lines[path] = len(lines)
         return new
+
+
+def _moves(readings: Iterable[guest.Reading]) -> bool:
+    """Tell whether the counter of a vCPU grows in these."""
+    last: dict[int, int] = {}
+    for vcpu, _, energy in readings:
+        if energy > last.get(vcpu, energy):
+            return True
+        last[vcpu] = energy
+    return False

@@ -103,7 +103,9 @@ def test_libvirtd_is_killed_while_domains_start(host: Host) -> None:
     host.world.stop_libvirtd("KILL")
     for start in starts:
         start.communicate(timeout=END_SECONDS)
-    host.world.run(["libvirtd", "--daemon"])
+    host.world.start_libvirtd()
     for name in names:
-        host.virsh("start", name, check=False)  # unless it runs
+        if host.state(name) != "running":
+            host.virsh("start", name)
+    assert set(host.virsh("list", "--name").stdout.split()) == set(names)
     host.check(daemon_tells=("without libvirt for now", "libvirt is back"))
