@@ -55,7 +55,6 @@ class Host:
         self._events = 0
         """How many events have been looked at."""
         world.run(["virt-rapl", "install"])
-        world.run(["chmod", "750", "/var/lib/virt-rapl"])  # as systemd makes it
         self.configure()
         world.start_libvirtd()
         self.start_daemon()
