@@ -331,6 +331,19 @@ def test_our_own_change_is_answered_with_nothing(new_bench: NewBench) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_right_that_polkit_does_not_give_is_named(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_uri: str) -> None:
+        raise VirtRaplError("authentication failed: access denied by policy")
+
+    bench = new_bench("*")
+    monkeypatch.setattr("libvirt_rapl.domains.connect", refuse)
+    bench.policy.start()
+    bench.policy.changed([UUID])
+    eventually(lambda: bench.told)
+    assert f"access denied by policy; does {policy.RULE} give the right to manage?" in bench.told[0]
+
+
+@pytest.mark.usefixtures("quick")
 def test_libvirt_that_cannot_be_had_is_told_once_and_tried_on(new_bench: NewBench) -> None:
     bench = new_bench("*")
     domain = bench.libvirt.add(PLAIN)
