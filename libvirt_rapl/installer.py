@@ -63,8 +63,6 @@ HINTS = {
 }
 PROGRAM = (Path(sys.executable), Path(__file__))
 """What virt-rapld is run from."""
-NAME = b"rapl"
-"""Stands in every file of ours, of any version: what does not hold it belongs to somebody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +105,9 @@ def install(
     items = {item.target: item for item in every}
     with _explained():
         before = {target: digest(root / target) for target in items}
-        for item in items.values():
-            _check_owner(root, item, installed)
+        for target, item in items.items():
+            if not (item.keep or item.link or target in installed.files or before[target] in (None, item.digest)):
+                raise VirtRaplError(f"{root / target} is there already and not virt-rapl's", "move it away")
         verbs = {target: _verb(item, before[target], installed.files.get(target)) for target, item in items.items()}
         if not dry_run:
             new = {target: items[target].digest for target, verb in verbs.items() if verb in ("installed", "unchanged")}
@@ -134,7 +133,7 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
     """
     installed = Manifest.load(root)
     if not (root / manifest.PATH).exists():
-        yield f"nothing is installed under {root}: there is no {root / manifest.PATH}"
+        yield f"nothing is installed under {root}: there is no {root / manifest.PATH}; is it lost? run install first"
         return
     with _explained():
         yield from _remove(root, list(reversed(installed.files)), installed, dry_run)
@@ -203,20 +202,11 @@ def _files(source: Traversable) -> Iterator[str]:
             yield str(PurePosixPath(entry.name, name))
 
 
-def _check_owner(root: Path, item: Item, installed: Manifest) -> None:
-    """Raise VirtRaplError where a file that is not ours is in the way."""
-    path = root / item.target
-    if item.keep or item.link or item.target in installed.files or not path.exists():
-        return
-    if NAME not in path.read_bytes():
-        raise VirtRaplError(f"{path} is there already and not virt-rapl's", "move it away")
-
-
 def _verb(item: Item, before: str | None, ours: str | None) -> str:
     """Tell what is to be done. `before` is the digest of what is there, `ours` that of what we have put there."""
     if before is None:
         return "installed"
-    if item.keep and before != ours:
+    if item.keep and before not in (ours, item.digest):
         return "kept"
     return "unchanged" if before == item.digest else "updated"
 

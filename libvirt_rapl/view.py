@@ -123,13 +123,13 @@ def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tup
     """
     if domain.mark != "live":
         return "pending" if domain.mark == "next" else "off", ""
-    reason = _trouble(record, registry)
+    reason = _trouble(domain, record, registry)
     return "degraded" if reason else "active", reason
 
 
-def _trouble(record: Record | None, registry: Registry) -> str:
+def _trouble(domain: Entry, record: Record | None, registry: Registry) -> str:
     """Tell in one line why a domain runs without a working helper; empty when the helper works."""
-    if record is None:
+    if record is None or (None not in (record.pid, domain.pid) and record.pid != domain.pid):  # of an earlier run
         return instances.UNRECORDED
     if record.state == "ready":
         return instances.trouble(record, registry)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -668,3 +669,4 @@ def test_a_real_host(world: World, new_guest: NewGuest) -> None:
     finally:
         daemon.terminate()
         daemon.communicate(timeout=60)
+        shutil.rmtree(world.path("/run/virt-rapl/daemon"))

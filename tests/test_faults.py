@@ -11,6 +11,7 @@ import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import instances
+from libvirt_rapl.installer import HOOK
 from libvirt_rapl.simulator.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("default_configuration")]
@@ -126,6 +127,28 @@ def test_a_configuration_broken_meanwhile_does_not_keep_a_helper(world: World, n
     world.run(["virsh", "destroy", name])
     assert run_files(world) == set()
     assert not world.path(f"/proc/{helper}").exists()
+
+
+@pytest.mark.parametrize("fault", ["mv {hook} /mnt", "chmod a-x {hook}", "sed -i s@^python=.*@python=/nowhere@ {hook}"])
+def test_without_its_hook_a_domain_starts_without_its_meter(world: World, new_guest: NewGuest, fault: str) -> None:
+    """Its helper of before is still there, and says that it is ready."""
+    hook = f"/{HOOK}"
+    name = new_guest(100)
+    start_enabled(world, name)
+    whole = world.path(hook).read_bytes()
+    try:
+        world.run(fault.format(hook=hook).split())
+        world.run(["virsh", "destroy", name])
+        world.run(["virsh", "start", name])
+        goes_on(world, name)
+        assert "the domain starts without RAPL" in domain_log(world, name)
+        assert status(world, name)["vrapl"] == "degraded"
+    finally:
+        world.path(hook).write_bytes(whole)
+        world.path(hook).chmod(0o755)
+    world.run(["virsh", "destroy", name])
+    world.run(["virsh", "start", name])
+    assert status(world, name)["vrapl"] == "active"
 
 
 def test_a_dead_socket_and_a_stale_word_from_a_crash_are_replaced(world: World, new_guest: NewGuest) -> None:

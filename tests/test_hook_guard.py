@@ -12,7 +12,8 @@ from libvirt_rapl import events
 
 HOOK = Path(__file__).parent.parent / "hooks" / "qemu"
 MARK = "    <rapl:rapl xmlns:rapl=\"urn:libvirt-rapl:mark:1\" emulator='/usr/bin/qemu-system-x86_64'/>\n"
-HEAD = "<domain type='kvm' id='3'>\n  <name>a \\n é</name>\n  <title>  two  blanks </title>\n"
+UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
+HEAD = f"<domain type='kvm' id='3'>\n  <name>a \\n é</name>\n  <uuid>{UUID}</uuid>\n  <title>  two  blanks </title>\n"
 TAIL = "  <memory unit='KiB'>65536</memory>\n\n\t<devices>\\\\ %s $HOME `id` \\c</devices>\n</domain>\n\n"
 UNMARKED = f"{HEAD}  <metadata>\n    <a:b xmlns:a='urn:a'/>\n  </metadata>\n{TAIL}"
 MARKED = f"{HEAD}  <metadata>\n{MARK}  </metadata>\n{TAIL}"
@@ -134,6 +135,17 @@ def test_without_python_domains_live_on(guard: Guard, operation: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith(f"virt-rapl: {guard.python} failed at {operation} of a (status 127)")
     assert done.stderr.count("\n") == 1
+
+
+def test_without_python_no_word_of_an_earlier_run_is_left_for_the_wrapper(guard: Guard) -> None:
+    guard.python.unlink()
+    state = guard.directory / "run" / f"{UUID}.state"
+    state.parent.mkdir()
+    state.write_text("ready\n")
+    guard.run("a", "started", "begin", "-")
+    assert state.exists()
+    guard.run("a", "start", "begin", "-")
+    assert not state.exists()
 
 
 @pytest.mark.parametrize("ending", ["exit 1", "exit 126", "kill -9 $$"])

@@ -50,6 +50,10 @@ def test_a_libvirt_without_qemu_d_gets_a_dispatcher(other_world: World) -> None:
         assert f"this libvirt runs {HOOKS}/qemu alone, which is not virt-rapl's" in done.stderr
         assert f'hint: let it run `{HOOKS}/qemu.d/virt-rapl "$@"`' in done.stderr
         assert f"{HOOKS}/qemu\n" not in done.stdout
+        hook.write_text('#!/bin/sh\n/etc/libvirt/hooks/qemu.d/virt-rapl "$@"\n')  # as the hint says
+        done = other_world.run(["virt-rapl", "install", "--dry-run"])
+        assert f"this libvirt runs {HOOKS}/qemu alone" in done.stderr
+        assert f"{HOOKS}/qemu\n" not in done.stdout
         hook.unlink()
         assert f"would be installed {HOOKS}/qemu\n" in other_world.run(["virt-rapl", "install", "--dry-run"]).stdout
     finally:
@@ -95,7 +99,16 @@ def test_uninstall_leaves_domains_that_start_without_it(other_world: World) -> N
     other_world.run(["virsh", "managedsave", "two"])
     there = files(other_world)
     _, error = uninstall()
-    assert error.endswith("two is saved with its meter\nhint: see --disable-domains\n")
+    assert error.endswith(
+        "two is saved with its meter\nhint: `virt-rapl uninstall --disable-domains` takes their meters out first\n"
+    )
+    manifest = other_world.path("/etc/virt-rapl/installed.json")
+    whole = manifest.read_text()
+    manifest.write_text("{")
+    _, error = uninstall("--disable-domains")
+    assert error.startswith("virt-rapl: error: cannot read /etc/virt-rapl/installed.json")
+    assert domxml.is_marked(other_world.run(["virsh", "dumpxml", "--inactive", "one"]).stdout)
+    manifest.write_text(whole)
     told, _ = uninstall("--disable-domains", "--dry-run")
     assert "would be disabled two, which is saved with its meter\n" in told
     assert there <= files(other_world)

@@ -146,6 +146,7 @@ def test_only_the_first_with_rapl_is_ours(bench: Bench) -> None:
         ("", "the hook has left no state"),
         ("degraded\n", "not ready (degraded)"),
         ("nonsense *\n", "not ready (nonsense *)"),
+        ("ready\n4711\n", "the hook did not run"),
     ],
 )
 def test_left_out_when_the_helper_is_not_ready(bench: Bench, word: str | None, reason: str) -> None:

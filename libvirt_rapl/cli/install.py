@@ -13,7 +13,8 @@ from libvirt_rapl import activation, packaged, wrappers
 from libvirt_rapl.cli import say
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import DISPATCHER, HOOK, NAME, PROGRAM, closed_directory, install
+from libvirt_rapl.installer import DISPATCHER, HOOK, PROGRAM, closed_directory, install
+from libvirt_rapl.manifest import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     is_packaged = packaged.owns(root)
     emulators = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
     old_libvirt = here and (activation.libvirt_version() or (99, 0)) < activation.FIRST_WITH_DIRECTORIES
-    foreign_hook = old_libvirt and _is_foreign(root / DISPATCHER)
+    foreign_hook = old_libvirt and (root / DISPATCHER).exists() and DISPATCHER not in Manifest.load(root).files
     if is_packaged:
         say(packaged.NOT_OURS)
         emulators = [path for path in emulators if path != DEFAULT_EMULATOR]
@@ -107,7 +108,3 @@ def _named_emulators(uri: str) -> list[str]:
         return dependents.emulators(connect(uri, read_only=True))
     except VirtRaplError:
         return []  # without libvirt there are the usual ones
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.exists() and NAME not in path.read_bytes()

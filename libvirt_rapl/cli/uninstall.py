@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Uninstall and say what was done."""
     root, dry_run = options.prefix_root, options.dry_run
+    manifest.Manifest.load(root)  # one that cannot be read is told before anything is stopped or disabled
     is_packaged, is_installed = packaged.owns(root), (root / manifest.PATH).exists()
     here = root == Path("/") and (is_packaged or is_installed)
     config = Config()
@@ -65,7 +66,9 @@ def _leave_domains(options: argparse.Namespace) -> None:
         running = any(dependent.why == dependents.RUNS for dependent in left)
         raise VirtRaplError(
             f"domains still need virt-rapl: {', '.join(map(str, left))}",
-            "shut down those that run, their helpers must stay till then" if running else "see --disable-domains",
+            "shut down those that run, their helpers must stay till then"
+            if running
+            else "`virt-rapl uninstall --disable-domains` takes their meters out first",
         )
     for dependent in left:
         print(f"virt-rapl: warning: {dependent}: it will not start with the emulator wrapper gone", file=sys.stderr)
