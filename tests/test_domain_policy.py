@@ -10,7 +10,7 @@ import libvirt
 import pytest
 from test_enable import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
 
-from libvirt_rapl import domains, domxml, emulator, policy
+from libvirt_rapl import domxml, emulator, policy
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.policy import Policy
@@ -333,16 +333,15 @@ def test_our_own_change_is_answered_with_nothing(new_bench: NewBench) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_the_right_that_polkit_does_not_give_is_named(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = new_bench("*")
     refused: list[str] = []
-    connect = domains.connect
 
     def refuse_once(uri: str) -> Any:  # noqa: ANN401
         if refused:
-            return connect(uri)
+            return bench.libvirt.open(uri)
         refused.append(uri)
         raise VirtRaplError("authentication failed: access denied by policy")
 
-    bench = new_bench("*")
     monkeypatch.setattr("libvirt_rapl.domains.connect", refuse_once)
     bench.policy.start()
     bench.policy.changed([UUID])
