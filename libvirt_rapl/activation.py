@@ -19,7 +19,7 @@ from libvirt_rapl.registry import UUID
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 FIRST_WITH_DIRECTORIES = (6, 5)
 """The libvirt that looks into hooks/qemu.d."""
-UNITS = ("virt-rapld.service", "virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
+UNIT_NAMES = ("virt-rapld.service", "virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
 SECONDS = 120.0
 """The most that one program may take; SELinux rebuilds its whole policy."""
 MSR = Path("/dev/cpu/0/msr")
@@ -53,7 +53,7 @@ def after_install() -> Iterator[Step]:
 
 def before_uninstall() -> Iterator[Step]:
     """Yield what ends the use of what is about to go."""
-    for unit in UNITS:
+    for unit in UNIT_NAMES:
         if not systemd.runs():
             break
         if Path("/etc/systemd/system", unit).exists():

@@ -25,7 +25,8 @@ CHOICES = {
 EXPECTED = {
     **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
     "shaping": "on or off",
-    **dict.fromkeys(("run_directory", "state_directory"), "an absolute path"),
+    "run_directory": "a directory of its own, such as /run/virt-rapl",
+    "state_directory": "a directory of its own, such as /var/lib/virt-rapl",
     "interval": "seconds from 0.1 to 60",
     "hook_deadline": "seconds from 1 to 10",
     "domains": EXPECTED_DOMAINS,
@@ -110,6 +111,12 @@ def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, Setting], list[VirtRaplEr
     return settings, mistakes
 
 
+def as_yaml(value: object) -> str:
+    """Return a value on one line, as one would write it."""
+    written = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return written.removesuffix("...\n").rstrip("\n")
+
+
 def files(path: Path) -> list[Path]:
     """Return the files that are read where they exist; later ones override."""
     return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
@@ -126,19 +133,9 @@ def _check_writers(file: Path) -> None:
 def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
     """Yield each key of the file with what it sets, or what is wrong with it; one error where nothing can be read."""
     try:
-        _check_writers(file)
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
-        document = loader.get_single_node()
-    except FileNotFoundError:
-        return
+        loader, document = _read(file)
     except VirtRaplError as error:
         yield error
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        yield VirtRaplError(f"cannot read {file}: {error}", "make it a UTF-8 text file readable by root")
-        return
-    except yaml.YAMLError as error:
-        yield _not_yaml(file, error)
         return
     if document is None:
         return
@@ -148,12 +145,38 @@ def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
     for key_node, node in document.value:
         place = _place(file, key_node)
         try:
-            key = str(loader.construct_object(key_node, deep=True))
+            key = loader.construct_object(key_node, deep=True)
+            key = key if isinstance(key, str) else as_yaml(key)
             yield key, _setting(file, key, place, node, loader)
         except VirtRaplError as error:
             yield error
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: what looks like a date and is none
             yield _not_yaml(file, error, place)
+
+
+def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
+    """Return what is in the file; no node where it is empty or not there. Raises VirtRaplError."""
+    try:
+        _check_writers(file)
+        if not file.is_file():  # a pipe would never end
+            raise VirtRaplError(f"{file} is no file", "move it away")
+        text = file.read_bytes().decode()
+        loader = yaml.SafeLoader(text)
+        return loader, loader.get_single_node()
+    except FileNotFoundError:
+        if file.is_symlink():
+            raise VirtRaplError(f"{file} is a link to {file.readlink()}, which is not there", f"rm {file}") from None
+        return yaml.SafeLoader(""), None
+    except OSError as error:
+        raise VirtRaplError(f"cannot read {file}: {error}", "make it a text file readable by root") from error
+    except UnicodeDecodeError as error:
+        place = f"{file}:{1 + error.object[: error.start].count(10)}"  # of line feeds
+        raise VirtRaplError(f"{place}: not UTF-8: {error.reason}", f"correct {place}") from error
+    except yaml.reader.ReaderError as error:
+        place = f"{file}:{1 + text[: error.position].count(chr(10))}"
+        raise _not_yaml(file, ValueError(f"{error.reason}: {chr(int(error.character))!r}"), place) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _not_yaml(file, error) from error
 
 
 def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.SafeLoader) -> Setting:
@@ -171,9 +194,14 @@ def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.Saf
         part = _wrong_part(node, loader)
         place, written = _place(file, part), loader.construct_object(part, deep=True)
     words = CHOICES.get(key, (*LISTS, *KINDS) if key == "domains" else ())
-    near = get_close_matches(str(next(iter(written), "") if isinstance(written, dict) else written), words, 1)
+    word = str(next(iter(written), "") if isinstance(written, dict) else written)
+    near = get_close_matches(word, words, 1) if word not in words else []
     hint = f"did you mean {near[0]}?" if near else f"correct {place}"
-    raise VirtRaplError(f"{place}: {key}: expected {EXPECTED[key]}, found {written!r}", hint)
+    expected = EXPECTED[key]
+    if key == "shaping" and word.lower() in yaml.SafeLoader.bool_values:
+        expected += ", without quotes"
+    found = " ".join(as_yaml(written).split())
+    raise VirtRaplError(f"{place}: {key}: expected {expected}, found {found}", hint)
 
 
 def _value(key: str, written: Any) -> object | None:  # noqa: ANN401 (whatever YAML makes of it)
@@ -183,8 +211,8 @@ def _value(key: str, written: Any) -> object | None:  # noqa: ANN401 (whatever Y
             return str(written)
         case "shaping" if isinstance(written, bool):
             return written
-        case "run_directory" | "state_directory" if isinstance(written, str) and written.startswith("/"):
-            return Path(written)
+        case "run_directory" | "state_directory" if isinstance(written, str):
+            return _directory_of_its_own(written)
         case "interval" if type(written) in (int, float) and 0.1 <= written <= 60:
             return float(written)
         case "hook_deadline" if type(written) in (int, float) and 1 <= written <= 10:
@@ -192,6 +220,13 @@ def _value(key: str, written: Any) -> object | None:  # noqa: ANN401 (whatever Y
         case "domains":
             return Selection.parse(written)
     return None
+
+
+def _directory_of_its_own(written: str) -> Path | None:
+    """Return the path; None where it may be the system's: the hook and virt-rapld set owner and mode of theirs."""
+    path = Path(written)
+    plain = path.root == "/" and ".." not in path.parts and written.isprintable()
+    return path if plain and len(path.parts) > 2 else None  # the root is the first part
 
 
 def _wrong_part(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
@@ -213,6 +248,8 @@ def _not_yaml(file: Path, error: Exception, place: str = "") -> VirtRaplError:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     place = f"{file}:{mark.line + 1}" if mark else place or str(file)
     problem = (isinstance(error, yaml.MarkedYAMLError) and error.problem) or str(error)
+    if isinstance(error, RecursionError):
+        problem = "nested too deeply"
     return VirtRaplError(f"{place}: not valid YAML: {' '.join(problem.split())}", f"correct {place}")
 
 

@@ -22,6 +22,8 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.selection import Selection
 
+RULE = "/etc/polkit-1/rules.d/60-virt-rapl.rules"
+"""Where polkit is told that virt-rapld, which is no root, may change definitions: `org.libvirt.unix.manage`."""
 SETTLE_SECONDS = 1.0
 """A change is answered that much later: whoever changes a domain in steps is done by then."""
 RETRY_SECONDS = 60.0
@@ -110,7 +112,8 @@ class Policy:
                 self._apply(waiting)
             except Exception as error:  # whatever it is, libvirt may be back soon
                 if not self._trouble:
-                    self._tell(f"cannot enable the configuration's `domains`: {error}; domains are metered on")
+                    right = f"; does {RULE} give the right to manage?" if "authentication" in str(error) else ""
+                    self._tell(f"cannot enable the configuration's `domains`: {error}{right}; domains are metered on")
                 self._trouble = str(error) or type(error).__name__
                 continue
             waiting.clear()

@@ -82,7 +82,7 @@ def _selectors(items: object) -> tuple[Selector, ...] | None:
 
 def _selector(item: object) -> Selector | None:
     if isinstance(item, str):
-        return Selector("name", item)
+        return Selector("name", item) if item.strip() else None
     if not isinstance(item, dict) or len(item) != 1:
         return None
     ((kind, text),) = item.items()

@@ -1,12 +1,13 @@
 """The configuration file: what it accepts, and what it says about what it does not."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from libvirt_rapl.cli import main
-from libvirt_rapl.config import CHOICES, Config, load, stated_policy
+from libvirt_rapl.config import CHOICES, Config, load, read, stated_policy
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.selection import Selection, Selector
 
@@ -42,38 +43,58 @@ LISTS = (
     "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
     "or include: and exclude: with such lists"
 )
+RUN = "a directory of its own, such as /run/virt-rapl"
+STATE = "a directory of its own, such as /var/lib/virt-rapl"
 KEYS = "helper, on_failure, source, model, shaping, run_directory, state_directory, interval, hook_deadline, domains"
 
 
 @pytest.mark.parametrize(
     ("text", "line", "message", "hint"),
     [
-        ("helper: natvie", 1, "helper: expected one of native, qemu, found 'natvie'", "did you mean native?"),
-        ("on_failure: no", 1, "on_failure: expected one of degrade, refuse, found False", ""),
+        ("helper: natvie", 1, "helper: expected one of native, qemu, found natvie", "did you mean native?"),
+        ("on_failure: no", 1, "on_failure: expected one of degrade, refuse, found false", ""),
         (
             "source: [powercap]",
             1,
-            "source: expected one of auto, powercap, msr, found ['powercap']",
+            "source: expected one of auto, powercap, msr, found [powercap]",
             "did you mean powercap?",
         ),
-        ("model: fair", 1, "model: expected one of capacity, active, baseline, found 'fair'", ""),
-        ("model:", 1, "model: expected one of capacity, active, baseline, found None", ""),
-        ("shaping: maybe", 1, "shaping: expected on or off, found 'maybe'", ""),
-        ("run_directory: run", 1, "run_directory: expected an absolute path, found 'run'", ""),
-        ("state_directory: 1", 1, "state_directory: expected an absolute path, found 1", ""),
+        ("model: fair", 1, "model: expected one of capacity, active, baseline, found fair", ""),
+        ("model:", 1, "model: expected one of capacity, active, baseline, found null", ""),
+        ("shaping: maybe", 1, "shaping: expected on or off, found maybe", ""),
+        ('shaping: "on"', 1, "shaping: expected on or off, without quotes, found 'on'", ""),
+        *(
+            (f"run_directory: {path}", 1, f"run_directory: expected {RUN}, found {path}", "")
+            for path in (
+                "run",
+                "/",
+                "/etc",
+                "/run/",
+                "/run/.",
+                "/run/../etc",
+                "/run/x/../../etc",
+                "//run/x",
+                '"/run/a\\0"',
+            )
+        ),
+        ("state_directory: 1", 1, f"state_directory: expected {STATE}, found 1", ""),
+        ("state_directory: /var", 1, f"state_directory: expected {STATE}, found /var", ""),
         ("interval: 0.05", 1, "interval: expected seconds from 0.1 to 60, found 0.05", ""),
         ("model: active\n\ninterval: 61", 3, "interval: expected seconds from 0.1 to 60, found 61", ""),
         ("hook_deadline: 0.9", 1, "hook_deadline: expected seconds from 1 to 10, found 0.9", ""),
         ("hook_deadline: 11", 1, "hook_deadline: expected seconds from 1 to 10, found 11", ""),
-        ("hook_deadline: yes", 1, "hook_deadline: expected seconds from 1 to 10, found True", ""),
-        ("domains: web", 1, f"domains: expected {LISTS}, found 'web'", ""),
-        ("domains:\n- web\n- titel: x", 3, f"domains: expected {LISTS}, found {{'titel': 'x'}}", "did you mean title?"),
-        ("domains:\n  includes: [a]", 2, f"domains: expected {LISTS}, found 'includes'", "did you mean include?"),
-        ("domains:\n  include: [a]\n  exclude: b", 3, f"domains: expected {LISTS}, found 'b'", ""),
+        ("hook_deadline: yes", 1, "hook_deadline: expected seconds from 1 to 10, found true", ""),
+        ("domains: web", 1, f"domains: expected {LISTS}, found web", ""),
+        ("domains: ['']", 1, f"domains: expected {LISTS}, found ''", ""),
+        ("domains:\n- title: 3", 2, f"domains: expected {LISTS}, found {{title: 3}}", ""),
+        ("domains:\n- web\n- titel: x", 3, f"domains: expected {LISTS}, found {{titel: x}}", "did you mean title?"),
+        ("domains:\n  includes: [a]", 2, f"domains: expected {LISTS}, found includes", "did you mean include?"),
+        ("domains:\n  include: [a]\n  exclude: b", 3, f"domains: expected {LISTS}, found b", ""),
         ("# ours\nhelpers: native", 2, "unknown key 'helpers'", "did you mean helper?"),
         ("on-failure: refuse", 1, "unknown key 'on-failure'", "did you mean on_failure?"),
         ("x: 1", 1, "unknown key 'x'", f"known keys: {KEYS}"),
-        ("[a]: b", 1, "unknown key \"['a']\"", f"known keys: {KEYS}"),
+        ("[a]: b", 1, "unknown key '[a]'", f"known keys: {KEYS}"),
+        ("null: 1", 1, "unknown key 'null'", f"known keys: {KEYS}"),
         ("- helper", 1, "expected `key: value` lines", "correct {file}"),
         ("helper:\n- [", 3, "not valid YAML: expected the node content, but found '<stream end>'", ""),
         ("helper: native\n\thelper: x", 2, "not valid YAML: found character '\\t' that cannot start any token", ""),
@@ -97,13 +118,43 @@ def test_a_key_that_is_set_twice(tmp_path: Path) -> None:
     assert caught.value.hint == f"keep one of the two lines; the first is {file}:1"
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "place", "message"),
+    [
+        (b"helper: native\n# \xff", ":2", "not UTF-8: invalid start byte"),
+        (b"helper: native\nmodel: \0", ":2", "not valid YAML: special characters are not allowed: '\\x00'"),
+        (b"[" * 5000, "", "not valid YAML: nested too deeply"),
+    ],
+)
+def test_a_file_that_cannot_be_read_as_yaml(tmp_path: Path, content: bytes, place: str, message: str) -> None:
     path = tmp_path / "virt-rapl.yaml"
-    path.write_bytes(b"helper: \xff")
+    path.write_bytes(content)
     with pytest.raises(VirtRaplError) as caught:
         load(path)
-    assert caught.value.message.startswith(f"cannot read {path}: 'utf-8' codec can't decode byte 0xff")
-    assert caught.value.hint == "make it a UTF-8 text file readable by root"
+    assert (caught.value.message, caught.value.hint) == (f"{path}{place}: {message}", f"correct {path}{place}")
+
+
+def test_no_depth_is_too_much(tmp_path: Path) -> None:
+    for depth in range(50, 1000, 50):
+        _, (mistake,) = read(write(tmp_path, "domains: " + "[" * depth + "]" * depth))
+        assert mistake.message.startswith(f"{tmp_path}/virt-rapl.yaml")
+
+
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to("gone.yaml")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(os.mkfifo, "is no file"), (os.mkdir, "is no file"), (link_to_nothing, "is a link to gone.yaml, .* not there")],
+)
+@pytest.mark.parametrize("name", ["virt-rapl.yaml", "conf.d/10.yaml"])
+def test_what_is_no_file_is_told(tmp_path: Path, name: str, make: Callable[[Path], None], message: str) -> None:
+    (tmp_path / "conf.d").mkdir()
+    make(tmp_path / name)
+    with pytest.raises(VirtRaplError, match=f"{name} {message}") as caught:
+        load(tmp_path / "virt-rapl.yaml")
+    assert caught.value.hint
 
 
 def test_check_tells_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

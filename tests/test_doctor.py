@@ -28,11 +28,12 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, domxml, events, inventory, ledger, status_socket, wrappers
+from libvirt_rapl import doctor, domxml, events, installer, inventory, ledger, status_socket, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.installer import DISPATCHER, HOOK, PLACES, install
 from libvirt_rapl.registry import Record, Registry
@@ -41,6 +42,13 @@ from libvirt_rapl.simulator.world import World
 from libvirt_rapl.vmsr import requirements
 
 QEMU = "usr/bin/qemu-system-x86_64"
+PYTHON = "opt/virt-rapl/bin/python"
+LEDGER = "var/lib/virt-rapl/ledger.db"
+WATCH = "virt-rapl-wrappers.path"
+PACKAGE = "opt/virt-rapl/lib/libvirt_rapl"
+RULE = "etc/polkit-1/rules.d/60-virt-rapl.rules"
+RULES = "etc/apparmor.d/abstractions/libvirt-qemu.d/virt-rapl"
+INSTALLER = Path(installer.__file__)
 GUIDE = Path(__file__).parent.parent / "docs/troubleshooting.md"
 STATUS: dict[str, Any] = {
     "host": {"zones": [{"name": "package-0"}], "since": "2026-01-31T12:00:00+00:00"},
@@ -93,6 +101,10 @@ class Patient:
         monkeypatch.setattr(inventory, "read_run_state", lambda _name: RunState(7, {0: 8}))
         monkeypatch.setattr(status_socket, "ask", lambda _path: self.status)
         monkeypatch.setattr(service, "closed_directory", lambda *_: None)
+        monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
+        monkeypatch.setattr("libvirt_rapl.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py"))
+        for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
+            write(self.path(name), "")
         write(self.run_directory / status_socket.NAME, "")
         self.ledger = ledger.Ledger(self.state_directory / "ledger.db", simulated=False, tell=pytest.fail)
         self.ledger.load()
@@ -289,9 +301,28 @@ def daemon_tells(**host: object) -> Callable[[Patient], object]:
     return tell
 
 
-def not_at_boot(patient: Patient) -> None:
-    patient.patch.setattr("libvirt_rapl.systemd.runs", lambda: True)
-    patient.patch.setattr("libvirt_rapl.systemd.systemctl", lambda *_, **__: "disabled\n")
+def with_systemd(unit: str = "", state: str = "", user: str = "root") -> Callable[[Patient], object]:
+    """Let systemd run, and tell this of a unit; `user` is the one that virt-rapld is to have."""
+
+    def systemctl(*arguments: str, timeout: float) -> str:  # noqa: ARG001
+        return state if arguments[-1] == unit else ""
+
+    def run(patient: Patient) -> None:
+        patient.patch.setattr("libvirt_rapl.systemd.runs", lambda: True)
+        patient.patch.setattr("libvirt_rapl.systemd.systemctl", systemctl)
+        patient.patch.setattr(service, "USER", user)
+
+    return run
+
+
+def masked(patient: Patient) -> None:
+    unit = patient.path("etc/systemd/system/virt-rapld.service")
+    unit.unlink()
+    unit.symlink_to("/dev/null")
+
+
+def another_user(patient: Patient) -> None:
+    patient.patch.setattr(os, "geteuid", lambda: 1000)
 
 
 def older_ledger_aside(patient: Patient) -> None:
@@ -368,6 +399,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("cpus", amd, "skipped", "no meter of their own"),
     ("energy", no_zones, "failed", "shows no RAPL zones"),
     ("energy", text("sys/class/powercap/virt-rapl-simulator/truth", ""), "warning", "SIMULATED"),
+    ("registers", another_user, "skipped", "whether a helper reads registers is not to be seen"),
     ("registers", no_zones, "failed", "neither RAPL registers nor powercap zones"),
     ("registers", configured(helper="qemu"), "failed", "qemu-vmsr-helper reads registers only"),
     ("registers", both(configured(helper="qemu"), zeros), "failed", "registers only: .* reads 0"),
@@ -389,6 +421,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("wrapper", mode(f"{QEMU}-rapl", 0o644), "failed", "no emulator wrapper"),
     ("wrapper", text(f"{QEMU}-rapl", "#!/bin/sh\n"), "warning", "is not the wrapper of virt-rapl"),
     ("wrapper", upgrade_qemu, "warning", "older than its QEMU"),
+    ("wrapper", with_systemd(WATCH, "inactive\n"), "warning", f"{WATCH} does not run"),
     ("libvirt", no_libvirt, "failed", "cannot connect to libvirt"),
     ("libvirt", lambda patient: patient.daemon("virtqemud", 0), "warning", "both run"),
     ("hook", remove(HOOK), "failed", "there is no hook"),
@@ -401,7 +434,16 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("hook-seen", remove(HOOK), "skipped", "no hook to be seen"),
     ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),
     ("files", text("etc/systemd/system/virt-rapld.service", "[Unit]\n"), "warning", "virt-rapld.service"),
-    ("files", mode(HOOK, 0o777), "failed", f"others than root can change .*{HOOK}"),
+    ("files", remove("usr/local/share/bash-completion/completions/virt-rapl"), "warning", "completions/virt-rapl"),
+    ("files", text(RULES, "# bad\n"), "warning", RULES),
+    ("files", masked, "warning", "not as virt-rapl .*virt-rapld.service"),
+    *(
+        ("files", mode(name, 0o777), "failed", f"others than root can change .*{name}")
+        for name in (
+            *("etc/libvirt/hooks/qemu.d", HOOK, "etc/systemd/system/virt-rapld.service"),
+            *("opt", "opt/virt-rapl/bin", PYTHON, PACKAGE, f"{PACKAGE}/hook.py"),
+        )
+    ),
     ("apparmor", with_apparmor(text("etc/apparmor.d/abstractions/libvirt-qemu", "")), "failed", "does not include"),
     (
         "apparmor",
@@ -418,16 +460,18 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("virt-rapld", no_daemon, "warning", "does not run: no totals"),
     ("virt-rapld", both(no_daemon, configured(domains="['*']")), "failed", "nobody enables"),
     ("virt-rapld", both(no_daemon, closed_home), "failed", "cannot be run: /root is not open to all"),
+    ("virt-rapld", both(no_daemon, with_systemd(user="virt-rapl-gone")), "failed", "there is no user virt-rapl-gone"),
     ("virt-rapld", dead_daemon, "failed", "has died"),
     ("virt-rapld", hanging_daemon, "failed", "does not answer"),
     ("virt-rapld", daemon_tells(trouble="no /sys"), "warning", "no /sys"),
     ("virt-rapld", daemon_tells(zones=[{"name": "dram-0", "lost_intervals": 2}]), "warning", "lost of dram-0"),
     ("virt-rapld", lambda patient: patient.add("db", uuid=OTHER_UUID), "failed", "does not know db"),
-    ("virt-rapld", not_at_boot, "warning", "does not start at boot"),
-    ("ledger", remove("var/lib/virt-rapl/ledger.db"), "skipped", "virt-rapld makes it"),
-    ("ledger", text("var/lib/virt-rapl/ledger.db", "no database" * 100), "failed", "cannot be read"),
+    ("virt-rapld", with_systemd("virt-rapld", "disabled\n"), "warning", "does not start at boot"),
+    ("ledger", remove(LEDGER), "failed", "virt-rapld runs and cannot make .*ledger.db"),
+    ("ledger", both(remove(LEDGER), dead_daemon), "skipped", "virt-rapld makes it"),
+    ("ledger", text(LEDGER, "no database" * 100), "failed", "cannot be read"),
     ("ledger", newer_ledger, "failed", "has version 99"),
-    ("ledger", mode("var/lib/virt-rapl/ledger.db", 0o644), "warning", "others may read"),
+    ("ledger", mode(LEDGER, 0o644), "warning", "others may read"),
     ("ledger", full_disk("var/lib/virt-rapl"), "failed", "is full"),
     ("ledger", simulated_ledger, "warning", "holds simulated energy and is not used"),
     ("ledger", older_ledger_aside, "warning", "aside-20260131T120000"),
@@ -463,6 +507,43 @@ def test_what_is_broken_is_told_with_its_remedy(name: str) -> None:
 def test_each_check_can_fail_and_has_its_entry_in_the_guide() -> None:
     assert {name for name, *_ in BROKEN} == set(doctor.CHECKS)
     assert re.findall(r"^## (\S+)$", GUIDE.read_text(), re.MULTILINE) == list(doctor.CHECKS)
+
+
+REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
+    ("virt-rapld", no_daemon, "run `virt-rapl daemon`"),
+    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "inactive")), "systemctl enable --now virt-rapld"),
+    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "failed")), "`journalctl -u virt-rapld` tells why"),
+    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "activating")), "`journalctl -u virt-rapld` tells why"),
+    ("virt-rapld", both(no_daemon, with_systemd(user="virt-rapl-gone")), "run `virt-rapl install`"),
+    ("virt-rapld", both(no_daemon, closed_home), "chmod o+x /root, or install virt-rapl where every user gets"),
+    ("virt-rapld", dead_daemon, "end it, and run `virt-rapl daemon` anew"),
+    ("virt-rapld", both(dead_daemon, with_systemd()), "systemctl restart virt-rapld"),
+    ("hook-seen", hook_after_libvirt, "kill -HUP $(cat /run/libvirtd.pid), which"),
+    ("hook-seen", both(hook_after_libvirt, with_systemd()), "systemctl reload libvirtd, which"),
+    ("domains", both(plain, configured(domains="[web1]"), with_systemd()), "see virt-rapld above"),
+    (
+        "domains",
+        both(plain, configured(domains="[web1]"), with_systemd(), replaced(RULE, "org.libvirt.unix.manage", "")),
+        "give virt-rapld the right org.libvirt.unix.manage in /",
+    ),
+]
+
+
+def test_remedies_are_those_of_this_host() -> None:
+    for name, breaks, hint in REMEDIES:
+        with new_patient() as patient:
+            breaks(patient)
+            check = patient.examine(name)[name][0]
+        assert hint in check.hint, check
+
+
+def test_of_many_files_that_others_can_change_a_few_are_named(patient: Patient) -> None:
+    for number in range(9):
+        write(patient.path(f"{PACKAGE}/{number}.py"), "")
+        mode(f"{PACKAGE}/{number}.py", 0o666)(patient)
+    (check,) = patient.examine("files")["files"]
+    assert f"{PACKAGE}/2.py and 6 more" in check.message
+    assert f"chmod go-w {patient.path(PACKAGE)}/0.py" in check.hint
 
 
 OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
@@ -554,6 +635,8 @@ def test_a_real_host(world: World, new_guest: NewGuest) -> None:
         """Return what is told of the checks that failed, which are to be these, and of those that warn."""
         done = world.run(["virt-rapl", "doctor", "--json"], check=False)
         checks = json.loads(done.stdout)["checks"]
+        if any(map(who_else_may_write, [INSTALLER, *INSTALLER.parents])):  # a checkout may be somebody's own
+            checks = [check for check in checks if check["name"] != "files"]
         failed = {check["name"] for check in checks if check["state"] == "failed"}
         assert (failed, done.returncode) == (set(broken), 1 if broken else 0), done.stdout
         told = {check["name"]: check["message"] for check in checks if check["state"] in ("failed", "warning")}

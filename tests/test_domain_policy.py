@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import libvirt
 import pytest
@@ -328,6 +329,24 @@ def test_our_own_change_is_answered_with_nothing(new_bench: NewBench) -> None:
     time.sleep(0.1)
     assert bench.libvirt.defined == 2
     assert len(bench.told) == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_right_that_polkit_does_not_give_is_named(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = new_bench("*")
+    refused: list[str] = []
+
+    def refuse_once(uri: str) -> Any:  # noqa: ANN401
+        if refused:
+            return bench.libvirt.open(uri)
+        refused.append(uri)
+        raise VirtRaplError("authentication failed: access denied by policy")
+
+    monkeypatch.setattr("libvirt_rapl.domains.connect", refuse_once)
+    bench.policy.start()
+    bench.policy.changed([UUID])
+    eventually(lambda: len(bench.told) == 2)  # and so its thread is at rest when other tests come
+    assert f"access denied by policy; does {policy.RULE} give the right to manage?" in bench.told[0]
 
 
 @pytest.mark.usefixtures("quick")

@@ -12,7 +12,8 @@ import pytest
 from machine import CONSTANT_100_WATTS, Machine
 from walking import wait_until
 
-from libvirt_rapl import domxml
+from libvirt_rapl import domxml, installer
+from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.simulator import guest
 
 pytestmark = pytest.mark.e2e
@@ -281,6 +282,9 @@ def test_doctor_where_systemd_runs(machine: Machine, daemon: Callable[..., None]
         """Return the state of each check; of domains that of the last."""
         done = machine.run([*user, "virt-rapl", "doctor", "--json"], check=False)
         checks = json.loads(done.stdout)["checks"]
+        program = Path(installer.__file__)
+        if any(map(who_else_may_write, [program, *program.parents])):  # a checkout may be somebody's own
+            checks = [check for check in checks if check["name"] != "files"]
         assert "failed" not in {check["state"] for check in checks}, done.stdout
         return {check["name"]: check["state"] for check in checks}
 

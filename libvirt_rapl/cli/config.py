@@ -8,9 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import yaml
-
-from libvirt_rapl.config import Config, files, load, read
+from libvirt_rapl.config import Config, as_yaml, files, load, read
 from libvirt_rapl.selection import Selection
 
 
@@ -42,16 +40,16 @@ def _show(path: Path) -> int:
     for field in fields(Config):
         setting = settings.get(field.name)
         written = setting.written if setting else getattr(Config(), field.name)
-        rows.append((f"{field.name}: {_as_yaml(written)}", setting.place if setting else "default"))
+        rows.append((f"{field.name}: {_shown(written)}", setting.place if setting else "default"))
     width = max(len(line) for line, _ in rows)
     for line, place in rows:
         print(f"{line:{width}}  # {place}")
     return 0
 
 
-def _as_yaml(value: object) -> str:
-    """Return the value on one line, as one would write it."""
+def _shown(value: object) -> str:
+    """Return a setting's value as one would write it in the file."""
     if isinstance(value, bool):
         return "on" if value else "off"
     plain = [] if isinstance(value, Selection) else str(value) if isinstance(value, Path) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6).removesuffix("...\n").rstrip("\n")
+    return as_yaml(plain)

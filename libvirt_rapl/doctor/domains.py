@@ -1,14 +1,16 @@
 """The check of domains: who should have a meter and does not, and why."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 
-from libvirt_rapl import domxml, inventory, policy
+from libvirt_rapl import domxml, inventory, policy, systemd
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.processes import read
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import unknown_qemu, vrapl_state
 
@@ -100,6 +102,9 @@ def _chosen(machine: Machine, domain: Domain, xml: str, emulators: policy.Emulat
     told = {entry["uuid"]: entry["reason"] for entry in (machine.status or {}).get("domains", [])}
     reason = told.get(domain.uuid) or "it is not enabled"
     hint = f"virt-rapld enables it, see virt-rapld above and its journal; or `virt-rapl enable {domain.name}`"
+    rule = machine.root / policy.RULE.lstrip("/")
+    if systemd.runs() and not os.geteuid() and "org.libvirt.unix.manage" not in (read(rule) or ""):
+        hint = f"give virt-rapld the right org.libvirt.unix.manage in {rule}; or `virt-rapl enable {domain.name}`"
     yield Finding(WARNING, f"{chosen} {reason}", hint)
 
 

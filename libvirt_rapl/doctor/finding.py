@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from libvirt_rapl import systemd
+
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
 
 
@@ -11,3 +13,15 @@ class Finding(NamedTuple):
     state: str
     message: str
     hint: str = ""
+
+
+def to_start(verb: str) -> str:
+    """Return how virt-rapld is started here: `verb` is what systemctl is told to do."""
+    if systemd.runs():
+        return f"systemctl {verb} virt-rapld"
+    return "end it, and run `virt-rapl daemon` anew" if verb == "restart" else "run `virt-rapl daemon`"
+
+
+def journal() -> str:
+    """Return where virt-rapld has told what is wrong."""
+    return "`journalctl -u virt-rapld` tells why" if systemd.runs() else "what `virt-rapl daemon` printed tells why"

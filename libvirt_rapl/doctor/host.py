@@ -1,5 +1,6 @@
 """Checks of what the machine itself can do."""
 
+import os
 from collections.abc import Iterator
 
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
@@ -56,6 +57,10 @@ def registers(machine: Machine) -> Iterator[Finding]:
         raise VirtRaplError(f"qemu-vmsr-helper reads registers only: {error.message}", hint) from error.__cause__
     if any(counter.register for counter in found.counters):
         yield Finding(OK, "helpers read the CPUs' registers")
+    elif os.geteuid():
+        yield Finding(
+            SKIPPED, "this user reads powercap; whether a helper reads registers is not to be seen", "run as root"
+        )
     else:
         yield Finding(OK, "helpers read powercap: the registers cannot be read, or read 0 (TPMI), or are not chosen")
 

@@ -18,7 +18,10 @@ from libvirt_rapl.host.processes import read
 from libvirt_rapl.manifest import digest
 from libvirt_rapl.vmsr.requirements import qemu_helper
 
+SHOWN = 3
+"""So many names of files are enough in a line."""
 INSTALL = "run `virt-rapl install`"
+WATCH = "virt-rapl-wrappers.path"
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
 
@@ -55,6 +58,16 @@ def wrapper(machine: Machine) -> Iterator[Finding]:
         yield Finding(SKIPPED, "there is no QEMU to wrap")
     for path in machine.emulators:
         yield _wrapper(machine, path)
+    if machine.emulators and systemd.runs() and _state_of(WATCH) not in ("active", ""):
+        message = f"{WATCH} does not run: nobody touches a wrapper when its QEMU is upgraded"
+        yield Finding(WARNING, message, f"systemctl enable --now {WATCH}")
+
+
+def _state_of(unit: str) -> str:
+    """Return whether a unit is `active`, `inactive`, ...; empty where systemd does not tell."""
+    with contextlib.suppress(VirtRaplError):
+        return systemd.systemctl("show", "--property=ActiveState", "--value", unit, timeout=10).strip()
+    return ""
 
 
 def _wrapper(machine: Machine, path: Path) -> Finding:
@@ -124,6 +137,7 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
     elif not daemons:
         yield Finding(OK, "no libvirtd or virtqemud runs now; it looks when it starts")
     for daemon, began in daemons.items() if placed else ():
+        reload = f"systemctl reload {daemon}" if systemd.runs() else f"kill -HUP $(cat /run/{daemon}.pid)"
         if min(placed) < began:
             yield Finding(OK, f"{daemon} has looked for hooks since there are any")
         elif any(event.time > began for event in events.told(machine.config.run_directory)):
@@ -132,7 +146,7 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
             yield Finding(
                 WARNING,
                 f"{daemon} runs since before the hook came and has not called it: nobody can tell whether it knows it",
-                f"systemctl reload {daemon}, which touches no domain; `virt-rapl install` has done so if it ran here",
+                f"{reload}, which touches no domain; `virt-rapl install` has done so if it ran here",
             )
 
 
@@ -153,17 +167,17 @@ def _last_look(machine: Machine, daemon: str) -> float | None:
 
 def files(machine: Machine) -> Iterator[Finding]:
     """Whether all else is as `virt-rapl install` puts it in place, and nobody but root can change it."""
-    wrong, unsafe = [], []
+    wrong = []
     for item in machine.items:
         path = machine.root / item.target
         now = digest(path)
-        if now and not item.link and who_else_may_write(path):
-            unsafe.append(str(path))
         if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
             wrong.append(str(path))
-    if unsafe:
-        names = " ".join(unsafe)
-        yield Finding(FAILED, f"others than root can change {names}", f"chown root:root {names}; then {INSTALL}")
+    if unsafe := [str(path) for path in _what_root_trusts(machine) if path.exists() and who_else_may_write(path)]:
+        names = " ".join(unsafe[:SHOWN])
+        more = f" and {len(unsafe) - SHOWN} more" if unsafe[SHOWN:] else ""
+        hint = f"chown root:root {names} && chmod go-w {names}; then install virt-rapl anew: others may have changed it"
+        yield Finding(FAILED, f"others than root can change {names}{more}", hint)
     elif wrong:
         yield Finding(WARNING, f"not as virt-rapl {__version__} installs them: {', '.join(wrong)}", INSTALL)
     else:
@@ -171,7 +185,19 @@ def files(machine: Machine) -> Iterator[Finding]:
 
 
 def _has_a_check_of_its_own(item: installer.Item) -> bool:
-    return item.target == installer.HOOK or item.target.endswith(WRAPPER_SUFFIX)
+    return item.target == installer.HOOK or installer.is_wrapper(item.target)
+
+
+def _what_root_trusts(machine: Machine) -> list[Path]:
+    """Return what root runs and reads: this program with all directories above it, and what is installed.
+
+    A unit that is masked, a link to /dev/null, is no file, and everybody may write there.
+    """
+    installed = [machine.root / item.target for item in machine.items if not item.link]
+    programs = [*installer.PROGRAM, machine.root / installer.HOOK]
+    above = [directory for program in programs for directory in reversed(program.parents)]
+    package = installer.PROGRAM[-1].parent.rglob("*")
+    return list(dict.fromkeys([*above, *programs, *sorted(package), *(path for path in installed if path.is_file())]))
 
 
 def apparmor(machine: Machine) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from libvirt_rapl import events as told_events
 from libvirt_rapl import ledger as ledger_file
 from libvirt_rapl.config import load
 from libvirt_rapl.daemon import LEDGER
-from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
+from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, journal, to_start
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
@@ -21,6 +22,8 @@ from libvirt_rapl.host.source import open_source
 from libvirt_rapl.installer import PROGRAM, closed_directory
 from libvirt_rapl.registry import Registry
 
+USER = "virt-rapl"
+"""As whom systemd runs virt-rapld."""
 SOME_UUID = "00000000-0000-0000-0000-000000000000"
 FREE_BYTES = 1 << 20
 """What records, sockets' names and a write of the ledger need at most."""
@@ -85,20 +88,18 @@ def virt_rapld(machine: Machine) -> Iterator[Finding]:
         return
     if machine.status is None:
         hangs = status_socket.listens(socket)
-        yield Finding(
-            FAILED, f"virt-rapld {'does not answer' if hangs else 'has died'}", "systemctl restart virt-rapld"
-        )
+        yield Finding(FAILED, f"virt-rapld {'does not answer' if hangs else 'has died'}", to_start("restart"))
         return
     host = machine.status["host"]
     if trouble := host.get("trouble"):
-        yield Finding(WARNING, f"virt-rapld cannot read everything: {trouble}", "`journalctl -u virt-rapld` tells more")
+        yield Finding(WARNING, f"virt-rapld cannot read everything: {trouble}", journal())
     elif lost := [zone["name"] for zone in host["zones"] if "lost_intervals" in zone]:
         yield Finding(
             WARNING, f"counts were lost of {', '.join(lost)}", "set a shorter `interval`, unless counters were set back"
         )
     elif unknown := _domains_it_does_not_know(machine):
         message = f"virt-rapld does not know {', '.join(unknown)}: it cannot reach libvirt, or has lost it"
-        yield Finding(FAILED, message, "`journalctl -u virt-rapld` tells why")
+        yield Finding(FAILED, message, journal())
     elif systemd.runs() and not _starts_at_boot():
         yield Finding(WARNING, "virt-rapld runs, and does not start at boot", "systemctl enable virt-rapld")
     else:
@@ -116,18 +117,35 @@ def _domains_it_does_not_know(machine: Machine) -> list[str]:
 def _not_running(machine: Machine) -> Finding:
     if closed := closed_directory(*PROGRAM):
         message = f"virt-rapld, a user of its own, cannot be run: {closed} is not open to all"
-        return Finding(FAILED, message, "install virt-rapl elsewhere, as in /opt/virt-rapl")
-    hint = "systemctl enable --now virt-rapld"
+        return Finding(FAILED, message, f"chmod o+x {closed}, or install virt-rapl where every user gets")
+    if systemd.runs() and not _has_user():
+        return Finding(FAILED, f"virt-rapld does not run: there is no user {USER}", "run `virt-rapl install`")
+    hint = journal() if systemd.runs() and _fails() else to_start("enable --now")
     if machine.config.domains.include:
         return Finding(FAILED, "virt-rapld does not run: nobody enables the configuration's `domains`", hint)
     return Finding(WARNING, "virt-rapld does not run: no totals are kept, guests' meters work without", hint)
 
 
+def _has_user() -> bool:
+    with contextlib.suppress(KeyError):
+        return bool(pwd.getpwnam(USER))
+    return False
+
+
+def _fails() -> bool:
+    """Tell whether systemd has tried to start it, or tries again and again."""
+    return _unit("ActiveState") not in ("inactive", "")
+
+
 def _starts_at_boot() -> bool:
+    return _unit("UnitFileState") not in ("disabled", "masked")
+
+
+def _unit(name: str) -> str:
+    """Return a property of virt-rapld's unit; empty where systemd does not tell."""
     with contextlib.suppress(VirtRaplError):
-        state = systemd.systemctl("show", "--property=UnitFileState", "--value", "virt-rapld", timeout=10).strip()
-        return state not in ("disabled", "masked")
-    return True  # systemd does not tell: not known to be wrong
+        return systemd.systemctl("show", f"--property={name}", "--value", "virt-rapld", timeout=10).strip()
+    return ""
 
 
 def ledger(machine: Machine) -> Iterator[Finding]:
@@ -136,14 +154,18 @@ def ledger(machine: Machine) -> Iterator[Finding]:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        yield Finding(SKIPPED, f"there is no {path} yet: virt-rapld makes it")
+        if machine.status is None:
+            yield Finding(SKIPPED, f"there is no {path} yet: virt-rapld makes it")
+        else:
+            hint = f"{journal()}; a `state_directory` of your own wants a drop-in, see docs/configuration.md"
+            yield Finding(FAILED, f"virt-rapld runs and cannot make {path}: totals are in memory only", hint)
         return
     try:
         since, simulated, domains = _summary(path)
     except sqlite3.Error as error:
         if not os.access(path, os.R_OK):
             raise PermissionError(0, "not readable", str(path)) from error
-        hint = "systemctl restart virt-rapld: it sets the file aside and begins a new one"
+        hint = f"{to_start('restart')}: it sets the file aside and begins a new one"
         yield Finding(FAILED, f"{path} cannot be read: {error}", hint)
         return
     aside = sorted(str(old) for old in path.parent.glob(f"{LEDGER}.aside-*") if not old.name.endswith(("-wal", "-shm")))
