@@ -14,6 +14,7 @@ from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import KINDS, LISTS, Selection
 
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
+STANDARD_INPUT = Path("/dev/stdin")
 
 CHOICES = {
     "helper": ("native", "qemu"),
@@ -158,7 +159,7 @@ def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
     """Return what is in the file; no node where it is empty or not there. Raises VirtRaplError."""
     try:
         _check_writers(file)
-        if not file.is_file():  # a pipe would never end
+        if not (file.is_file() or file == STANDARD_INPUT):  # a pipe that nobody writes into would never end
             raise VirtRaplError(f"{file} is no file", "move it away")
         text = file.read_bytes().decode()
         loader = yaml.SafeLoader(text)

@@ -32,7 +32,10 @@ GUARD = f"""{BEGINNING}
 [ "${{0%.dpkg-*}}" = "$0" ] || exit 0
 """
 
-NOT_OURS = "kept      what a package of this system has put in place; reinstalling the package puts that right"
+NOT_OURS = (
+    "kept      what a package of this system has put in place; reinstalling the package puts that right "
+    "(what is missing below /etc: dpkg --force-confmiss --install FILE)"
+)
 
 
 def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:

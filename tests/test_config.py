@@ -1,6 +1,8 @@
 """The configuration file: what it accepts, and what it says about what it does not."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +144,13 @@ def test_no_depth_is_too_much(tmp_path: Path) -> None:
 
 def link_to_nothing(path: Path) -> None:
     path.symlink_to("gone.yaml")
+
+
+def test_what_comes_through_a_pipe_is_checked() -> None:
+    """As the Ansible role has it checked before it is written."""
+    command = [sys.executable, "-m", "libvirt_rapl", "--config", "/dev/stdin", "config", "check"]
+    for text, status in (("interval: 2", 0), ("interval: 0", 1)):
+        assert subprocess.run(command, input=text, text=True, check=False).returncode == status
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ WRAPPER = "/usr/bin/qemu-system-x86_64-rapl"
 HOOK = "/etc/libvirt/hooks/qemu.d/virt-rapl"
 CONFIGURATION = "/etc/virt-rapl/virt-rapl.yaml"
 NAME = "packaged-guest"
+LIBVIRT = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service")
 UUID = "11111111-2222-4333-8444-777777777777"
 
 
@@ -286,6 +287,9 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     assert status(machine)["vrapl"] == "active"
     assert machine.run(["systemctl", "is-active", "virt-rapld"]).stdout == "active\n"
     machine.run(["virsh", "destroy", NAME])
+    machine.run(["systemctl", "stop", *LIBVIRT])
+    assert "cannot tell whether domains still need virt-rapl" in dpkg(machine, "--remove", "virt-rapl", check=False)
+    machine.run(["systemctl", "start", *LIBVIRT])
     dpkg(machine, "--remove", "virt-rapl", VIRT_RAPL_UNINSTALL="--disable-domains")
     assert machine.run(["virsh", "dumpxml", NAME]).stdout == definition
     assert machine.path(CONFIGURATION).read_text() == configuration
