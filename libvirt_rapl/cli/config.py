@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from libvirt_rapl.cli import aligned
 from libvirt_rapl.config import Config, as_yaml, files, load, read
 from libvirt_rapl.selection import Selection
 
@@ -40,10 +41,8 @@ def _show(path: Path) -> int:
     for field in fields(Config):
         setting = settings.get(field.name)
         written = setting.written if setting else getattr(Config(), field.name)
-        rows.append((f"{field.name}: {_shown(written)}", setting.place if setting else "default"))
-    width = max(len(line) for line, _ in rows)
-    for line, place in rows:
-        print(f"{line:{width}}  # {place}")
+        rows.append((f"{field.name}: {_shown(written)}", f"# {setting.place if setting else 'default'}"))
+    print("\n".join(aligned(rows, right=())))
     return 0
 
 
