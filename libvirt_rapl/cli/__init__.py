@@ -69,6 +69,11 @@ def say(line: str) -> None:
         _forget_output()
 
 
+def warn(message: str, hint: str) -> None:
+    """Tell what the user should know, and what to do about it; the command goes on."""
+    _tell("warning", message, hint)
+
+
 def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     """Lay rows of cells out in columns, a line each; the columns numbered in `right` end, others begin together."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -95,10 +100,14 @@ def _forget_output() -> None:
 
 
 def _fail(message: str, hint: str) -> int:
-    print(f"virt-rapl: error: {message}", file=sys.stderr)
+    _tell("error", message, hint)
+    return 1
+
+
+def _tell(kind: str, message: str, hint: str) -> None:
+    print(f"virt-rapl: {kind}: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
-    return 1
 
 
 def _global_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from libvirt_rapl.cli import aligned
-from libvirt_rapl.config import Config, as_yaml, files, load, read
+from libvirt_rapl.config import Config, as_yaml, files, read
 from libvirt_rapl.selection import Selection
 
 
@@ -35,8 +35,9 @@ def _check(path: Path) -> int:
 
 
 def _show(path: Path) -> int:
-    load(path)  # nothing is in force while there are mistakes
-    settings, _ = read(path)
+    settings, mistakes = read(path)
+    if mistakes:
+        raise mistakes[0]  # nothing is in force
     rows = []
     for field in fields(Config):
         setting = settings.get(field.name)

@@ -1,9 +1,9 @@
 """Take the energy meter out of domains again: their definitions are then as they were before `enable`."""
 
 import argparse
-import sys
 
 from libvirt_rapl import domxml
+from libvirt_rapl.cli import warn
 from libvirt_rapl.cli.enable import add_common_arguments, change_all, definitions
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import Domain
@@ -40,9 +40,8 @@ def run(options: argparse.Namespace) -> int:
 
     change_all(options, without_meter, done="disabled", nothing_to_do="not enabled")
     for name in chosen:
-        print(
-            f"virt-rapl: warning: {name} is chosen by `domains` in the configuration: virt-rapld enables it again\n"
-            f"hint: put it under `exclude` there, `systemctl restart virt-rapld`, then disable it",
-            file=sys.stderr,
+        warn(
+            f"{name} is chosen by `domains` in the configuration: virt-rapld enables it again",
+            "put it under `exclude` there, `systemctl restart virt-rapld`, then disable it",
         )
     return 0

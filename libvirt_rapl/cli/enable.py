@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from libvirt_rapl import domxml, emulator, live
-from libvirt_rapl.cli import DEFAULT_URI, say
+from libvirt_rapl.cli import DEFAULT_URI, say, warn
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import Domain, DomainGoneError, connect, every_domain, lookup
 from libvirt_rapl.errors import VirtRaplError
@@ -64,7 +64,7 @@ def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]
             if wanted(xml, selection, registry, emulator.check):
                 yield domain.uuid
         except VirtRaplError as error:
-            print(f"virt-rapl: warning: {domain.name}: {error.message}\nhint: {error.hint}", file=sys.stderr)
+            warn(f"{domain.name}: {error.message}", error.hint)
 
 
 def definitions(uri: str) -> Iterator[tuple[Domain, str]]:

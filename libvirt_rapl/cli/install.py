@@ -5,12 +5,11 @@ Where a package of the distribution has put these files in place, only wrappers 
 """
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from libvirt_rapl import activation, packaged, wrappers
-from libvirt_rapl.cli import say
+from libvirt_rapl.cli import say, warn
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import DISPATCHER, HOOK, PROGRAM, closed_directory, install
@@ -70,16 +69,14 @@ def run(options: argparse.Namespace) -> int:
     if not emulators and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
     if here and (closed := closed_directory(*PROGRAM)):
-        print(
-            f"virt-rapl: warning: {closed} is not open to all: virt-rapld, which is not root, cannot run from there\n"
-            "hint: install virt-rapl elsewhere, as in /opt/virt-rapl",
-            file=sys.stderr,
+        warn(
+            f"{closed} is not open to all: virt-rapld, which is not root, cannot run from there",
+            "install virt-rapl elsewhere, as in /opt/virt-rapl",
         )
     if foreign_hook:
-        print(
-            f"virt-rapl: warning: this libvirt runs {root / DISPATCHER} alone, which is not virt-rapl's\n"
-            f'hint: let it run `/{HOOK} "$@"` with the XML that it gets on standard input, and pass on its output',
-            file=sys.stderr,
+        warn(
+            f"this libvirt runs {root / DISPATCHER} alone, which is not virt-rapl's",
+            f'let it run `/{HOOK} "$@"` with the XML that it gets on standard input, and pass on its output',
         )
     return 0
 

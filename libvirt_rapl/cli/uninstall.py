@@ -7,11 +7,11 @@ which asks for the same.
 
 import argparse
 import contextlib
-import sys
+import os
 from pathlib import Path
 
 from libvirt_rapl import activation, manifest, packaged
-from libvirt_rapl.cli import install, say
+from libvirt_rapl.cli import install, say, warn
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import uninstall
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
         for line in uninstall(root, dry_run=dry_run):
             say(line)
     if is_packaged:
-        say(packaged.NOT_OURS)
+        if "DPKG_MAINTSCRIPT_PACKAGE" not in os.environ:  # dpkg, which sets it, is about to remove them
+            say(packaged.NOT_OURS)
     elif here:
         install.carry_out(activation.after_uninstall(config), dry_run=dry_run)
     return 0
@@ -71,12 +72,14 @@ def _leave_domains(options: argparse.Namespace) -> None:
             else "`virt-rapl uninstall --disable-domains` takes their meters out first",
         )
     for dependent in left:
-        print(f"virt-rapl: warning: {dependent}: it will not start with the emulator wrapper gone", file=sys.stderr)
+        warn(
+            f"{dependent}: it will not start with the emulator wrapper gone",
+            f"`virt-rapl disable {dependent.domain.name}` where virt-rapl is installed again",
+        )
     for name in snapshots:
-        print(
-            f"virt-rapl: warning: {name}: it was made with the meter, and can be gone back to where virt-rapl is\n"
-            f"hint: run `virt-rapl install` before `virsh snapshot-revert`, or make it anew now",
-            file=sys.stderr,
+        warn(
+            f"{name}: it was made with the meter, and can be gone back to where virt-rapl is",
+            "run `virt-rapl install` before `virsh snapshot-revert`, or make it anew now",
         )
     install.carry_out(activation.before_uninstall(), dry_run=options.dry_run)  # virt-rapld would enable them again
     for dependent in disabled:
