@@ -224,7 +224,7 @@ class Daemon:
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)
         with self._lock:
-            document = self._view.document(self._inventory.seen(), self._policy.refusals())
+            document = self._view.document(self._inventory.seen(), self._policy.refusals(), self._inventory.trouble)
         with contextlib.suppress(TimeoutError):  # what has been told must not be lost: energies would go back
             self._flush_soon().result(KEPT_SECONDS)
         return document

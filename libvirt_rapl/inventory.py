@@ -85,7 +85,8 @@ class Inventory:
         self._uri = uri
         self._tell = tell
         self._changed = changed
-        self._trouble = ""
+        self.trouble = ""
+        """Why libvirt cannot be reached; empty while it can."""
         self._attempts = 0
 
     def start(self) -> None:
@@ -102,9 +103,9 @@ class Inventory:
             try:
                 self._follow()
             except Exception as error:  # whatever it is, domains come and go, and libvirt may be back soon
-                if not self._trouble:
+                if not self.trouble:
                     self._tell(f"without libvirt for now: {error}; domains that run are metered on")
-                self._trouble = str(error)
+                self.trouble = str(error)
             self._follow_run_state()
             self.attempted.set()
             time.sleep(BACKOFF_SECONDS[min(self._attempts, len(BACKOFF_SECONDS) - 1)])
@@ -117,9 +118,9 @@ class Inventory:
         with domains.subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
             self.entries = _by_uuid(domains.every_domain(connection))
             self.listed = True
-            if self._trouble:
+            if self.trouble:
                 self._tell("libvirt is back")
-            self._trouble, self._attempts = "", 0
+            self.trouble, self._attempts = "", 0
             self.attempted.set()
             self._changed(self.entries)
             while changed := self._next_changed(changes):

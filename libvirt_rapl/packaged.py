@@ -12,10 +12,11 @@ from pathlib import Path
 from libvirt_rapl import activation, files, installer, wrappers
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import HOOK, UNITS, Item
+from libvirt_rapl.installer import HOOK, Item
 
+UNITS = "usr/lib/systemd/system"
 PLACES = {
-    UNITS: "usr/lib/systemd/system",
+    installer.UNITS: UNITS,
     "etc/tmpfiles.d": "usr/lib/tmpfiles.d",
     "etc/modules-load.d": "usr/lib/modules-load.d",
     "etc/sysusers.d": "usr/lib/sysusers.d",
@@ -32,10 +33,8 @@ GUARD = f"""{BEGINNING}
 [ "${{0%.dpkg-*}}" = "$0" ] || exit 0
 """
 
-NOT_OURS = (
-    "kept      what a package of this system has put in place; reinstalling the package puts that right "
-    "(what is missing below /etc: dpkg --force-confmiss --install FILE)"
-)
+REINSTALL = "reinstall the package; what is to be new below /etc, remove first: dpkg --force-confmiss --install FILE"
+NOT_OURS = f"kept      what a package of this system has put in place; to put it right, {REINSTALL}"
 
 
 def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:
@@ -77,7 +76,7 @@ def in_place(emulators: list[str]) -> list[Item]:
 
 def owns(root: Path) -> bool:
     """Tell whether a package has put virt-rapl's files in place under `root`."""
-    return (root / PLACES[UNITS] / "virt-rapld.service").exists()
+    return (root / UNITS / "virt-rapld.service").exists()
 
 
 def _place(target: str) -> str:

@@ -5,10 +5,14 @@ import os
 import socket
 from pathlib import Path
 
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.programs import run
 
 NOTIFY_SECONDS = 0.2
 """A systemd that does not listen holds nobody up for longer."""
+
+SHOW_SECONDS = 10.0
+"""The most that a question to systemd may take."""
 
 
 def runs() -> bool:
@@ -25,6 +29,13 @@ def notify(state: str) -> None:
         sender.settimeout(NOTIFY_SECONDS)
         sender.connect("\0" + address[1:] if address.startswith("@") else address)
         sender.send(state.encode())
+
+
+def told(unit: str, name: str) -> str:
+    """Return a property of a unit, as `systemctl show` has it; empty where systemd does not tell."""
+    with contextlib.suppress(VirtRaplError):
+        return systemctl("show", f"--property={name}", "--value", unit, timeout=SHOW_SECONDS).strip()
+    return ""
 
 
 def systemctl(*arguments: str, timeout: float) -> str:

@@ -36,11 +36,14 @@ class View:
         self._model = model_name(PROC)
         self._registry = Registry(config.run_directory)
 
-    def document(self, domains: Iterable[Entry], refusals: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def document(
+        self, domains: Iterable[Entry], refusals: Mapping[str, str] | None = None, trouble: str = ""
+    ) -> dict[str, Any]:
         """Return what the last two samples tell of the host and of these domains, in the order of their names.
 
-        `refusals`: why domains that the policy wants to enable are not, by UUID.
+        `refusals`: why domains that the policy wants to enable are not, by UUID. `trouble`: why there may be others.
         """
+        troubles = "; ".join(filter(None, (self.trouble, trouble)))
         return {
             "schema": SCHEMA,
             "host": {
@@ -52,7 +55,7 @@ class View:
                 "domains_watts": self.meter.domains_watts,
                 "other_watts": self.meter.other.watts,
                 "idle_watts": self.meter.idle.watts,
-                **({"trouble": self.trouble} if self.trouble else {}),
+                **({"trouble": troubles} if troubles else {}),
             },
             "domains": [
                 self._domain(domain, (refusals or {}).get(domain.uuid))

@@ -598,6 +598,8 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest, l
         assert (asked(world) or {})[name]["vrapl"] == "active"  # records are root's
         words = [line.partition(" for now: ")[0] for line in world.path(LOG).read_text().splitlines()]
         assert words == {"answers": [], "refuses": ["virt-rapl: without libvirt"]}[libvirt]
+        host = json.loads(world.run(["virt-rapl", "status", "--json"]).stdout)["host"]
+        assert ("cannot connect to libvirt" in host.get("trouble", "")) == (libvirt == "refuses")
     finally:
         libvirt_socket.chmod(mode)
         world.kill(pid, "TERM")

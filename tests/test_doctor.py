@@ -28,7 +28,7 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, domxml, events, installer, inventory, ledger, status_socket, wrappers
+from libvirt_rapl import doctor, domxml, events, installer, inventory, ledger, packaged, status_socket, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
@@ -315,6 +315,21 @@ def with_systemd(unit: str = "", state: str = "", user: str = "root") -> Callabl
     return run
 
 
+def another_qemu(patient: Patient) -> None:
+    """One that is no QEMU with RAPL, and has no wrapper; a domain without a meter names it."""
+    write(patient.path("opt/qemu/qemu"), "#!/bin/sh\n")
+    patient.path("opt/qemu/qemu").chmod(0o755)
+    domain = patient.add("db", enabled=False, uuid=OTHER_UUID)
+    xml = domain.xml.replace(str(patient.path(QEMU)), "/opt/qemu/qemu")
+    domain.xml = xml.replace("<devices>", "<os><type arch='x86_64'>hvm</type></os><devices>")
+
+
+def packaged_here(patient: Patient) -> None:
+    """Let a package have put in place what `virt-rapl install` did."""
+    list(packaged.stage(patient.root))
+    shutil.rmtree(patient.path("etc/systemd/system"))
+
+
 def masked(patient: Patient) -> None:
     unit = patient.path("etc/systemd/system/virt-rapld.service")
     unit.unlink()
@@ -419,6 +434,8 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("wrapper", remove(QEMU), "skipped", "no QEMU to wrap"),
     ("wrapper", remove(f"{QEMU}-rapl"), "failed", "no emulator wrapper"),
     ("wrapper", mode(f"{QEMU}-rapl", 0o644), "failed", "no emulator wrapper"),
+    ("wrapper", another_qemu, "warning", "no emulator wrapper .*opt/qemu/qemu-rapl"),
+    ("qemu", another_qemu, "warning", "/opt/qemu/qemu"),
     ("wrapper", text(f"{QEMU}-rapl", "#!/bin/sh\n"), "warning", "is not the wrapper of virt-rapl"),
     ("wrapper", upgrade_qemu, "warning", "older than its QEMU"),
     ("wrapper", with_systemd(WATCH, "inactive\n"), "warning", f"{WATCH} does not run"),
@@ -436,6 +453,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("files", text("etc/systemd/system/virt-rapld.service", "[Unit]\n"), "warning", "virt-rapld.service"),
     ("files", remove("usr/local/share/bash-completion/completions/virt-rapl"), "warning", "completions/virt-rapl"),
     ("files", text(RULES, "# bad\n"), "warning", RULES),
+    ("files", both(packaged_here, text("etc/systemd/system/virt-rapld.service", "")), "warning", "not the package's"),
     ("files", masked, "warning", "not as virt-rapl .*virt-rapld.service"),
     *(
         ("files", mode(name, 0o777), "failed", f"others than root can change .*{name}")
@@ -465,7 +483,13 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("virt-rapld", hanging_daemon, "failed", "does not answer"),
     ("virt-rapld", daemon_tells(trouble="no /sys"), "warning", "no /sys"),
     ("virt-rapld", daemon_tells(zones=[{"name": "dram-0", "lost_intervals": 2}]), "warning", "lost of dram-0"),
-    ("virt-rapld", lambda patient: patient.add("db", uuid=OTHER_UUID), "failed", "does not know db"),
+    ("virt-rapld", lambda patient: patient.add("db", uuid=OTHER_UUID), "failed", "does not know db: it has lost"),
+    (
+        "virt-rapld",
+        both(daemon_tells(trouble="not allowed"), lambda patient: patient.add("db", uuid=OTHER_UUID)),
+        "failed",
+        "does not know db: not allowed",
+    ),
     ("virt-rapld", with_systemd("virt-rapld", "disabled\n"), "warning", "does not start at boot"),
     ("ledger", remove(LEDGER), "failed", "virt-rapld runs and cannot make .*ledger.db"),
     ("ledger", both(remove(LEDGER), dead_daemon), "skipped", "virt-rapld makes it"),
@@ -516,6 +540,12 @@ REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "activating")), "`journalctl -u virt-rapld` tells why"),
     ("virt-rapld", both(no_daemon, with_systemd(user="virt-rapl-gone")), "run `virt-rapl install`"),
     ("virt-rapld", both(no_daemon, closed_home), "chmod o+x /root, or install virt-rapl where every user gets"),
+    ("virt-rapld", daemon_tells(trouble="not allowed"), "what `virt-rapl daemon` printed tells why"),
+    ("virt-rapld", both(daemon_tells(trouble="no"), with_systemd("polkit", "masked")), "systemctl unmask polkit: libv"),
+    ("virt-rapld", both(daemon_tells(trouble="no"), with_systemd("polkit", "not-found")), "install polkit"),
+    ("virt-rapld", both(daemon_tells(trouble="no"), with_systemd("polkit", "loaded")), "`journalctl -u virt-rapld`"),
+    ("hook", both(packaged_here, remove(HOOK)), "dpkg --force-confmiss --install"),
+    ("wrapper", both(packaged_here, remove(f"{QEMU}-rapl")), "reinstall the package"),
     ("virt-rapld", dead_daemon, "end it, and run `virt-rapl daemon` anew"),
     ("virt-rapld", both(dead_daemon, with_systemd()), "systemctl restart virt-rapld"),
     ("hook-seen", hook_after_libvirt, "kill -HUP $(cat /run/libvirtd.pid), which"),

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import __version__, activation, emulator, events, installer, systemd, wrappers
+from libvirt_rapl import __version__, activation, emulator, events, installer, packaged, systemd, wrappers
 from libvirt_rapl.confinement import seccomp
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
-from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.doctor.machine import INSTALL, Machine
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
@@ -20,7 +20,6 @@ from libvirt_rapl.vmsr.requirements import qemu_helper
 
 SHOWN = 3
 """So many names of files are enough in a line."""
-INSTALL = "run `virt-rapl install`"
 WATCH = "virt-rapl-wrappers.path"
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
@@ -49,7 +48,17 @@ def qemu(machine: Machine) -> Iterator[Finding]:
         try:
             yield Finding(OK, f"QEMU {emulator.check_rapl(str(path))} at {path} has RAPL")
         except VirtRaplError as error:
-            yield Finding(FAILED, error.message, error.hint)
+            yield Finding(_severity(machine, path), error.message, error.hint)
+
+
+def _severity(machine: Machine, path: Path) -> str:
+    """Return how bad it is that a QEMU is of no use: of others than the usual ones, `domains` tells who needs them."""
+    return FAILED if _name(machine, path) in emulator.KNOWN else WARNING
+
+
+def _name(machine: Machine, path: Path) -> str:
+    """Return an emulator's path as domains have it."""
+    return f"/{path.relative_to(machine.root)}"
 
 
 def wrapper(machine: Machine) -> Iterator[Finding]:
@@ -58,26 +67,20 @@ def wrapper(machine: Machine) -> Iterator[Finding]:
         yield Finding(SKIPPED, "there is no QEMU to wrap")
     for path in machine.emulators:
         yield _wrapper(machine, path)
-    if machine.emulators and systemd.runs() and _state_of(WATCH) not in ("active", ""):
+    if machine.emulators and systemd.runs() and systemd.told(WATCH, "ActiveState") not in ("active", ""):
         message = f"{WATCH} does not run: nobody touches a wrapper when its QEMU is upgraded"
         yield Finding(WARNING, message, f"systemctl enable --now {WATCH}")
 
 
-def _state_of(unit: str) -> str:
-    """Return whether a unit is `active`, `inactive`, ...; empty where systemd does not tell."""
-    with contextlib.suppress(VirtRaplError):
-        return systemd.systemctl("show", "--property=ActiveState", "--value", unit, timeout=10).strip()
-    return ""
-
-
 def _wrapper(machine: Machine, path: Path) -> Finding:
     target = Path(f"{path}{WRAPPER_SUFFIX}")
+    to_install = machine.to_install(_name(machine, path))
     try:
         emulator.check_wrapper(str(path))
     except VirtRaplError as error:
-        return Finding(FAILED, error.message, error.hint)
+        return Finding(_severity(machine, path), error.message, to_install)
     if target.read_text(errors="replace") != machine.item(str(target.relative_to(machine.root))).text:
-        return Finding(WARNING, f"{target} is not the wrapper of virt-rapl {__version__}", INSTALL)
+        return Finding(WARNING, f"{target} is not the wrapper of virt-rapl {__version__}", to_install)
     if wrappers.stale(path):
         message = f"{target} is older than its QEMU: libvirt still believes what it knew of the one before"
         return Finding(WARNING, message, f"touch {target}")
@@ -86,9 +89,9 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
 
 def hook(machine: Machine) -> Iterator[Finding]:
     """Whether the hook is there and can run."""
-    path = machine.root / installer.HOOK
+    path, to_install = machine.root / installer.HOOK, machine.to_install()
     if not path.is_file():
-        yield Finding(FAILED, f"there is no hook {path}: domains start without their meter", INSTALL)
+        yield Finding(FAILED, f"there is no hook {path}: domains start without their meter", to_install)
         return
     if not os.access(path, os.X_OK):
         yield Finding(FAILED, f"{path} is not executable: libvirt passes over it", f"chmod 755 {path}")
@@ -96,11 +99,11 @@ def hook(machine: Machine) -> Iterator[Finding]:
     text = path.read_text(errors="replace")
     python = HOOK_PYTHON.search(text)
     if "libvirt_rapl.hook" not in text or python is None:
-        yield Finding(FAILED, f"{path} is not the hook of virt-rapl", f"move it away, then {INSTALL}")
+        yield Finding(FAILED, f"{path} is not the hook of virt-rapl", f"move it away, then {to_install}")
     elif not _is_there(python[1]):
-        yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", INSTALL)
+        yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", to_install)
     elif text != machine.item(installer.HOOK).text:
-        yield Finding(WARNING, f"{path} is not the hook of this virt-rapl {__version__}", INSTALL)
+        yield Finding(WARNING, f"{path} is not the hook of this virt-rapl {__version__}", to_install)
     elif _libvirt_passes_over(machine):
         yield Finding(FAILED, f"this libvirt is older than 6.5 and passes over {path}", INSTALL)
     else:
@@ -159,9 +162,9 @@ def _last_look(machine: Machine, daemon: str) -> float | None:
         return started
     try:
         # Microseconds of the monotonic clock. A reload changes the unit's state twice.
-        changed = systemd.systemctl("show", "--property=StateChangeTimestampMonotonic", "--value", daemon, timeout=10)
-        return max(started, time.time() - time.monotonic() + int(changed) / 1_000_000)
-    except (VirtRaplError, ValueError):
+        changed = int(systemd.told(daemon, "StateChangeTimestampMonotonic"))
+        return max(started, time.time() - time.monotonic() + changed / 1_000_000)
+    except ValueError:
         return started
 
 
@@ -179,9 +182,20 @@ def files(machine: Machine) -> Iterator[Finding]:
         hint = f"chown root:root {names} && chmod go-w {names}; then install virt-rapl anew: others may have changed it"
         yield Finding(FAILED, f"others than root can change {names}{more}", hint)
     elif wrong:
-        yield Finding(WARNING, f"not as virt-rapl {__version__} installs them: {', '.join(wrong)}", INSTALL)
+        message = f"not as virt-rapl {__version__} installs them: {', '.join(wrong)}"
+        yield Finding(WARNING, message, machine.to_install())
+    elif shadows := _shadows(machine):
+        message = f"systemd reads {', '.join(shadows)} and not the package's"
+        yield Finding(WARNING, message, f"unless it is yours: rm {' '.join(shadows)}; systemctl daemon-reload")
     else:
         yield Finding(OK, f"all {len(machine.items)} files are in place")
+
+
+def _shadows(machine: Machine) -> list[str]:
+    """Return units of the administrator's that systemd reads instead of the package's; one that is masked is a link."""
+    packages = [Path(item.target) for item in machine.items if item.target.startswith(packaged.UNITS)]
+    units = [machine.root / installer.UNITS / path.name for path in packages]
+    return [str(path) for path in units if path.is_file()]
 
 
 def _has_a_check_of_its_own(item: installer.Item) -> bool:
@@ -213,7 +227,8 @@ def apparmor(machine: Machine) -> Iterator[Finding]:
     missing = [item.target for item in rules if not (machine.root / item.target).exists()]
     abstraction = machine.root / "etc/apparmor.d/abstractions/libvirt-qemu"
     if missing:
-        yield Finding(FAILED, f"AppArmor confines libvirt, and rules are missing: {', '.join(missing)}", INSTALL)
+        message = f"AppArmor confines libvirt, and rules are missing: {', '.join(missing)}"
+        yield Finding(FAILED, message, machine.to_install())
     elif "libvirt-qemu.d" not in (read(abstraction) or ""):
         line = "include if exists <abstractions/libvirt-qemu.d>"
         yield Finding(FAILED, f"{abstraction} does not include our rules", f"add the line `{line}` to it")

@@ -8,8 +8,11 @@ from typing import Any
 
 from libvirt_rapl import dependents, domains, installer, packaged, status_socket, wrappers
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
+from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
+
+INSTALL = "run `virt-rapl install`"
 
 
 @dataclass
@@ -63,6 +66,10 @@ class Machine:
     def item(self, target: str) -> installer.Item:
         """Return what would be put in place there."""
         return next(item for item in self.items if item.target == target)
+
+    def to_install(self, emulator: str = DEFAULT_EMULATOR) -> str:
+        """Return how our files are put in place anew: a package knows no other emulator's wrapper."""
+        return packaged.REINSTALL if packaged.owns(self.root) and emulator == DEFAULT_EMULATOR else INSTALL
 
     @cached_property
     def can_serve_guests(self) -> bool:

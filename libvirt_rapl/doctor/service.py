@@ -91,19 +91,28 @@ def virt_rapld(machine: Machine) -> Iterator[Finding]:
         yield Finding(FAILED, f"virt-rapld {'does not answer' if hangs else 'has died'}", to_start("restart"))
         return
     host = machine.status["host"]
-    if trouble := host.get("trouble"):
-        yield Finding(WARNING, f"virt-rapld cannot read everything: {trouble}", journal())
+    trouble = host.get("trouble", "")
+    if unknown := _domains_it_does_not_know(machine):
+        message = f"virt-rapld does not know {', '.join(unknown)}: {trouble or 'it has lost libvirt'}"
+        yield Finding(FAILED, message, _no_rights() or journal())
+    elif trouble:
+        yield Finding(WARNING, f"virt-rapld cannot read everything: {trouble}", _no_rights() or journal())
     elif lost := [zone["name"] for zone in host["zones"] if "lost_intervals" in zone]:
         yield Finding(
             WARNING, f"counts were lost of {', '.join(lost)}", "set a shorter `interval`, unless counters were set back"
         )
-    elif unknown := _domains_it_does_not_know(machine):
-        message = f"virt-rapld does not know {', '.join(unknown)}: it cannot reach libvirt, or has lost it"
-        yield Finding(FAILED, message, journal())
     elif systemd.runs() and not _starts_at_boot():
         yield Finding(WARNING, "virt-rapld runs, and does not start at boot", "systemctl enable virt-rapld")
     else:
         yield Finding(OK, f"virt-rapld answers; joules are counted since {host['since']}")
+
+
+def _no_rights() -> str:
+    """Return what to do where there is no polkit to ask; empty where there is."""
+    if systemd.runs() and (state := systemd.told("polkit", "LoadState")) in ("masked", "not-found"):
+        do = "systemctl unmask polkit" if state == "masked" else "install polkit (Debian: polkitd)"
+        return f"{do}: libvirt asks it what virt-rapld, which is not root, may do"
+    return ""
 
 
 def _domains_it_does_not_know(machine: Machine) -> list[str]:
@@ -119,7 +128,7 @@ def _not_running(machine: Machine) -> Finding:
         message = f"virt-rapld, a user of its own, cannot be run: {closed} is not open to all"
         return Finding(FAILED, message, f"chmod o+x {closed}, or install virt-rapl where every user gets")
     if systemd.runs() and not _has_user():
-        return Finding(FAILED, f"virt-rapld does not run: there is no user {USER}", "run `virt-rapl install`")
+        return Finding(FAILED, f"virt-rapld does not run: there is no user {USER}", machine.to_install())
     hint = journal() if systemd.runs() and _fails() else to_start("enable --now")
     if machine.config.domains.include:
         return Finding(FAILED, "virt-rapld does not run: nobody enables the configuration's `domains`", hint)
@@ -134,18 +143,11 @@ def _has_user() -> bool:
 
 def _fails() -> bool:
     """Tell whether systemd has tried to start it, or tries again and again."""
-    return _unit("ActiveState") not in ("inactive", "")
+    return systemd.told("virt-rapld", "ActiveState") not in ("inactive", "")
 
 
 def _starts_at_boot() -> bool:
-    return _unit("UnitFileState") not in ("disabled", "masked")
-
-
-def _unit(name: str) -> str:
-    """Return a property of virt-rapld's unit; empty where systemd does not tell."""
-    with contextlib.suppress(VirtRaplError):
-        return systemd.systemctl("show", f"--property={name}", "--value", "virt-rapld", timeout=10).strip()
-    return ""
+    return systemd.told("virt-rapld", "UnitFileState") not in ("disabled", "masked")
 
 
 def ledger(machine: Machine) -> Iterator[Finding]:
