@@ -50,6 +50,8 @@ PLACES = {
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's from the day they are put in place: what was changed stays."""
 ENABLED = ("virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
+BY_HAND = f"{UNITS}/virt-rapl-wrappers.service"
+"""What is there where `virt-rapl install` was run; a package has its units elsewhere."""
 LINKS = {f"{UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
 """How units are enabled that need no decision of the operator's, and what these links hold."""
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
@@ -133,7 +135,12 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
     """
     installed = Manifest.load(root)
     if not (root / manifest.PATH).exists():
-        yield f"nothing is installed under {root}: there is no {root / manifest.PATH}; is it lost? run install first"
+        if (root / BY_HAND).exists():
+            raise VirtRaplError(
+                f"{root / manifest.PATH} is lost, which tells what is virt-rapl's",
+                "`virt-rapl install` writes it anew; then uninstall",
+            )
+        yield f"nothing is installed under {root}"
         return
     with _explained():
         yield from _remove(root, list(reversed(installed.files)), installed, dry_run)

@@ -148,6 +148,18 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
     for name in ("web1", "web-test"):
         host.machine.run(["virsh", "destroy", name])
 
+    for file, said in (
+        ("/usr/lib/systemd/system/virt-rapld.service", "virt-rapl is here as a package of the distribution"),
+        ("/etc/virt-rapl/installed.json", "installed.json is lost, which tells what is virt-rapl's"),
+    ):
+        path = host.machine.path(file)
+        text = path.read_text() if path.exists() else ""
+        path.write_text("") if not text else path.unlink()
+        play = host.play(virt_rapl_state="absent")
+        assert (play.status, play.changed) == (2, []), "what is left could not be taken out any more"
+        assert said in play.output
+        path.write_text(text) if text else path.unlink()
+
     host.machine.run(["cp", "/bin/false", "/opt/virt-rapl/bin/virt-rapl"])
     play = host.play(virt_rapl_state="absent")
     assert (play.status, play.changed) == (2, []), "nobody could take out what virt-rapl has put in place"
