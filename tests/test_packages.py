@@ -174,6 +174,9 @@ def test_the_files_of_the_deb_are_those_that_install_puts_in_place(deb: Path, tm
         else:
             text = (tmp_path / item.target).read_text()
             assert text == item.text.replace(sys.executable, "/usr/bin/python3"), item.target
+    assert {
+        path.name for path in (tmp_path / "usr/share/doc/virt-rapl/docs").iterdir() if path.suffix == ".py"
+    } == set()
     conffiles = (tmp_path / "DEBIAN/conffiles").read_text().split()
     assert {HOOK, CONFIGURATION} <= set(conffiles)
     assert set(conffiles) == {f"/{item.target}" for item in packaged.contents() if item.target.startswith("etc/")}
@@ -290,7 +293,8 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     machine.run(["systemctl", "stop", *LIBVIRT])
     assert "cannot tell whether domains still need virt-rapl" in dpkg(machine, "--remove", "virt-rapl", check=False)
     machine.run(["systemctl", "start", *LIBVIRT])
-    dpkg(machine, "--remove", "virt-rapl", VIRT_RAPL_UNINSTALL="--disable-domains")
+    said = dpkg(machine, "--remove", "virt-rapl", VIRT_RAPL_UNINSTALL="--disable-domains")
+    assert packaged.NOT_OURS not in said
     assert machine.run(["virsh", "dumpxml", NAME]).stdout == definition
     assert machine.path(CONFIGURATION).read_text() == configuration
     assert machine.path(HOOK).exists()
@@ -309,12 +313,46 @@ def test_the_life_of_a_package(machine: Machine) -> None:
 
 
 @pytest.mark.e2e
+def test_a_package_that_was_unpacked_and_not_configured_is_removed_without_being_asked(machine: Machine) -> None:
+    """As after an upgrade that broke off. It cannot refuse, but tells; and what it leaves is in nobody's way."""
+    other = "/usr/libexec/qemu-kvm"
+    dpkg(machine, "-i", "/root/this.deb")
+    machine.run(["cp", "/usr/bin/qemu-system-x86_64", other])
+    virt_rapl(machine, "install")
+    virt_rapl(machine, "enable", NAME)
+    dpkg(machine, "--unpack", "/root/next.deb")
+    said = dpkg(machine, "--remove", "virt-rapl")
+    assert f"warning: {NAME} is enabled and does not start without virt-rapl" in said
+    for unit in ("virt-rapld.service", "virt-rapl-wrappers.path"):
+        assert machine.run(["systemctl", "is-active", unit], check=False).stdout == "inactive\n"
+
+    dpkg(machine, "-i", "/root/next.deb")
+    virt_rapl(machine, "disable", NAME)
+    machine.path(other).unlink()
+    assert f"removed   {other}-rapl" in virt_rapl(machine, "uninstall")
+    dpkg(machine, "--purge", "virt-rapl")
+
+
+@pytest.mark.e2e
+def test_a_package_that_does_not_run_is_removed_by_force(machine: Machine) -> None:
+    dpkg(machine, "-i", "/root/this.deb")
+    machine.path("/usr/lib/python3/dist-packages/libvirt_rapl/__main__.py").unlink()
+    assert "--force removes virt-rapl whatever needs it" in dpkg(machine, "--purge", "virt-rapl", check=False)
+    assert machine.path(WRAPPER).exists()
+    said = dpkg(machine, "--purge", "virt-rapl", VIRT_RAPL_UNINSTALL="--force")
+    assert "it is removed all the same" in said
+    assert not machine.path(WRAPPER).exists()
+
+
+@pytest.mark.e2e
 def test_a_package_beside_an_installation_by_hand(machine: Machine) -> None:
-    """It would be two of each unit."""
+    """It would be two of each unit, also where nobody knows any more what was put in place."""
     machine.run(["virt-rapl", "install"])
+    machine.path("/etc/virt-rapl/installed.json").unlink()
     said = dpkg(machine, "-i", "/root/this.deb", check=False)
     assert "another virt-rapl has put its files in place here" in said
     assert "/.venv/bin/python" in machine.path(HOOK).read_text()
+    machine.run(["virt-rapl", "install"])
     machine.run(["virt-rapl", "uninstall"])
     dpkg(machine, "--purge", "virt-rapl")
 
