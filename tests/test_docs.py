@@ -28,7 +28,7 @@ README = ROOT / "README.md"
 PAGES = [README, *ROOT.glob("SECURITY.md"), *sorted((ROOT / "docs").glob("*.md"))]
 
 NOT_RUN = {
-    "./etc/quickstart": "installs from the network; tests/test_demo.py runs the demo that it ends in",
+    "./etc/quickstart": "installs from the network; tests/test_demo.py runs it where that is done",
     "./etc/build-deb": "tests/test_packages.py runs it, and installs what it makes",
     "./tests/run": "this is it",
     "./tests/bench/run --json figures.json": "takes minutes; tests/test_bench.py runs the same measurements, smaller",
