@@ -86,6 +86,15 @@ def test_other_domains_leave_it_asleep(guard: Guard, operation: str, xml: str) -
     assert guard.got() is None
 
 
+@pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
+def test_a_domain_that_has_lost_its_mark_still_has_a_helper_to_end(guard: Guard, operation: str) -> None:
+    (guard.directory / "run").mkdir()
+    (guard.directory / f"run/{UUID}.json").touch()
+    guard.run("a", operation, "begin", "-", xml=UNMARKED)
+    wants = (["-I", "-m", "libvirt_rapl.hook", "a", operation, "begin", "-"], UNMARKED)
+    assert guard.got() == (wants if operation in ("stopped", "release") else None)
+
+
 @pytest.mark.parametrize("arguments", [["a", "prepare", "begin", "-"], ["a", "attach", "begin", "-"], ["a", "new"], []])
 def test_other_operations_leave_it_asleep(guard: Guard, arguments: list[str]) -> None:
     done = guard.run(*arguments)

@@ -225,6 +225,12 @@ def test_transient(host: Host) -> None:
     assert name not in host.virsh("list", "--all", "--name").stdout
 
 
+def test_the_mark_is_taken_out_while_it_runs(host: Host, name: str) -> None:
+    host.virsh("metadata", name, "urn:libvirt-rapl:mark:1", "--remove", "--live")
+    host.virsh("destroy", name)
+    host.check()
+
+
 def test_undefined_while_it_runs(host: Host, name: str) -> None:
     host.virsh("undefine", name)
     host.check()
