@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_rapl import cli
 from libvirt_rapl.cli import main
 
 
@@ -53,6 +54,12 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[0] == "virt-rapl: error: [Errno 28] No space left on device"
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_what_would_control_a_terminal_is_written_out() -> None:
+    assert cli.printable("näher 2 (a)") == "näher 2 (a)"
+    assert cli.printable("a\x1b[31m\x9b\u202e\n\udc80") == r"a\x1b[31m\x9b\u202e\n\udc80"
+    assert cli.aligned([("N", "A"), ("a\x9b", "b")], right=()) == ["N      A", r"a\x9b  b"]
 
 
 def test_a_mistake_of_ours_is_no_traceback_unless_asked_for(

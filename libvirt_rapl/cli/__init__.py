@@ -64,9 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
 def say(line: str) -> None:
     """Print a line of a command that acts. It goes on where nobody reads that (`| true`): half of it helps nobody."""
     try:
-        print(line, flush=True)
+        print(printable(line), flush=True)
     except BrokenPipeError:
         _forget_output()
+
+
+def printable(line: str) -> str:
+    """Return a line as a terminal may see it. What would control it, as a domain's name may, is written as `\\x1b`."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 def warn(message: str, hint: str) -> None:
@@ -76,6 +81,7 @@ def warn(message: str, hint: str) -> None:
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     """Lay rows of cells out in columns, a line each; the columns numbered in `right` end, others begin together."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -105,9 +111,9 @@ def _fail(message: str, hint: str) -> int:
 
 
 def _tell(kind: str, message: str, hint: str) -> None:
-    print(f"virt-rapl: {kind}: {message}", file=sys.stderr)
+    print(printable(f"virt-rapl: {kind}: {message}"), file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(printable(f"hint: {hint}"), file=sys.stderr)
 
 
 def _global_parser() -> argparse.ArgumentParser:

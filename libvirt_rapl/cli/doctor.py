@@ -8,7 +8,7 @@ import json
 from collections import Counter
 
 from libvirt_rapl import doctor
-from libvirt_rapl.cli import DEFAULT_URI
+from libvirt_rapl.cli import DEFAULT_URI, printable
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
 
@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> int:
         states[check.state] += 1
         checks.append(check)
         if not options.json:
-            print(f"{check.state:8} {check.name}: {check.message}", flush=True)
+            print(printable(f"{check.state:8} {check.name}: {check.message}"), flush=True)
             if check.hint:
-                print(f"{'':8} hint: {check.hint}", flush=True)
+                print(printable(f"{'':8} hint: {check.hint}"), flush=True)
     if options.json:
         print(json.dumps(doctor.document(checks), indent=2))
     else:

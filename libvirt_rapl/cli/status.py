@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from libvirt_rapl import domains, inventory, status_socket
-from libvirt_rapl.cli import DEFAULT_URI, aligned
+from libvirt_rapl.cli import DEFAULT_URI, aligned, printable
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
         else:
             # A terminal is redrawn from its top left corner.
             clear = "\033[H\033[J" if options.watch and sys.stdout.isatty() else ""
-            print(clear + "\n".join([*table(document), f"joules are counted since {since}"]), flush=True)
+            lines = map(printable, [*table(document), f"joules are counted since {since}"])
+            print(clear + "\n".join(lines), flush=True)
         if not options.watch:
             break
     return 0
