@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from libvirt_rapl import events, status_socket, systemd
+from libvirt_rapl import status_socket, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.manifest import Manifest
 from libvirt_rapl.programs import run
-from libvirt_rapl.registry import UUID
+from libvirt_rapl.registry import SHARED, UUID
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 FIRST_WITH_DIRECTORIES = (6, 5)
@@ -36,9 +36,8 @@ Step = tuple[str, Callable[[], object]]
 def after_install() -> Iterator[Step]:
     """Yield what makes the running system use what was installed."""
     if systemd.runs():
-        if Path("/etc/sysusers.d/virt-rapl.conf").exists():
-            yield "made      the user virt-rapl", partial(_run, "systemd-sysusers", "virt-rapl.conf")
-        yield f"made      {RUN_DIRECTORY}", partial(_run, "systemd-tmpfiles", "--create", "virt-rapl.conf")
+        yield "ensured   the user virt-rapl", partial(_run, "systemd-sysusers", "virt-rapl.conf")
+        yield f"ensured   {RUN_DIRECTORY}", partial(_run, "systemd-tmpfiles", "--create", "virt-rapl.conf")
     if not MSR.exists():
         yield "loaded    the kernel module msr, if there is one", _load_msr
     if SELINUX.exists() and MODULE.exists():
@@ -47,7 +46,7 @@ def after_install() -> Iterator[Step]:
         yield "labelled  what was installed", _label
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
-        yield "started   virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
+        yield "restarted virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
     yield from _tell_libvirt("sees")
 
 
@@ -118,7 +117,7 @@ def _label() -> None:
 def _discard(run_directory: Path) -> None:
     """Remove the run directory with what we leave in it; with anything else in it, it stays."""
     for path in run_directory.iterdir():
-        if UUID.fullmatch(path.stem) or path.name in (events.NAME, f"{events.NAME}.1"):
+        if UUID.fullmatch(path.stem) or (path.name in SHARED and path.is_file()):
             path.unlink()
     for directory in (run_directory / status_socket.DIRECTORY, run_directory):
         with contextlib.suppress(OSError):

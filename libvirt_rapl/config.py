@@ -224,7 +224,7 @@ def _value(key: str, written: Any) -> object | None:  # noqa: ANN401 (whatever Y
 
 
 def _directory_of_its_own(written: str) -> Path | None:
-    """Return the path; None where it may be the system's: the hook and virt-rapld set owner and mode of theirs."""
+    """Return the path; None where it may be the system's: the hook sets the mode of its."""
     path = Path(written)
     plain = path.root == "/" and ".." not in path.parts and written.isprintable()
     return path if plain and len(path.parts) > 2 else None  # the root is the first part

@@ -48,6 +48,10 @@ def run(config: Config, uri: str) -> None:
     allow_many_descriptors()
     try:
         _make_directory(config.run_directory)
+    except FileExistsError as error:
+        raise VirtRaplError(
+            f"cannot use {config.run_directory}: {error.strerror}", "set `run_directory` to one that nobody else uses"
+        ) from error
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with contextlib.ExitStack() as locks:

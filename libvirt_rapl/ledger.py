@@ -147,18 +147,17 @@ class Ledger:
         return result
 
     def _make_file(self) -> None:
-        """Only we and our group may read: fine readings of energy tell what a guest computes."""
-        self._path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-        self._close_to_others(self._path.parent, DIRECTORY_MODE)
-        self._path.touch(mode=MODE)
-        self._close_to_others(self._path, MODE)  # SQLite gives its files beside this one the same mode
+        """Only we and our group may read: fine readings of energy tell what a guest computes.
 
-    def _close_to_others(self, path: Path, mode: int) -> None:
-        found = stat.S_IMODE(path.stat().st_mode)
+        A directory that was there before may be somebody else's, too: it keeps its mode.
+        """
+        self._path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        self._path.touch(mode=MODE)
+        found = stat.S_IMODE(self._path.stat().st_mode)
         if found & stat.S_IRWXO:
-            self._tell(f"{path} was open to everybody (mode {found:o}); now it is not (mode {mode:o})")
-        if found != mode:
-            path.chmod(mode)
+            self._tell(f"{self._path} was open to everybody (mode {found:o}); now it is not (mode {MODE:o})")
+        if found != MODE:
+            self._path.chmod(MODE)  # SQLite gives its files beside this one the same mode
 
     def _check(self, database: sqlite3.Connection) -> None:
         """Furnish a new file, add to an older one; refuse one that is not ours or holds another kind of energy."""

@@ -14,6 +14,7 @@ Of a domain with UUID u the run directory holds
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -35,6 +36,10 @@ LIVE_SECONDS = 0.2
 POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+SHARED = ("daemon", "events.jsonl", "events.jsonl.1")
+"""What of ours is beside the domains' files: see libvirt_rapl.status_socket and libvirt_rapl.events."""
+MODE = 0o711
+"""Of the run directory: searchable by all, listed by root only."""
 
 
 @dataclass(kw_only=True)
@@ -81,14 +86,26 @@ class Registry:
         return self.run_directory / f"{uuid}.{suffix}"
 
     def create_directory(self) -> None:
-        """Make the run directory as it must be: searchable by all, listed by root only, and no link elsewhere."""
+        """Make the run directory as it must be: with MODE, and no link elsewhere. Raises OSError.
+
+        One that somebody else uses, too, has his mode: it is left as it is, and is not ours.
+        """
         if not self.run_directory.is_symlink():
-            self.run_directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self.run_directory.mkdir(mode=MODE, parents=True, exist_ok=True)
         descriptor = os.open(self.run_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            os.fchmod(descriptor, 0o711)
+            if os.fstat(descriptor).st_mode & 0o7777 == MODE:
+                return
+            if stranger := self.stranger():
+                raise FileExistsError(errno.EEXIST, f"{stranger} in it is not virt-rapl's", str(self.run_directory))
+            os.fchmod(descriptor, MODE)
         finally:
             os.close(descriptor)
+
+    def stranger(self) -> str | None:
+        """Return the name of something in the run directory that is not ours; None where there is nothing. OSError."""
+        names = sorted(path.name for path in self.run_directory.iterdir())
+        return next((name for name in names if name not in SHARED and not UUID.search(name)), None)
 
     @contextlib.contextmanager
     def locked(self, uuid: str) -> Iterator[None]:

@@ -138,11 +138,12 @@ def test_who_may_not_read_is_told(tmp_path: Path, run: Run, monkeypatch: pytest.
 
 
 @pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    (tmp_path / "virt-rapl.yaml").write_text(f"run_directory: {tmp_path}\n")
+def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]) -> Run:
+    configuration = tmp_path_factory.mktemp("etc") / "virt-rapl.yaml"
+    configuration.write_text(f"run_directory: {tmp_path}\n")
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        status = main(["--config", str(tmp_path / "virt-rapl.yaml"), "events", *arguments])
+        status = main(["--config", str(configuration), "events", *arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

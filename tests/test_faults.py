@@ -42,7 +42,7 @@ def helper_that_hangs(world: World, policy: str) -> Iterator[str]:
 def full_run_directory(world: World, policy: str) -> Iterator[str]:
     configure(world, on_failure=policy)
     world.run(["mkdir", "-p", "/run/virt-rapl"])
-    with mounted(world, "size=4k", "/run/virt-rapl"):
+    with mounted(world, "size=4k,mode=711", "/run/virt-rapl"):
         world.run(["sh", "-c", "cat /dev/zero > /run/virt-rapl/filler"], check=False)
         yield "No space left on device"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl import events, status_socket
+from libvirt_rapl.registry import SHARED, Record, Registry
 from libvirt_rapl.vmsr.serving import qemu_pid
 
 UUID = "12345678-1234-1234-1234-123456789abc"
@@ -39,6 +40,25 @@ def test_permissions_are_explicit_whatever_the_umask(tmp_path: Path) -> None:
     modes = {path.suffix: path.stat().st_mode & 0o7777 for path in registry.run_directory.iterdir()}
     assert modes == {".json": 0o600, ".state": 0o644}
     assert registry.run_directory.stat().st_mode & 0o7777 == 0o711
+
+
+def test_a_directory_that_somebody_else_uses_keeps_its_mode(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.write(record())
+    for name in SHARED:
+        (registry.run_directory / name).touch()
+    registry.run_directory.chmod(0o700)
+    registry.write(record())
+    assert registry.run_directory.stat().st_mode & 0o7777 == 0o711
+    (registry.run_directory / "libvirt-sock").touch()
+    registry.run_directory.chmod(0o755)
+    with pytest.raises(FileExistsError, match="libvirt-sock in it is not virt-rapl's"):
+        registry.write(record())
+    assert registry.run_directory.stat().st_mode & 0o7777 == 0o755
+
+
+def test_what_is_shared_has_the_names_that_its_owners_use() -> None:
+    assert (status_socket.DIRECTORY, events.NAME, f"{events.NAME}.1") == SHARED
 
 
 @pytest.mark.parametrize(
