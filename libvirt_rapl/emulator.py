@@ -13,6 +13,7 @@ from libvirt_rapl.files import who_else_may_write
 
 KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
 """Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""
+INSTALL = "run `virt-rapl install`"
 OLDEST = (9, 1)
 TIMEOUT = 10.0
 """Seconds a QEMU may take to answer; it needs some 0.03."""
@@ -59,10 +60,14 @@ def check_rapl(path: str) -> str:
 
 
 def check_wrapper(path: str) -> None:
-    """Raise VirtRaplError unless the wrapper stands beside the emulator."""
+    """Raise VirtRaplError unless the wrapper stands beside the emulator, for QEMU's user to run."""
     wrapper = path + WRAPPER_SUFFIX
-    if not os.access(wrapper, os.X_OK):
-        raise VirtRaplError(f"there is no emulator wrapper {wrapper}", "run `virt-rapl install`")
+    try:
+        mode = Path(wrapper).stat().st_mode
+    except OSError as error:
+        raise VirtRaplError(f"there is no emulator wrapper {wrapper}", INSTALL) from error
+    if mode & 0o005 != 0o005:
+        raise VirtRaplError(f"not every user may run the emulator wrapper {wrapper}", f"chmod 755 {wrapper}")
 
 
 def version(path: str) -> str:
@@ -76,10 +81,9 @@ def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
     # become nobody, as virt-rapld, may have rights that the path's owner has not.
     unprivileged: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     try:
-        if not unprivileged and (other := who_else_may_write(Path(path))):
-            raise VirtRaplError(f"{path} is not run to be asked: {other}", "give it to root, or do this as root")
+        program = path if unprivileged else _that_only_root_changes(path)
         qemu = subprocess.run(
-            [path, *ARGUMENTS],
+            [program, *ARGUMENTS],
             input="".join(json.dumps(question) + "\n" for question in QUESTIONS),
             capture_output=True,
             text=True,
@@ -98,6 +102,16 @@ def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
     except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         last_words = " ".join(qemu.stderr.split())[-200:] or "it said nothing"
         raise VirtRaplError(f"{path} does not answer as QEMU does: {last_words}", "is it QEMU?") from error
+
+
+def _that_only_root_changes(path: str) -> str:
+    """Return where all links lead to. Raises VirtRaplError if others may write there, or in a directory above it."""
+    program = Path(path).resolve()
+    for place in (program, *program.parents):
+        if other := who_else_may_write(place):
+            message = f"{path} is not run to be asked: {place}: {other}"
+            raise VirtRaplError(message, "give it to root, or do this as root")
+    return str(program)
 
 
 def _messages(output: str) -> Iterator[dict[str, Any]]:

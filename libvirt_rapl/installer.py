@@ -55,8 +55,10 @@ BY_HAND = f"{UNITS}/virt-rapl-wrappers.service"
 LINKS = {f"{UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
 """How units are enabled that need no decision of the operator's, and what these links hold."""
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
-"""What needs no quoting in sh or in a systemd unit."""
+"""What needs no quoting in sh and in a command of a systemd unit."""
 HINTS = {
+    errno.EACCES: "run it as root",
+    errno.EPERM: "run it as root",
     errno.EROFS: "make it writable and run this again",
     errno.ENOSPC: "make room and run this again",
     errno.EDQUOT: "make room and run this again",
@@ -146,7 +148,7 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
         yield from _remove(root, list(reversed(installed.files)), installed, dry_run)
         if dry_run:
             return
-        (root / manifest.PATH).unlink()
+        (root / manifest.PATH).unlink(missing_ok=True)
         for directory in reversed(installed.directories):
             try:
                 (root / directory).rmdir()
@@ -166,9 +168,17 @@ def closed_directory(*paths: Path) -> Path | None:
     return next((directory for directory in directories if not directory.stat().st_mode & 0o001), None)
 
 
+def to_open(closed: Path) -> str:
+    """Return what to do about the closed_directory(): what pip made with a strict umask, or somebody's home."""
+    if closed.is_relative_to(sys.prefix):
+        return f"chmod -R o+rX {sys.prefix}"
+    return f"chmod o+x {closed}, or install virt-rapl where every user gets, as in /opt/virt-rapl"
+
+
 def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
     """Yield what install() puts in place."""
-    watched = "\n".join(f"PathChanged={path}" for path in dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators])))
+    directories = dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators]))
+    watched = "\n".join(f"PathChanged={path.replace('%', '%%')}" for path in directories)
     for source, target in PLACES.items():
         for name in _files(_shipped() / source):
             yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), watched)
@@ -252,7 +262,7 @@ def _parents(targets: Iterable[str]) -> list[str]:
 
 def _make(root: Path, directories: Iterable[str]) -> None:
     for directory in directories:
-        (root / directory).mkdir()
+        (root / directory).mkdir(exist_ok=True)  # another one of us may be at work
         (root / directory).chmod(0o755)
 
 
@@ -264,7 +274,7 @@ def _remove(root: Path, targets: list[str], installed: Manifest, dry_run: bool) 
             yield f"{_line('kept', path, dry_run)}, which was changed"
         elif now is not None:
             if not dry_run:
-                path.unlink()
+                path.unlink(missing_ok=True)
             yield _line("removed", path, dry_run)
         if not dry_run:
             del installed.files[target]
@@ -282,5 +292,5 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = HINTS.get(error.errno or 0, "run it as root")
+        hint = HINTS.get(error.errno or 0, "run this again")
         raise VirtRaplError(f"cannot change {error.filename}: {error.strerror}", hint) from error

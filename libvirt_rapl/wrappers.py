@@ -15,7 +15,7 @@ from pathlib import Path
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import PLAIN_PATH, is_wrapper
+from libvirt_rapl.installer import is_wrapper
 from libvirt_rapl.manifest import Manifest
 
 QUIET_SECONDS = 3.0
@@ -26,14 +26,14 @@ def emulators(root: Path, named: Iterable[str] = ()) -> list[str]:
     """Return the emulators under `root` that need a wrapper: the known ones that are there, and `named` ones.
 
     A known one that is only a link to another gets none; one that is named does, as its domain shall run by that name.
-    Names that would have to be quoted in a unit are left out.
+    Names that no unit can have are left out.
     """
     found: dict[Path, str] = {}
     for path in KNOWN:
         if (target := _resolve(root, path)).is_file():
             found.setdefault(target, path)
-    plain = [path for path in named if PLAIN_PATH.fullmatch(path) and path == os.path.normpath(path)]
-    wanted = [path for path in plain if (root / path.lstrip("/")).is_file()]
+    normal = [path for path in named if path.isprintable() and path == os.path.normpath(path)]
+    wanted = [path for path in normal if (root / path.lstrip("/")).is_file()]
     return list(dict.fromkeys([*found.values(), *sorted(wanted)]))
 
 

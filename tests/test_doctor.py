@@ -305,7 +305,8 @@ def with_systemd(unit: str = "", state: str = "", user: str = "root") -> Callabl
     """Let systemd run, and tell this of a unit; `user` is the one that virt-rapld is to have."""
 
     def systemctl(*arguments: str, timeout: float) -> str:  # noqa: ARG001
-        return state if arguments[-1] == unit else ""
+        asked = arguments[-1] == unit and (("--property=LoadState" in arguments) == (state in ("masked", "not-found")))
+        return state if asked else ""
 
     def run(patient: Patient) -> None:
         patient.patch.setattr("libvirt_rapl.systemd.runs", lambda: True)
@@ -433,7 +434,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("qemu", lambda patient: patient.qemu(GREETING % (0, 10), WITHOUT_RAPL), "failed", "built without RAPL"),
     ("wrapper", remove(QEMU), "skipped", "no QEMU to wrap"),
     ("wrapper", remove(f"{QEMU}-rapl"), "failed", "no emulator wrapper"),
-    ("wrapper", mode(f"{QEMU}-rapl", 0o644), "failed", "no emulator wrapper"),
+    ("wrapper", mode(f"{QEMU}-rapl", 0o700), "failed", "not every user may run"),
     ("wrapper", another_qemu, "warning", "no emulator wrapper .*opt/qemu/qemu-rapl"),
     ("qemu", another_qemu, "warning", "/opt/qemu/qemu"),
     ("wrapper", text(f"{QEMU}-rapl", "#!/bin/sh\n"), "warning", "is not the wrapper of virt-rapl"),
@@ -472,6 +473,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("selinux", with_selinux("1", "other"), "failed", "enforcing and has not got our module"),
     ("selinux", with_selinux("0", "other"), "warning", "permissive and has not got our module"),
     ("run-directory", mode("run/virt-rapl", 0o755), "failed", "with 0755"),
+    ("run-directory", text("run/virt-rapl/libvirt-sock", ""), "failed", "not virt-rapl's own, libvirt-sock is in it"),
     ("run-directory", link_of_run_directory, "failed", "is a link"),
     ("run-directory", full_disk("run/virt-rapl"), "failed", "is full"),
     ("run-directory", configured(run_directory=f"/run/{'x' * 100}"), "failed", "longer than 107 bytes"),
@@ -536,6 +538,7 @@ def test_each_check_can_fail_and_has_its_entry_in_the_guide() -> None:
 REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
     ("virt-rapld", no_daemon, "run `virt-rapl daemon`"),
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "inactive")), "systemctl enable --now virt-rapld"),
+    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "masked")), "systemctl unmask virt-rapld; systemctl en"),
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "failed")), "`journalctl -u virt-rapld` tells why"),
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "activating")), "`journalctl -u virt-rapld` tells why"),
     ("virt-rapld", both(no_daemon, with_systemd(user="virt-rapl-gone")), "run `virt-rapl install`"),
@@ -546,6 +549,8 @@ REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
     ("virt-rapld", both(daemon_tells(trouble="no"), with_systemd("polkit", "loaded")), "`journalctl -u virt-rapld`"),
     ("hook", both(packaged_here, remove(HOOK)), "dpkg --force-confmiss --install"),
     ("wrapper", both(packaged_here, remove(f"{QEMU}-rapl")), "reinstall the package"),
+    ("wrapper", mode(f"{QEMU}-rapl", 0o700), "chmod 755 "),
+    ("domains", remove(f"{QEMU}-rapl"), "run `virt-rapl install`"),
     ("virt-rapld", dead_daemon, "end it, and run `virt-rapl daemon` anew"),
     ("virt-rapld", both(dead_daemon, with_systemd()), "systemctl restart virt-rapld"),
     ("hook-seen", hook_after_libvirt, "kill -HUP $(cat /run/libvirtd.pid), which"),

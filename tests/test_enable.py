@@ -99,12 +99,14 @@ def test_an_emulator_that_cannot_be_run(directory: Path) -> None:
 
 def test_an_emulator_without_wrapper(qemu: Path) -> None:
     wrapper = Path(f"{qemu}-rapl")
-    wrapper.chmod(0o644)
-    for _ in range(2):
-        with pytest.raises(VirtRaplError, match="no emulator wrapper") as caught:
-            emulator.check(str(qemu))
-        assert "virt-rapl install" in caught.value.hint
-        wrapper.unlink(missing_ok=True)
+    wrapper.chmod(0o750)
+    with pytest.raises(VirtRaplError, match="not every user may run") as caught:
+        emulator.check(str(qemu))
+    assert caught.value.hint == f"chmod 755 {wrapper}"
+    wrapper.unlink()
+    with pytest.raises(VirtRaplError, match="no emulator wrapper") as caught:
+        emulator.check(str(qemu))
+    assert caught.value.hint == "run `virt-rapl install`"
 
 
 @pytest.mark.e2e

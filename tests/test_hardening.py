@@ -86,15 +86,22 @@ def test_who_is_not_root_runs_no_emulator_that_others_may_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """virt-rapld may manage libvirt: what it executes on behalf of a domain's XML could, too."""
-    program, trace = tmp_path / "qemu", tmp_path / "trace"
+    program, trace = tmp_path / "bin/qemu", tmp_path / "trace"
+    program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {trace}\n")
     monkeypatch.setattr(os, "geteuid", lambda: 4321)
     os.chown(program, os.getuid(), 1234 if os.getuid() == 0 else -1)
     program.chmod(0o757)
     with pytest.raises(VirtRaplError, match=f"{program} is not run to be asked"):
         emulator.check(str(program))
-    assert not trace.exists()
     program.chmod(0o755)
+    program.parent.chmod(0o777)
+    link = tmp_path / "link"
+    link.symlink_to(program)
+    with pytest.raises(VirtRaplError, match=f"{link} is not run to be asked: {program.parent}: everybody may write it"):
+        emulator.check(str(link))
+    assert not trace.exists()
+    program.parent.chmod(0o755)
     if os.getuid() == 0:
         with pytest.raises(VirtRaplError, match="does not answer as QEMU does"):
             emulator.check(str(program))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -292,6 +293,17 @@ def test_a_manifest_that_was_lost_is_made_anew(root: Path) -> None:
     assert not [path for path in tree(root) if (root / path).is_file() and "rapl" in path]
 
 
+def test_two_at_once_do_not_stumble(root: Path) -> None:
+    """As it comes: which of them is how far no test can choose."""
+    command = [sys.executable, "-m", "libvirt_rapl"]
+    for what in ["install", "uninstall"] * 3:
+        both = [
+            subprocess.Popen([*command, what, "--prefix-root", root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        assert [one.communicate(timeout=60)[1] for one in both] == [b"", b""]
+
+
 # Which emulators.
 
 
@@ -302,10 +314,13 @@ def test_a_link_to_an_emulator_is_no_second_one_unless_a_domain_names_it(root: P
     assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64"]
     named = ["/usr/bin/kvm", "/usr/bin/gone", "/usr/bin/qemu-system-x86_64"]
     assert wrappers.emulators(root, named) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/kvm"]
-    for odd in ("opt/a b", "opt/a%b", "opt/a\nExecStart=b"):
-        (root / odd).parent.mkdir(exist_ok=True)
+    (root / "opt/a%i b").mkdir(parents=True)
+    for odd in ("opt/a%i b/c", "opt/a\nExecStart=b"):
         (root / odd).touch(0o755)
-        assert wrappers.emulators(root, [f"/{odd}", "/usr/../usr/bin/kvm"]) == ["/usr/bin/qemu-system-x86_64"]
+    named = ["/opt/a%i b/c", "/opt/a\nExecStart=b", "/usr/../usr/bin/kvm"]
+    assert wrappers.emulators(root, named) == ["/usr/bin/qemu-system-x86_64", "/opt/a%i b/c"]
+    list(installer.install(root, ["/opt/a%i b/c"]))
+    assert "PathChanged=/opt/a%%i b\n" in (root / "etc/systemd/system/virt-rapl-wrappers.path").read_text()
     (root / "usr/bin/qemu-kvm").touch(0o755)
     assert wrappers.emulators(root) == ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-kvm"]
 

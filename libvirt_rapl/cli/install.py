@@ -12,7 +12,7 @@ from libvirt_rapl import activation, packaged, wrappers
 from libvirt_rapl.cli import say, warn
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import DISPATCHER, HOOK, PROGRAM, closed_directory, install
+from libvirt_rapl.installer import DISPATCHER, HOOK, PROGRAM, closed_directory, install, to_open
 from libvirt_rapl.manifest import Manifest
 
 
@@ -69,10 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if not emulators and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
     if here and (closed := closed_directory(*PROGRAM)):
-        warn(
-            f"{closed} is not open to all: virt-rapld, which is not root, cannot run from there",
-            "install virt-rapl elsewhere, as in /opt/virt-rapl",
-        )
+        warn(f"{closed} is not open to all: virt-rapld, which is not root, may not run from there", to_open(closed))
     if foreign_hook:
         warn(
             f"this libvirt runs {root / DISPATCHER} alone, which is not virt-rapl's",

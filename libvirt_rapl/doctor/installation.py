@@ -10,8 +10,9 @@ from pathlib import Path
 from libvirt_rapl import __version__, activation, emulator, events, installer, packaged, systemd, wrappers
 from libvirt_rapl.confinement import seccomp
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
-from libvirt_rapl.doctor.machine import INSTALL, Machine
+from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host.processes import read
@@ -78,7 +79,7 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
     try:
         emulator.check_wrapper(str(path))
     except VirtRaplError as error:
-        return Finding(_severity(machine, path), error.message, to_install)
+        return Finding(_severity(machine, path), error.message, to_install if error.hint == INSTALL else error.hint)
     if target.read_text(errors="replace") != machine.item(str(target.relative_to(machine.root))).text:
         return Finding(WARNING, f"{target} is not the wrapper of virt-rapl {__version__}", to_install)
     if wrappers.stale(path):

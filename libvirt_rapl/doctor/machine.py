@@ -9,10 +9,9 @@ from typing import Any
 from libvirt_rapl import dependents, domains, installer, packaged, status_socket, wrappers
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
-
-INSTALL = "run `virt-rapl install`"
 
 
 @dataclass

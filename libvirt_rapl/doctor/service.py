@@ -19,7 +19,7 @@ from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.source import open_source
-from libvirt_rapl.installer import PROGRAM, closed_directory
+from libvirt_rapl.installer import PROGRAM, closed_directory, to_open
 from libvirt_rapl.registry import Registry
 
 USER = "virt-rapl"
@@ -64,6 +64,9 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
         yield Finding(OK, f"{path} is made at the first start of a domain")
     elif not path.is_dir():
         yield Finding(FAILED, f"{path} is no directory", f"rm {path}: it is made anew")
+    elif stranger := Registry(path).stranger():
+        message = f"{path} is not virt-rapl's own, {stranger} is in it: no domain gets its meter"
+        yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
     elif (found := path.stat()).st_uid or found.st_mode & 0o777 != 0o711:
         message = f"{path} is not root's with mode 0711, but {found.st_uid}'s with {found.st_mode & 0o777:04o}"
         yield Finding(FAILED, message, f"chown root:root {path}; chmod 0711 {path}")
@@ -126,7 +129,7 @@ def _domains_it_does_not_know(machine: Machine) -> list[str]:
 def _not_running(machine: Machine) -> Finding:
     if closed := closed_directory(*PROGRAM):
         message = f"virt-rapld, a user of its own, cannot be run: {closed} is not open to all"
-        return Finding(FAILED, message, f"chmod o+x {closed}, or install virt-rapl where every user gets")
+        return Finding(FAILED, message, to_open(closed))
     if systemd.runs() and not _has_user():
         return Finding(FAILED, f"virt-rapld does not run: there is no user {USER}", machine.to_install())
     hint = journal() if systemd.runs() and _fails() else to_start("enable --now")
