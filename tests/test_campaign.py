@@ -264,7 +264,8 @@ def inhabit(hosts: list[Host]) -> list[Guest]:
 
 
 def mend_all(guests: list[Guest]) -> None:
-    for mend in STEPS:
+    # The disks first: what the hook is told while they are full may fail, and afterwards that would be no excuse.
+    for mend in sorted(STEPS, key=lambda step: not step.do.__name__.startswith("free_")):
         for guest in guests:
             if mend.mends and mend.when(guest):
                 mend.do(guest)
