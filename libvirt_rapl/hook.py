@@ -56,7 +56,7 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                     result = end(xml, settings, operation)
     except Exception as error:  # a domain shall not die of our mistakes
         reason = _one_line(error)
-        print(f"virt-rapl: {operation} of {name}: {reason}", file=stderr)
+        _say(f"virt-rapl: {operation} of {name}: {reason}", stderr)
     event = events.Event.since(began, domain=name, uuid=uuid, operation=operation, result=result, reason=reason)
     events.tell(settings.run_directory, event)
     return int(operation == "start" and result == "refuse")
@@ -156,7 +156,7 @@ def _fail(record: Record, registry: Registry, state: str, error: Exception, stde
     with contextlib.suppress(OSError, VirtRaplError):
         instances.stop(record, registry)
     what = "is not started" if state == "refuse" else "starts"
-    print(f"virt-rapl: {record.name} {what} without RAPL: {record.reason}", file=stderr)
+    _say(f"virt-rapl: {record.name} {what} without RAPL: {record.reason}", stderr)
 
 
 def follow(name: str, xml: str, config: Config) -> Record:
@@ -229,9 +229,16 @@ def _owner(label: str | None) -> tuple[int, int]:
     return uid, int(group) if group.lstrip("+").isdigit() else grp.getgrnam(group).gr_gid
 
 
+def _say(line: str, stderr: TextIO) -> None:
+    with contextlib.suppress(OSError):  # libvirt, which reads it, may have been killed
+        print(line, file=stderr, flush=True)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.stdin, sys.stdout, sys.stderr))
+    status = main(sys.argv[1], sys.argv[2], sys.stdin, sys.stdout, sys.stderr)
+    sys.stdout.flush()
+    os._exit(status)  # Python's own end would be 120 where nobody reads stderr any more

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from uuid import uuid4
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
-from libvirt_rapl import instances
+from libvirt_rapl import events, instances
 from libvirt_rapl.installer import HOOK
 from libvirt_rapl.simulator.world import World
 
@@ -104,6 +105,15 @@ def test_refuse_says_why_in_one_line(world: World, new_guest: NewGuest, fault: F
         assert reason in line
         assert world.run(["virsh", "domstate", name]).stdout.strip() == "shut off"
         assert run_files(world) <= {"filler"}
+
+
+def test_libvirt_is_killed_and_reads_no_more_what_the_hook_says(world: World) -> None:
+    hook = f"{sys.executable} -I -m libvirt_rapl.hook nobody started begin - </dev/null"
+    world.run(["sh", "-c", f"{{ sleep 0.5; {hook}; echo $? >/mnt/status; }} 2>&1 | true"])
+    assert world.path("/mnt/status").read_text() == "0\n"
+    event = list(events.told(world.path("/run/virt-rapl")))[-1]
+    assert (event.domain, event.result) == ("nobody", "failed")
+    assert event.reason, "what went wrong is not lost"
 
 
 @pytest.mark.parametrize("text", ["helper: [", "helper: \udcff", "helpers: native"])
