@@ -33,6 +33,17 @@ UNSTEADY = ("/etc/libvirt/qemu/", "/etc/.pwd.lock", "/var/lib/libvirt/", "/var/l
 """What is written anew as it was, or with its backups: definitions and accounts are compared by what they say."""
 
 
+CHOSEN = """
+virt_rapl_domains: []
+virt_rapl_domains_excluded: []
+virt_rapl_config:
+  domains:
+    exclude: [web1]
+    include:
+      - """
+"""The variables, but for a vaulted domain that is chosen."""
+
+
 class Play(NamedTuple):
     """What a run of the playbook did."""
 
@@ -58,7 +69,9 @@ class Host:
         environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
         command = ["ansible-playbook", "--inventory=/root/hosts", "/root/energy.yml", *options]
         command += [f"--extra-vars={json.dumps(variables)}"]
-        done = self.machine.run(["env", *environment, *command], check=False, timeout=600)
+        # A host's root may well keep others out of what it makes; virt-rapld is another.
+        closed = ["sh", "-c", 'umask 027; exec "$@"', "sh"]
+        done = self.machine.run([*closed, "env", *environment, *command], check=False, timeout=600)
         changed = []
         for line in done.stdout.splitlines():
             if task := re.match(r"(?:TASK|RUNNING HANDLER) \[virt_rapl : (.*)\]", line):
@@ -74,6 +87,19 @@ class Host:
         find += ["-path", "/opt/*/*", "!", "-path", "/opt/virt-rapl/*", "-prune", "-o"]
         find += ["(", "-type", "d", "-printf", "%p %M %u\n", ")", "-o", "-printf", "%p %M %u %s %T@ %l\n"]
         return {line for line in self.machine.run(find).stdout.splitlines() if not line.startswith(UNSTEADY)}
+
+    def closed(self) -> str:
+        """Tell what of ours not everybody gets into, or may read."""
+        manifest = json.loads(self.machine.path("/etc/virt-rapl/installed.json").read_text())
+        ours = ["/opt/virt-rapl", *(f"/{path}" for path in (*manifest["files"], *manifest["directories"]))]
+        without = ["(", "!", "-perm", "-go=r", "-o", "-type", "d", "!", "-perm", "-go=x", ")"]
+        return self.machine.run(["find", *ours, "!", "-type", "l", *without]).stdout
+
+    def vaulted(self, text: str) -> str:
+        """Return it encrypted, as YAML, with the password in /root/password."""
+        self.machine.path("/root/password").write_text("long and random")
+        encrypt = ["ansible-vault", "encrypt_string", "--vault-password-file=/root/password", text]
+        return self.machine.run(["env", "LC_ALL=C.UTF-8", *encrypt]).stdout
 
     def accounts(self) -> str:
         return self.machine.run(["cat", *ACCOUNTS]).stdout
@@ -114,9 +140,14 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
     assert "+interval: 1\n" in play.output
     assert host.files() == before
 
+    play = host.play("--tags=configure")
+    assert (play.status, play.changed) == (2, [])
+    assert "/opt/virt-rapl/bin/virt-rapl is missing or does not run: play without tags first" in play.output
+
     play = host.play()
     assert play.status == 0
     assert "Restart virt-rapld" not in play.changed
+    assert host.closed() == ""
     assert host.machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout == "enabled\n"
     host.machine.run(["virsh", "start", "web1"])
     host.machine.run(["virsh", "start", "web-test"])
@@ -142,6 +173,29 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
     play = host.play("--tags=configure", virt_rapl_config={"intervall": 0.5})
     assert (play.status, play.changed) == (2, [])
     assert "is refused: virt_rapl_config: unknown key 'intervall'; hint: did you mean" in play.output
+
+    host.machine.run(["chmod", "--recursive", "o=", "/opt/virt-rapl"])
+    host.machine.run(["systemctl", "restart", "virt-rapld"], check=False)
+    for tag, interval in (("service", 0.5), ("configure", 2)):  # it is restarted by a handler, too
+        play = host.play(f"--tags={tag}", virt_rapl_config={"interval": interval})
+        assert play.status == 2, "virt-rapld is started again and again"
+        assert "does not run; on the host `virt-rapl doctor` and `journalctl -u virt-rapld` tell why" in play.output
+    play = host.play("--tags=install")
+    assert (play.status, play.changed[0]) == (0, "Let every user read it, whatever root's umask is")
+    assert "Install it with pip" not in play.changed
+    assert host.closed() == ""
+    assert host.machine.run(["systemctl", "is-active", "virt-rapld"]).stdout == "active\n"
+
+    host.machine.path("/root/domains.yml").write_text(CHOSEN + host.vaulted("db"))
+    options = ["--tags=domains", "--extra-vars=@/root/domains.yml", "--vault-password-file=/root/password"]
+    steps = ["Write the configuration", "Restart virt-rapld"]
+    steps += ["Enable the domains that are chosen", "Disable the domains that are excluded"]
+    assert host.play("--check", *options).changed == steps
+    play = host.play(*options)
+    assert play.status == 0
+    # virt-rapld may have enabled it first.
+    assert [step for step in play.changed if step != steps[2]] == [*steps[:2], steps[3]]
+    assert [now != then for now, then in zip(host.definitions(), definitions, strict=True)] == [False, False, True]
 
     play = host.play(virt_rapl_state="absent")
     assert play.status == 2, "a domain with a meter runs"
