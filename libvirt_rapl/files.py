@@ -1,5 +1,6 @@
 """Writing a file so that a reader, or a crash, finds the old text or the new one; and who else may write one."""
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -19,7 +20,8 @@ def replace(path: Path, text: str, mode: int) -> None:
     except OSError as error:  # a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed
+            aside.unlink()
 
 
 def who_else_may_write(path: Path) -> str:

@@ -270,6 +270,25 @@ def test_what_cannot_be_removed_is_told_and_goes_the_next_time(root: Path, monke
     assert tree(root) == before
 
 
+READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+
+
+@pytest.mark.e2e
+def test_a_read_only_system_is_told_by_the_files_own_name(root: Path) -> None:
+    install(root)
+    (root / HOOK).write_text("of an older version\n")
+    command = [sys.executable, "-m", "libvirt_rapl", "install", "--prefix-root", str(root)]
+    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", READ_ONLY, str(root)]
+    done = subprocess.run(
+        [*unshare, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"virt-rapl: error: cannot change {root / HOOK}: Read-only file system",
+        "hint: make it writable and run this again",
+    ]
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"files": {"../x": ""}}', '{"files": {"/etc/passwd": ""}}', '{"what": 1}']
 )
