@@ -128,8 +128,10 @@ class Domain:
             raise self._failure("read the XML of", error) from error
 
     def _failure(self, attempt: str, error: Any) -> VirtRaplError:  # noqa: ANN401
-        kind = DomainGoneError if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN else VirtRaplError
-        return kind(f"cannot {attempt} domain {self.name}: {error}")
+        message = f"cannot {attempt} domain {self.name}: {error}"
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return DomainGoneError(message, "it has ended, or something saves it just now: `virsh list --all` tells")
+        return VirtRaplError(message)
 
 
 def connect(uri: str, *, read_only: bool = False) -> Any:  # noqa: ANN401  libvirt-python has no types
