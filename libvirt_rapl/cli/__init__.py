@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except VirtRaplError as error:
-        return _fail(error.message, error.hint)
+        return fail(error.message, error.hint)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -52,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         _forget_output()
-        return _fail(str(error), "is there space, and permission?")
+        return fail(str(error), "is there space, and permission?")
     except Exception as error:
         if os.environ.get("VIRT_RAPL_DEBUG"):
             raise
-        return _fail(
+        return fail(
             f"internal error: {type(error).__name__}: {error}", "set VIRT_RAPL_DEBUG=1 for a traceback and report it"
         )
 
@@ -72,6 +72,12 @@ def say(line: str) -> None:
 def printable(line: str) -> str:
     """Return a line as a terminal may see it. What would control it, as a domain's name may, is written as `\\x1b`."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
+def fail(message: str, hint: str) -> int:
+    """Tell what went wrong, and what to do about it; returns the exit status."""
+    _tell("error", message, hint)
+    return 1
 
 
 def warn(message: str, hint: str) -> None:
@@ -103,11 +109,6 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _forget_output() -> None:
     """Keep the interpreter from writing the rest at its end, where it would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(message: str, hint: str) -> int:
-    _tell("error", message, hint)
-    return 1
 
 
 def _tell(kind: str, message: str, hint: str) -> None:

@@ -4,11 +4,10 @@ check tells every mistake in the files. show prints what is in force and where e
 """
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 
-from libvirt_rapl.cli import aligned
+from libvirt_rapl.cli import aligned, fail
 from libvirt_rapl.config import Config, as_yaml, files, read
 from libvirt_rapl.selection import Selection
 
@@ -26,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(path: Path) -> int:
     _, mistakes = read(path)
     for mistake in mistakes:
-        print(f"virt-rapl: error: {mistake.message}\nhint: {mistake.hint}", file=sys.stderr)
+        fail(mistake.message, mistake.hint)
     if mistakes:
         return 1
     found = [str(file) for file in files(path) if file.exists()]

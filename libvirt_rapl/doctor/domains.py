@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from libvirt_rapl import domxml, emulator, inventory, policy, systemd
+from libvirt_rapl import domxml, inventory, policy, systemd
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import Domain, DomainGoneError, every_domain
@@ -83,9 +83,8 @@ def _next_start(machine: Machine, domain: Domain, xml: str, emulators: policy.Em
         domxml.check_takes_effect(xml, socket)
         emulators.check(domxml.original_emulator(xml))
     except VirtRaplError as error:
-        to_install = machine.to_install(domxml.original_emulator(xml))
-        hint = to_install if error.hint == emulator.INSTALL else error.hint
-        yield Finding(FAILED, f"{domain.name}: gets no meter at its next start: {error.message}", hint)
+        remedy = machine.remedy(error, domxml.original_emulator(xml))
+        yield Finding(FAILED, f"{domain.name}: gets no meter at its next start: {error.message}", remedy)
         return
     if domain.active and not domxml.is_marked(domain.live_xml()):
         message = f"{domain.name}: is enabled, but runs as it was started before that: it has no meter yet"

@@ -18,12 +18,8 @@ class Finding(NamedTuple):
 def to_start(verb: str) -> str:
     """Return how virt-rapld is started here: `verb` is what systemctl is told to do."""
     if systemd.runs():
-        masked = systemd.told("virt-rapld", "LoadState") == "masked"
-        return (
-            f"systemctl {verb} virt-rapld"
-            if not masked
-            else f"systemctl unmask virt-rapld; systemctl {verb} virt-rapld"
-        )
+        unmask = "systemctl unmask virt-rapld; " if systemd.told("virt-rapld", "LoadState") == "masked" else ""
+        return f"{unmask}systemctl {verb} virt-rapld"
     return "end it, and run `virt-rapl daemon` anew" if verb == "restart" else "run `virt-rapl daemon`"
 
 

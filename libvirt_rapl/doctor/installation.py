@@ -75,13 +75,14 @@ def wrapper(machine: Machine) -> Iterator[Finding]:
 
 def _wrapper(machine: Machine, path: Path) -> Finding:
     target = Path(f"{path}{WRAPPER_SUFFIX}")
-    to_install = machine.to_install(_name(machine, path))
+    name = _name(machine, path)
     try:
         emulator.check_wrapper(str(path))
     except VirtRaplError as error:
-        return Finding(_severity(machine, path), error.message, to_install if error.hint == INSTALL else error.hint)
+        return Finding(_severity(machine, path), error.message, machine.remedy(error, name))
     if target.read_text(errors="replace") != machine.item(str(target.relative_to(machine.root))).text:
-        return Finding(WARNING, f"{target} is not the wrapper of virt-rapl {__version__}", to_install)
+        message = f"{target} is not the wrapper of virt-rapl {__version__}"
+        return Finding(WARNING, message, machine.to_install(name))
     if wrappers.stale(path):
         message = f"{target} is older than its QEMU: libvirt still believes what it knew of the one before"
         return Finding(WARNING, message, f"touch {target}")

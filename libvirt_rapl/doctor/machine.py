@@ -70,6 +70,10 @@ class Machine:
         """Return how our files are put in place anew: a package knows no other emulator's wrapper."""
         return packaged.REINSTALL if packaged.owns(self.root) and emulator == DEFAULT_EMULATOR else INSTALL
 
+    def remedy(self, error: VirtRaplError, emulator: str) -> str:
+        """Return an error's hint; where that is to install, how it is done here for this emulator."""
+        return self.to_install(emulator) if error.hint == INSTALL else error.hint
+
     @cached_property
     def can_serve_guests(self) -> bool:
         """Whether QEMU gives guests RAPL on such a processor at all."""
