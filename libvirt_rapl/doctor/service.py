@@ -64,10 +64,11 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
         yield Finding(OK, f"{path} is made at the first start of a domain")
     elif not path.is_dir():
         yield Finding(FAILED, f"{path} is no directory", f"rm {path}: it is made anew")
-    elif stranger := Registry(path).stranger():
-        message = f"{path} is not virt-rapl's own, {stranger} is in it: no domain gets its meter"
-        yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
     elif (found := path.stat()).st_uid or found.st_mode & 0o777 != 0o711:
+        if stranger := Registry(path).stranger():
+            message = f"{path} is not virt-rapl's own, {stranger} is in it: no domain gets its meter"
+            yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
+            return
         message = f"{path} is not root's with mode 0711, but {found.st_uid}'s with {found.st_mode & 0o777:04o}"
         yield Finding(FAILED, message, f"chown root:root {path}; chmod 0711 {path}")
     elif _free_bytes(path) < FREE_BYTES:
