@@ -21,6 +21,9 @@ done
 mount -t tmpfs -o mode=755 machine /mnt
 mkdir /mnt/upper /mnt/work /mnt/root
 mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work machine /mnt/root
+for program in /usr/bin/qemu-system-x86_64 /usr/bin/qemu-vmsr-helper; do # they may be the simulator's copies
+  cmp -s $program /mnt/root$program || cp --preserve=mode,timestamps $program /mnt/root$program
+done
 rm -rf /mnt/root/etc/machine-id /mnt/root/etc/libvirt/qemu/*.xml /mnt/root/etc/libvirt/qemu/autostart
 rm -rf /mnt/root/etc/libvirt/qemu/networks/autostart /mnt/root/etc/virt-rapl
 for unit in libvirtd-tls.socket libvirtd-tcp.socket systemd-udevd.service systemd-udevd-control.socket \
@@ -45,6 +48,7 @@ mount -t tmpfs rapl /mnt
 mkdir -p /mnt/powercap
 mount -t overlay -o lowerdir=/mnt:/sys/class rapl /sys/class
 mount --bind /opt/powercap /sys/class/powercap
+mount --bind /opt/powercap/virt-rapl-simulator/cpuinfo /proc/cpuinfo
 umount -l /mnt
 """
 

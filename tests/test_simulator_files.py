@@ -69,6 +69,18 @@ def test_every_directory_lists_what_is_in_it() -> None:
     }
 
 
+def test_amd_has_package_and_core_and_no_limits() -> None:
+    files = Host(Model(cpu="amd", packages=2)).files
+    assert set(files.readdir("/powercap", 0)[2:]) == {
+        "intel-rapl",
+        "virt-rapl-simulator",
+        *(f"intel-rapl:{package}{zone}" for package in "01" for zone in ("", ":0")),
+    }
+    package = {"name", "enabled", "energy_uj", "max_energy_range_uj"}
+    assert set(files.readdir("/powercap/intel-rapl/intel-rapl:1", 0)[2:]) == {*package, "intel-rapl:1:0"}
+    assert set(files.readdir("/powercap/intel-rapl/intel-rapl:1/intel-rapl:1:0", 0)[2:]) == package
+
+
 def test_links_lead_to_the_nested_zones() -> None:
     files = Host().files
     assert files.readlink("/powercap/intel-rapl:1") == "intel-rapl/intel-rapl:1"
@@ -116,6 +128,21 @@ def test_registers_of_each_package() -> None:
     assert host.register(1, 0x639) == counters.register(0, "core", 40_000_000)
     assert host.register(1, 0x619) == counters.register(0, "dram", 6_000_000)
     assert host.register(1, 0x610) & 0x7FFF == host.register(1, 0x614) & 0x7FFF == 100 * 8
+
+
+def test_registers_of_amd() -> None:
+    model = Model(cpu="amd", packages=2)
+    host, counters = Host(model), Counters(model)
+    host.time, host.busy = SECOND, {0: SECOND, 1: SECOND // 2, 2: 0, 3: 0}
+    assert host.register(0, 0xC0010299) == 0xA1003
+    assert host.register(3, 0xC001029B) == counters.register(1, "package", 20_000_000)
+    assert host.register(0, 0xC001029B) == host.register(1, 0xC001029B) == counters.register(0, "package", 80_000_000)
+    assert host.register(0, 0xC001029A) == counters.register(0, "core", 40_000_000)
+    assert host.register(1, 0xC001029A) == counters.register(1, "core", 20_000_000), "each core has its own"
+    core = int(host.text("/powercap/intel-rapl/intel-rapl:0/intel-rapl:0:0/energy_uj"))
+    assert core == counters.energy_uj(0, "core", 40_000_000), "the kernel shows one core"
+    for address in (0x606, 0x610, 0x611, 0x614, 0x619, 0x639):
+        assert error_of(lambda address=address: host.register(0, address)) == errno.EIO  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 9, 16, 4096])
@@ -172,7 +199,7 @@ def test_truth() -> None:
                 "busy_seconds": 0.5,
             },
         ],
-        "model": {"packages": 2, "idle_watts": 20.0, "cpu_watts": 40.0, "wrap_soon": False, "seed": 1},
+        "model": {"cpu": "intel", "packages": 2, "idle_watts": 20.0, "cpu_watts": 40.0, "wrap_soon": False, "seed": 1},
     }
 
 

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator.power import ZONES, Model, Simulation, deal
-from libvirt_rapl.simulator.registers import MAX_ENERGY_RANGE, Counters, Limits
+from libvirt_rapl.simulator.processor import Vendor
+from libvirt_rapl.simulator.registers import LAYOUTS, Counters, Limits
 
 SECOND = 1_000_000_000
 
 models = st.builds(
     Model,
+    cpu=st.sampled_from(["intel", "amd"]),
     packages=st.integers(1, 4),
     idle_watts=st.floats(0, 1000),
     cpu_watts=st.floats(0, 1000),
@@ -41,7 +43,9 @@ def test_energy_of_the_zones(
     idle_watts: float, cpu_watts: float, elapsed: int, busy: int, expected: tuple[int, int, int]
 ) -> None:
     energy = Model(idle_watts=idle_watts, cpu_watts=cpu_watts).microjoules(elapsed, busy)
-    assert energy == dict(zip(ZONES, expected, strict=True))
+    assert energy == dict(zip(ZONES["intel"], expected, strict=True))
+    energy = Model(cpu="amd", idle_watts=idle_watts, cpu_watts=cpu_watts).microjoules(elapsed, busy)
+    assert energy == dict(zip(ZONES["amd"], expected[:2], strict=True))
 
 
 @given(models, steps)
@@ -59,10 +63,12 @@ def test_many_readings_lose_nothing_and_never_go_back(model: Model, steps: list[
     assert once.advance(time, dict(enumerate(busy))) == seen[-1]
     for earlier, later in pairwise(seen):
         for before, after in zip(earlier, later, strict=True):
-            assert all(before.zones[zone] <= after.zones[zone] for zone in ZONES)
+            assert all(before.zones[zone] <= after.zones[zone] for zone in ZONES[model.cpu])
+            assert all(before.cores[core] <= after.cores[core] for core in before.cores)
     for package in seen[-1]:
         assert package.zones["core"] <= package.zones["package"]
-        assert package.zones["dram"] == package.zones["package"] // 10
+        assert package.zones.get("dram", 0) == (package.zones["package"] // 10 if model.cpu == "intel" else 0)
+        assert 0 <= package.zones["core"] - sum(package.cores.values()) < len(package.cores)
 
 
 def test_each_package_pays_for_its_own_cpus() -> None:
@@ -70,6 +76,14 @@ def test_each_package_pays_for_its_own_cpus() -> None:
     first, second = simulation.advance(SECOND, {0: SECOND, 1: SECOND, 2: 0, 3: SECOND // 2})
     assert (first.busy, second.busy) == (2 * SECOND, SECOND // 2)
     assert (first.zones["package"], second.zones["package"]) == (100_000_000, 40_000_000)
+
+
+def test_each_core_pays_for_its_own_threads() -> None:
+    busy = dict.fromkeys(range(4), 0)
+    simulation = Simulation(Model(cpu="amd"), [[0, 1, 2, 3]], 0, busy, cores={0: 0, 1: 1, 2: 0, 3: 1})
+    (package,) = simulation.advance(SECOND, {0: SECOND, 1: 0, 2: SECOND // 2, 3: SECOND // 4})
+    assert package.cores == {0: 60_000_000, 1: 10_000_000}
+    assert package.zones == {"package": 90_000_000, "core": 70_000_000}
 
 
 def test_a_clock_that_goes_back_or_a_cpu_that_vanishes_takes_no_energy_back() -> None:
@@ -92,31 +106,34 @@ def test_more_packages_than_cpus_are_refused() -> None:
         deal([0, 1], 3)
 
 
-def test_one_joule_is_2_to_the_14_units() -> None:
-    counters = Counters(Model())
+@pytest.mark.parametrize(("cpu", "units", "microjoules"), [("intel", 1 << 14, 61), ("amd", 1 << 16, 15)])
+def test_units(cpu: Vendor, units: int, microjoules: int) -> None:
+    counters = Counters(Model(cpu=cpu))
     start = counters.register(0, "package", 0)
-    assert (counters.register(0, "package", 1_000_000) - start) % 2**32 == 16384
-    assert (counters.register(0, "package", 61) - start, counters.register(0, "package", 62) - start) == (0, 1)
+    assert (counters.register(0, "package", 1_000_000) - start) % 2**32 == units
+    grown = [counters.register(0, "package", microjoules + more) - start for more in (0, 1)]
+    assert grown == [0, 1]
 
 
 def test_powercap_has_the_range_of_real_machines() -> None:
-    assert MAX_ENERGY_RANGE == 262_143_328_850
+    assert LAYOUTS["intel"].max_energy_range == 262_143_328_850
+    assert LAYOUTS["amd"].max_energy_range == 65_532_610_987
 
 
-@given(models, st.integers(0, 10**13), st.sampled_from(ZONES))
+@given(models, st.integers(0, 10**13), st.sampled_from(ZONES["intel"]))
 def test_both_views_of_a_counter_agree(model: Model, microjoules: int, zone: str) -> None:
     counters = Counters(model)
     register = counters.register(0, zone, microjoules)
     assert 0 <= register < 2**32
-    assert 0 <= counters.energy_uj(0, zone, microjoules) <= MAX_ENERGY_RANGE
-    assert counters.energy_uj(0, zone, microjoules) == register * 61035 // 1000
+    assert 0 <= counters.energy_uj(0, zone, microjoules) <= counters.layout.max_energy_range
+    assert counters.energy_uj(0, zone, microjoules) == register * {"intel": 61035, "amd": 15258}[model.cpu] // 1000
 
 
-@given(models, st.sampled_from(ZONES), st.integers(0, 10**12), st.integers(0, 10**11))
+@given(models, st.sampled_from(ZONES["intel"]), st.integers(0, 10**12), st.integers(0, 10**11))
 def test_a_wrap_loses_no_energy(model: Model, zone: str, start: int, more: int) -> None:
     counters = Counters(model)
     units = (counters.register(0, zone, start + more) - counters.register(0, zone, start)) % 2**32
-    assert abs(units * 1_000_000 / 16384 - more) < 62
+    assert abs(units * 1_000_000 / counters.layout.units_per_joule - more) < 62
 
 
 @given(st.integers(), st.integers(1, 8))
@@ -132,7 +149,7 @@ def test_wrap_soon_is_a_few_joules_before_the_wrap_in_both_views(seed: int, pack
 def test_the_seed_decides_where_counters_start() -> None:
     def starts(seed: int) -> list[int]:
         counters = Counters(Model(seed=seed, packages=2))
-        return [counters.register(package, zone, 0) for package in range(2) for zone in ZONES]
+        return [counters.register(package, zone, 0) for package in range(2) for zone in ZONES["intel"]]
 
     assert starts(1) == starts(1)
     assert starts(1) != starts(2)

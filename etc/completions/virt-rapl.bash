@@ -19,7 +19,7 @@ _shtab_virt_rapl_install_option_strings=(-h --help --dry-run --prefix-root --pac
 _shtab_virt_rapl_uninstall_option_strings=(-h --help --dry-run --prefix-root --disable-domains --force)
 _shtab_virt_rapl_daemon_option_strings=(-h --help)
 _shtab_virt_rapl_helper_option_strings=(-h --help)
-_shtab_virt_rapl_simulate_option_strings=(-h --help --packages --idle-watts --cpu-watts --wrap-soon --seed --fail-while)
+_shtab_virt_rapl_simulate_option_strings=(-h --help --cpu --packages --idle-watts --cpu-watts --wrap-soon --seed --fail-while)
 _shtab_virt_rapl_demo_option_strings=(-h --help --seconds)
 _shtab_virt_rapl_option_strings=(-h --help --connect --config --version)
 
@@ -33,6 +33,7 @@ _shtab_virt_rapl_simulate___fail_while_COMPGEN=_shtab_compgen_files
 _shtab_virt_rapl___config_COMPGEN=_shtab_compgen_files
 
 _shtab_virt_rapl_config_pos_0_choices=(check show)
+_shtab_virt_rapl_simulate___cpu_choices=(intel amd)
 _shtab_virt_rapl_pos_0_choices=(status events doctor enable disable inject strip config install uninstall daemon helper simulate demo)
 
 _shtab_virt_rapl_status_pos_0_nargs='*'

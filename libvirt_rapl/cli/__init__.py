@@ -26,7 +26,7 @@ COMMANDS = {
     "uninstall": "take out what install has put in place",
     "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",
     "helper": "serve one domain's energy readings to QEMU (started by the hook)",
-    "simulate": "run a command on a machine that seems to have Intel RAPL",
+    "simulate": "run a command on a machine that seems to have RAPL, Intel's or AMD's",
     "demo": "start two real guests in a world of their own and compare what they read with status",
 }
 

@@ -1,8 +1,9 @@
-"""Run COMMAND on a machine that seems to have Intel RAPL, with simulated energy.
+"""Run COMMAND on a machine that seems to have RAPL, Intel's or AMD's, with simulated energy.
 
 COMMAND finds /dev/cpu/N/msr and /sys/class/powercap in a mount namespace of its own; its processes are ordinary
 processes of this host. Power follows the real load of the CPUs. /sys/class/powercap/virt-rapl-simulator/truth tells
-the energy that was really simulated. What COMMAND leaves running when it ends is killed.
+the energy that was really simulated. Where --cpu names another vendor than the processor's own, /proc/cpuinfo says so,
+and QEMU and qemu-vmsr-helper are copies that believe it. What COMMAND leaves running when it ends is killed.
 """
 
 import argparse
@@ -13,10 +14,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import cpus
-from libvirt_rapl.simulator import keeper, namespace, server
+from libvirt_rapl.simulator import keeper, namespace, processor, server
 from libvirt_rapl.simulator.files import Files
 from libvirt_rapl.simulator.power import Model, PackageEnergy, Simulation, deal
 
@@ -28,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `virt-rapl simulate`."""
     model = Model()
     parser.usage = "%(prog)s [options] -- COMMAND [ARGUMENT...]"
+    parser.add_argument(
+        "--cpu",
+        choices=get_args(processor.Vendor),
+        default=model.cpu,
+        help="whose processor it is; QEMU gives guests RAPL on Intel's only (default %(default)s)",
+    )
     parser.add_argument(
         "--packages", metavar="N", type=_count, default=model.packages, help="CPU packages (default %(default)s)"
     )
@@ -57,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise VirtRaplError("simulate mounts file systems, which only root may", "run it with sudo")
     model = Model(
+        cpu=options.cpu,
         packages=options.packages,
         idle_watts=options.idle_watts,
         cpu_watts=options.cpu_watts,
@@ -66,22 +75,28 @@ def run(options: argparse.Namespace) -> int:
     library = server.load_library()
     online = sorted(cpu for package in cpus.packages(SYS).values() for cpu in package)
     packages = deal(online, model.packages)
+    cores = {cpu: cpus.first_of_core(SYS, cpu) for cpu in online}
+    cpuinfo = (PROC / "cpuinfo").read_text()
+    programs = processor.copies(processor.vendor_of(cpuinfo), model.cpu)
 
     def prepare() -> None:
         busy = cpus.BusyClock(PROC)
-        simulation = Simulation(model, packages, time.monotonic_ns(), busy.read())
+        simulation = Simulation(model, packages, time.monotonic_ns(), busy.read(), cores)
 
         def sample() -> list[PackageEnergy]:
             if options.fail_while and options.fail_while.exists():
                 raise OSError(errno.EIO, "the counters are out of order")
             return simulation.advance(time.monotonic_ns(), busy.read())
 
-        files = Files(simulation, sample)
+        files = Files(simulation, sample, processor.cpuinfo_of(cpuinfo, model.cpu))
         namespace.enter(
-            online, lambda mountpoint: keeper.start_server(partial(server.serve, library, files.entries, mountpoint))
+            online,
+            lambda mountpoint: keeper.start_server(partial(server.serve, library, files.entries, mountpoint)),
+            programs,
         )
         print(
-            f"virt-rapl: energy is SIMULATED: {model.packages} package{'s' * (model.packages > 1)}, "
+            f"virt-rapl: energy is SIMULATED: {model.packages} {processor.NAMES[model.cpu]} "
+            f"package{'s' * (model.packages > 1)}, "
             f"{model.idle_watts:g} W idle and {model.cpu_watts:g} W more for each busy CPU",
             file=sys.stderr,
             flush=True,

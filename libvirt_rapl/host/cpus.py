@@ -95,9 +95,14 @@ def dies(sys: Path) -> dict[tuple[int, int], list[int]]:
     return result
 
 
+def first_of_core(sys: Path, cpu: int) -> int:
+    """Return the first CPU of the core that `cpu` is a thread of. Raises OSError or ValueError as packages()."""
+    return _cpu_list((_topology(sys, cpu) / "thread_siblings_list").read_text())[0]
+
+
 def first_of_each_core(sys: Path, cpus: list[int]) -> list[int]:
     """Return one CPU of each core that `cpus` are threads of. Raises OSError or ValueError when sysfs does not tell."""
-    return sorted({_cpu_list((_topology(sys, cpu) / "thread_siblings_list").read_text())[0] for cpu in cpus})
+    return sorted({first_of_core(sys, cpu) for cpu in cpus})
 
 
 def model_name(proc: Path) -> str:

@@ -1,11 +1,12 @@
-"""The files that a machine with Intel RAPL has, shaped as the kernel's.
+"""The files that a machine with RAPL has, shaped as the kernel's.
 
     /cpu/N/msr    shown as /dev/cpu/N/msr
     /powercap     shown as /sys/class/powercap
     /topology/N   shown as /sys/devices/system/cpu/cpuN/topology/physical_package_id
 
 /powercap/virt-rapl-simulator tells whoever looks that the energy is simulated. Its file `truth` is a JSON document:
-the time, and each package's energy in microjoules since the start, unwrapped, as the model knows it.
+the time, and each package's energy in microjoules since the start, unwrapped, as the model knows it. Its file
+`cpuinfo` is shown as /proc/cpuinfo, and for whoever mounts a /proc of their own to show it there again.
 """
 
 import json
@@ -13,18 +14,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from libvirt_rapl.simulator.power import PackageEnergy, Simulation
-from libvirt_rapl.simulator.registers import (
-    ENERGY_STATUS,
-    MAX_ENERGY_RANGE,
-    POWER_INFO,
-    POWER_LIMIT,
-    POWER_UNIT,
-    UNITS,
-    ZEROS,
-    Counters,
-    Limits,
-)
+from libvirt_rapl.simulator.power import ZONES, PackageEnergy, Simulation
+from libvirt_rapl.simulator.registers import POWER_INFO, POWER_LIMIT, Counters, Limits
+
+SIMULATOR = "powercap/virt-rapl-simulator"
 
 
 @dataclass(frozen=True)
@@ -55,18 +48,20 @@ Entry = Text | Link | Registers
 class Files:
     """All entries by path. What they tell of energy is of the instant they are asked."""
 
-    def __init__(self, simulation: Simulation, sample: Callable[[], list[PackageEnergy]]) -> None:
+    def __init__(self, simulation: Simulation, sample: Callable[[], list[PackageEnergy]], cpuinfo: str = "") -> None:
         """Show `simulation`; `sample` brings it to this instant."""
         self.entries: dict[str, Entry] = {}
         self._simulation = simulation
         self._sample = sample
         self._counters = Counters(simulation.model)
+        self._layout = self._counters.layout
         self._limits = [Limits(simulation.model, len(cpus)) for cpus in simulation.packages]
         self._add("/powercap/intel-rapl/enabled", 1, mode=0o644)
-        self.entries["/powercap/virt-rapl-simulator/truth"] = Text(0o444, self._truth)
+        self.entries[f"/{SIMULATOR}/truth"] = Text(0o444, self._truth)
+        self._add(f"/{SIMULATOR}/cpuinfo", cpuinfo.removesuffix("\n"))
         for package, cpus in enumerate(simulation.packages):
             for cpu in cpus:
-                self.entries[f"/cpu/{cpu}/msr"] = Registers(partial(self._register, package))
+                self.entries[f"/cpu/{cpu}/msr"] = Registers(partial(self._register, package, cpu))
                 self._add(f"/topology/{cpu}", package)
             self._add_package(package)
 
@@ -76,11 +71,13 @@ class Files:
     def _add_package(self, package: int) -> None:
         name = f"intel-rapl:{package}"
         path = f"intel-rapl/{name}"
-        constraints = self._limits[package].constraints
-        self._add_zone(path, f"package-{package}", package, "package", enabled=1, constraints=constraints)
+        intel = self._simulation.model.cpu == "intel"  # AMD's have no limits that the kernel knows
+        constraints = self._limits[package].constraints if intel else []
+        self._add_zone(path, f"package-{package}", package, "package", enabled=int(intel), constraints=constraints)
         # The kernel shows a limit for these too; firmware as a rule leaves it off.
-        no_limit = [("long_term", 0, 976)]
-        for number, zone in enumerate(("core", "dram")):
+        no_limit = [("long_term", 0, 976)] if intel else []
+        _, *parts = ZONES[self._simulation.model.cpu]
+        for number, zone in enumerate(parts):
             self._add_zone(f"{path}/{name}:{number}", zone, package, zone, enabled=0, constraints=no_limit)
 
     def _add_zone(
@@ -90,7 +87,7 @@ class Files:
         base = f"/powercap/{path}"
         self._add(f"{base}/name", name)
         self._add(f"{base}/enabled", enabled, mode=0o644)
-        self._add(f"{base}/max_energy_range_uj", MAX_ENERGY_RANGE)
+        self._add(f"{base}/max_energy_range_uj", self._layout.max_energy_range)
         self.entries[f"{base}/energy_uj"] = Text(0o400, partial(self._energy_uj, package, zone))
         for number, (constraint, microwatts, microseconds) in enumerate(constraints):
             self._add(f"{base}/constraint_{number}_name", constraint)
@@ -99,15 +96,28 @@ class Files:
             self._add(f"{base}/constraint_{number}_time_window_us", microseconds, mode=0o644)
 
     def _energy_uj(self, package: int, zone: str) -> int:
-        return self._counters.energy_uj(package, zone, self._sample()[package].zones[zone])
+        # Of AMD's cores the kernel shows one: that of the package's first CPU.
+        return self._counters.energy_uj(*self._counted(package, self._simulation.packages[package][0], zone))
 
-    def _register(self, package: int, address: int) -> int | None:
-        if zone := ENERGY_STATUS.get(address):
-            return self._counters.register(package, zone, self._sample()[package].zones[zone])
-        if address in ZEROS:
+    def _register(self, package: int, cpu: int, address: int) -> int | None:
+        if zone := self._layout.energy_status.get(address):
+            return self._counters.register(*self._counted(package, cpu, zone))
+        if address in self._layout.zeros:
             return 0
+        if address == self._layout.power_unit:
+            return self._layout.units
+        if self._simulation.model.cpu == "amd":
+            return None
         limits = self._limits[package]
-        return {POWER_UNIT: UNITS, POWER_LIMIT: limits.power_limit, POWER_INFO: limits.power_info}.get(address)
+        return {POWER_LIMIT: limits.power_limit, POWER_INFO: limits.power_info}.get(address)
+
+    def _counted(self, package: int, cpu: int, zone: str) -> tuple[int, str, int]:
+        """Return place, zone and microjoules of the counter that a CPU shows of a zone."""
+        energy = self._sample()[package]
+        if zone == "core" and self._simulation.model.cpu == "amd":
+            core = self._simulation.core_of[cpu]
+            return core, zone, energy.cores[core]
+        return package, zone, energy.zones[zone]
 
     def _truth(self) -> str:
         packages = self._sample()

@@ -4,21 +4,25 @@ Nothing is written outside memory, and all of it goes with the last process of t
 setting up. It is mounted where every machine has a directory, and taken away again before the command runs.
 """
 
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import system
+from libvirt_rapl.simulator.files import SIMULATOR
 
 _STAGE = Path("/mnt")
 _SYS = Path("/sys")
 _DEV = Path("/dev")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
-def enter(cpus: Iterable[int], serve: Callable[[Path], None]) -> None:
+def enter(cpus: Iterable[int], serve: Callable[[Path], None], programs: Mapping[Path, bytes]) -> None:
     """Move this process into a new mount namespace that shows the simulated files.
 
-    `serve` mounts them on a directory and returns when they can be read. Raises VirtRaplError.
+    `serve` mounts them on a directory and returns when they can be read. `programs`: what is shown in place of these.
+    Raises VirtRaplError.
     """
     try:
         system.unshare_mounts()
@@ -31,6 +35,12 @@ def enter(cpus: Iterable[int], serve: Callable[[Path], None]) -> None:
         for cpu in cpus:
             target = _SYS / f"devices/system/cpu/cpu{cpu}/topology/physical_package_id"
             system.mount(files / f"topology/{cpu}", target, flags=system.MS_BIND)
+        system.mount(files / SIMULATOR / "cpuinfo", _CPUINFO, flags=system.MS_BIND)
+        for path, content in programs.items():
+            copy = _STAGE / path.name
+            copy.write_bytes(content)
+            shutil.copystat(path, copy)
+            system.mount(copy, path, flags=system.MS_BIND)
         system.detach(_STAGE)
     except PermissionError as error:
         raise VirtRaplError(
@@ -60,7 +70,7 @@ def _add_directory(path: Path) -> None:
     (addition / path.name).mkdir(parents=True)
     # The overlay hides what is mounted below the parent (/dev/pts, /dev/shm): show that again on top of it.
     kept = []
-    for number, point in enumerate(_mount_points_in(parent)):
+    for number, point in enumerate(mount_points_in(parent)):
         aside = _STAGE / f"aside-{path.name}-{number}"
         aside.mkdir() if point.is_dir() else aside.touch()
         system.mount(point, aside, flags=system.MS_BIND | system.MS_REC)
@@ -70,7 +80,7 @@ def _add_directory(path: Path) -> None:
         system.mount(aside, point, flags=system.MS_BIND | system.MS_REC)
 
 
-def _mount_points_in(directory: Path) -> list[Path]:
+def mount_points_in(directory: Path) -> list[Path]:
     """Return the mount points below a directory, once each, without those which are inside of another of them."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = dict.fromkeys(Path(line.split()[4]) for line in lines)

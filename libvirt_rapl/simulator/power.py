@@ -6,6 +6,8 @@ A package draws `idle_watts` all the time and `cpu_watts` more for each of its C
     core    = cpu_watts x busy CPU time: the part of the package that its cores add
     dram    = a tenth of package; it comes on top of the package, as memory does in hardware
 
+AMD's processors count no dram, and each core by itself.
+
 Energy follows from the totals since the start. It is never added up from intervals, so no rounding is carried on,
 however often it is read. Times are nanoseconds, energies microjoules.
 """
@@ -15,8 +17,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.simulator.processor import Vendor
 
-ZONES = ("package", "core", "dram")
+ZONES: dict[Vendor, tuple[str, ...]] = {"intel": ("package", "core", "dram"), "amd": ("package", "core")}
 
 _NANOSECONDS = 1_000_000_000
 _DRAM_PART = 10
@@ -26,6 +29,8 @@ _DRAM_PART = 10
 class Model:
     """What the user chooses."""
 
+    cpu: Vendor = "intel"
+    """Whose processor it is."""
     packages: int = 1
     idle_watts: float = 20.0
     """What each package draws when nothing runs."""
@@ -40,11 +45,12 @@ class Model:
         """Return the energy of each zone of a package, since the start, by the formula above."""
         idle = round(self.idle_watts * 1_000_000) * elapsed
         core = round(self.cpu_watts * 1_000_000) * busy
-        return {
+        energy = {
             "package": (idle + core) // _NANOSECONDS,
             "core": core // _NANOSECONDS,
             "dram": (idle + core) // (_NANOSECONDS * _DRAM_PART),
         }
+        return {zone: energy[zone] for zone in ZONES[self.cpu]}
 
 
 @dataclass(frozen=True)
@@ -52,18 +58,31 @@ class PackageEnergy:
     """What one package has used since the start."""
 
     zones: dict[str, int]
-    """Microjoules of each of ZONES; unwrapped."""
+    """Microjoules of each of the processor's ZONES; unwrapped."""
     busy: int
     """Busy time of its CPUs, summed, in nanoseconds."""
+    cores: dict[int, int]
+    """Microjoules of each of its cores, by the first of its CPUs; `core` is their sum, but for rounding."""
 
 
 class Simulation:
     """The energy of all packages, from one reading of the clocks to the next. It never goes back."""
 
-    def __init__(self, model: Model, packages: Sequence[Sequence[int]], time: int, busy: Mapping[int, int]) -> None:
-        """Start at `time`, when each CPU had been `busy` so long; `packages` are the CPUs of each package."""
+    def __init__(
+        self,
+        model: Model,
+        packages: Sequence[Sequence[int]],
+        time: int,
+        busy: Mapping[int, int],
+        cores: Mapping[int, int] | None = None,
+    ) -> None:
+        """Start at `time`, when each CPU had been `busy` so long; `packages` are the CPUs of each package.
+
+        `cores`: the first CPU of each CPU's core; None where each is a core by itself.
+        """
         self.model = model
         self.packages = packages
+        self.core_of = cores or {cpu: cpu for cpus in packages for cpu in cpus}
         self.time = time
         self._start = time
         self._busy_start = {cpu: busy[cpu] for cpus in packages for cpu in cpus}
@@ -80,8 +99,16 @@ class Simulation:
         return [self._energy(cpus) for cpus in self.packages]
 
     def _energy(self, cpus: Sequence[int]) -> PackageEnergy:
-        busy = sum(self._busy[cpu] - self._busy_start[cpu] for cpu in cpus)
-        return PackageEnergy(self.model.microjoules(self.time - self._start, busy), busy)
+        busy = {cpu: self._busy[cpu] - self._busy_start[cpu] for cpu in cpus}
+        cores: dict[int, int] = {}
+        for cpu in cpus:
+            cores[self.core_of[cpu]] = cores.get(self.core_of[cpu], 0) + busy[cpu]
+        total = sum(busy.values())
+        return PackageEnergy(
+            self.model.microjoules(self.time - self._start, total),
+            total,
+            {core: self.model.microjoules(0, own)["core"] for core, own in cores.items()},
+        )
 
 
 def deal(cpus: Sequence[int], packages: int) -> list[list[int]]:

@@ -1,57 +1,90 @@
 """How RAPL hardware and the kernel show energy: 32-bit registers, and the microjoules made of them. Pure.
 
-Layouts are those of the Intel SDM, volume 3B, "RAPL Interfaces". powercap's microjoules come from the same register
-by the kernel's own arithmetic (61.035 uJ a unit, not 61.03515625), so both views agree and wrap together.
+Layouts are those of the Intel SDM, volume 3B, "RAPL Interfaces", and of AMD's PPR, "RAPL". powercap's microjoules come
+from the same register by the kernel's own arithmetic (61.035 uJ a unit, not 61.03515625), so both views agree and wrap
+together.
 """
 
 import random
+from dataclasses import dataclass
 
-from libvirt_rapl.simulator.power import ZONES, Model
+from libvirt_rapl.simulator.power import Model
+from libvirt_rapl.simulator.processor import Vendor
 
-POWER_UNIT = 0x606
 POWER_LIMIT = 0x610
 POWER_INFO = 0x614
-ENERGY_STATUS = {0x611: "package", 0x639: "core", 0x619: "dram"}
+"""Intel's alone."""
 
-ZEROS = (0x8B, 0xCE, 0xE2)
-"""Microcode revision, platform info, C-state control: turbostat gives up where they cannot be read. They read 0."""
-
-UNITS = 0xA0E03
-"""Value of POWER_UNIT: power in 2**-3 W, energy in 2**-14 J, time in 2**-10 s."""
-
-_UNITS_PER_JOULE = 1 << 14
-_NANOJOULES_PER_UNIT = 1_000_000_000 // _UNITS_PER_JOULE
 _RANGE = 1 << 32
 
-MAX_ENERGY_RANGE = (_RANGE - 1) * _NANOJOULES_PER_UNIT // 1000
-"""The greatest value of energy_uj: 262143328850, as on real machines."""
+
+@dataclass(frozen=True)
+class Layout:
+    """The registers of a vendor's processors."""
+
+    power_unit: int
+    """Address of the register that tells the units."""
+    units: int
+    """Its value: power in 2**-n W (bits 0 to 3), energy in 2**-n J (bits 8 to 12), time in 2**-n s (bits 16 to 19)."""
+    energy_status: dict[int, str]
+    """Zone of each energy register, by address. AMD's `core` is that of the CPU's own core, Intel's of all of them."""
+    zeros: tuple[int, ...]
+    """Registers that turbostat gives up without: microcode revision, platform info, C- or P-states. They read 0."""
+
+    @property
+    def units_per_joule(self) -> int:
+        """What an energy register counts while a joule is used."""
+        return 1 << (self.units >> 8 & 0x1F)
+
+    @property
+    def nanojoules_per_unit(self) -> int:
+        """As the kernel rounds it."""
+        return 1_000_000_000 // self.units_per_joule
+
+    @property
+    def max_energy_range(self) -> int:
+        """The greatest value of energy_uj, as on real machines: 262143328850 on Intel's, 65532610987 on AMD's."""
+        return (_RANGE - 1) * self.nanojoules_per_unit // 1000
+
+
+LAYOUTS: dict[Vendor, Layout] = {
+    "intel": Layout(0x606, 0xA0E03, {0x611: "package", 0x639: "core", 0x619: "dram"}, (0x8B, 0xCE, 0xE2)),
+    "amd": Layout(0xC0010299, 0xA1003, {0xC001029B: "package", 0xC001029A: "core"}, (0x8B,)),
+}
 
 
 class Counters:
-    """The energy registers of all packages: where they start, and how far energy has moved them."""
+    """The energy registers: where each starts, and how far energy has moved it.
+
+    `place` is the number of a package or, of AMD's cores, of the core's first CPU.
+    """
 
     def __init__(self, model: Model) -> None:
-        """Choose where they start by the model's seed."""
-        chance = random.Random(model.seed)  # noqa: S311 (repeatable, and no secret)
-        self._start = {
-            (package, zone): _near_the_end(zone, chance) if model.wrap_soon else chance.randrange(_RANGE)
-            for package in range(model.packages)
-            for zone in ZONES
-        }
+        """The model's seed decides where they start."""
+        self.layout = LAYOUTS[model.cpu]
+        self._model = model
+        self._starts: dict[tuple[int, str], int] = {}
 
-    def register(self, package: int, zone: str, microjoules: int) -> int:
+    def register(self, place: int, zone: str, microjoules: int) -> int:
         """Return the 32 bits of a zone's register, this much energy after the start."""
-        return (self._start[package, zone] + microjoules * _UNITS_PER_JOULE // 1_000_000) % _RANGE
+        return (self._start(place, zone) + microjoules * self.layout.units_per_joule // 1_000_000) % _RANGE
 
-    def energy_uj(self, package: int, zone: str, microjoules: int) -> int:
+    def energy_uj(self, place: int, zone: str, microjoules: int) -> int:
         """Return what powercap shows of that register."""
-        return self.register(package, zone, microjoules) * _NANOJOULES_PER_UNIT // 1000
+        return self.register(place, zone, microjoules) * self.layout.nanojoules_per_unit // 1000
 
+    def _start(self, place: int, zone: str) -> int:
+        if (place, zone) not in self._starts:
+            chance = random.Random(f"{self._model.seed} {place} {zone}")  # noqa: S311 (repeatable, and no secret)
+            self._starts[place, zone] = (
+                self._near_the_end(zone, chance) if self._model.wrap_soon else chance.randrange(_RANGE)
+            )
+        return self._starts[place, zone]
 
-def _near_the_end(zone: str, chance: random.Random) -> int:
-    # Memory draws a tenth of what its package does, so its wrap must be nearer to come as soon.
-    joules = chance.uniform(4, 8) if zone == "dram" else chance.uniform(40, 80)
-    return _RANGE - int(joules * _UNITS_PER_JOULE)
+    def _near_the_end(self, zone: str, chance: random.Random) -> int:
+        # Memory draws a tenth of what its package does, so its wrap must be nearer to come as soon.
+        joules = chance.uniform(4, 8) if zone == "dram" else chance.uniform(40, 80)
+        return _RANGE - int(joules * self.layout.units_per_joule)
 
 
 class Limits:

@@ -8,6 +8,7 @@ usage: python -m libvirt_rapl.simulator.world_init HOSTNAME [SHARED]
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -18,10 +19,13 @@ from uuid import uuid4
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import system
+from libvirt_rapl.simulator.namespace import mount_points_in
 
 STAGE = Path("/mnt")
 """Holds the overlays' upper layers while they are mounted; then the world's own or shared directory is there."""
 OVERLAYS = ("etc", "usr", "var", "opt")
+SIMULATED_CPUINFO = Path("/sys/class/powercap/virt-rapl-simulator/cpuinfo")
+"""There in a world whose energy is simulated."""
 MASKED = (
     "/etc/libvirt",
     "/etc/virt-rapl",
@@ -67,6 +71,8 @@ def furnish(hostname: str, shared: Path | None) -> None:
         system.mount("tmpfs", directory, "tmpfs", options="mode=755")
     Path("/var/lib/virt-rapl").chmod(0o750)  # as systemd-tmpfiles makes it elsewhere
     system.mount("proc", Path("/proc"), "proc")
+    if SIMULATED_CPUINFO.exists():
+        system.mount(SIMULATED_CPUINFO, Path("/proc/cpuinfo"), flags=system.MS_BIND)
     _open_kvm_to_all()
     system.detach(STAGE)
     if shared_directory is None:
@@ -83,12 +89,20 @@ def furnish(hostname: str, shared: Path | None) -> None:
 
 
 def _overlay(directory: Path, layers: Path) -> None:
-    """Make a directory of the machine one that can be written to here."""
+    """Make a directory of the machine one that can be written to here.
+
+    An overlay shows nothing of what is mounted below the directory. What is mounted on a file, as copies of QEMU are by
+    the simulator, is copied.
+    """
     upper, work = layers / "upper", layers / "work"
     upper.mkdir(parents=True)
     upper.chmod(stat.S_IMODE(directory.stat().st_mode))
     work.mkdir()
+    mounted = [file for file in mount_points_in(directory) if file.is_file()]
+    copies = [(shutil.copy2(file, layers / str(number)), file) for number, file in enumerate(mounted)]
     system.mount("overlay", directory, "overlay", options=f"lowerdir={directory},upperdir={upper},workdir={work}")
+    for copy, file in copies:
+        shutil.move(copy, file)
 
 
 def _loopback_up() -> None:
