@@ -54,6 +54,16 @@ exec "$@"
 """
 
 
+def test_a_kvm_that_runs_no_guests_is_found_out() -> None:
+    """Any device that is no KVM: QEMU says so, and that is what the demo shows."""
+    broken = 'mount --bind /dev/null /dev/kvm; exec "$@"'
+    screens = demo("unshare", "--mount", "--propagation", "private", "sh", "-ec", broken, "sh", VIRT_RAPL, "demo")
+    assert len(screens) == SECONDS
+    for screen in screens:
+        assert "no guest can read its energy here: KVM is there (/dev/kvm) and does not run guests: qemu" in screen
+    assert re.search(r"^busy .* [0-9.]+ W +[0-9.]+ J +- +-$", screens[-1], re.MULTILINE)
+
+
 def test_without_kvm_the_host_s_side_is_shown() -> None:
     screens = demo("unshare", "--mount", "--propagation", "private", "sh", "-c", WITHOUT_KVM, "sh", VIRT_RAPL, "demo")
     assert len(screens) == SECONDS

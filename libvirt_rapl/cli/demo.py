@@ -17,7 +17,8 @@ from libvirt_rapl.cli import aligned
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.simulator import guest
-from libvirt_rapl.simulator.world import World, check_kvm, check_machine
+from libvirt_rapl.simulator.kvm import check_kvm
+from libvirt_rapl.simulator.world import World, check_machine
 from libvirt_rapl.vmsr.requirements import check_host
 
 GUESTS = {"busy": 100, "calm": 30}

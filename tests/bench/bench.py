@@ -22,7 +22,8 @@ from uuid import uuid4
 
 import programs
 
-from libvirt_rapl.simulator.world import World, check_kvm, check_machine
+from libvirt_rapl.simulator.kvm import check_kvm
+from libvirt_rapl.simulator.world import World, check_machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

@@ -1,0 +1,41 @@
+"""Whether guests run under KVM here. A /dev/kvm tells little: in a virtual machine, or in a container, it may be there
+and no guest gets far. So one is started, by QEMU alone, and has to print its first line.
+"""
+
+import select
+import subprocess
+import tempfile
+from pathlib import Path
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.simulator import guest
+
+KVM = Path("/dev/kvm")
+QEMU = "/usr/bin/qemu-system-x86_64"
+SECONDS = 20.0
+"""A guest takes some 0.2."""
+ARGUMENTS = ["-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc", "-accel", "kvm", "-m", "16"]
+ARGUMENTS += ["-chardev", "stdio,id=out", "-device", f"isa-debugcon,chardev=out,iobase={guest.DEBUG_PORT:#x}"]
+HINT = "switch virtualization on in the firmware or, in a VM, nested virtualization; in a container, give it /dev/kvm"
+
+
+def check_kvm() -> None:
+    """Raise VirtRaplError unless guests can run under KVM. Without it QEMU can only emulate their CPUs."""
+    if not KVM.is_char_device():
+        raise VirtRaplError("this machine has no KVM (/dev/kvm)", HINT)
+    with tempfile.NamedTemporaryFile() as rom, tempfile.TemporaryFile("w+", errors="replace") as words:
+        rom.write(guest.rom(0))
+        rom.flush()
+        command = [QEMU, *ARGUMENTS, "-cpu", guest.CPU, "-bios", rom.name]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words) as qemu:
+            assert qemu.stdout is not None
+            ready, _, _ = select.select([qemu.stdout], [], [], SECONDS)
+            printed = qemu.stdout.read(1) if ready else b""
+            qemu.kill()
+        if printed:
+            return
+        words.seek(0)
+        said = words.read().split("\n")
+    last_line = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    why = last_line if ready else f"one has done nothing within {SECONDS:g} s"
+    raise VirtRaplError(f"KVM is there (/dev/kvm) and does not run guests: {why.strip()}", HINT)
