@@ -10,6 +10,7 @@ from typing import Any
 from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
+from libvirt_rapl.vmsr.requirements import check_processor
 
 KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
 """Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""
@@ -35,10 +36,11 @@ def installed() -> str:
 
 
 def check(path: str) -> None:
-    """Raise VirtRaplError unless the emulator at `path` (the real one, not the wrapper) can do RAPL through us.
+    """Raise VirtRaplError unless the emulator at `path` (the real one, not the wrapper) can do RAPL through us here.
 
-    That is: check_rapl(), and the wrapper stands beside it.
+    That is: on this host's processor (or ProcessorError), check_rapl(), and the wrapper stands beside it.
     """
+    check_processor()
     check_rapl(path)
     check_wrapper(path)
 

@@ -21,6 +21,7 @@ from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.selection import Selection
+from libvirt_rapl.vmsr.requirements import check_processor
 
 RULE = "/etc/polkit-1/rules.d/60-virt-rapl.rules"
 """Where polkit is told that virt-rapld, which is no root, may change definitions: `org.libvirt.unix.manage`."""
@@ -91,8 +92,17 @@ class Policy:
         self._trouble = ""
 
     def start(self) -> None:
-        """Begin to work, if any domain is chosen at all: only then libvirt is opened for more than reading."""
-        if self._selection.include:
+        """Begin to work, if any domain is chosen at all: only then libvirt is opened for more than reading.
+
+        Where no guest of this processor can have a meter that is told here, once.
+        """
+        if not self._selection.include:
+            return
+        try:
+            check_processor()
+        except VirtRaplError as error:
+            self._tell(f"cannot enable the configuration's `domains`: {error}; domains are metered on the host")
+        else:
             threading.Thread(target=self._run, name="policy", daemon=True).start()
 
     def changed(self, uuids: Iterable[str]) -> None:

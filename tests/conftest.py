@@ -1,6 +1,7 @@
 """What all tests share: which may be skipped and why, a private world for guests, and nothing left behind."""
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -12,8 +13,12 @@ from uuid import uuid4
 import pytest
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.cpus import Processor, model_name, processor
+from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.simulator import server
-from libvirt_rapl.simulator.world import World, check_kvm, check_machine
+from libvirt_rapl.simulator.kvm import check_kvm
+from libvirt_rapl.simulator.world import World, check_machine
+from libvirt_rapl.vmsr import requirements
 
 CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
 
@@ -46,6 +51,11 @@ SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
 
 
+def pytest_report_header() -> str:
+    """Say which machine this is: what passes on one vendor's processors has to pass on the other's."""
+    return f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip an end-to-end test where the machine cannot run it; fail it where CI=true."""
     if item.get_closest_marker("e2e") and (reason := missing()):
@@ -54,6 +64,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
+@functools.cache
 def missing() -> str:
     """Return what this machine lacks for end-to-end tests; empty when they can run."""
     try:
@@ -63,6 +74,16 @@ def missing() -> str:
     except VirtRaplError as error:
         return f"{error.message}; {error.hint}"
     return ""
+
+
+@pytest.fixture(autouse=True)
+def _intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in this process takes the machine for Intel's, whatever it is; others are in a /proc of the test's."""
+
+    def simulated(proc: Path) -> Processor:
+        return Processor("GenuineIntel", 6, 0x8E) if proc == PROC else processor(proc)
+
+    monkeypatch.setattr(requirements, "processor", simulated)
 
 
 @pytest.fixture(scope="session")

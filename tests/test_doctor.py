@@ -406,7 +406,14 @@ def with_selinux(enforcing: str, module: str) -> Callable[[Patient], object]:
     )
 
 
+def never_installed(patient: Patient) -> None:
+    for item in patient.machine.items:
+        if not item.keep:
+            patient.path(item.target).unlink()
+
+
 BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
+    ("installation", never_installed, "failed", "virt-rapl is not installed"),
     ("configuration", configured(helper="nobody"), "failed", "helper: expected one of native, qemu"),
     ("configuration", mode("etc/virt-rapl/virt-rapl.yaml", 0o666), "failed", "everybody may write it"),
     ("processor", amd, "warning", "Intel hosts only; domains are metered on the host only"),
@@ -422,6 +429,9 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("rapl", remove("sys/class/powercap/intel-rapl/enabled"), "failed", "RAPL is not enabled"),
     ("cpus", text("sys/devices/system/cpu/cpu2/online", "0\n"), "failed", "CPU 2 is not"),
     ("kvm", remove("dev/kvm"), "failed", "no /dev/kvm"),
+    ("qemu", both(amd, remove(QEMU)), "skipped", "no meter of their own"),
+    ("domains", amd, "failed", "web1: gets no meter at its next start: .* Intel hosts only"),
+    ("domains", both(amd, configured(domains="{include: [web1]}")), "warning", "`domains` enable none"),
     ("clock", text("proc/self/schedstat", "0 0 0\n"), "warning", "clock ticks"),
     ("clock", text("proc/cmdline", "ro nohz=off\n"), "warning", "nohz=off"),
     ("processes", text("proc/self/mountinfo", "2 7 0:2 / /proc rw - proc proc rw,hidepid=2\n"), "failed", "hidepid"),
@@ -533,6 +543,34 @@ def test_what_is_broken_is_told_with_its_remedy(name: str) -> None:
         assert any(check.state == state and re.search(message, check.message) for check in found), (message, found)
         assert all(check.hint for check in found if check.state in ("warning", "failed"))
         assert not any("\n" in check.message + check.hint for check in found)
+
+
+def test_what_was_never_installed_is_one_finding(patient: Patient) -> None:
+    never_installed(patient)
+    patient.libvirt.domains.clear()
+    patient.status = None
+    (patient.run_directory / status_socket.NAME).unlink()
+    found = patient.examine()
+    assert [name for name, checks in found.items() if {check.state for check in checks} - {"ok"}] == ["installation"]
+    assert found["installation"][0].hint == "run `virt-rapl install`"
+
+
+def test_a_host_of_amd_is_in_order_but_for_one_warning(patient: Patient) -> None:
+    amd(patient)
+    patient.libvirt.domains.clear()
+    patient.add("web1", enabled=False)
+    found = [check for checks in patient.examine().values() for check in checks]
+    assert [check.name for check in found if check.state not in ("ok", "skipped")] == ["processor"]
+    assert next(check.hint for check in found if check.name == "processor").startswith("`virt-rapl status`")
+
+
+def test_of_domains_that_are_chosen_where_none_can_have_a_meter_there_is_one_line(patient: Patient) -> None:
+    amd(patient)
+    patient.libvirt.domains.clear()
+    patient.configure(domains="{include: ['*']}")
+    for number in range(3):
+        patient.add(f"web{number}", enabled=False, running=False)
+    assert [check.state for check in patient.examine("domains")["domains"]] == ["warning", "ok"]
 
 
 def test_each_check_can_fail_and_has_its_entry_in_the_guide() -> None:

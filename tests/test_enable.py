@@ -420,13 +420,23 @@ def test_disable_gives_back_what_libvirt_showed(world: World, metadata: str, arg
 # The filters, as processes: in a locale where nothing but us makes the output UTF-8.
 
 
+ON_PROCESSOR = """
+import sys
+from libvirt_rapl.cli import main
+from libvirt_rapl.host.cpus import Processor
+from libvirt_rapl.vmsr import requirements
+requirements.processor = lambda _: Processor(sys.argv[1], 6, 142)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.fixture
-def virt_rapl(tmp_path: Path) -> Callable[[str, str | bytes], tuple[int, str, str]]:
+def virt_rapl(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     (tmp_path / "virt-rapl.yaml").write_text("run_directory: /run/elsewhere\n")
 
-    def virt_rapl(command: str, xml: str | bytes) -> tuple[int, str, str]:
+    def virt_rapl(command: str, xml: str | bytes, vendor: str = "GenuineIntel") -> tuple[int, str, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "libvirt_rapl", "--config", str(tmp_path / "virt-rapl.yaml"), command],
+            [sys.executable, "-c", ON_PROCESSOR, vendor, "--config", str(tmp_path / "virt-rapl.yaml"), command],
             input=xml.encode() if isinstance(xml, str) else xml,
             capture_output=True,
             env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
@@ -438,7 +448,7 @@ def virt_rapl(tmp_path: Path) -> Callable[[str, str | bytes], tuple[int, str, st
     return virt_rapl
 
 
-VirtRapl = Callable[[str, str | bytes], tuple[int, str, str]]
+VirtRapl = Callable[..., tuple[int, str, str]]
 
 
 def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
@@ -448,6 +458,14 @@ def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
     assert injected == domxml.inject(xml, socket=f"/run/elsewhere/{UUID}.sock")
     assert virt_rapl("strip", injected) == (0, domxml.strip(injected), "")
     assert virt_rapl("strip", xml) == (0, xml, "")
+
+
+def test_inject_on_a_processor_whose_guests_have_no_meter(virt_rapl: VirtRapl, qemu: Path) -> None:
+    xml = definition("web", UUID, qemu)
+    status, injected, err = virt_rapl("inject", xml, "AuthenticAMD")
+    assert (status, injected) == (0, domxml.inject(xml, socket=f"/run/elsewhere/{UUID}.sock"))
+    assert err.startswith("virt-rapl: warning: ")
+    assert "Intel hosts only" in err
 
 
 def test_inject_for_another_machine(virt_rapl: VirtRapl) -> None:

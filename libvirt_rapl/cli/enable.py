@@ -18,6 +18,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.policy import wanted
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.selection import Selection
+from libvirt_rapl.vmsr.requirements import check_processor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]:
     """Yield the UUIDs of the domains that are chosen and not in order yet; warn of those that cannot have a meter."""
+    try:
+        check_processor()
+    except VirtRaplError as error:
+        if selection.include:
+            warn(f"cannot enable the configuration's `domains`: {error.message}", error.hint)
+        return
     for domain, xml in definitions(uri):
         try:
             if wanted(xml, selection, registry, emulator.check):

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 from libvirt_rapl import domxml, emulator
+from libvirt_rapl.cli import warn
 from libvirt_rapl.config import load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Registry
+from libvirt_rapl.vmsr.requirements import ProcessorError
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -15,14 +17,20 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Filter the XML; the emulator is asked too where it exists, as the domain may be meant for another machine."""
+    """Filter the XML; the emulator is asked too where it exists, as the domain may be meant for another machine.
+
+    So may one whose emulator exists where no guest has a meter: that is a warning.
+    """
     registry = Registry(load(options.config).run_directory)
     xml = read_xml()
     _, uuid = domxml.identity(xml)
     injected = domxml.inject(xml, socket=str(registry.path(uuid, "sock")), default_emulator=emulator.installed())
     path = domxml.original_emulator(injected)
     if Path(path).exists():
-        emulator.check(path)
+        try:
+            emulator.check(path)
+        except ProcessorError as error:
+            warn(f"here the domain will run without its meter: {error.message}", error.hint)
     write_xml(injected)
     return 0
 

@@ -14,6 +14,7 @@ from libvirt_rapl.errors import VirtRaplError
 
 SCHEMA = 1
 CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
+    "installation": installation.installation,
     "configuration": service.configuration,
     "processor": host.processor,
     "energy": host.energy,
@@ -39,6 +40,8 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
     "domains": domains.domains,
 }
 """In the order of what depends on what: the first failure is the one to mend first."""
+OF_AN_INSTALLATION = ("wrapper", "hook", "hook-seen", "files", "apparmor", "selinux", "virt-rapld")
+"""They look at what `virt-rapl install` puts in place. Where it never did, one finding says so for all of them."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ class Check:
 
 
 def examine(machine: Machine) -> Iterator[Check]:
-    """Run all checks; each tells at least one thing, of one domain or emulator each where there are several."""
+    """Run the checks; each tells at least one thing, of one domain or emulator each where there are several."""
     for name, check in CHECKS.items():
+        if name in OF_AN_INSTALLATION and not machine.is_installed:
+            continue
         for finding in _run(check, machine):
             yield Check(name, *finding)
 

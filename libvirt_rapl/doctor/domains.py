@@ -13,6 +13,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import unknown_qemu, vrapl_state
+from libvirt_rapl.vmsr.requirements import HOST_ONLY, ProcessorError, check_processor
 
 ANEW = "then `virt-rapl enable --live {0}`, or shut {0} down and start it"
 
@@ -24,6 +25,9 @@ def domains(machine: Machine) -> Iterator[Finding]:
     except VirtRaplError:
         yield Finding(SKIPPED, "libvirt does not tell which there are", "see libvirt above")
         return
+    if machine.config.domains.include and not machine.can_serve_guests:
+        message = "the configuration's `domains` enable none: this processor's guests have no meter of their own"
+        yield Finding(WARNING, message, HOST_ONLY)
     emulators = policy.Emulators()
     fine: Counter[str] = Counter()
     for domain in found:
@@ -52,7 +56,7 @@ def _of_domain(
     xml = domain.inactive_xml()
     if domxml.is_marked(xml):
         yield from _next_start(machine, domain, xml, emulators)
-    elif machine.config.domains.selects(domxml.traits(xml)):
+    elif machine.can_serve_guests and machine.config.domains.selects(domxml.traits(xml)):
         yield from _chosen(machine, domain, xml, emulators)
     else:
         try:
@@ -79,11 +83,14 @@ def _next_start(machine: Machine, domain: Domain, xml: str, emulators: policy.Em
     """Tell of a domain whose definition has the mark."""
     socket = _socket(machine, domain)
     try:
+        check_processor(machine.proc)
         domxml.check(xml, socket)
         domxml.check_takes_effect(xml, socket)
         emulators.check(domxml.original_emulator(xml))
     except VirtRaplError as error:
         remedy = machine.remedy(error, domxml.original_emulator(xml))
+        if isinstance(error, ProcessorError):
+            remedy = f"`virt-rapl disable {domain.name}`; {remedy}"
         yield Finding(FAILED, f"{domain.name}: gets no meter at its next start: {error.message}", remedy)
         return
     if domain.active and not domxml.is_marked(domain.live_xml()):

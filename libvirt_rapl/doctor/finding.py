@@ -15,6 +15,9 @@ class Finding(NamedTuple):
     hint: str = ""
 
 
+HOST_METERING_ONLY = Finding(SKIPPED, "this processor's guests have no meter of their own")
+
+
 def to_start(verb: str) -> str:
     """Return how virt-rapld is started here: `verb` is what systemctl is told to do."""
     if systemd.runs():

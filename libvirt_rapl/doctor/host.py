@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
+from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import NOT_COUNTED
@@ -14,8 +14,6 @@ from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.vmsr import registers as vmsr_registers
 from libvirt_rapl.vmsr.requirements import check_cpus, check_enabled, check_processes_are_seen, check_processor
-
-HOST_METERING_ONLY = Finding(SKIPPED, "this processor's guests have no meter of their own")
 
 
 def processor(machine: Machine) -> Iterator[Finding]:
@@ -89,7 +87,8 @@ def kvm(machine: Machine) -> Iterator[Finding]:
     if (machine.dev / "kvm").exists():
         yield Finding(OK, "/dev/kvm is there")
     else:
-        yield Finding(FAILED, "there is no /dev/kvm", "modprobe kvm_intel; is virtualization on in the firmware?")
+        module = "kvm_amd" if kind_of_processor(machine.proc).vendor in AMD_VENDORS else "kvm_intel"
+        yield Finding(FAILED, "there is no /dev/kvm", f"modprobe {module}; is virtualization on in the firmware?")
 
 
 def clock(machine: Machine) -> Iterator[Finding]:

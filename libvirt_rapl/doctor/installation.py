@@ -9,7 +9,7 @@ from pathlib import Path
 
 from libvirt_rapl import __version__, activation, emulator, events, installer, packaged, systemd, wrappers
 from libvirt_rapl.confinement import seccomp
-from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
+from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import INSTALL
@@ -24,6 +24,16 @@ SHOWN = 3
 WATCH = "virt-rapl-wrappers.path"
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
+
+
+def installation(machine: Machine) -> Iterator[Finding]:
+    """Whether virt-rapl was installed here at all; what is wrong with an installation others tell, one by one."""
+    if not machine.is_installed:
+        yield Finding(FAILED, "virt-rapl is not installed: of its hook, wrappers and units there is none", INSTALL)
+    elif packaged.owns(machine.root):
+        yield Finding(OK, "installed as a package")
+    else:
+        yield Finding(OK, "installed by `virt-rapl install`")
 
 
 def helper(machine: Machine) -> Iterator[Finding]:
@@ -43,6 +53,9 @@ def helper(machine: Machine) -> Iterator[Finding]:
 
 def qemu(machine: Machine) -> Iterator[Finding]:
     """Whether each QEMU that is installed has RAPL."""
+    if not machine.can_serve_guests:
+        yield HOST_METERING_ONLY
+        return
     if not machine.emulators:
         yield Finding(FAILED, "there is no QEMU", f"apt install qemu-system-x86, or its like; then {INSTALL}")
     for path in machine.emulators:

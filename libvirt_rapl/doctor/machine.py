@@ -62,6 +62,11 @@ class Machine:
             return packaged.in_place(emulators)
         return list(installer.shipped_items(emulators, dispatcher=False))
 
+    @cached_property
+    def is_installed(self) -> bool:
+        """Whether anything of ours is in place; a configuration alone may have been written beforehand, or kept."""
+        return any((self.root / item.target).exists() for item in self.items if not item.keep)
+
     def item(self, target: str) -> installer.Item:
         """Return what would be put in place there."""
         return next(item for item in self.items if item.target == target)

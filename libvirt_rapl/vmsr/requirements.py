@@ -5,23 +5,28 @@ from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
+from libvirt_rapl.host.processes import PROC
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
-HOST_ONLY = "`virt-rapl status` on the host needs no guest RAPL"
+HOST_ONLY = "`virt-rapl status` on the host shows the energy of every domain, enabled or not"
 
 
-def check_host(sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
+class ProcessorError(VirtRaplError):
+    """No guest of this host can have RAPL, whatever the domain and the configuration."""
+
+
+def check_host(sys: Path = Path("/sys"), proc: Path = PROC) -> None:
     """Raise VirtRaplError when QEMU would refuse to give a guest RAPL on this host."""
     check_processor(proc)
     check_enabled(sys)
     check_cpus(sys)
 
 
-def check_processor(proc: Path) -> None:
-    """Raise VirtRaplError unless it is Intel's."""
+def check_processor(proc: Path = PROC) -> None:
+    """Raise ProcessorError unless it is Intel's."""
     if processor(proc).vendor != "GenuineIntel":
-        raise VirtRaplError("QEMU gives guests RAPL on Intel hosts only", HOST_ONLY)
+        raise ProcessorError("QEMU gives guests RAPL on Intel hosts only", HOST_ONLY)
 
 
 def check_enabled(sys: Path) -> None:
