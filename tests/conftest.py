@@ -38,6 +38,8 @@ OURS = (
 GRACE_SECONDS = 5.0
 """How long processes that were told to end may take to do so."""
 
+EXEC_ATTEMPTS = 20
+"""Milliseconds that a process is given to have an environment; some have none for good."""
 KTHREADD = 2
 """Parent of all kernel threads."""
 
@@ -141,16 +143,24 @@ def _traces() -> set[str]:
 
 
 def _processes() -> Iterator[str]:
+    """Tell those of ours: children, and whatever else has our mark. Others may run what they like meanwhile."""
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (directory / "environ").read_bytes()
             state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(directory.name) == os.getpid() or state == "Z" or int(parent) in (0, KTHREADD):
+                continue
+            ours = int(parent) == os.getpid() or SESSION.encode() in _environment(directory)
             command = (directory / "cmdline").read_text()
         except OSError:
             continue  # it ended, or is none of our business
-        # In the middle of exec a process shows no environment: it may be ours. A kernel thread never has one.
-        unknown = not environment and int(parent) != KTHREADD
-        child = int(parent) == os.getpid()
-        marked = SESSION.encode() in environment
-        if int(directory.name) not in (os.getpid(), KTHREADD) and state != "Z" and (marked or unknown or child):
+        if ours:
             yield f"process {directory.name} {command!r}"
+
+
+def _environment(process: Path) -> bytes:
+    """Return it; in the middle of exec a process shows none for a moment, whoever's it is."""
+    for _ in range(EXEC_ATTEMPTS):
+        if environment := (process / "environ").read_bytes():
+            break
+        time.sleep(0.001)
+    return environment

@@ -42,5 +42,12 @@ def test_what_is_left_behind_is_an_error(tmp_path: Path, mistake: str) -> None:
     assert "1 passed, 1 error" in run_test(tmp_path, body)
 
 
-def test_a_tidy_test_passes(tmp_path: Path) -> None:
-    assert "1 passed" in run_test(tmp_path, "def test(): subprocess.run(['true'])\n")
+SOMEBODY_ELSES = "subprocess.run(['sh', '-c', 'env -i sleep 2 >/dev/null 2>&1 &'])"
+"""No child of ours, and without our mark."""
+
+
+@pytest.mark.parametrize("tidy", ["subprocess.run(['true'])", SOMEBODY_ELSES])
+def test_a_tidy_test_passes(tmp_path: Path, tidy: str) -> None:
+    output = run_test(tmp_path, f"conftest.GRACE_SECONDS = 0.1\ndef test(): {tidy}\n")
+    assert "1 passed" in output
+    assert "error" not in output
