@@ -59,11 +59,15 @@ CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
 class Machine:
     """The machine, running while in its `with` block."""
 
+    def __init__(self, *options: str) -> None:
+        """Choose what it is like: options of `virt-rapl simulate` beside 100 W."""
+        self.options = options
+
     def __enter__(self) -> "Machine":
         """Boot it; about ten seconds."""
         self._cgroups = contextlib.ExitStack()
         groups = [str(self._cgroups.enter_context(_cgroup(parent))) for parent in _own_cgroups()]
-        simulate = [sys.executable, "-m", "libvirt_rapl", "simulate", *CONSTANT_100_WATTS, "--"]
+        simulate = [sys.executable, "-m", "libvirt_rapl", "simulate", *CONSTANT_100_WATTS, *self.options, "--"]
         self._simulate = subprocess.Popen(
             [*simulate, "sh", "-c", BOOT, "sh", *groups],
             stdin=subprocess.DEVNULL,
