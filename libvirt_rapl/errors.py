@@ -1,5 +1,7 @@
 """The one exception that a user may see."""
 
+from collections.abc import Callable
+
 
 class VirtRaplError(Exception):
     """A failure told to the user: one line of what went wrong and one of what to do about it."""
@@ -9,3 +11,12 @@ class VirtRaplError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def message_of(check: Callable[[], object]) -> str:
+    """Return the message of the VirtRaplError that `check` raises; empty where it raises none."""
+    try:
+        check()
+    except VirtRaplError as error:
+        return error.message
+    return ""

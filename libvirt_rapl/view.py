@@ -11,12 +11,14 @@ from typing import Any
 
 from libvirt_rapl import instances
 from libvirt_rapl.config import Config
+from libvirt_rapl.errors import message_of
 from libvirt_rapl.host.cpus import model_name
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.inventory import Entry
 from libvirt_rapl.meter import DomainUsage, Meter, Usage, ZoneUsage
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.model import known
+from libvirt_rapl.vmsr.requirements import check_processor
 
 SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
 SCHEMA = 1
@@ -34,6 +36,8 @@ class View:
         self.trouble = ""
         """What could not be read at the last sample, for its owner to tell."""
         self._model = model_name(PROC)
+        self._no_meters = message_of(check_processor) or None
+        """Why no domain of this host gets its meter, enabled or not; None where they do."""
         self._registry = Registry(config.run_directory)
 
     def document(
@@ -88,7 +92,7 @@ class View:
             "state": domain.state,
             "pid": domain.pid,
             "vrapl": vrapl,
-            "reason": reason or refusal,
+            "reason": reason or refusal or (self._no_meters if vrapl == "pending" else None),
             "since": self._degraded_since(record) if vrapl == "degraded" else None,
             "helper": self._helper(record),
             **_figures(usage),

@@ -35,7 +35,7 @@ OURS = (
 )
 """Where on the machine a mistake of ours would leave something."""
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 20.0
 """How long processes that were told to end may take to do so."""
 
 EXEC_ATTEMPTS = 20

@@ -99,7 +99,7 @@ def test_enable_refuses_before_it_changes_anything(amd: World, name: str, option
     before = definition(amd, name)
     done = amd.run(["virt-rapl", "enable", *options, name], check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"virt-rapl: error: {name}: {REASON}\nhint: ")
+    assert done.stderr.startswith(f"virt-rapl: error: {REASON}\nhint: ")
     assert definition(amd, name) == before
     assert state(amd, name)[0] == "off"
 
@@ -165,6 +165,17 @@ def test_a_running_domain_arrives_without_its_meter(intel: World, amd: World, tr
     intel.run(["virsh", "migrate", "--live", traveller, to, "--migrateuri", "unix:///mnt/stream"])
     arrived(amd, traveller)
     amd.path(CONFIGURATION).write_text(before)
+
+
+def test_the_definition_that_came_along_says_why_it_will_have_no_meter(
+    intel: World, amd: World, traveller: str
+) -> None:
+    to = "qemu+unix:///system?socket=/mnt/amd/libvirt-sock"
+    intel.run(["virsh", "migrate", "--live", "--persistent", traveller, to, "--migrateuri", "unix:///mnt/stream"])
+    assert "<qemu:arg" not in amd.run(["virsh", "dumpxml", traveller]).stdout
+    assert state(amd, traveller) == ("pending", REASON)
+    amd.run(["virt-rapl", "disable", traveller])
+    assert state(amd, traveller) == ("off", None)
 
 
 def test_a_saved_domain_is_restored_without_its_meter(intel: World, amd: World, traveller: str) -> None:

@@ -41,6 +41,36 @@ def test_guests_read_what_status_says() -> None:
     assert float(own["busy"]) > float(own["calm"]) > 0
 
 
+WITH_A_SCRIPT = """
+mount -t tmpfs none /mnt
+mkdir /mnt/upper /mnt/work
+mount -t overlay none -o lowerdir=/usr,upperdir=/mnt/upper,workdir=/mnt/work /usr
+umount -l /mnt
+mv /usr/bin/qemu-system-x86_64 /usr/bin/qemu-real
+cat >/usr/bin/qemu-system-x86_64 <<'X'
+#!/bin/sh
+case $* in *rapl=true*)
+  echo "no meter today" >&2
+  exit 1
+esac
+exec /usr/bin/qemu-real "$@"
+X
+chmod 755 /usr/bin/qemu-system-x86_64
+exec "$@"
+"""
+"""An emulator that runs guests, and nobody can tell beforehand that it runs none with a meter."""
+
+
+def test_where_guests_start_without_a_meter_only_the_host_s_side_is_shown() -> None:
+    command = ("unshare", "--mount", "--propagation", "private", "sh", "-ec", WITH_A_SCRIPT, "sh", VIRT_RAPL)
+    screens = demo(*command, "simulate", "--cpu=intel", "--", VIRT_RAPL, "demo")
+    assert len(screens) == SECONDS
+    for screen in screens:
+        assert "no guest can read its energy here: " in screen
+        assert "no meter today" in screen
+    assert re.search(r"^busy .* [0-9.]+ W +[0-9.]+ J +- +-$", screens[-1], re.MULTILINE)
+
+
 WITHOUT_KVM = """
 set -eu
 mount -t tmpfs -o mode=755 dev /mnt

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
 from libvirt_rapl.simulator.processor import IDENTITIES, NAMES, PROGRAMS, Vendor, copies, cpuinfo_of, vendor_of
 from libvirt_rapl.simulator.world import World
@@ -59,11 +58,11 @@ def test_cpuinfo_of_the_same_vendor_is_the_machines_own() -> None:
     ],
 )
 def test_what_programs_compare_with(tmp_path: Path, real: str, simulated: Vendor, compared: bytes) -> None:
-    qemu, helper, link = (tmp_path / name for name in ("qemu", "helper", "kvm"))
+    qemu, helper, link = (tmp_path / name for name in ("qemu-real", "helper", "qemu"))
     qemu.write_bytes(b"\0AuthenticAMD\0GenuineIntel\0")
     helper.write_bytes(HELPER)
     link.symlink_to(qemu)
-    made = copies(real, simulated, (qemu, helper, link, tmp_path / "absent"))
+    made = copies(real, simulated, (link, helper, tmp_path, tmp_path / "absent"))
     words = {b"Genu": compared[:4], b"ineI": compared[4:8], b"ntel\x0f": compared[8:] + b"\x0f"}
     expected = HELPER
     for old, new in words.items():
@@ -77,11 +76,12 @@ def test_a_program_that_is_right_is_not_copied(tmp_path: Path) -> None:
     assert copies("AuthenticAMD", "amd", (tmp_path / "qemu",)) == {}
 
 
-def test_a_program_that_asks_in_another_way(tmp_path: Path) -> None:
-    (tmp_path / "qemu").write_bytes(b"\x7fELF Intel")
-    with pytest.raises(VirtRaplError, match="does not compare") as caught:
-        copies("AuthenticAMD", "intel", (tmp_path / "qemu",))
-    assert "--cpu" in caught.value.hint
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "", "odd"])
+def test_a_program_that_asks_in_another_way(tmp_path: Path, vendor: str) -> None:
+    (tmp_path / "qemu").write_bytes(b"#!/bin/sh\nexec /opt/qemu\n")
+    assert copies(vendor, "intel", (tmp_path / "qemu",)) == {tmp_path / "qemu": None}
+    (tmp_path / "qemu").write_bytes(b"GenuineIntel")
+    assert (copies(vendor, "intel", (tmp_path / "qemu",))[tmp_path / "qemu"] is None) == (vendor != "AuthenticAMD")
 
 
 ASK = """

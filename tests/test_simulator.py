@@ -254,7 +254,7 @@ print(json.dumps([packages, names, spent, [msr(first, 0x611), msr(second, 0x611)
 def test_more_packages_than_cpus() -> None:
     done = simulate("--packages=100000", "--", "true")
     assert done.returncode == 1
-    assert done.stderr.startswith("virt-rapl: error: 100000 packages need as many CPUs")
+    assert done.stderr.startswith("virt-rapl: error: 100000 packages need as many cores")
     assert "hint: " in done.stderr
 
 

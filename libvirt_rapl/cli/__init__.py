@@ -98,6 +98,13 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str
     ]
 
 
+def count(text: str) -> int:
+    """Turn what an option takes into a number from 1 on. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
+    return int(text)
+
+
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Divide at the command: our own options with it, and what is the command's, which may look like ours."""
     position = 0

@@ -8,13 +8,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl.cli import aligned
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.cli import aligned, count
+from libvirt_rapl.errors import VirtRaplError, message_of
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.kvm import check_kvm
@@ -33,7 +32,7 @@ HEADINGS = ("DOMAIN", "VCPU LOAD", "WATTS", "JOULES", "GUEST'S JOULES", "DIFFERE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument(
-        "--seconds", metavar="N", type=int, default=15, help="how long to compare (default %(default)s)"
+        "--seconds", metavar="N", type=count, default=15, help="how long to compare (default %(default)s)"
     )
 
 
@@ -66,24 +65,25 @@ def _lacks_rapl() -> bool:
 
 def _start_guests(world: World) -> str:
     """Do what an operator would; return what keeps the guests from reading their energy, empty if nothing does."""
-    no_kvm = _message(check_kvm)
-    trouble = no_kvm or _message(partial(check_host, sys=world.path("/sys"), proc=world.path("/proc")))
+    no_kvm = message_of(check_kvm)
+    trouble = no_kvm or message_of(partial(check_host, sys=world.path("/sys"), proc=world.path("/proc")))
     world.run(["virt-rapl", "install"])
     world.start_libvirtd()
     for name, duty in GUESTS.items():
         world.define_guest(name, duty, kvm=not no_kvm)
-        if not trouble:
-            world.run(["virt-rapl", "enable", name])
-        world.run(["virsh", "start", name])
+        trouble = trouble or message_of(partial(_start_with_meter, world, name))
+        if trouble:
+            world.run(["virsh", "start", name])
     return trouble
 
 
-def _message(check: Callable[[], None]) -> str:
+def _start_with_meter(world: World, name: str) -> None:
+    world.run(["virt-rapl", "enable", name])
     try:
-        check()
-    except VirtRaplError as error:
-        return error.message
-    return ""
+        world.run(["virsh", "start", name])
+    except VirtRaplError:
+        world.run(["virt-rapl", "disable", name])
+        raise
 
 
 class Screen:

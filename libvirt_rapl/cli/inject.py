@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
         try:
             emulator.check(path)
         except ProcessorError as error:
-            warn(f"here the domain will run without its meter: {error.message}", error.hint)
+            emulator.check_wrapper(path)
+            warn(f"on this host the domain gets no meter: {error.message}", error.hint)
     write_xml(injected)
     return 0
 

@@ -3,7 +3,9 @@
 COMMAND finds /dev/cpu/N/msr and /sys/class/powercap in a mount namespace of its own; its processes are ordinary
 processes of this host. Power follows the real load of the CPUs. /sys/class/powercap/virt-rapl-simulator/truth tells
 the energy that was really simulated. Where --cpu names another vendor than the processor's own, /proc/cpuinfo says so,
-and QEMU and qemu-vmsr-helper are copies that believe it. What COMMAND leaves running when it ends is killed.
+and QEMU and qemu-vmsr-helper are copies that believe it. A /proc that COMMAND mounts anew does not say so, until
+/sys/class/powercap/virt-rapl-simulator/cpuinfo is mounted on its cpuinfo. What COMMAND leaves running when it ends is
+killed.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from libvirt_rapl.cli import count, warn
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import cpus
 from libvirt_rapl.simulator import keeper, namespace, processor, server
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whose processor it is; QEMU gives guests RAPL on Intel's only (default %(default)s)",
     )
     parser.add_argument(
-        "--packages", metavar="N", type=_count, default=model.packages, help="CPU packages (default %(default)s)"
+        "--packages", metavar="N", type=count, default=model.packages, help="CPU packages (default %(default)s)"
     )
     parser.add_argument(
         "--idle-watts", metavar="W", type=_watts, default=model.idle_watts, help="of each package (default %(default)g)"
@@ -74,10 +77,15 @@ def run(options: argparse.Namespace) -> int:
     )
     library = server.load_library()
     online = sorted(cpu for package in cpus.packages(SYS).values() for cpu in package)
-    packages = deal(online, model.packages)
     cores = {cpu: cpus.first_of_core(SYS, cpu) for cpu in online}
-    cpuinfo = (PROC / "cpuinfo").read_text()
+    packages = deal(cores, model.packages)
+    cpuinfo = (PROC / "cpuinfo").read_text(errors="replace")
     programs = processor.copies(processor.vendor_of(cpuinfo), model.cpu)
+    for stubborn in (path for path, content in programs.items() if content is None):
+        warn(
+            f"{stubborn} cannot be made to take this processor for one of {processor.NAMES[model.cpu]}'s",
+            "it acts on what the processor is: only with a distribution's QEMU do simulated guests do as real ones",
+        )
 
     def prepare() -> None:
         busy = cpus.BusyClock(PROC)
@@ -92,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         namespace.enter(
             online,
             lambda mountpoint: keeper.start_server(partial(server.serve, library, files.entries, mountpoint)),
-            programs,
+            {path: content for path, content in programs.items() if content is not None},
         )
         print(
             f"virt-rapl: energy is SIMULATED: {model.packages} {processor.NAMES[model.cpu]} "
@@ -103,12 +111,6 @@ def run(options: argparse.Namespace) -> int:
         )
 
     return keeper.run(command, prepare)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
-    return int(text)
 
 
 def _watts(text: str) -> float:

@@ -72,7 +72,12 @@ def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:
         registry.path(entry.uuid, "json").open().close()  # one that we may not read is no record that is missing
     record = registry.read(entry.uuid)
     vrapl, reason = vrapl_state(entry, record, registry)
-    if vrapl == "degraded":
+    if vrapl == "degraded" and not machine.can_serve_guests:
+        hint = (
+            f"`virt-rapl disable {entry.name}`, or create it from XML that went through `virt-rapl strip`; {HOST_ONLY}"
+        )
+        yield Finding(WARNING, f"{entry.name}: runs without its meter: {reason}", hint)
+    elif vrapl == "degraded":
         hint = f"mend that, {ANEW.format(entry.name)}; `virt-rapl events {entry.name}` tells more"
         yield Finding(FAILED, f"{entry.name}: runs without its meter: {reason}", hint)
     elif record and (note := unknown_qemu(record)):

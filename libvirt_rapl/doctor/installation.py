@@ -38,6 +38,9 @@ def installation(machine: Machine) -> Iterator[Finding]:
 
 def helper(machine: Machine) -> Iterator[Finding]:
     """Whether the configured helper can run, and is one that counts right."""
+    if not machine.can_serve_guests:
+        yield HOST_METERING_ONLY
+        return
     if machine.config.helper == "qemu":
         program = qemu_helper()
         message = f"{program}: with it guests count what QEMU makes of it, which is wrong when a thread of QEMU ends"

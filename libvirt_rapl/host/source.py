@@ -11,7 +11,7 @@ from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.zones import Zone
 
 TRY_SIMULATOR = "to try it without: virt-rapl simulate -- COMMAND"
-REGISTERS = "virt-rapld sees registers only with the drop-in that README.md shows"
+REGISTERS = "virt-rapld sees registers only with the drop-in that docs/status.md shows"
 HINTS = {
     "powercap": f"modprobe intel_rapl_msr; {TRY_SIMULATOR}",
     "msr": f"modprobe msr; {REGISTERS}; {TRY_SIMULATOR}",

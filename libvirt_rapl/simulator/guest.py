@@ -16,6 +16,7 @@ MOST_VCPUS = 16
 DUTIES = 4  # offset in the code: one byte for each vCPU, per cent
 LINES_PER_SECOND = 10  # of each vCPU
 DEBUG_PORT = 0x402
+EMULATOR = "/usr/bin/qemu-system-x86_64"
 CPU = "host,arch-capabilities=off"
 """QEMU's name for the CPU of a guest under KVM: the host's, less a feature that some KVMs show whose register they do
 not let QEMU set. QEMU does not survive that."""
@@ -72,7 +73,7 @@ def domain_xml(
   </features>
   {KVM_CPU if kvm else EMULATED_CPU}
   <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <emulator>{EMULATOR}</emulator>
     <serial type='file'>
       <source path={quoteattr(log_path)} append='on'/>
       <target type='isa-debug' port='0'>

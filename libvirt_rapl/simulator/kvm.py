@@ -11,7 +11,6 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import guest
 
 KVM = Path("/dev/kvm")
-QEMU = "/usr/bin/qemu-system-x86_64"
 SECONDS = 20.0
 """A guest takes some 0.2."""
 ARGUMENTS = ["-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc", "-accel", "kvm", "-m", "16"]
@@ -26,7 +25,7 @@ def check_kvm() -> None:
     with tempfile.NamedTemporaryFile() as rom, tempfile.TemporaryFile("w+", errors="replace") as words:
         rom.write(guest.rom(0))
         rom.flush()
-        command = [QEMU, *ARGUMENTS, "-cpu", guest.CPU, "-bios", rom.name]
+        command = [guest.EMULATOR, *ARGUMENTS, "-cpu", guest.CPU, "-bios", rom.name]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words) as qemu:
             assert qemu.stdout is not None
             ready, _, _ = select.select([qemu.stdout], [], [], SECONDS)

@@ -111,12 +111,17 @@ class Simulation:
         )
 
 
-def deal(cpus: Sequence[int], packages: int) -> list[list[int]]:
-    """Deal CPUs to packages in contiguous runs, equal but for one CPU. Raises VirtRaplError if a package gets none."""
-    if packages > len(cpus):
+def deal(cores: Mapping[int, int], packages: int) -> list[list[int]]:
+    """Deal CPUs to packages, a core with all its threads to one, and equally many cores but for one to each.
+
+    `cores`: the first CPU of each CPU's core. Raises VirtRaplError if a package gets none.
+    """
+    firsts = sorted(set(cores.values()))
+    if packages > len(firsts):
         raise VirtRaplError(
-            f"{packages} packages need as many CPUs, and this machine has {len(cpus)} online",
-            f"choose --packages {len(cpus)} or less",
+            f"{packages} packages need as many cores, and this machine has {len(firsts)} online",
+            f"choose --packages {len(firsts)} or less",
         )
-    edges = [len(cpus) * package // packages for package in range(packages + 1)]
-    return [list(cpus[first:last]) for first, last in pairwise(edges)]
+    edges = [len(firsts) * package // packages for package in range(packages + 1)]
+    runs = [firsts[first:last] for first, last in pairwise(edges)]
+    return [sorted(cpu for cpu, core in cores.items() if core in run) for run in runs]

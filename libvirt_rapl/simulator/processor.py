@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from libvirt_rapl.errors import VirtRaplError
-
 Vendor = Literal["intel", "amd"]
 NAMES: dict[Vendor, str] = {"intel": "Intel", "amd": "AMD"}
 
@@ -35,7 +33,7 @@ PROGRAMS = (
     Path("/usr/bin/qemu-vmsr-helper"),
     Path("/usr/libexec/qemu-vmsr-helper"),
 )
-"""Where distributions have the programs that ask for the vendor. Other names of theirs are links."""
+"""Where distributions have the programs that ask for the vendor; they may be links, and other names of theirs are."""
 
 _TEXT = re.compile(rb"(Genu)()(ineI)()(ntel)")
 """QEMU compares with a string,"""
@@ -63,19 +61,20 @@ def cpuinfo_of(cpuinfo: str, vendor: Vendor) -> str:
     return _FIELDS.sub(line, cpuinfo)
 
 
-def copies(real_vendor: str, vendor: Vendor, programs: tuple[Path, ...] = PROGRAMS) -> dict[Path, bytes]:
+def copies(real_vendor: str, vendor: Vendor, programs: tuple[Path, ...] = PROGRAMS) -> dict[Path, bytes | None]:
     """Return what each program that is there must be, to take a processor of `real_vendor` for one of `vendor`.
 
-    Empty where they are right as they are. Raises VirtRaplError when one does not look as expected.
+    Empty where they are right as they are. None for one that does not compare in a way that is known: a script, say.
     """
     if real_vendor == IDENTITIES[vendor].vendor_id:
         return {}
     # To be Intel's is to compare with what CPUID will tell; not to be is to compare with anything else.
     instead = real_vendor if vendor == "intel" else IDENTITIES[vendor].vendor_id
-    return {path: _comparing(path, instead.encode()) for path in programs if path.exists() and not path.is_symlink()}
+    real = (path.resolve() for path in programs)
+    return {program: _comparing(program, instead.encode()) for program in real if program.is_file()}
 
 
-def _comparing(program: Path, vendor: bytes) -> bytes:
+def _comparing(program: Path, vendor: bytes) -> bytes | None:
     """Return the program with another vendor, of as many letters, in place of Intel's."""
     original = program.read_bytes()
     words = rb"%b\g<2>%b\g<4>%b" % (vendor[:4], vendor[4:8], vendor[8:])
@@ -83,7 +82,4 @@ def _comparing(program: Path, vendor: bytes) -> bytes:
         changed, count = form.subn(words, original)
         if count and len(changed) == len(original):
             return changed
-    raise VirtRaplError(
-        f"{program} does not compare the processor's vendor in a way that is known, so it cannot be taken in",
-        "simulate a processor of this machine's own vendor (--cpu intel or --cpu amd)",
-    )
+    return None

@@ -28,7 +28,7 @@ NEEDED = {
     "setpriv": "util-linux",
     "libvirtd": "libvirt-daemon-system",
     "virsh": "libvirt-clients",
-    "qemu-system-x86_64": "qemu-system-x86",
+    guest.EMULATOR: "qemu-system-x86",
 }
 """Programs, and the Debian packages they come in."""
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -185,11 +185,11 @@ class World:
         if line:
             return int(line)
         words.seek(0)
-        reason = _last_line(words.read()) if ready else f"nothing happened within {START_SECONDS:g} s"
-        raise VirtRaplError(
-            f"cannot start a private world: {reason}",
-            "it takes root, namespaces, overlayfs and, where energy is simulated, FUSE: containers often lack them",
-        )
+        said = words.read()
+        reason = _last_line(said) if ready else f"nothing happened within {START_SECONDS:g} s"
+        hints = [line.removeprefix("hint: ") for line in said.splitlines() if line.startswith("hint: ")]
+        usual = "it takes root, namespaces, overlayfs and, where energy is simulated, FUSE: containers often lack them"
+        raise VirtRaplError(f"cannot start a private world: {reason}", hints[-1] if hints else usual)
 
 
 def check_machine() -> None:

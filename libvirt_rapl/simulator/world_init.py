@@ -26,6 +26,8 @@ STAGE = Path("/mnt")
 OVERLAYS = ("etc", "usr", "var", "opt")
 SIMULATED_CPUINFO = Path("/sys/class/powercap/virt-rapl-simulator/cpuinfo")
 """There in a world whose energy is simulated."""
+MANIFEST = Path("/etc/virt-rapl/installed.json")
+"""Of virt-rapl where it is installed on the machine: what of it is in /usr and /etc is in the world as well."""
 MASKED = (
     "/etc/libvirt",
     "/etc/virt-rapl",
@@ -66,9 +68,12 @@ def furnish(hostname: str, shared: Path | None) -> None:
     for name in OVERLAYS:
         _overlay(Path("/", name), STAGE / name)
     system.mount("tmpfs", Path("/tmp"), "tmpfs", options="mode=1777")  # noqa: S108 - the world's own
+    manifest = MANIFEST.read_bytes() if MANIFEST.exists() else None
     for directory in map(Path, MASKED):
         directory.mkdir(parents=True, exist_ok=True)
         system.mount("tmpfs", directory, "tmpfs", options="mode=755")
+    if manifest is not None:
+        MANIFEST.write_bytes(manifest)
     Path("/var/lib/virt-rapl").chmod(0o750)  # as systemd-tmpfiles makes it elsewhere
     system.mount("proc", Path("/proc"), "proc")
     if SIMULATED_CPUINFO.exists():
