@@ -19,6 +19,7 @@ from typing import Any
 from libvirt_rapl import status_socket, systemd, totals
 from libvirt_rapl.config import Config
 from libvirt_rapl.confinement import keep_capabilities_from_programs
+from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
@@ -48,10 +49,8 @@ def run(config: Config, uri: str) -> None:
     allow_many_descriptors()
     try:
         _make_directory(config.run_directory)
-    except FileExistsError as error:
-        raise VirtRaplError(
-            f"cannot use {config.run_directory}: {error.strerror}", "set `run_directory` to one that nobody else uses"
-        ) from error
+    except NotOursError:
+        raise
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with contextlib.ExitStack() as locks:
@@ -70,6 +69,8 @@ def run(config: Config, uri: str) -> None:
 
 def _make_directory(run_directory: Path) -> None:
     directory = run_directory / status_socket.DIRECTORY
+    with contextlib.suppress(FileNotFoundError):
+        Registry(run_directory).check_directory()
     if not directory.is_dir():  # where systemd runs it has made it, for our user
         Registry(run_directory).create_directory()
         directory.mkdir(mode=status_socket.DIRECTORY_MODE)
