@@ -192,7 +192,7 @@ def test_the_daemon_is_a_unit(machine: Machine) -> None:
     machine.run(["systemctl", "enable", "--now", "virt-rapld"])
     assert machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout.strip() == "enabled"
     modes = machine.run(["stat", "-c", "%a %U", "/var/lib/virt-rapl", "/var/lib/virt-rapl/ledger.db"]).stdout
-    assert modes.splitlines() == ["750 virt-rapl", "640 virt-rapl"]
+    assert modes.splitlines() == ["700 virt-rapl", "600 virt-rapl"]
     socket = "/run/virt-rapl/daemon/status.sock"
     modes = machine.run(["stat", "-c", "%a %U", str(Path(socket).parent), socket]).stdout
     assert modes.splitlines() == ["750 virt-rapl", "660 virt-rapl"]
