@@ -6,6 +6,7 @@ hold it up.
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -14,11 +15,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from libvirt_rapl import status_socket, systemd, totals
 from libvirt_rapl.config import Config
 from libvirt_rapl.confinement import keep_capabilities_from_programs
+from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
@@ -29,6 +30,8 @@ from libvirt_rapl.view import View
 
 FLUSH_SECONDS = 10.0
 LEDGER = "ledger.db"
+LOCK = f"{LEDGER}.lock"
+"""Beside it: held while a daemon keeps totals there."""
 END = (signal.SIGTERM, signal.SIGINT)
 
 FIRST_INTERVAL_SECONDS = 1.0
@@ -37,6 +40,8 @@ LISTING_SECONDS = 5.0
 """How long to wait for libvirt's first list of domains before sampling begins without it."""
 KEPT_SECONDS = 1.0
 """How long an answer waits for the disk, so that what it tells cannot be lost."""
+TOLD_AGAIN = 10.0
+"""Until the next sample a document is told again for so many times as long as it took to make: asking costs little."""
 CLOCK_STEP_SECONDS = 3600.0
 """Dates count days: a clock that is set by less than an hour does not matter."""
 
@@ -48,18 +53,15 @@ def run(config: Config, uri: str) -> None:
     allow_many_descriptors()
     try:
         _make_directory(config.run_directory)
-    except FileExistsError as error:
-        raise VirtRaplError(
-            f"cannot use {config.run_directory}: {error.strerror}", "set `run_directory` to one that nobody else uses"
-        ) from error
+    except NotOursError:
+        raise
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with contextlib.ExitStack() as locks:
         locks.enter_context(_alone(config.run_directory))
         with contextlib.suppress(OSError):  # the ledger tells what is wrong with its directory
             config.state_directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-        if os.access(config.state_directory, os.R_OK | os.X_OK):
-            locks.enter_context(_alone(config.state_directory))
+            locks.enter_context(_alone(config.state_directory, LOCK))
         daemon = Daemon(config, uri)
         daemon.start()
         try:
@@ -70,15 +72,21 @@ def run(config: Config, uri: str) -> None:
 
 def _make_directory(run_directory: Path) -> None:
     directory = run_directory / status_socket.DIRECTORY
+    with contextlib.suppress(FileNotFoundError):
+        Registry(run_directory).check_directory()
     if not directory.is_dir():  # where systemd runs it has made it, for our user
         Registry(run_directory).create_directory()
         directory.mkdir(mode=status_socket.DIRECTORY_MODE)
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a directory's lock, which ends with the process however it ends."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _alone(directory: Path, name: str = ".") -> Iterator[None]:
+    """Hold a directory's lock, which ends with the process however it ends; or that of a file in it, made for that.
+
+    Whoever can open it can hold it: the run directory, which nobody else can list, or a file of ours. Raises OSError.
+    """
+    create = os.O_CREAT | os.O_NOFOLLOW if name != "." else os.O_DIRECTORY
+    descriptor = os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | create, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,6 +112,7 @@ class Daemon:
         self._interval = config.interval
         self._run_directory = config.run_directory
         self._socket = config.run_directory / status_socket.NAME
+        self._answerers: status_socket.Answerers | None = None
         self._mute = False
         """Whether it was told that nobody can ask us."""
         self._view = View(config)
@@ -114,6 +123,11 @@ class Daemon:
         self._inventory = Inventory(uri, tell, self._policy.changed)
         self._lock = threading.Lock()
         """Held while the meter changes, and while a document is made of it."""
+        self._making = threading.Lock()
+        """Held while a document is made, or looked for."""
+        self._made, self._made_at, self._made_until = b"", 0.0, 0.0
+        self._sampled = 0.0
+        """When the last sample began, in monotonic seconds."""
         self._disk = ThreadPoolExecutor(1, "ledger")
         self._flushing: Future[None] | None = None
         """The flush that was asked for last."""
@@ -140,7 +154,9 @@ class Daemon:
         trouble = ""
         try:
             _make_directory(self._run_directory)
-            status_socket.serve(self._socket, self._document)
+            if self._answerers:
+                self._answerers.close()
+            self._answerers = status_socket.Answerers(self._socket, self._document, tell)
         except OSError as error:
             trouble = str(error)
         if trouble and not self._mute:
@@ -156,7 +172,8 @@ class Daemon:
                 self._metered.set()
                 systemd.notify("WATCHDOG=1")
             now = time.monotonic()
-            due = max(due + self._interval, now)  # samples that a suspended host has missed are not made up for
+            # From when it began, however late: none that was missed is made up for, and no interval is shorter.
+            due = self._sampled + self._interval
             if due > flush_due:
                 self._flush_soon()
                 if not self._socket.is_socket():  # somebody has removed the run directory
@@ -181,6 +198,7 @@ class Daemon:
         """Meter every domain once; False when the host does not tell. What does not work is told once."""
         running = [(entry.uuid, entry.pid) for entry in self._inventory.entries.values() if entry.pid is not None]
         with self._lock:
+            self._sampled = time.monotonic()
             try:
                 self._view.meter.sample(running)
                 sampled, trouble = True, self._view.meter.trouble
@@ -225,10 +243,19 @@ class Daemon:
             totals.redate(self._view.meter, step)
             self._boot += step
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self) -> bytes:
+        """Return the status document; for a moment the one that was made last, however many ask."""
         self._metered.wait(status_socket.ANSWER_SECONDS)
-        with self._lock:
-            document = self._view.document(self._inventory.seen(), self._policy.refusals(), self._inventory.trouble)
+        with self._making:
+            began = time.monotonic()
+            if began >= self._made_until or self._made_at <= self._sampled:
+                with self._lock:
+                    self._made_at = time.monotonic()
+                    made = self._view.document(self._inventory.seen(), self._policy.refusals(), self._inventory.trouble)
+                self._made = json.dumps(made).encode()
+                now = time.monotonic()
+                self._made_until = now + TOLD_AGAIN * (now - began)
+            document = self._made
         with contextlib.suppress(TimeoutError):  # what has been told must not be lost: energies would go back
             self._flush_soon().result(KEPT_SECONDS)
         return document

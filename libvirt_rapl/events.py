@@ -56,7 +56,19 @@ def tell(run_directory: Path, event: Event) -> None:
 
 
 def told(run_directory: Path) -> Iterator[Event]:
-    """Yield the events of the file, oldest first; nothing where there is none. What is no event is left out."""
+    """Yield the events of the file, oldest first; nothing where there is none. What is no event is left out.
+
+    Raises NotOursError, OSError.
+    """
+    try:
+        Registry(run_directory).check_directory()
+    except FileNotFoundError:
+        return
+    yield from written(run_directory)
+
+
+def written(run_directory: Path) -> Iterator[Event]:
+    """Yield what told() does, whoever may have written it. Raises OSError."""
     for name in (f"{NAME}.1", NAME):
         with contextlib.suppress(FileNotFoundError), open(run_directory / name, "rb") as lines:
             for line in lines:

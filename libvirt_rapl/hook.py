@@ -200,10 +200,13 @@ def _registries(xml: str, config: Config) -> list[Registry]:
     """Return the registry that the configuration names, and those where else the domain may have been started.
 
     That is beside the socket of its own argument, and in the default directory, which goes for a broken configuration.
+    XML may name any directory: what is not as we make them is none of ours.
     """
     socket = domxml.helper_socket(xml)
     named = [Path(socket).parent] if socket else []
-    return [Registry(directory) for directory in dict.fromkeys([config.run_directory, *named, Config().run_directory])]
+    others = dict.fromkeys([*named, Config().run_directory])
+    former = [Registry(directory) for directory in others if directory != config.run_directory]
+    return [Registry(config.run_directory), *(registry for registry in former if registry.is_made_by_us())]
 
 
 def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:

@@ -2,14 +2,21 @@
 
 An instance must outlive the hook that starts it, and libvirtd, whose child the hook is: QEMU connects once and never
 again.
+
+Its socket is root's: neither its mode nor its name is for QEMU to change, nor for another process of QEMU's user. Who
+may connect is that user alone, by an access control list; its group, which stat shows, may be a shared one, as kvm.
 """
 
 import contextlib
+import errno
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from libvirt_rapl import systemd
 from libvirt_rapl.errors import VirtRaplError
@@ -30,6 +37,12 @@ OWNER = "VIRT_RAPL_HELPER_OF"
 """In the environment of a helper that is not a unit: the UUID of its domain."""
 POLL_SECONDS = 0.02
 
+_READ_WRITE = 6
+_ACL = struct.Struct("<HHI")
+_ACL_USER_OBJ, _ACL_USER, _ACL_GROUP_OBJ, _ACL_MASK, _ACL_OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
+"""Of acl(5), as the kernel has them in an attribute: tag, permissions, user; version 2 before the entries."""
+_NOBODY = 0xFFFFFFFF
+
 
 def start(record: Record, registry: Registry, deadline: float) -> None:
     """Start the domain's helper and wait until it answers as QEMU needs; fills in helper_pid and helper_start.
@@ -42,7 +55,7 @@ def start(record: Record, registry: Registry, deadline: float) -> None:
     record.helper_start = start_time(record.helper_pid)
     try:
         _wait_until_ready(record, registry, until)
-        os.chown(registry.path(record.uuid, "sock"), record.owner_uid, record.owner_gid, follow_symlinks=False)
+        _admit(record, registry.path(record.uuid, "sock"))
     except (OSError, VirtRaplError):
         stop(record, registry)
         raise
@@ -81,21 +94,17 @@ def ended_at(record: Record, registry: Registry) -> float | None:
 def stop(record: Record, registry: Registry) -> bool:
     """End the domain's helper and take away its socket and its sign of life. Returns whether one was found.
 
-    One that no record tells of is ended as well: the hook may have been killed, or the record lost.
+    One that no record tells of is ended as well: the hook may have been killed, or the record lost. Raises
+    NotOursError, OSError.
     """
-    if found := alive(record):
-        # Not through systemd: while the machine shuts down it would queue that behind what waits for us.
-        _terminate(record)
-    elif systemd.runs():
+    found = _end(record.helper_pid, record) if record.helper_pid is not None and alive(record) else False
+    if not found and systemd.runs():
         with contextlib.suppress(VirtRaplError):
             systemd.systemctl("kill", "--signal=KILL", _unit(record), timeout=STOP_SECONDS * 2)
-    else:
+    elif not found:
         for pid in processes.with_environment(OWNER, record.uuid):
-            found = True
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    for suffix in ("sock", "alive"):
-        registry.path(record.uuid, suffix).unlink(missing_ok=True)
+            found |= _end(pid, record)
+    registry.discard(record.uuid, "sock", "alive")
     return found
 
 
@@ -117,7 +126,9 @@ def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:
 
 def _spawn(record: Record, registry: Registry) -> int:
     """Start a helper that shares nothing with the hook: libvirt waits for whoever holds the hook's output."""
-    with open(registry.path(record.uuid, "log"), "w", encoding="utf-8") as log:
+    path = registry.path(record.uuid, "log")
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as log:
         helper = subprocess.Popen(
             [sys.executable, "-I", "-m", "libvirt_rapl", "helper", record.uuid],
             env={**os.environ, OWNER: record.uuid},
@@ -130,18 +141,57 @@ def _spawn(record: Record, registry: Registry) -> int:
     return helper.pid
 
 
-def _terminate(record: Record) -> None:
-    assert record.helper_pid is not None
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.helper_pid, number)
-        until = time.monotonic() + STOP_SECONDS / 2
-        while time.monotonic() < until:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(record.helper_pid, os.WNOHANG)  # where it is our own child
-            if not alive(record):
-                return
-            time.sleep(POLL_SECONDS)
+def _admit(record: Record, socket: Path) -> None:
+    """Let the domain's QEMU user connect. Raises OSError."""
+    entries = (
+        (_ACL_USER_OBJ, _READ_WRITE, _NOBODY),
+        (_ACL_USER, _READ_WRITE, record.owner_uid),
+        (_ACL_GROUP_OBJ, 0, _NOBODY),
+        (_ACL_MASK, _READ_WRITE, _NOBODY),
+        (_ACL_OTHER, 0, _NOBODY),
+    )
+    attribute = struct.pack("<I", 2) + b"".join(_ACL.pack(*entry) for entry in entries)
+    try:
+        os.setxattr(socket, "system.posix_acl_access", attribute, follow_symlinks=False)
+    except OSError as error:
+        # Our helper asks the kernel who connects. qemu-vmsr-helper does not: there the group would be let in.
+        if error.errno != errno.EOPNOTSUPP or record.backend == "qemu":
+            raise
+        socket.chmod(0o660)
+    os.chown(socket, -1, record.owner_gid, follow_symlinks=False)
+
+
+def _end(pid: int, record: Record) -> bool:
+    """End a process, by SIGTERM if that works, where it is the domain's helper. Returns whether it was.
+
+    A record is only a file, and PIDs are used again: the process itself must show what it is, while it is held.
+    """
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not _is_helper(pid, record):
+            return False
+        ended = select.poll()
+        ended.register(process, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, number)
+            if ended.poll(STOP_SECONDS / 2 * 1000):
+                break
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)  # where it is our own child
+    finally:
+        os.close(process)
+    return True
+
+
+def _is_helper(pid: int, record: Record) -> bool:
+    """Tell whether a process was started as this domain's helper, by root: a user can only claim it of what is his."""
+    if systemd.runs():
+        return processes.unit(pid) == _unit(record)
+    return processes.has_environment(pid, OWNER, record.uuid)
 
 
 def _last_words(record: Record, registry: Registry) -> str:

@@ -43,7 +43,8 @@ DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, s
 """Errors that are the file's fault, not the disk's. ERROR is a table or column that is not there."""
 
 BUSY_SECONDS = 1.0
-DIRECTORY_MODE, MODE = 0o750, 0o640
+DIRECTORY_MODE, MODE = 0o700, 0o600
+"""Who can read a file of SQLite's can hold its locks: the group asks virt-rapld."""
 
 Result = TypeVar("Result")
 
@@ -147,7 +148,7 @@ class Ledger:
         return result
 
     def _make_file(self) -> None:
-        """Only we and our group may read: fine readings of energy tell what a guest computes.
+        """Only we may read: fine readings of energy tell what a guest computes.
 
         A directory that was there before may be somebody else's, too: it keeps its mode.
         """

@@ -1,5 +1,6 @@
 """Making a Unix socket to listen on."""
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -10,19 +11,26 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
 
     An old socket of that name is replaced. Raises OSError.
     """
-    # A relative name while it is made: the one beside the final path may be too long for a socket address.
-    os.chdir(path.parent)
     aside = f".{path.name[:8]}.{os.getpid()}"
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o777 & ~mode)
     try:
-        listener.bind(aside)
+        _unlink(aside, directory)  # as a process of our number has left it that was killed
+        os.fchmod(listener.fileno(), mode)  # of what bind() makes, less the umask
+        # By way of the descriptor: the name beside the final path may be too long for a socket address.
+        listener.bind(f"/proc/self/fd/{directory}/{aside}")
+        os.chmod(aside, mode, dir_fd=directory)
         listener.listen()
-        Path(aside).replace(path.name)
+        os.replace(aside, path.name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         listener.close()
-        Path(aside).unlink(missing_ok=True)
+        _unlink(aside, directory)
         raise
     finally:
-        os.umask(umask)
+        os.close(directory)
     return listener
+
+
+def _unlink(name: str, directory: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)

@@ -1,10 +1,12 @@
 """Which domain has which helper, process and threads: one record a domain under the run directory, keyed by UUID.
 
+Root acts on what is there, so the directory is used only where nobody else can change it: see directories.
+
 Of a domain with UUID u the run directory holds
   u.json   the record (root only),
   u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
            below it, for the helper, QEMU's PID once it is known,
-  u.sock   the helper's socket, owned by the domain's QEMU user, mode 0600,
+  u.sock   the helper's socket: root's, and the domain's QEMU user may connect; see libvirt_rapl.instances,
   u.alive  a file whose time of change tells when the native helper last served its QEMU for all it knows; its time of
            access is 0 while it knows that QEMU is not connected,
   u.log    what the helper said, where there is no systemd,
@@ -14,16 +16,18 @@ Of a domain with UUID u the run directory holds
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from libvirt_rapl import directories
+from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 
@@ -85,27 +89,36 @@ class Registry:
             raise ValueError(f"not a UUID: {uuid!r}")
         return self.run_directory / f"{uuid}.{suffix}"
 
+    def check_directory(self) -> None:
+        """Raise NotOursError where others than root and we can change what is in the run directory; else OSError."""
+        with directories.opened(self.run_directory):
+            pass
+
     def create_directory(self) -> None:
-        """Make the run directory as it must be: with MODE, and no link elsewhere. Raises OSError.
+        """Make the run directory as it must be: nobody else's, with MODE. Raises NotOursError, OSError.
 
         One that somebody else uses, too, has his mode: it is left as it is, and is not ours.
         """
-        if not self.run_directory.is_symlink():
-            self.run_directory.mkdir(mode=MODE, parents=True, exist_ok=True)
-        descriptor = os.open(self.run_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            if os.fstat(descriptor).st_mode & 0o7777 == MODE:
+        with directories.opened(self.run_directory, make=MODE) as place:
+            if stat.S_IMODE(os.fstat(place).st_mode) == MODE:
                 return
-            if stranger := self.stranger():
-                raise FileExistsError(errno.EEXIST, f"{stranger} in it is not virt-rapl's", str(self.run_directory))
-            os.fchmod(descriptor, MODE)
-        finally:
-            os.close(descriptor)
+            if stranger := _stranger(place):
+                message = f"{self.run_directory} is not used: {stranger} in it is not virt-rapl's"
+                raise NotOursError(message, "set `run_directory` to one that nobody else uses")
+            _place(place).chmod(MODE)
+
+    def is_made_by_us(self) -> bool:
+        """Tell whether the run directory is there as create_directory() makes it, and holds nothing but ours."""
+        try:
+            with directories.opened(self.run_directory) as place:
+                return stat.S_IMODE(os.fstat(place).st_mode) == MODE and not _stranger(place)
+        except OSError:
+            return False
 
     def stranger(self) -> str | None:
         """Return the name of something in the run directory that is not ours; None where there is nothing. OSError."""
-        names = sorted(path.name for path in self.run_directory.iterdir())
-        return next((name for name in names if name not in SHARED and not UUID.search(name)), None)
+        with directories.opened(self.run_directory) as place:
+            return _stranger(place)
 
     @contextlib.contextmanager
     def locked(self, uuid: str) -> Iterator[None]:
@@ -145,11 +158,12 @@ class Registry:
         replace(self.path(record.uuid, "state"), "\n".join([*lines, ""]), 0o644)
 
     def read(self, uuid: str) -> Record | None:
-        """Return the domain's record; None when there is none or it cannot be understood."""
+        """Return the domain's record; None when there is none, it cannot be understood, or others could write it."""
         try:
+            self.check_directory()
             values = json.loads(self.path(uuid, "json").read_text(encoding="utf-8"))
             values["vcpu_tids"] = {int(vcpu): tid for vcpu, tid in values["vcpu_tids"].items()}
-            return Record(**values)
+            return Record(**values) if values["uuid"] == uuid else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -186,6 +200,7 @@ class Registry:
         """Return `with`, `without`, or nothing where nobody says; what an `enable --live` that was killed left goes."""
         path = self.path(uuid, "live")
         try:
+            self.check_directory()
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return ""
@@ -200,7 +215,26 @@ class Registry:
             os.close(descriptor)
 
     def remove(self, uuid: str) -> None:
-        """Forget the domain: its record, its line for the wrapper, its socket and all that was left for or by it."""
+        """Forget the domain: its record, its line for the wrapper, its socket and all that was left for or by it.
+
+        Raises NotOursError, OSError.
+        """
         self.how_to_restore(uuid)  # which also takes away what an `enable --live` that was killed has left
-        for suffix in SUFFIXES:
-            self.path(uuid, suffix).unlink(missing_ok=True)
+        self.discard(uuid, *SUFFIXES)
+
+    def discard(self, uuid: str, *suffixes: str) -> None:
+        """Remove these files of the domain, where they are there. Raises NotOursError, OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            self.check_directory()
+            for suffix in suffixes:
+                self.path(uuid, suffix).unlink(missing_ok=True)
+
+
+def _stranger(place: int) -> str | None:
+    names = sorted(path.name for path in _place(place).iterdir())
+    return next((name for name in names if name not in SHARED and not UUID.search(name)), None)
+
+
+def _place(descriptor: int) -> Path:
+    """Return a path that leads to what is open here, and nowhere else."""
+    return Path(f"/proc/self/fd/{descriptor}")

@@ -1,14 +1,18 @@
 """RUN_DIRECTORY/daemon/status.sock: the daemon writes the status document, as JSON, to whoever connects.
 
 It reads nothing. The directory is the daemon's own, whoever its user is; the run directory is root's and the hook's.
+Who may ask may not hinder the daemon: a fixed number of threads answer, and of one user no more than a few at a time.
 """
 
+import contextlib
 import errno
 import json
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +24,74 @@ NAME = f"{DIRECTORY}/status.sock"
 DIRECTORY_MODE, MODE = 0o750, 0o660
 """For root, and the user and group that the daemon's unit names: fine readings of energy tell what a guest computes."""
 
+ANSWERERS = 16
+"""Threads; who comes when all are busy waits."""
+ANSWERERS_OF_ONE = 4
+"""Of them, for one user who is not root: one who does not read takes one for SEND_SECONDS."""
 SEND_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """A daemon that has just started takes a second to know any power."""
 
 
-def serve(path: Path, document: Callable[[], dict[str, Any]]) -> None:
-    """Answer from now on, in threads of its own. Raises OSError when the socket cannot be made."""
-    listener = listen(path, MODE)
-    threading.Thread(target=_accept, args=(listener, document), name="status", daemon=True).start()
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Answerers:
+    """Answer on a socket from when they are made until close()."""
+
+    def __init__(self, path: Path, text: Callable[[], bytes], tell: Callable[[str], None]) -> None:
+        """Make the socket; `text` returns the document, `tell` takes a line. Raises OSError when it cannot be made."""
+        self._text = text
+        self._tell = tell
+        self._trouble = ""
+        self._asking: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        self._listener = listen(path, MODE)
+        for number in range(ANSWERERS):
+            threading.Thread(target=self._answer_all, name=f"status {number}", daemon=True).start()
+
+    def close(self) -> None:
+        """Answer nobody any more; the socket's name stays."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which wakes who waits in accept()
+
+    def _answer_all(self) -> None:
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # closed
+                    return
+                time.sleep(1)  # too many open files: that may pass
+                continue
+            with peer, contextlib.suppress(OSError), self._turn(peer):  # OSError: it did not want to know
+                peer.settimeout(SEND_SECONDS)
+                peer.sendall(self._document())
+
+    def _document(self) -> bytes:
+        """Return the document; nothing, which is told once, where it cannot be made: we answer on."""
+        try:
+            text, self._trouble = self._text(), ""
+        except Exception as error:
+            if not self._trouble:
+                self._tell(f"cannot answer `virt-rapl status`: {error!r}")
+            self._trouble = repr(error)
+            return b""
+        return text
+
+    @contextlib.contextmanager
+    def _turn(self, peer: socket.socket) -> Iterator[None]:
+        """Count the peer among those that its user has. Raises ConnectionRefusedError where that are too many."""
+        _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        with self._lock:
+            if uid != 0 and self._asking[uid] >= ANSWERERS_OF_ONE:
+                raise ConnectionRefusedError
+            self._asking[uid] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking[uid] -= 1
 
 
 def ask(path: Path) -> dict[str, Any] | None:
@@ -49,23 +112,3 @@ def listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.setblocking(False)
         return peer.connect_ex(str(path)) in (0, errno.EAGAIN)  # EAGAIN: its backlog is full
-
-
-def _accept(listener: socket.socket, document: Callable[[], dict[str, Any]]) -> None:
-    while True:
-        try:
-            peer, _ = listener.accept()
-        except OSError:  # too many open files: that may pass
-            time.sleep(1)
-            continue
-        threading.Thread(target=_answer, args=(peer, document), daemon=True).start()
-
-
-def _answer(peer: socket.socket, document: Callable[[], dict[str, Any]]) -> None:
-    with peer:
-        peer.settimeout(SEND_SECONDS)
-        text = json.dumps(document())
-        try:
-            peer.sendall(text.encode())
-        except OSError:
-            return  # it did not want to know

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from libvirt_rapl.instances import OWNER
 from libvirt_rapl.vmsr.client import probe
 from libvirt_rapl.vmsr.protocol import REPLY, REQUEST
 
@@ -72,7 +73,12 @@ class Instance:
         command = [*program, f"--config={configuration}", "helper", self.uuid]
         with open(directory / f"{self.uuid}.log", "w") as log:
             self.process = subprocess.Popen(
-                rapl.inside(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                rapl.inside(command),
+                env={**os.environ, OWNER: self.uuid},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.pid = self.process.pid  # nsenter becomes the helper
 

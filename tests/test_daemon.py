@@ -1,6 +1,7 @@
 """virt-rapld: on a host made of files, and in a world with real guests and a libvirt that is killed."""
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -37,6 +38,13 @@ def slow(*arguments):
     return write(*arguments)
 Ledger.write = slow
 clock, step = time.time, root / "clock-step"
+document, waits = view.View.document, root / "waits"
+def slow_document(*arguments):
+    with open(root / "documents", "a") as made:
+        made.write(".")
+    time.sleep(float(waits.read_text()) if waits.exists() else 0)
+    return document(*arguments)
+view.View.document = slow_document
 time.time = lambda: clock() + (float(step.read_text()) if step.exists() else 0)
 view.SYS, view.PROC, view.DEV = root / "sys", root / "proc", root / "dev"
 sys.exit(main(["--connect", "test:///default", "--config", str(root / "virt-rapl.yaml"), "daemon"]))
@@ -116,8 +124,9 @@ def test_a_life(bench: Bench) -> None:
         document = bench.document()
         assert document["host"]["source"] == "powercap"
         assert [domain["name"] for domain in document["domains"]] == ["test"]
-        paths = (bench.root / "run", bench.root / "run/daemon", bench.root / "run/daemon/status.sock")
-        assert [path.stat().st_mode & 0o777 for path in paths] == [0o711, 0o750, 0o660]
+        paths = ("run", "run/daemon", "run/daemon/status.sock", "state", "state/ledger.db", "state/ledger.db.lock")
+        modes = [(bench.root / path).stat().st_mode & 0o777 for path in paths]
+        assert modes == [0o711, 0o750, 0o660, 0o700, 0o600, 0o600]
 
         with bench.popen() as second:
             _, words = second.communicate(timeout=30)
@@ -230,6 +239,53 @@ def test_another_daemon_may_not_use_the_same_ledger(bench: Bench) -> None:
             text = second.communicate(timeout=30)[1]
         assert second.returncode == 1
         assert f"another virt-rapl daemon already uses {bench.root}/state" in text
+
+
+def test_who_may_look_into_the_state_directory_holds_no_lock(bench: Bench) -> None:
+    state = bench.root / "state"
+    state.mkdir(mode=0o750)
+    descriptor = os.open(state, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with bench.daemon():
+            bench.document()
+    finally:
+        os.close(descriptor)
+
+
+def test_whoever_asks_makes_no_interval_shorter(bench: Bench) -> None:
+    """Figures of a shorter time tell more of what a guest does."""
+    configuration = bench.root / "virt-rapl.yaml"
+    configuration.write_text(configuration.read_text().replace("0.1", "0.5"))
+    with bench.daemon() as process:
+        assert bench.told(process) == "WATCHDOG=1"
+        (bench.root / "waits").write_text("0.4")
+        intervals = {bench.document()["host"]["interval_seconds"] for _ in range(12)}
+    assert min(intervals) >= 0.5
+
+
+def test_however_many_ask_documents_are_made_now_and_then(bench: Bench) -> None:
+    configuration = bench.root / "virt-rapl.yaml"
+    configuration.write_text(configuration.read_text().replace("0.1", "60"))
+    with bench.daemon() as process:
+        assert bench.told(process) == "WATCHDOG=1"
+        (bench.root / "waits").write_text("1")
+        for _ in range(40):
+            bench.document()
+        assert (bench.root / "documents").stat().st_size <= 20
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory away")
+def test_a_run_directory_of_somebody_else_is_refused(bench: Bench) -> None:
+    """As one made by a user beforehand, where everybody may make one."""
+    run = bench.root / "run"
+    (run / "daemon").mkdir(parents=True)
+    os.chown(run, 4321, 4321)
+    with bench.popen() as process:
+        words = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert words.startswith(f"virt-rapl: error: {run} is not used: ")
+    assert "user 4321\nhint: " in words
 
 
 def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:

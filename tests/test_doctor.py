@@ -485,7 +485,9 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ),
     ("selinux", with_selinux("1", "other"), "failed", "enforcing and has not got our module"),
     ("selinux", with_selinux("0", "other"), "warning", "permissive and has not got our module"),
-    ("run-directory", mode("run/virt-rapl", 0o755), "failed", "with 0755"),
+    ("run-directory", mode("run/virt-rapl", 0o755), "failed", "has mode 0755"),
+    ("run-directory", mode("run/virt-rapl", 0o777), "failed", "is not used: others can write to /.*/run/virt-rapl"),
+    ("run-directory", mode("run", 0o775), "failed", "is not used: others can write to /.*/run:"),
     (
         "run-directory",
         both(text("run/virt-rapl/libvirt-sock", ""), mode("run/virt-rapl", 0o755)),

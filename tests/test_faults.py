@@ -111,7 +111,7 @@ def test_libvirt_is_killed_and_reads_no_more_what_the_hook_says(world: World) ->
     hook = f"{sys.executable} -I -m libvirt_rapl.hook nobody started begin - </dev/null"
     world.run(["sh", "-c", f"{{ sleep 0.5; {hook}; echo $? >/mnt/status; }} 2>&1 | true"])
     assert world.path("/mnt/status").read_text() == "0\n"
-    event = list(events.told(world.path("/run/virt-rapl")))[-1]
+    event = list(events.written(world.path("/run/virt-rapl")))[-1]
     assert (event.domain, event.result) == ("nobody", "failed")
     assert event.reason, "what went wrong is not lost"
 
@@ -269,6 +269,37 @@ def test_other_processes_of_qemus_user_do_not_take_its_slot_before_it_is_known(
             world.kill(pid)
         for process in crowd:
             process.communicate(timeout=10)
+
+
+MALICIOUS = """
+import contextlib, os, sys
+path = sys.argv[1]
+print(os.getpid(), flush=True)
+while True:
+    for attempt in (lambda: os.chmod(path, 0), lambda: os.unlink(path), lambda: os.rename(path, path + "x")):
+        with contextlib.suppress(OSError):
+            attempt()
+"""
+"""Tries without end to take a domain's socket away."""
+
+
+def test_a_neighbour_takes_no_socket_away(world: World, new_guest: NewGuest) -> None:
+    """As an escaped guest might where all domains run as one user."""
+    name = new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    socket = f"/run/virt-rapl/{uuid_of(world, name)}.sock"
+    user = ["setpriv", "--reuid=libvirt-qemu", "--regid=kvm", "--clear-groups"]
+    neighbour = world.popen([*user, "/usr/bin/python3", "-c", MALICIOUS, socket])
+    assert neighbour.stdout
+    pid = int(neighbour.stdout.readline())
+    try:
+        for _ in range(3):
+            world.run(["virsh", "start", name])
+            assert status(world, name)["vrapl"] == "active"
+            world.run(["virsh", "destroy", name])
+    finally:
+        world.kill(pid)
+        neighbour.communicate(timeout=10)
 
 
 def test_a_copy_of_a_domain_says_that_it_has_no_meter(world: World, new_guest: NewGuest) -> None:

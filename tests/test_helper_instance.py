@@ -1,5 +1,7 @@
 """A native helper's process: what it may still do, what ends it, and what does not."""
 
+import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -13,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from instance import Instance, Rapl, answer, ask
+from instance import UUID, Instance, Rapl, answer, ask
 
-from libvirt_rapl import instances
+from libvirt_rapl import instances, systemd
 from libvirt_rapl.confinement import FILE_BYTES
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
@@ -269,6 +271,109 @@ def test_a_helper_whose_qemu_is_yet_to_come_is_in_no_trouble(rapl: Rapl, directo
         registry, record = known(instance, directory)
         time.sleep(TICK_SECONDS * 1.5)
         assert instances.trouble(record, registry) == ""
+
+
+@pytest.mark.parametrize("backend", ["native", "qemu"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_helper_is_ended_be_it_recorded_or_not(
+    rapl: Rapl, directory: Path, monkeypatch: pytest.MonkeyPatch, backend: str, *, recorded: bool
+) -> None:
+    monkeypatch.setattr(systemd, "runs", lambda: False)
+    with Instance(rapl, directory, backend=backend) as instance:
+        registry, record = known(instance, directory)
+        record.helper_pid = record.helper_pid if recorded else None
+        assert instances.stop(record, registry)
+        instance.process.wait(10)
+        assert not instance.path.exists()
+        assert not instances.stop(record, registry)
+
+
+@pytest.mark.parametrize(
+    ("as_unit", "environment"),
+    [(True, {}), (True, {instances.OWNER: UUID.format(1)}), (False, {}), (False, {instances.OWNER: UUID.format(2)})],
+)
+def test_a_record_alone_names_no_process_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *, as_unit: bool
+) -> None:
+    monkeypatch.setattr(systemd, "runs", lambda: as_unit)
+    monkeypatch.setattr(systemd, "systemctl", lambda *_, **__: "")
+    with subprocess.Popen(["sleep", "60"], env=environment) as other:
+        record = Record(uuid=UUID.format(1), name="vm", backend="native", owner_uid=0, owner_gid=0)
+        record.helper_pid, record.helper_start = other.pid, start_time(other.pid)
+        assert not instances.stop(record, Registry(tmp_path))
+        assert other.poll() is None
+        other.kill()
+
+
+def test_where_a_log_is_written_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "runs", lambda: False)
+    registry, record = (
+        Registry(tmp_path),
+        Record(uuid=UUID.format(1), name="vm", backend="native", owner_uid=0, owner_gid=0),
+    )
+    log, other = registry.path(record.uuid, "log"), tmp_path / "other"
+    other.write_text("of somebody else")
+    log.symlink_to(other)
+    with pytest.raises(VirtRaplError, match="the helper ended"):
+        instances.start(record, registry, 20)
+    assert other.read_text() == "of somebody else"
+    assert "no record" in log.read_text()
+    assert log.lstat().st_mode & 0o7777 == 0o600
+
+
+NEIGHBOUR = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[1]))
+for name, attempt in (
+    ("connect", lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[3])),
+    ("chmod", lambda: os.chmod(sys.argv[3], 0)),
+    ("unlink", lambda: os.unlink(sys.argv[3])),
+    ("rename", lambda: os.rename(sys.argv[3], sys.argv[3] + "x")),
+    ("give away", lambda: os.removexattr(sys.argv[3], "system.posix_acl_access")),
+):
+    try:
+        attempt()
+        print(name)
+    except PermissionError:
+        pass
+"""
+
+
+def test_the_socket_is_roots_and_for_the_domains_user(rapl: Rapl, directory: Path) -> None:
+    """Neither its mode nor its existence is for that user to change, and others of its group do not even connect."""
+    directory.chmod(0o711)
+    with Instance(rapl, directory) as instance:
+        _, record = known(instance, directory)
+        record.owner_uid, record.owner_gid = 64055, 993
+
+        def manages(uid: int, gid: int) -> str:
+            command = [sys.executable, "-c", NEIGHBOUR, str(uid), str(gid), str(instance.path)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        assert manages(64055, 993) == ""
+        instances._admit(record, instance.path)
+        found = instance.path.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (0, 993, 0o660)
+        assert manages(64055, 993) == manages(64055, 4321) == "connect\n"
+        assert manages(4321, 993) == manages(4321, 4321) == ""
+
+
+@pytest.mark.parametrize(("backend", "let_in"), [("native", True), ("qemu", False)])
+def test_where_there_are_no_acls_only_a_helper_that_asks_who_connects_lets_the_group_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, *, let_in: bool
+) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", unsupported)
+    record = Record(uuid=UUID.format(1), name="vm", backend=backend, owner_uid=64055, owner_gid=993)
+    path = tmp_path / "socket"
+    path.touch(0o600)
+    with contextlib.nullcontext() if let_in else pytest.raises(OSError, match="not supported"):
+        instances._admit(record, path)
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == ((0, 993, 0o660) if let_in else (0, 0, 0o600))
 
 
 @pytest.mark.parametrize(

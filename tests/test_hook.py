@@ -325,6 +325,36 @@ def test_a_run_directory_changed_while_the_domain_runs(host: Host) -> None:
     assert "its -accel argument is not the one for" in record.reason
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory away")
+@pytest.mark.parametrize("policy", ["degrade", "refuse"])
+def test_a_run_directory_of_somebody_else_has_no_say(host: Host, policy: str) -> None:
+    """Not as the configured one, and not as that beside the socket which the XML names."""
+    host.call("start", host.marked)
+    os.chown(host.run, 4321, 4321)
+    before = {path.name: path.read_text() for path in host.run.iterdir()}
+    host.configure(on_failure=policy)
+    status, _, said = host.call("start", host.marked)
+    assert (status, said.count("\n")) == (int(policy == "refuse"), 1)
+    assert f"{host.run} belongs to user 4321" in said
+    host.configure(run_directory=f"{host.run}-elsewhere", on_failure=policy)
+    for operation in ("reconnect", "stopped", "release"):
+        assert host.call(operation, host.marked)[0] == 0
+    assert {path.name: path.read_text() for path in host.run.iterdir()} == before
+    assert not list(Path(f"{host.run}-elsewhere").glob("*.json"))
+
+
+@pytest.mark.parametrize("mode", [0o711, 0o755])
+def test_xml_may_name_a_directory_that_is_none_of_ours(host: Host, mode: int) -> None:
+    host.call("start", host.marked)
+    (host.run / "something").touch()
+    host.run.chmod(mode)
+    host.configure(run_directory=f"{host.run}-elsewhere")
+    for operation in ("reconnect", "stopped", "release", "start"):
+        assert host.call(operation, host.marked)[0] == 0
+    assert (host.record.state, host.line) == ("ready", "ready")
+    assert host.run.stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize("operation", ["restore", "migrate"])
 def test_filters(host: Host, operation: str) -> None:
     assert host.call(operation, PLAIN) == (0, "", ""), "nobody has asked for this domain"

@@ -61,7 +61,7 @@ def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, told: Told) 
     assert told == []
 
 
-def test_only_root_and_its_group_may_read(make_ledger: MakeLedger, path: Path) -> None:
+def test_nobody_else_may_read_and_so_hold_its_locks(make_ledger: MakeLedger, path: Path) -> None:
     umask = os.umask(0)
     try:
         ledger = make_ledger()
@@ -72,8 +72,8 @@ def test_only_root_and_its_group_may_read(make_ledger: MakeLedger, path: Path) -
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     finally:
         os.umask(umask)
-    assert modes == {"ledger.db": 0o640, "ledger.db-wal": 0o640, "ledger.db-shm": 0o640}
-    assert path.parent.stat().st_mode & 0o777 == 0o750
+    assert modes == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 SCHEMA_1 = """
@@ -93,12 +93,12 @@ PRAGMA user_version = 1;
 def test_what_was_open_to_everybody_is_told_and_closed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
     make_ledger().load()
     assert told == []
-    assert path.parent.stat().st_mode & 0o777 == 0o750
+    assert path.parent.stat().st_mode & 0o777 == 0o700
     path.parent.chmod(0o755)
     path.chmod(0o644)
     make_ledger().load()
-    assert told == [f"{path} was open to everybody (mode 644); now it is not (mode 640)"]
-    assert path.stat().st_mode & 0o777 == 0o640
+    assert told == [f"{path} was open to everybody (mode 644); now it is not (mode 600)"]
+    assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o755, "the directory may be the system's"
 
 

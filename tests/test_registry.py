@@ -1,13 +1,17 @@
 """Records: what is written is read back, by whom, and what a damaged one does."""
 
+import json
+import os
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from libvirt_rapl import events, status_socket
+from libvirt_rapl.directories import NotOursError
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import SHARED, Record, Registry
 from libvirt_rapl.vmsr.serving import qemu_pid
 
@@ -52,7 +56,7 @@ def test_a_directory_that_somebody_else_uses_keeps_its_mode(tmp_path: Path) -> N
     assert registry.run_directory.stat().st_mode & 0o7777 == 0o711
     (registry.run_directory / "libvirt-sock").touch()
     registry.run_directory.chmod(0o755)
-    with pytest.raises(FileExistsError, match="libvirt-sock in it is not virt-rapl's"):
+    with pytest.raises(NotOursError, match="libvirt-sock in it is not virt-rapl's"):
         registry.write(record())
     assert registry.run_directory.stat().st_mode & 0o7777 == 0o755
 
@@ -90,6 +94,39 @@ def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
     registry = Registry(tmp_path)
     registry.path(UUID, "json").write_text(text)
     assert registry.read(UUID) is None
+
+
+def test_a_record_is_of_the_domain_whose_name_it_has(tmp_path: Path) -> None:
+    registry, other = Registry(tmp_path), UUID.replace("1", "2")
+    registry.path(other, "json").write_text(json.dumps(asdict(record())))
+    assert registry.read(other) is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory away")
+def test_in_a_directory_of_somebody_else_nothing_is_believed_and_nothing_touched(tmp_path: Path) -> None:
+    """As one made by a user beforehand, where everybody may make one."""
+    registry = Registry(tmp_path / "run")
+    registry.write(record())
+    for name in ("live", "lock"):
+        registry.path(UUID, name).touch()
+    event = events.Event(time=0, domain="", uuid="", operation="", milliseconds=0, result="")
+    events.tell(registry.run_directory, event)
+    os.chown(registry.run_directory, 4321, 4321)
+    before = {path.name: path.stat() for path in registry.run_directory.iterdir()}
+    assert registry.read(UUID) is None
+    assert registry.how_to_restore(UUID) == ""
+    for attempt in (
+        lambda: registry.write(record()),
+        lambda: registry.remove(UUID),
+        lambda: registry.switching_on(UUID).__enter__(),
+        lambda: list(events.told(registry.run_directory)),
+    ):
+        with pytest.raises(VirtRaplError, match=f"{registry.run_directory} .*user 4321"):
+            attempt()
+    with registry.locked(UUID):  # a hook goes on without
+        events.tell(registry.run_directory, event)
+    assert {path.name: path.stat() for path in registry.run_directory.iterdir()} == before
+    assert not registry.is_made_by_us()
 
 
 @pytest.mark.parametrize("uuid", ["", "../../etc/passwd", UUID.upper(), UUID + "\n", UUID[:-1]])

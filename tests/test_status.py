@@ -4,10 +4,11 @@ import itertools
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -368,10 +369,94 @@ def ask_daemon(tmp_path: Path, *arguments: str) -> int:
     return main(["--config", str(config), "status", *arguments])
 
 
-def test_a_daemon_is_asked_where_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+Serve = Callable[[Path, Callable[[], bytes]], list[str]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """A function that answers on a socket as virt-rapld does, and returns the lines that are told."""
+    served: list[status_socket.Answerers] = []
+
+    def serve(path: Path, text: Callable[[], bytes]) -> list[str]:
+        told: list[str] = []
+        served.append(status_socket.Answerers(path, text, told.append))
+        return told
+
+    yield serve
+    for answerers in served:
+        answerers.close()
+
+
+def answerers() -> int:
+    return sum(thread.name.startswith("status ") for thread in threading.enumerate())
+
+
+CROWD = """
+import os, socket, sys
+os.setgroups([]), os.setgid(4321), os.setuid(4321)
+peers = [socket.socket(socket.AF_UNIX) for _ in range(50)]
+for peer in peers:
+    peer.connect(sys.argv[1])
+print(flush=True)
+sys.stdin.read()
+"""
+"""A member of the group that asks, and asks, and reads nothing."""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_who_asks_and_does_not_read_holds_nobody_up(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # serving goes to its socket's directory
+    monkeypatch.setattr(status_socket, "SEND_SECONDS", 600)
+    tmp_path.chmod(0o755)
+    for directory in tmp_path.parents:
+        if directory.name.startswith("pytest-"):
+            directory.chmod(0o755)
+    path, document = tmp_path / "status.sock", {"schema": 1, "padding": "x" * 10_000_000}
+    text = json.dumps(document).encode()
+    before = answerers()
+    serve(path, lambda: text)
+    assert answerers() == before + status_socket.ANSWERERS
+    path.chmod(0o666)
+    command = [sys.executable, "-c", CROWD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd:
+        assert crowd.stdout
+        assert crowd.stdout.readline() == b"\n"
+        assert status_socket.ask(path) == document
+        assert answerers() == before + status_socket.ANSWERERS, "as many as ever"
+        crowd.communicate()
+
+
+def test_an_answer_that_fails_is_told_once_and_ends_no_answering(tmp_path: Path, serve: Serve) -> None:
+    """As where no thread can be started."""
+    failures = [RuntimeError("can't start new thread") for _ in range(3 * status_socket.ANSWERERS)]
+
+    def text() -> bytes:
+        if failures:
+            raise failures.pop()
+        return b'{"schema": 1}'
+
+    path = tmp_path / "status.sock"
+    told = serve(path, text)
+    while failures:
+        assert status_socket.ask(path) is None
+    assert status_socket.ask(path) == {"schema": 1}
+    (line,) = told
+    assert "can't start new thread" in line
+
+
+def test_answering_ends_with_all_its_threads(tmp_path: Path) -> None:
+    before = answerers()
+    made = status_socket.Answerers(tmp_path / "status.sock", lambda: b"", print)
+    made.close()
+    until = time.monotonic() + 20
+    while answerers() > before:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert not status_socket.listens(tmp_path / "status.sock")
+
+
+def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     told = document("msr")
     told["schema"] = 1
     told["host"]["since"] = "2026-01-02T03:04:05+00:00"
@@ -379,7 +464,7 @@ def test_a_daemon_is_asked_where_there_is_one(
         domain["uuid"] = f"{number}2345678-1234-1234-1234-123456789abc"
     path = tmp_path / status_socket.NAME
     path.parent.mkdir()
-    status_socket.serve(path, lambda: told)
+    serve(path, lambda: json.dumps(told).encode())
     assert path.stat().st_mode & 0o777 == 0o660
 
     assert ask_daemon(tmp_path, "--json") == 0

@@ -54,8 +54,8 @@ def test_the_helper_is_a_unit_and_the_guest_counts(machine: Machine, backend: st
         "NoNewPrivs": 1,
         "Seccomp": 2,
     }
-    owner = machine.run(["stat", "-c", "%U %a", f"/run/virt-rapl/{uuid}.sock"]).stdout
-    assert owner == "libvirt-qemu 600\n"
+    owner = machine.run(["stat", "-c", "%U %G %a", f"/run/virt-rapl/{uuid}.sock"]).stdout
+    assert owner == "root kvm 660\n"
     until = time.monotonic() + 6
     while not any(guest.joules(guest.readings(machine.path(f"/var/log/libvirt/qemu/{name}.out"))).values()):
         assert time.monotonic() < until, "the guest's counter does not move"
@@ -192,7 +192,7 @@ def test_the_daemon_is_a_unit(machine: Machine) -> None:
     machine.run(["systemctl", "enable", "--now", "virt-rapld"])
     assert machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout.strip() == "enabled"
     modes = machine.run(["stat", "-c", "%a %U", "/var/lib/virt-rapl", "/var/lib/virt-rapl/ledger.db"]).stdout
-    assert modes.splitlines() == ["750 virt-rapl", "640 virt-rapl"]
+    assert modes.splitlines() == ["700 virt-rapl", "600 virt-rapl"]
     socket = "/run/virt-rapl/daemon/status.sock"
     modes = machine.run(["stat", "-c", "%a %U", str(Path(socket).parent), socket]).stdout
     assert modes.splitlines() == ["750 virt-rapl", "660 virt-rapl"]

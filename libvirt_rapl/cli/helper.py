@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Listen as ourselves: whoever started us gives the socket to the domain's user."""
+    """Listen for ourselves alone: whoever started us lets the domain's user in."""
     try:
         return listen(path)
     except OSError as error:

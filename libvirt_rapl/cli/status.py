@@ -5,6 +5,7 @@ and energies are counted since the command started. --watch goes on every second
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ from libvirt_rapl.cli import DEFAULT_URI, aligned, printable
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
+from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
 
 INTERVAL_SECONDS = 1.0
@@ -40,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     """Show; with --watch until interrupted."""
     config = load(options.config)
     socket = config.run_directory / status_socket.NAME
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # else whoever made it could answer for virt-rapld
+        Registry(config.run_directory).check_directory()
     # virt-rapld meters the machine's own libvirt, and no other.
     first = status_socket.ask(socket) if options.connect == DEFAULT_URI else None
     if first is None:

@@ -13,6 +13,7 @@ from libvirt_rapl import events as told_events
 from libvirt_rapl import ledger as ledger_file
 from libvirt_rapl.config import load
 from libvirt_rapl.daemon import LEDGER
+from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, journal, to_start
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import every_domain
@@ -64,17 +65,26 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
         yield Finding(OK, f"{path} is made at the first start of a domain")
     elif not path.is_dir():
         yield Finding(FAILED, f"{path} is no directory", f"rm {path}: it is made anew")
-    elif (found := path.stat()).st_uid or found.st_mode & 0o777 != 0o711:
+    elif trouble := _not_ours(path):
+        yield Finding(FAILED, f"{trouble.message}: no domain gets its meter", trouble.hint)
+    elif (found := path.stat()).st_mode & 0o777 != 0o711:
         if stranger := Registry(path).stranger():
             message = f"{path} is not virt-rapl's own, {stranger} is in it: no domain gets its meter"
             yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
             return
-        message = f"{path} is not root's with mode 0711, but {found.st_uid}'s with {found.st_mode & 0o777:04o}"
-        yield Finding(FAILED, message, f"chown root:root {path}; chmod 0711 {path}")
+        yield Finding(FAILED, f"{path} has mode {found.st_mode & 0o777:04o}, not 0711", f"chmod 0711 {path}")
     elif _free_bytes(path) < FREE_BYTES:
         yield Finding(FAILED, f"the disk of {path} is full: helpers cannot be started", "make room there")
     else:
         yield Finding(OK, f"{path} is root's, and QEMU gets through")
+
+
+def _not_ours(path: Path) -> NotOursError | None:
+    try:
+        Registry(path).check_directory()
+    except NotOursError as error:
+        return error
+    return None
 
 
 def _free_bytes(path: Path) -> int:

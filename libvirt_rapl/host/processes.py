@@ -37,14 +37,25 @@ def fields(stat: str) -> list[str]:
 
 def with_environment(name: str, value: str, proc: Path = PROC) -> list[int]:
     """Return root's processes that were started with a variable of this value."""
-    wanted = f"{name}={value}"
-    found = []
-    for directory in proc.iterdir():
-        if directory.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended
-                if directory.stat().st_uid == 0 and wanted in (read(directory / "environ") or "").split("\0"):
-                    found.append(int(directory.name))
-    return found
+    pids = (int(directory.name) for directory in proc.iterdir() if directory.name.isdigit())
+    return [pid for pid in pids if has_environment(pid, name, value, proc)]
+
+
+def has_environment(pid: int, name: str, value: str, proc: Path = PROC) -> bool:
+    """Tell whether a process is root's and was started with a variable of this value."""
+    with contextlib.suppress(OSError):  # it has ended
+        directory = proc / str(pid)
+        return directory.stat().st_uid == 0 and f"{name}={value}" in (read(directory / "environ") or "").split("\0")
+    return False
+
+
+def unit(pid: int, proc: Path = PROC) -> str:
+    """Return the systemd unit that a process is of, by the cgroup that systemd put it into; empty when it has gone."""
+    for line in (read(proc / str(pid) / "cgroup") or "").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if (number == "0" or controllers == "name=systemd") and path != "/":
+            return path.rpartition("/")[2]
+    return ""
 
 
 def thread_names(pid: int, proc: Path = PROC) -> dict[int, str]:
