@@ -23,6 +23,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
 from libvirt_rapl.ledger import DIRECTORY_MODE, Ledger
+from libvirt_rapl.meter import Running
 from libvirt_rapl.policy import Policy
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
@@ -179,7 +180,11 @@ class Daemon:
 
     def _sample(self) -> bool:
         """Meter every domain once; False when the host does not tell. What does not work is told once."""
-        running = [(entry.uuid, entry.pid) for entry in self._inventory.entries.values() if entry.pid is not None]
+        running = [
+            Running(entry.uuid, entry.pid, entry.vcpu_tids)
+            for entry in self._inventory.entries.values()
+            if entry.pid is not None
+        ]
         with self._lock:
             try:
                 self._view.meter.sample(running)

@@ -432,6 +432,24 @@ def test_domains_with_a_hook_and_without(world: World, new_guest: NewGuest, star
 
 
 @pytest.mark.e2e
+def test_a_vcpu_that_is_plugged(world: World, new_guest: NewGuest, start_daemon: StartDaemon) -> None:
+    name = new_guest(100)
+    world.run(["virsh", "setvcpus", name, "3", "--maximum", "--config"])
+    world.run(["virsh", "start", name])
+    start_daemon()
+
+    def threads() -> dict[int, int]:
+        return {vcpu["id"]: vcpu["tid"] for vcpu in (asked(world) or {})[name]["vcpus"]}
+
+    wait_until(lambda: threads().keys() == {0}, 20, "it is metered")
+    world.run(["virsh", "setvcpus", name, "3", "--live"])
+    wait_until(lambda: threads().keys() == {0, 1, 2}, 20, "libvirt's file is read again")
+    pid = (asked(world) or {})[name]["pid"]
+    comms = {vcpu: world.path(f"/proc/{pid}/task/{tid}/comm").read_text() for vcpu, tid in threads().items()}
+    assert comms == {vcpu: f"CPU {vcpu}/KVM\n" for vcpu in range(3)}
+
+
+@pytest.mark.e2e
 def test_metering_outlives_libvirtd_and_the_daemon(
     world: World, new_guest: NewGuest, start_daemon: StartDaemon
 ) -> None:

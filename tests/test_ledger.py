@@ -17,7 +17,7 @@ from fixtures import Host, Thread
 from libvirt_rapl import totals
 from libvirt_rapl.host.source import Source, open_source
 from libvirt_rapl.ledger import Ledger
-from libvirt_rapl.meter import Meter
+from libvirt_rapl.meter import Meter, Running
 from libvirt_rapl.simulator.world import World
 from libvirt_rapl.totals import GONE, GONE_SECONDS, HOST, WHOLE, Kept, Part
 
@@ -370,9 +370,9 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
 
     use(0)
     first = meter()
-    first.sample([(uuid, 7)])
+    first.sample([Running(uuid, 7, {0: 8})])
     use(1)
-    first.sample([(uuid, 7)])
+    first.sample([Running(uuid, 7, {0: 8})])
     kept = totals.kept(first).totals
     halves = dict.fromkeys((uuid, "idle"), 50000000) | {"other": 0}
     assert kept == {
@@ -386,11 +386,11 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
 
     (host.powercap / "intel-rapl:0:0/energy_uj").unlink()  # a zone that does not come back with the next boot
     second = meter()
-    second.sample([(uuid, 7)])
+    second.sample([Running(uuid, 7, {0: 8})])
     totals.add(second, Kept(kept))
     assert totals.kept(second).totals == kept
     use(2)
-    second.sample([(uuid, 7)])
+    second.sample([Running(uuid, 7, {0: 8})])
     again = totals.kept(second).totals
     assert again == {part: n if part.zone == "dram-0" else 2 * n for part, n in kept.items()}
 
@@ -409,7 +409,7 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
         for pid in (7, 20):
             threads = {pid: Thread("qemu", 0), pid + 1: Thread("CPU 0/KVM", joules * 10**7)}
             host.process(pid, threads)
-        meter.sample([(A, 7), (B, 20)])
+        meter.sample([Running(A, 7, {0: 8}), Running(B, 20, {0: 21})])
 
     def sums() -> tuple[int, int]:
         """Return what the zone counted, and what domains, other and idle make of it."""
@@ -463,7 +463,7 @@ def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
     def use(meter: Meter, joules: int, ran: int) -> None:
         host.zone("intel-rapl:0", "package-0", joules * 1_000_000)
         host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", ran * 10**9)})
-        meter.sample([(A, 7)])
+        meter.sample([Running(A, 7, {0: 8})])
 
     first = meter()
     use(first, 0, 0)
