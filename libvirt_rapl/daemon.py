@@ -38,8 +38,6 @@ LISTING_SECONDS = 5.0
 """How long to wait for libvirt's first list of domains before sampling begins without it."""
 KEPT_SECONDS = 1.0
 """How long an answer waits for the disk, so that what it tells cannot be lost."""
-CLOCK_STEP_SECONDS = 3600.0
-"""Dates count days: a clock that is set by less than an hour does not matter."""
 
 
 def run(config: Config, uri: str) -> None:
@@ -123,7 +121,6 @@ class Daemon:
         self._told_to_end = threading.Event()
         self._metered = threading.Event()
         """Set when there has been an interval, and so powers."""
-        self._boot = _boot_date()
 
     def start(self) -> None:
         """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
@@ -215,20 +212,12 @@ class Daemon:
         known = entries.keys() if self._inventory.listed else None
         with self._lock:
             totals.add(self._view.meter, kept)
-            self._follow_clock()
             self._view.since = self._ledger.since
-            retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
+            retired = totals.retire(self._view.meter, running=running, known=known)
             counted = totals.kept(self._view.meter)
             self._unkept = False
         if not self._ledger.write(counted, retired):
             self._unkept = True
-
-    def _follow_clock(self) -> None:
-        """Where the clock was set, as on a machine that comes up without the time, no domain has aged thereby."""
-        step = _boot_date() - self._boot
-        if abs(step) >= CLOCK_STEP_SECONDS:
-            totals.redate(self._view.meter, step)
-            self._boot += step
 
     def _document(self) -> dict[str, Any]:
         self._metered.wait(status_socket.ANSWER_SECONDS)
@@ -237,8 +226,3 @@ class Daemon:
         with contextlib.suppress(TimeoutError):  # what has been told must not be lost: energies would go back
             self._flush_soon().result(KEPT_SECONDS)
         return document
-
-
-def _boot_date() -> float:
-    """Return when the machine was started, in seconds since the epoch, by what the clock says now."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

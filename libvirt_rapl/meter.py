@@ -77,8 +77,8 @@ class DomainUsage(Usage):
     vcpus: defaultdict[int, Usage] = field(default_factory=lambda: defaultdict(Usage))
     zones: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
     """What it has used of every zone, by the zone's name."""
-    last_ran: float = 0.0
-    """When it was last seen to run, in seconds since the epoch; see libvirt_rapl.totals."""
+    last_ran: float | None = None
+    """When it was last seen to run, in seconds of Meter.metered; see libvirt_rapl.totals."""
 
 
 class Running(NamedTuple):
@@ -129,6 +129,8 @@ class Meter:
         self.idle = Usage()
         self.trouble = ""
         """Why not every domain could be read at the last sample; empty when all could."""
+        self.metered = 0.0
+        """Seconds that it has metered, with those of earlier meters whose totals it counts on from."""
         self._model = model
         self._interval_ns = 0
         self._source = source
@@ -189,6 +191,7 @@ class Meter:
         counted, busy, times = self._read(running)
         if last_time:
             self._interval_ns = self._time - last_time
+            self.metered += self.interval_seconds
             self._count(self._give_out(counted, busy, times))
 
     def _read(self, running: Iterable[Running]) -> tuple[list[tuple[Zone, int]], dict[int, int], DomainTimes]:
