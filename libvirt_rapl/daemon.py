@@ -106,6 +106,8 @@ class Daemon:
         self._mute = False
         """Whether it was told that nobody can ask us."""
         self._view = View(config)
+        for zone, why in self._view.source.left_out.items():
+            tell(f"{zone} is left out: {why}")
         self._ledger = Ledger(
             config.state_directory / LEDGER, simulated=self._view.source.name == "simulated", tell=tell
         )

@@ -128,7 +128,7 @@ class Meter:
         """Of the packages, as `idle`."""
         self.idle = Usage()
         self.trouble = ""
-        """Why not every domain could be read at the last sample; empty when all could."""
+        """Why not every domain and zone could be read at the last sample; empty when all could."""
         self.metered = 0.0
         """Seconds that it has metered, with those of earlier meters whose totals it counts on from."""
         self._model = model
@@ -218,6 +218,8 @@ class Meter:
             for package, cpus in self._packages.items()
         }
         times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(running).items() if runs}
+        unread = [f"{name}: {counter.trouble}" for name, counter in self._counters.items() if counter.trouble]
+        self.trouble = "; ".join(filter(None, [self.trouble, *unread]))
         if self._roaming:
             times = settle(times, self._roaming & times.keys(), busy)
         return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], busy, times

@@ -359,6 +359,31 @@ def test_a_daemon_that_was_stopped_counts_what_no_wrap_can_hide(bench: Bench) ->
         wait_until(lambda: zones() == {"package-0": (510, 0), "dram-0": (3, 1)}, 10, "it counts on")
 
 
+@pytest.mark.parametrize("ledger", ["link", "fifo", "directory"])
+def test_what_cannot_be_read_costs_a_line_each(bench: Bench, ledger: str) -> None:
+    place = bench.root / "state/ledger.db"
+    place.parent.mkdir(mode=0o750)
+    match ledger:
+        case "link":
+            place.symlink_to(bench.root / "target")
+        case "fifo":
+            os.mkfifo(place)
+        case _:
+            place.mkdir()
+    bench.host.zone("intel-rapl:0:0", "dram", 0, highest=-1)
+    with bench.daemon() as process:
+        bench.joules(10)
+        wait_until(lambda: bench.package_joules() == 10, 10, "it meters")
+        (bench.host.powercap / "intel-rapl:0/energy_uj").write_text("garbage\n")
+        wait_until(lambda: "package-0: " in bench.document()["host"].get("trouble", ""), 10, "it is told")
+        process.terminate()
+        assert process.wait(30) == 0
+        assert process.stderr
+        lines = [line.removeprefix("virt-rapl: ").split(":")[0] for line in process.stderr.read().splitlines()]
+    assert lines == ["dram-0 is left out", f"{place} cannot be used", "cannot meter"]
+    assert not (bench.root / "target").exists()
+
+
 def test_no_energy_and_no_run_directory(bench: Bench) -> None:
     def words() -> list[str]:
         with bench.popen() as process:

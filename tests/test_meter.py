@@ -270,10 +270,12 @@ def test_a_zone_that_fails_costs_its_own_readings_only(make_bench: MakeBench) ->
     bench.sample((A, 7))
     assert (meter.zones["package-0"].joules, meter.zones["dram-0"].joules, meter.domains[A].joules) == (0, 5, 100)
 
+    assert "package-0: " in meter.trouble
+
     for joules in (70, 80):  # it is back, and the time it was away is nobody's
         bench.joules(joules)
         bench.sample((A, 7))
-    assert meter.zones["package-0"].joules == 10
+    assert (meter.zones["package-0"].joules, meter.trouble) == (10, "")
     assert bench.conserved(110)
 
 
