@@ -19,8 +19,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from libvirt_rapl.host import processes
+from libvirt_rapl.host.machine import machine_number
 
 LIBVIRT_RUN = Path("/run/libvirt/qemu")
+SYS = Path("/sys")
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,36 @@ class RunningDomain:
     """Its live XML."""
 
 
-def running_domains(root: Path = LIBVIRT_RUN, proc: Path = processes.PROC) -> list[RunningDomain]:
+def running_domains(root: Path = LIBVIRT_RUN, proc: Path = processes.PROC, sys: Path = SYS) -> list[RunningDomain]:
     """Return the domains that libvirt recorded as running and whose process is there; what cannot be read is left out.
 
-    The record may be old, when libvirt itself does not run: the process must be a QEMU that carries the domain's UUID.
+    The record may be old, when libvirt itself does not run: the process must be in the cgroup of that domain, which
+    nobody but root takes it out of. Where libvirt uses none, it must carry the domain's UUID in its command line, which
+    a QEMU may change.
     """
     found = []
     for path in sorted(root.glob("*.xml")):
         try:
             status = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - written by libvirtd
             (domain,) = status.findall("domain")
-            uuid, pid = domain.findtext("uuid", ""), int(status.attrib["pid"])
-            command_line = processes.read(proc / str(pid) / "cmdline") or ""
-            if uuid and uuid in command_line.split("\0"):
-                xml = ElementTree.tostring(domain, encoding="unicode")
-                number, state = int(domain.attrib["id"]), status.attrib["state"]
+            uuid, pid, number = domain.findtext("uuid", ""), int(status.attrib["pid"]), int(domain.attrib["id"])
+            if uuid and _is_of(uuid, number, pid, proc, sys):
+                xml, state = ElementTree.tostring(domain, encoding="unicode"), status.attrib["state"]
                 name, vcpu_tids = domain.findtext("name", ""), _vcpu_tids(status)
                 found.append(RunningDomain(name, uuid, number, state, pid, vcpu_tids, xml))
         except (OSError, ElementTree.ParseError, KeyError, ValueError):
             continue
     return found
+
+
+def _is_of(uuid: str, number: int, pid: int, proc: Path, sys: Path) -> bool:
+    """Tell whether a process is the QEMU of the domain that libvirt has given this number."""
+    if processes.start_time(pid, proc) is None:
+        return False
+    in_cgroup_of = machine_number(pid, sys=sys, proc=proc)
+    if in_cgroup_of is not None:
+        return in_cgroup_of == number
+    return uuid in (processes.read(proc / str(pid) / "cmdline") or "").split("\0")
 
 
 def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = processes.PROC) -> RunState | None:

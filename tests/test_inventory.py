@@ -9,7 +9,7 @@ from typing import Any
 
 import libvirt
 import pytest
-from fixtures import stat, write
+from fixtures import Host, Thread, stat, write
 
 from libvirt_rapl import domains, domxml, inventory, runstate
 from libvirt_rapl.errors import VirtRaplError
@@ -320,6 +320,22 @@ def test_running_domains(tmp_path: Path) -> None:
     assert (found.name, found.uuid, found.id, found.state, found.pid) == ("vm1", UUID.format(1), 1, "paused", 1)
     assert domxml.is_marked(found.xml) is False
     assert runstate.running_domains(tmp_path / "none", proc) == []
+
+
+@pytest.mark.parametrize(("number", "found"), [(1, True), (2, False)])
+def test_whose_process_it_is_its_cgroup_tells_and_not_its_command_line(
+    tmp_path: Path, number: int, found: bool
+) -> None:
+    root, host = tmp_path / "libvirt", Host(tmp_path)
+    text = plain(1).replace("<domain ", "<domain id='1' ")
+    write(root / "vm1.xml", f"<domstatus state='running' pid='7'><vcpus/>{text}</domstatus>")
+    host.process(7, {7: Thread("qemu", 0)})
+    write(host.proc / "7/cmdline", "\0" if found else f"a\0{UUID.format(1)}\0")
+    group = f"machine.slice/machine-qemu\\x2d{number}\\x2dvm.scope"
+    host.cgroup(7, f"0::/{group}/libvirt/emulator\n", group)
+    assert bool(runstate.running_domains(root, host.proc, host.sys)) == found
+    write(host.proc / "7/stat", stat(7, "qemu", 0, state="Z"))
+    assert runstate.running_domains(root, host.proc, host.sys) == []
 
 
 def test_events_of_a_real_libvirt_driver() -> None:
