@@ -24,6 +24,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
 from libvirt_rapl.ledger import DIRECTORY_MODE, Ledger
+from libvirt_rapl.meter import Running
 from libvirt_rapl.policy import Policy
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
@@ -42,8 +43,6 @@ KEPT_SECONDS = 1.0
 """How long an answer waits for the disk, so that what it tells cannot be lost."""
 TOLD_AGAIN = 10.0
 """Until the next sample a document is told again for so many times as long as it took to make: asking costs little."""
-CLOCK_STEP_SECONDS = 3600.0
-"""Dates count days: a clock that is set by less than an hour does not matter."""
 
 
 def run(config: Config, uri: str) -> None:
@@ -116,6 +115,8 @@ class Daemon:
         self._mute = False
         """Whether it was told that nobody can ask us."""
         self._view = View(config)
+        for zone, why in self._view.source.left_out.items():
+            tell(f"{zone} is left out: {why}")
         self._ledger = Ledger(
             config.state_directory / LEDGER, simulated=self._view.source.name == "simulated", tell=tell
         )
@@ -136,7 +137,6 @@ class Daemon:
         self._told_to_end = threading.Event()
         self._metered = threading.Event()
         """Set when there has been an interval, and so powers."""
-        self._boot = _boot_date()
 
     def start(self) -> None:
         """Take up the totals, list the domains, begin to answer, and tell systemd that all is ready."""
@@ -196,7 +196,11 @@ class Daemon:
 
     def _sample(self) -> bool:
         """Meter every domain once; False when the host does not tell. What does not work is told once."""
-        running = [(entry.uuid, entry.pid) for entry in self._inventory.entries.values() if entry.pid is not None]
+        running = [
+            Running(entry.uuid, entry.pid, entry.vcpu_tids)
+            for entry in self._inventory.entries.values()
+            if entry.pid is not None
+        ]
         with self._lock:
             self._sampled = time.monotonic()
             try:
@@ -228,20 +232,12 @@ class Daemon:
         known = entries.keys() if self._inventory.listed else None
         with self._lock:
             totals.add(self._view.meter, kept)
-            self._follow_clock()
             self._view.since = self._ledger.since
-            retired = totals.retire(self._view.meter, running=running, known=known, now=time.time())
+            retired = totals.retire(self._view.meter, running=running, known=known)
             counted = totals.kept(self._view.meter)
             self._unkept = False
         if not self._ledger.write(counted, retired):
             self._unkept = True
-
-    def _follow_clock(self) -> None:
-        """Where the clock was set, as on a machine that comes up without the time, no domain has aged thereby."""
-        step = _boot_date() - self._boot
-        if abs(step) >= CLOCK_STEP_SECONDS:
-            totals.redate(self._view.meter, step)
-            self._boot += step
 
     def _document(self) -> bytes:
         """Return the status document; for a moment the one that was made last, however many ask."""
@@ -259,8 +255,3 @@ class Daemon:
         with contextlib.suppress(TimeoutError):  # what has been told must not be lost: energies would go back
             self._flush_soon().result(KEPT_SECONDS)
         return document
-
-
-def _boot_date() -> float:
-    """Return when the machine was started, in seconds since the epoch, by what the clock says now."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

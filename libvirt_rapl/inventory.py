@@ -5,18 +5,19 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from libvirt_rapl import domains, domxml
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.runstate import read_run_state, running_domains
+from libvirt_rapl.runstate import RunState, read_run_state, running_domains, written
 
 BACKOFF_SECONDS = (1.0, 2.0, 3.0)
 """Waits between attempts to reach libvirt; the last one again and again."""
 
-STARTING_SECONDS = 1.0
+STARTING_SECONDS, VCPUS_SECONDS = 1.0, 2.0
+"""How often is looked for the process of a domain that starts, and for vCPUs that were plugged or unplugged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Entry:
     """virsh's word."""
     pid: int | None
     """QEMU's main process; None when the domain does not run."""
+    vcpu_tids: dict[int, int] = field(default_factory=dict)
+    """Thread of each vCPU by its number, as far as libvirt has written them down."""
     mark: str
     """Where our mark is: in the `live` domain, only in what its `next` start uses, or nowhere (empty)."""
 
@@ -41,17 +44,22 @@ def describe(domain: domains.Domain) -> Entry:
         mark = "live"
     elif domxml.is_marked(domain.inactive_xml()):
         mark = "next"
-    pid = running_pid(domain)
-    return Entry(name=domain.name, uuid=domain.uuid, id=domain.id, state=domain.state, pid=pid, mark=mark)
+    state = run_state(domain)
+    pid, vcpu_tids = (state.pid, state.vcpu_tids) if state else (None, {})
+    return Entry(
+        name=domain.name, uuid=domain.uuid, id=domain.id, state=domain.state, pid=pid, vcpu_tids=vcpu_tids, mark=mark
+    )
 
 
-def running_pid(domain: domains.Domain) -> int | None:
-    """Return the PID of a running domain. Raises VirtRaplError when libvirt's run-time files may not be read."""
+def run_state(domain: domains.Domain) -> RunState | None:
+    """Return the process and threads of a domain, None when it does not run.
+
+    Raises VirtRaplError when libvirt's run-time files may not be read.
+    """
     try:
-        state = read_run_state(domain.name) if domain.active else None
+        return read_run_state(domain.name) if domain.active else None
     except PermissionError as error:
         raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
-    return state.pid if state else None
 
 
 def describe_all(found: Iterable[domains.Domain]) -> list[Entry]:
@@ -88,6 +96,8 @@ class Inventory:
         self.trouble = ""
         """Why libvirt cannot be reached; empty while it can."""
         self._attempts = 0
+        self._written: dict[str, tuple[int, int] | None] = {}
+        """Of the status file of each domain that runs, what was read last; by UUID."""
 
     def start(self) -> None:
         """Begin to follow; domains that libvirt recorded as running are found at once, whether it answers or not."""
@@ -123,22 +133,40 @@ class Inventory:
             self.trouble, self._attempts = "", 0
             self.attempted.set()
             self._changed(self.entries)
-            while changed := self._next_changed(changes):
-                found = [domain for uuid in changed if (domain := domains.lookup_uuid(connection, uuid))]
-                others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
-                self.entries = others | _by_uuid(found)
-                self._changed(changed)
+            while (changed := self._next_changed(changes)) is not None:
+                if changed:
+                    found = [domain for uuid in changed if (domain := domains.lookup_uuid(connection, uuid))]
+                    others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
+                    self.entries = others | _by_uuid(found)
+                    self._changed(changed)
+                self._follow_vcpus()
         raise VirtRaplError(f"libvirt at {self._uri} closed the connection")
 
-    def _next_changed(self, changes: SimpleQueue[str | None]) -> set[str]:
-        """Wait for a change and return whose it is; nobody's when libvirt is lost."""
+    def _next_changed(self, changes: SimpleQueue[str | None]) -> set[str] | None:
+        """Wait for a change, for VCPUS_SECONDS at most, and return whose it is; None when libvirt is lost."""
         # A domain that runs and has no process yet will have one without a further event.
         starting = {entry.uuid for entry in self.entries.values() if entry.id is not None and entry.pid is None}
         try:
-            uuid = changes.get(timeout=STARTING_SECONDS if starting else None)
+            uuid = changes.get(timeout=STARTING_SECONDS if starting else VCPUS_SECONDS)
         except Empty:
             return starting
-        return set() if uuid is None else {uuid}
+        return None if uuid is None else {uuid}
+
+    def _follow_vcpus(self) -> None:
+        """Take in which vCPUs were plugged and unplugged: libvirt has no event for that, it writes the file anew."""
+        before, self._written = self._written, {}
+        found = {}
+        for uuid, entry in self.entries.items():
+            if entry.pid is None:
+                continue
+            now = self._written[uuid] = written(entry.name)
+            if now == before.get(uuid):
+                continue
+            with contextlib.suppress(PermissionError):
+                state = read_run_state(entry.name)
+                if state and state.pid == entry.pid and state.vcpu_tids:
+                    found[uuid] = dataclasses.replace(entry, vcpu_tids=state.vcpu_tids)
+        self.entries = self.entries | found
 
     def _follow_run_state(self) -> None:
         """Take in which domains run, without libvirt; definitions cannot be seen and stay as they were."""
@@ -146,7 +174,13 @@ class Inventory:
         for found in running_domains():
             mark = "live" if domxml.is_marked(found.xml) else ""
             entries[found.uuid] = Entry(
-                name=found.name, uuid=found.uuid, id=found.id, state=found.state, pid=found.pid, mark=mark
+                name=found.name,
+                uuid=found.uuid,
+                id=found.id,
+                state=found.state,
+                pid=found.pid,
+                vcpu_tids=found.vcpu_tids,
+                mark=mark,
             )
         self.entries = entries
 
@@ -159,4 +193,6 @@ def _without_dead_process(entry: Entry) -> Entry:
     if entry.pid is None or start_time(entry.pid) is not None:
         return entry
     # Whether its next start will have the mark only libvirt knows; as a rule it will.
-    return dataclasses.replace(entry, id=None, state="shut off", pid=None, mark="next" if entry.mark else "")
+    return dataclasses.replace(
+        entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark="next" if entry.mark else ""
+    )

@@ -86,7 +86,8 @@ def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan
 
 
 def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan:
-    pid = inventory.running_pid(domain)
+    state = inventory.run_state(domain)
+    pid = state.pid if state else None
     if pid is None:
         raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
     hook = Path("/", HOOK)

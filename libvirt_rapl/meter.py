@@ -9,7 +9,7 @@ processes that serve it in its cgroup.
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -77,8 +77,18 @@ class DomainUsage(Usage):
     vcpus: defaultdict[int, Usage] = field(default_factory=lambda: defaultdict(Usage))
     zones: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
     """What it has used of every zone, by the zone's name."""
-    last_ran: float = 0.0
-    """When it was last seen to run, in seconds since the epoch; see libvirt_rapl.totals."""
+    last_ran: float | None = None
+    """When it was last seen to run, in seconds of Meter.metered; see libvirt_rapl.totals."""
+
+
+class Running(NamedTuple):
+    """A domain that runs."""
+
+    uuid: str
+    pid: int
+    """QEMU's main process."""
+    vcpu_tids: Mapping[int, int]
+    """The thread of each vCPU, by vCPU number, as libvirt has them; all else that runs is the emulator's."""
 
 
 DomainTimes = dict[str, Places]
@@ -118,7 +128,9 @@ class Meter:
         """Of the packages, as `idle`."""
         self.idle = Usage()
         self.trouble = ""
-        """Why not every domain could be read at the last sample; empty when all could."""
+        """Why not every domain and zone could be read at the last sample; empty when all could."""
+        self.metered = 0.0
+        """Seconds that it has metered, with those of earlier meters whose totals it counts on from."""
         self._model = model
         self._interval_ns = 0
         self._source = source
@@ -169,20 +181,20 @@ class Meter:
         """How often the count of each zone was broken, so that energy is missing from it and from the charges."""
         return {name: counter.lost for name, counter in self._counters.items()}
 
-    def sample(self, processes: Iterable[tuple[str, int]]) -> None:
+    def sample(self, running: Iterable[Running]) -> None:
         """Read everything once and give out the energy since the previous sample.
 
-        `processes`: UUID and PID of each running domain. One that has just ended or cannot be read, or a zone that
-        cannot be read, costs nothing but its own reading. Raises OSError or ValueError, with nothing lost, when /proc
-        or sysfs itself does not tell.
+        A domain that has just ended or cannot be read, or a zone that cannot be read, costs nothing but its own
+        reading. Raises OSError or ValueError, with nothing lost, when /proc or sysfs itself does not tell.
         """
         last_time = self._time
-        counted, busy, times = self._read(processes)
+        counted, busy, times = self._read(running)
         if last_time:
             self._interval_ns = self._time - last_time
+            self.metered += self.interval_seconds
             self._count(self._give_out(counted, busy, times))
 
-    def _read(self, processes: Iterable[tuple[str, int]]) -> tuple[list[tuple[Zone, int]], dict[int, int], DomainTimes]:
+    def _read(self, running: Iterable[Running]) -> tuple[list[tuple[Zone, int]], dict[int, int], DomainTimes]:
         """Read all clocks and counters.
 
         Return what happened since the last time: what each zone counted, how long each package was busy, and what each
@@ -205,7 +217,9 @@ class Meter:
             package: sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
             for package, cpus in self._packages.items()
         }
-        times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(processes).items() if runs}
+        times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(running).items() if runs}
+        unread = [f"{name}: {counter.trouble}" for name, counter in self._counters.items() if counter.trouble]
+        self.trouble = "; ".join(filter(None, [self.trouble, *unread]))
         if self._roaming:
             times = settle(times, self._roaming & times.keys(), busy)
         return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], busy, times
@@ -218,15 +232,16 @@ class Meter:
                 self._counters.setdefault(zone.name, EnergyCounter(zone)).zone = zone
                 self.zones.setdefault(zone.name, ZoneUsage(kind=zone.kind))
 
-    def _thread_runs(self, processes: Iterable[tuple[str, int]]) -> dict[str, list[ThreadRun]]:
+    def _thread_runs(self, running: Iterable[Running]) -> dict[str, list[ThreadRun]]:
         """What the threads of each process ran since the last sample, nothing when it slept; new ones are followed."""
-        wanted = dict(processes)
-        self._ended = {uuid: pid for uuid, pid in self._ended.items() if wanted.get(uuid) == pid}
+        wanted = {domain.uuid: domain for domain in running}
+        self._ended = {uuid: pid for uuid, pid in self._ended.items() if uuid in wanted and wanted[uuid].pid == pid}
         self.trouble = ""
         runs = {}
         for uuid, process in list(self._processes.items()):
             try:
-                if wanted.get(uuid) == process.pid:
+                if uuid in wanted and wanted[uuid].pid == process.pid:
+                    process.set_vcpus(wanted[uuid].vcpu_tids)
                     runs[uuid] = process.advance()
                     continue
             except ProcessLookupError:
@@ -239,7 +254,11 @@ class Meter:
         for uuid in wanted.keys() - self._processes.keys() - self._ended.keys():
             try:
                 self._processes[uuid] = MachineClock(
-                    wanted[uuid], with_cpu=len(self._packages) > 1, sys=self._sys, proc=self._proc
+                    wanted[uuid].pid,
+                    with_cpu=len(self._packages) > 1,
+                    vcpu_tids=wanted[uuid].vcpu_tids,
+                    sys=self._sys,
+                    proc=self._proc,
                 )
             except ProcessLookupError:
                 pass
@@ -320,11 +339,12 @@ class Meter:
 
 def _domain_time(parts: Iterable[tuple[int | None, int]], everywhere: dict[int, int]) -> DomainTime:
     """Add up what threads of one domain ran on one package; `everywhere` has the vCPUs that it has on any."""
-    vcpus, non_vcpu = {}, 0
+    vcpus: dict[int, int] = {}
+    non_vcpu = 0
     for vcpu, nanoseconds in parts:
         if vcpu is None:
             non_vcpu += nanoseconds
         else:
-            vcpus[vcpu] = nanoseconds
-    # QEMU makes its vCPU threads a moment after its start; until then its work is vCPU 0's.
+            vcpus[vcpu] = vcpus.get(vcpu, 0) + nanoseconds
+    # libvirt knows QEMU's vCPU threads a moment after its start; until then its work is vCPU 0's.
     return DomainTime(vcpus or everywhere or {0: 0}, non_vcpu)

@@ -9,6 +9,9 @@ from the start of a domain to its end, replaced as a whole at each change:
       </vcpus>
       <domain type='kvm' id='1'> the definition, which may hold another <vcpus> </domain>
     </domstatus>
+
+It is the only word on which thread is which vCPU: threads have the names that QEMU gives them. libvirt itself has the
+TIDs from QEMU, but takes no two that are the same, and knows how many vCPUs there are.
 """
 
 from dataclasses import dataclass
@@ -16,13 +19,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from libvirt_rapl.host import processes
+from libvirt_rapl.host.machine import machine_number
 
 LIBVIRT_RUN = Path("/run/libvirt/qemu")
+SYS = Path("/sys")
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One running domain: QEMU's PID, and the TID of each vCPU by its number."""
+    """One running domain: QEMU's PID, and the TID of each vCPU by its number, as far as libvirt has written it."""
 
     pid: int
     vcpu_tids: dict[int, int]
@@ -37,50 +42,71 @@ class RunningDomain:
     id: int
     state: str
     pid: int
+    vcpu_tids: dict[int, int]
     xml: str
     """Its live XML."""
 
 
-def running_domains(root: Path = LIBVIRT_RUN, proc: Path = processes.PROC) -> list[RunningDomain]:
+def running_domains(root: Path = LIBVIRT_RUN, proc: Path = processes.PROC, sys: Path = SYS) -> list[RunningDomain]:
     """Return the domains that libvirt recorded as running and whose process is there; what cannot be read is left out.
 
-    The record may be old, when libvirt itself does not run: the process must be a QEMU that carries the domain's UUID.
+    The record may be old, when libvirt itself does not run: the process must be in the cgroup of that domain, which
+    nobody but root takes it out of. Where libvirt uses none, it must carry the domain's UUID in its command line, which
+    a QEMU may change.
     """
     found = []
     for path in sorted(root.glob("*.xml")):
         try:
             status = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - written by libvirtd
             (domain,) = status.findall("domain")
-            uuid, pid = domain.findtext("uuid", ""), int(status.attrib["pid"])
-            command_line = processes.read(proc / str(pid) / "cmdline") or ""
-            if uuid and uuid in command_line.split("\0"):
-                xml = ElementTree.tostring(domain, encoding="unicode")
-                number, state = int(domain.attrib["id"]), status.attrib["state"]
-                found.append(RunningDomain(domain.findtext("name", ""), uuid, number, state, pid, xml))
+            uuid, pid, number = domain.findtext("uuid", ""), int(status.attrib["pid"]), int(domain.attrib["id"])
+            if uuid and _is_of(uuid, number, pid, proc, sys):
+                xml, state = ElementTree.tostring(domain, encoding="unicode"), status.attrib["state"]
+                name, vcpu_tids = domain.findtext("name", ""), _vcpu_tids(status)
+                found.append(RunningDomain(name, uuid, number, state, pid, vcpu_tids, xml))
         except (OSError, ElementTree.ParseError, KeyError, ValueError):
             continue
     return found
 
 
+def _is_of(uuid: str, number: int, pid: int, proc: Path, sys: Path) -> bool:
+    """Tell whether a process is the QEMU of the domain that libvirt has given this number."""
+    if processes.start_time(pid, proc) is None:
+        return False
+    in_cgroup_of = machine_number(pid, sys=sys, proc=proc)
+    if in_cgroup_of is not None:
+        return in_cgroup_of == number
+    return uuid in (processes.read(proc / str(pid) / "cmdline") or "").split("\0")
+
+
 def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = processes.PROC) -> RunState | None:
     """Return the run state of the domain `name`; None when it does not run.
 
-    Where the status file is absent or tells no vCPUs yet, NAME.pid and the names of QEMU's threads are used.
-    Raises PermissionError when the files may not be read.
+    Where the status file is absent NAME.pid tells the process, and nobody the vCPUs. Raises PermissionError when the
+    files may not be read.
     """
     pid, vcpu_tids = _status(root / f"{name}.xml")
     if pid is None:
         pid = _number(root / f"{name}.pid")
     if pid is None or processes.start_time(pid, proc) is None:
         return None
-    return RunState(pid, vcpu_tids or _vcpu_threads(pid, proc))
+    return RunState(pid, vcpu_tids)
+
+
+def written(name: str, root: Path = LIBVIRT_RUN) -> tuple[int, int] | None:
+    """Return what changes whenever libvirt writes the status file of the domain `name`; None where it has none."""
+    try:
+        status = (root / f"{name}.xml").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _status(path: Path) -> tuple[int | None, dict[int, int]]:
     try:
         status = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - written by libvirtd, in a directory of root's
         pid = int(status.attrib["pid"])
-        return pid, {int(vcpu.attrib["id"]): int(vcpu.attrib["pid"]) for vcpu in status.findall("vcpus/vcpu")}
+        return pid, _vcpu_tids(status)
     except (FileNotFoundError, ElementTree.ParseError, KeyError, ValueError):
         return None, {}
 
@@ -92,6 +118,5 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _vcpu_threads(pid: int, proc: Path) -> dict[int, int]:
-    numbers = {tid: processes.vcpu_number(name) for tid, name in processes.thread_names(pid, proc).items()}
-    return dict(sorted((vcpu, tid) for tid, vcpu in numbers.items() if vcpu is not None))
+def _vcpu_tids(status: ElementTree.Element) -> dict[int, int]:
+    return {int(vcpu.attrib["id"]): int(vcpu.attrib["pid"]) for vcpu in status.findall("vcpus/vcpu")}

@@ -12,7 +12,7 @@ PACKAGE = "package"
 """All packages together."""
 
 GONE_SECONDS = 30 * 86400.0
-"""A domain that libvirt does not know and that has not run for so long does not come back."""
+"""A domain that libvirt does not know and that has not run for so long, of the time metered, does not come back."""
 
 
 class Part(NamedTuple):
@@ -38,7 +38,9 @@ class Kept:
     lowest: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Microjoules and nanoseconds of the interval of lowest power, by zone."""
     last_ran: dict[str, float] = field(default_factory=dict)
-    """When each domain ran last, in seconds since the epoch, by UUID."""
+    """When each domain ran last, in seconds of the time metered, by UUID."""
+    metered: float = 0.0
+    """Seconds that were metered in all: the only clock that ages go by, for the host's may have been wrong."""
 
 
 def kept(meter: Meter) -> Kept:
@@ -46,7 +48,8 @@ def kept(meter: Meter) -> Kept:
     return Kept(
         totals={part: usage.microjoules for part, usage in _parts(meter)},
         lowest={name: zone.lowest for name, zone in meter.zones.items() if zone.lowest[1]},
-        last_ran={uuid: domain.last_ran for uuid, domain in meter.domains.items() if domain.last_ran},
+        last_ran={uuid: domain.last_ran for uuid, domain in meter.domains.items() if domain.last_ran is not None},
+        metered=meter.metered,
     )
 
 
@@ -56,22 +59,27 @@ def add(meter: Meter, kept: Kept) -> None:
         _usage(meter, part).microjoules += microjoules
     for name, lowest in kept.lowest.items():
         _zone(meter, name).learn(*lowest)
+    for domain in meter.domains.values():
+        if domain.last_ran is not None:
+            domain.last_ran += kept.metered
+    meter.metered += kept.metered
     for uuid, last_ran in kept.last_ran.items():
-        meter.domains[uuid].last_ran = max(meter.domains[uuid].last_ran, last_ran)
+        if meter.domains[uuid].last_ran is None:
+            meter.domains[uuid].last_ran = last_ran
 
 
-def retire(meter: Meter, *, running: Collection[str], known: Collection[str] | None, now: float) -> set[str]:
+def retire(meter: Meter, *, running: Collection[str], known: Collection[str] | None) -> set[str]:
     """Give the energy of domains that are gone for good to `gone`, and return who they were.
 
     `running` and `known` are the domains that run and that libvirt knows, by UUID; None when libvirt has not told.
-    A domain without a UUID that is ever seen again would otherwise be kept for ever. `now` is in seconds since the
-    epoch.
+    A domain without a UUID that is ever seen again would otherwise be kept for ever.
     """
     retired = set()
+    begin = meter.metered - GONE_SECONDS
     for uuid, domain in list(meter.domains.items()):
-        if uuid in running or not domain.last_ran:
-            domain.last_ran = now
-        elif now - domain.last_ran > GONE_SECONDS and uuid != GONE and known is not None and uuid not in known:
+        if uuid in running or domain.last_ran is None:
+            domain.last_ran = meter.metered
+        elif domain.last_ran < begin and uuid != GONE and known is not None and uuid not in known:
             del meter.domains[uuid]
             for part, usage in _domain_parts(uuid, domain):
                 _usage(meter, part._replace(owner=GONE)).microjoules += usage.microjoules
@@ -79,11 +87,21 @@ def retire(meter: Meter, *, running: Collection[str], known: Collection[str] | N
     return retired
 
 
-def redate(meter: Meter, step: float) -> None:
-    """Move the dates of what ran last by `step` seconds, by which the clock has been set."""
-    for domain in meter.domains.values():
-        if domain.last_ran:
-            domain.last_ran += step
+def imbalance(totals: Totals) -> str:
+    """Tell where totals do not add up as a meter's do; empty when they do.
+
+    All packages together have counted what is the domains', other's and idle's; a domain's vCPUs share all of its.
+    """
+    counted = sum(n for part, n in totals.items() if part.owner == HOST and part.zone.startswith("package-"))
+    whole = {part.owner: n for part, n in totals.items() if part.vcpu == WHOLE and part.zone == PACKAGE}
+    if counted != sum(whole.values()):
+        return f"packages counted {counted} uJ, and {sum(whole.values())} are given out"
+    vcpus: dict[str, int] = {}
+    for part, microjoules in totals.items():
+        if part.vcpu != WHOLE:
+            vcpus[part.owner] = vcpus.get(part.owner, 0) + microjoules
+    wrong = [owner for owner, microjoules in vcpus.items() if whole.get(owner) != microjoules]
+    return f"the vCPUs of {wrong[0]} do not make up its energy" if wrong else ""
 
 
 def _parts(meter: Meter) -> Iterator[tuple[Part, Usage]]:

@@ -21,7 +21,10 @@ from fixtures import Host
 from walking import NewGuest, start_enabled, wait_until
 
 from libvirt_rapl import status_socket, systemd
+from libvirt_rapl.ledger import seal
 from libvirt_rapl.simulator.world import World
+
+DAY = 86400.0
 
 DAEMON = """
 import sys
@@ -307,9 +310,11 @@ def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
 
     run_daemon()
     with contextlib.closing(sqlite3.connect(ledger)) as database:
-        for owner, last_ran in ((uuid, time.time() - 31 * 86400), (recent, time.time() - 29 * 86400)):
+        for owner, last_ran in ((uuid, 0), (recent, 2 * DAY)):
             database.execute("INSERT INTO total VALUES (?, -1, 'package', 7)", (owner,))
             database.execute("INSERT INTO domain VALUES (?, ?)", (owner, last_ran))
+        database.execute("UPDATE ledger SET metered = ?", (31 * DAY,))
+        seal(database)
         database.commit()
     run_daemon()
     assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
@@ -317,39 +322,38 @@ def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
     assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
 
 
-@pytest.mark.parametrize("years", [-50, 50])
-def test_a_clock_that_is_set_makes_no_domain_older(bench: Bench, years: int) -> None:
-    uuid, day = "aaaaaaaa-0000-0000-0000-000000000000", 86400
+@pytest.mark.parametrize("began", ["in 1970", "ahead"])
+def test_a_clock_that_was_wrong_makes_no_domain_older(bench: Bench, began: str) -> None:
+    """It is wrong when a daemon begins, and is set while it runs; the next begins with the right time."""
+    uuid = "aaaaaaaa-0000-0000-0000-000000000000"
     ledger = bench.root / "state/ledger.db"
     step = bench.root / "clock-step"
-    with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
-        bench.document()
-        process.terminate()
-        while bench.told(process) != "STOPPING=1":
-            pass
-        process.wait(30)
+
+    def run_daemon(then: Callable[[], object] = lambda: None) -> None:
+        with bench.daemon() as process:
+            assert bench.told(process) == "WATCHDOG=1"
+            bench.document()
+            then()
+            wait_until(lambda: bench.told(process) == "WATCHDOG=1", 10, "a sample is made after that")
+            bench.document()
+            process.terminate()
+            while bench.told(process) != "STOPPING=1":
+                pass
+            process.wait(30)
+
+    run_daemon()
     with contextlib.closing(sqlite3.connect(ledger)) as database:
         database.execute("INSERT INTO total VALUES (?, -1, 'package', 7)", (uuid,))
-        database.execute("INSERT INTO domain VALUES (?, ?)", (uuid, time.time() - 10 * day))
+        database.execute("INSERT INTO domain VALUES (?, 0)", (uuid,))
+        seal(database)
         database.commit()
-
-    def kept() -> tuple[dict[str, int], dict[str, float]]:
-        with contextlib.closing(sqlite3.connect(ledger)) as database:
-            totals = dict(database.execute("SELECT owner, microjoules FROM total WHERE zone = 'package'"))
-            return totals, dict(database.execute("SELECT uuid, last_ran FROM domain"))
-
-    with bench.daemon() as process:
-        bench.document()
-        step.write_text(str(years * 365 * day))
-        bench.joules(9)
-        wait_until(lambda: bench.package_joules() > 0, 10, "it meters on")
-        wait_until(lambda: bench.told(process) == "WATCHDOG=1", 10, "a sample is made after that")
-        bench.document()
-        totals, last_ran = kept()
-        assert totals[uuid] == 7
-        days = (time.time() + years * 365 * day - last_ran[uuid]) / day
-        assert days == pytest.approx(10, abs=0.1)
+    step.write_text(str(-time.time() + 60 if began == "in 1970" else 50 * 365 * DAY))
+    run_daemon(lambda: step.write_text("0"))
+    run_daemon()
+    with contextlib.closing(sqlite3.connect(ledger)) as database:
+        assert database.execute("SELECT microjoules FROM total WHERE owner = ?", (uuid,)).fetchall() == [(7,)]
+        (metered,) = database.execute("SELECT metered FROM ledger").fetchone()
+    assert 0 < metered < 600
 
 
 def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:
@@ -409,6 +413,31 @@ def test_a_daemon_that_was_stopped_counts_what_no_wrap_can_hide(bench: Bench) ->
         bench.joules(510)
         bench.host.zone("intel-rapl:0:0", "dram", 103_000_000, highest=1_999_999_999)
         wait_until(lambda: zones() == {"package-0": (510, 0), "dram-0": (3, 1)}, 10, "it counts on")
+
+
+@pytest.mark.parametrize("ledger", ["link", "fifo", "directory"])
+def test_what_cannot_be_read_costs_a_line_each(bench: Bench, ledger: str) -> None:
+    place = bench.root / "state/ledger.db"
+    place.parent.mkdir(mode=0o750)
+    match ledger:
+        case "link":
+            place.symlink_to(bench.root / "target")
+        case "fifo":
+            os.mkfifo(place)
+        case _:
+            place.mkdir()
+    bench.host.zone("intel-rapl:0:0", "dram", 0, highest=-1)
+    with bench.daemon() as process:
+        bench.joules(10)
+        wait_until(lambda: bench.package_joules() == 10, 10, "it meters")
+        (bench.host.powercap / "intel-rapl:0/energy_uj").write_text("garbage\n")
+        wait_until(lambda: "package-0: " in bench.document()["host"].get("trouble", ""), 10, "it is told")
+        process.terminate()
+        assert process.wait(30) == 0
+        assert process.stderr
+        lines = [line.removeprefix("virt-rapl: ").split(":")[0] for line in process.stderr.read().splitlines()]
+    assert lines == ["dram-0 is left out", f"{place} cannot be used", "cannot meter"]
+    assert not (bench.root / "target").exists()
 
 
 def test_no_energy_and_no_run_directory(bench: Bench) -> None:
@@ -485,6 +514,24 @@ def test_domains_with_a_hook_and_without(world: World, new_guest: NewGuest, star
     time.sleep(1.1)
     ended = (asked(world) or {})[before]
     assert (ended["pid"], ended["power_watts"], ended["energy_joules"] > 0) == (None, 0, True)
+
+
+@pytest.mark.e2e
+def test_a_vcpu_that_is_plugged(world: World, new_guest: NewGuest, start_daemon: StartDaemon) -> None:
+    name = new_guest(100)
+    world.run(["virsh", "setvcpus", name, "3", "--maximum", "--config"])
+    world.run(["virsh", "start", name])
+    start_daemon()
+
+    def threads() -> dict[int, int]:
+        return {vcpu["id"]: vcpu["tid"] for vcpu in (asked(world) or {})[name]["vcpus"]}
+
+    wait_until(lambda: threads().keys() == {0}, 20, "it is metered")
+    world.run(["virsh", "setvcpus", name, "3", "--live"])
+    wait_until(lambda: threads().keys() == {0, 1, 2}, 20, "libvirt's file is read again")
+    pid = (asked(world) or {})[name]["pid"]
+    comms = {vcpu: world.path(f"/proc/{pid}/task/{tid}/comm").read_text() for vcpu, tid in threads().items()}
+    assert comms == {vcpu: f"CPU {vcpu}/KVM\n" for vcpu in range(3)}
 
 
 @pytest.mark.e2e

@@ -348,6 +348,18 @@ def older_ledger_aside(patient: Patient) -> None:
 def simulated_ledger(patient: Patient) -> None:
     with sqlite3.connect(patient.state_directory / "ledger.db") as database:
         database.execute("UPDATE ledger SET simulated = 1")
+        ledger.seal(database)
+    database.close()
+
+
+def fifo_for_a_ledger(patient: Patient) -> None:
+    (patient.state_directory / "ledger.db").unlink()
+    os.mkfifo(patient.state_directory / "ledger.db")
+
+
+def changed_total(patient: Patient) -> None:
+    with sqlite3.connect(patient.state_directory / "ledger.db") as database:
+        database.execute("INSERT INTO total VALUES ('idle', -1, 'package', 1)")
     database.close()
 
 
@@ -517,6 +529,9 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("ledger", both(remove(LEDGER), dead_daemon), "skipped", "virt-rapld makes it"),
     ("ledger", text(LEDGER, "no database" * 100), "failed", "cannot be read"),
     ("ledger", newer_ledger, "failed", "has version 99"),
+    ("ledger", changed_total, "failed", "cannot be read: it does not hold what was written"),
+    ("ledger", fifo_for_a_ledger, "failed", "cannot be read: ledger.db is no regular file"),
+    ("ledger", text(LEDGER, ""), "failed", "cannot be read: it is empty"),
     ("ledger", mode(LEDGER, 0o644), "warning", "others may read"),
     ("ledger", full_disk("var/lib/virt-rapl"), "failed", "is full"),
     ("ledger", simulated_ledger, "warning", "holds simulated energy and is not used"),

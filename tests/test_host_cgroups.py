@@ -58,11 +58,11 @@ def test_no_cgroup_of_its_own(tmp_path: Path, lines: str) -> None:
 def test_a_process_that_has_gone(tmp_path: Path) -> None:
     assert machine_cgroup(7, sys=tmp_path, proc=tmp_path) is None
     with pytest.raises(ProcessLookupError):
-        MachineClock(7, with_cpu=False, sys=tmp_path, proc=tmp_path)
+        MachineClock(7, with_cpu=False, vcpu_tids={}, sys=tmp_path, proc=tmp_path)
 
 
 def machine(host: Host, *, with_cpu: bool = False) -> MachineClock:
-    return MachineClock(7, with_cpu=with_cpu, sys=host.sys, proc=host.proc)
+    return MachineClock(7, with_cpu=with_cpu, vcpu_tids={}, sys=host.sys, proc=host.proc)
 
 
 def process(host: Host, pid: int, name: str, seconds: int, cpu: int = 0) -> None:

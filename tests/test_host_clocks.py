@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libvirt_rapl.host import clocks
-from libvirt_rapl.host.clocks import ProcessClock
+from libvirt_rapl.host.clocks import MOST_OTHERS, ProcessClock
 
 MS = 1_000_000
 QEMU = "qemu-system-x86"
@@ -36,7 +36,7 @@ def advance(clock: ProcessClock) -> dict[int | None, int]:
 
 def test_what_each_thread_ran_and_where(host: Host) -> None:
     host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS, cpu=1), 11: Thread("worker", 0, cpu=1)})
-    clock = ProcessClock(7, with_cpu=True, proc=host.proc)
+    clock = ProcessClock(7, with_cpu=True, vcpu_tids={0: 9}, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 30 * MS, cpu=1), 9: Thread("CPU 0/KVM", 905 * MS), 11: Thread("worker", 30 * MS)})
     told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()}
     assert told == {(7, REST, 0, 0, 1), (7, REST, 20 * MS, 0, 1), (9, 0, 900 * MS, 1, 0), (11, REST, 30 * MS, 1, 0)}
@@ -47,7 +47,7 @@ def test_what_each_thread_ran_and_where(host: Host) -> None:
 
 def test_a_domain_of_one_package_needs_its_vcpus_only(host: Host) -> None:
     host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS), 11: Thread("worker", 0)})
-    clock = ProcessClock(7, with_cpu=False, proc=host.proc)
+    clock = ProcessClock(7, with_cpu=False, vcpu_tids={0: 9}, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 20 * MS), 9: Thread("CPU 0/KVM", 905 * MS), 11: Thread("worker", 30 * MS)})
     told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu) for run in clock.advance()}
     assert told == {(7, REST, 40 * MS, None), (9, 0, 900 * MS, None)}
@@ -60,6 +60,7 @@ def test_a_domain_of_one_package_needs_its_vcpus_only(host: Host) -> None:
 def test_ticks_where_there_is_no_schedstat(host: Host, with_cpu: bool, schedstat: str | None) -> None:
     host.process(7, {7: Thread(QEMU, 10 * MS)}, schedstat=schedstat)
     clock = ProcessClock(7, with_cpu=with_cpu, proc=host.proc)
+    clock.set_vcpus({0: 9})
     host.process(7, {7: Thread(QEMU, 70 * MS), 9: Thread("CPU 0/KVM", 330 * MS)}, schedstat=schedstat)
     assert advance(clock) == {REST: 60 * MS, 0: 330 * MS}
     clock.close()
@@ -73,21 +74,33 @@ def test_threads_that_ended_are_counted_with_the_rest(host: Host, with_cpu: bool
     host.process(7, {7: Thread(QEMU, 20 * MS, cpu=1)}, ended_ns=180 * MS)
     runs = clock.advance()
     assert sum(run.nanoseconds for run in runs) == 100 * MS
-    assert {run.cpu for run in runs} == {1 if with_cpu else None}
+    assert {run.cpu for run in runs if run.nanoseconds} == {1 if with_cpu else None}
     assert advance(clock) == {REST: 0}
     clock.close()
 
 
 @pytest.mark.parametrize("with_cpu", [False, True])
-def test_a_thread_carries_its_makers_name_at_first(host: Host, with_cpu: bool) -> None:
+def test_a_vcpu_that_is_plugged_and_unplugged(host: Host, with_cpu: bool) -> None:
     host.process(7, {7: Thread(QEMU, 0)})
     clock = ProcessClock(7, with_cpu=with_cpu, proc=host.proc)
-    host.process(7, {7: Thread(QEMU, 0), 9: Thread(QEMU, 10 * MS)})
-    assert advance(clock) == {REST: 10 * MS}
+    host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 10 * MS)})
+    assert sum(advance(clock).values()) == 10 * MS  # libvirt has not told yet
+    assert clock.vcpu_tids() == {}
+    clock.set_vcpus({3: 9})
     host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 30 * MS)})
-    assert sum(advance(clock).values()) == 20 * MS
-    host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 60 * MS)})
-    assert advance(clock) == {REST: 0, 3: 30 * MS}
+    assert advance(clock) == {REST: 0, 3: 20 * MS}
+    clock.set_vcpus({})
+    host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 70 * MS)})
+    assert advance(clock) == {REST: 40 * MS}
+    clock.close()
+
+
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_what_a_thread_calls_itself_means_nothing(host: Host, with_cpu: bool) -> None:
+    host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 0/KVM", 0), 10: Thread("worker", 0)})
+    clock = ProcessClock(7, with_cpu=with_cpu, vcpu_tids={0: 9}, proc=host.proc)
+    host.process(7, {7: Thread("CPU 0/KVM", 0), 9: Thread("worker", 50 * MS), 10: Thread("CPU 0/KVM", 20 * MS)})
+    assert advance(clock) == {0: 50 * MS, REST: 20 * MS}
     clock.close()
 
 
@@ -101,7 +114,7 @@ class Kernel:
         self.patch = monkeypatch
         monkeypatch.setattr(clocks, "PROC", host.proc)
         monkeypatch.setattr(time, "clock_gettime_ns", lambda _: self.total)
-        for name in ("pread", "listdir"):
+        for name in ("pread", "scandir"):
             monkeypatch.setattr(os, name, self._noting(name))
 
     def _noting(self, name: str) -> Callable[..., object]:
@@ -119,7 +132,7 @@ class Kernel:
         self.total = sum(thread.ns for thread in threads.values()) + ended_ns
 
     def clock(self, *, with_cpu: bool = False) -> ProcessClock:
-        return ProcessClock(7, with_cpu=with_cpu, proc=self.host.proc)
+        return ProcessClock(7, with_cpu=with_cpu, vcpu_tids=self.host.vcpu_tids[7], proc=self.host.proc)
 
 
 @pytest.fixture
@@ -139,40 +152,49 @@ def test_of_a_process_that_slept_nothing_is_read(kernel: Kernel) -> None:
     clock.close()
 
 
-def test_threads_are_listed_when_asked_for(kernel: Kernel) -> None:
+def test_threads_of_vcpus_are_read_and_nothing_is_listed(kernel: Kernel) -> None:
     kernel.set({7: Thread(QEMU, 100), 9: Thread("CPU 0/KVM", 200)})
     clock = kernel.clock()
-    advance(clock)
-    kernel.set({7: Thread(QEMU, 101), 9: Thread("CPU 0/KVM", 202)})
-    clock.advance()  # names have been read twice now
-    kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 222)})
-    assert advance(clock) == {REST: 10, 0: 20}
-    assert kernel.reads == ["pread"]
     kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 222), 10: Thread("CPU 1/KVM", 33)})
-    assert advance(clock) == {REST: 33, 0: 0}
-    clock.look_again()
+    assert advance(clock) == {REST: 44, 0: 22}
+    assert kernel.reads == ["pread"]
+    clock.set_vcpus({0: 9, 1: 10})
     kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 223), 10: Thread("CPU 1/KVM", 35)})
     assert advance(clock) == {REST: 0, 0: 1, 1: 2}
     assert clock.vcpu_tids() == {0: 9, 1: 10}
+    clock.set_vcpus({0: 9})
     kernel.set({7: Thread(QEMU, 111), 9: Thread("CPU 0/KVM", 223)}, ended_ns=44)
     assert advance(clock) == {REST: 9, 0: 0}
     assert clock.vcpu_tids() == {0: 9}
+    assert "scandir" not in kernel.reads
     clock.close()
 
 
 def test_as_many_threads_as_before_but_not_the_same(kernel: Kernel) -> None:
     kernel.set({7: Thread(QEMU, 0), 9: Thread("worker", 0)})
     clock = kernel.clock()
-    for run in (1, 2):
-        kernel.set({7: Thread(QEMU, run), 9: Thread("worker", 0)})
-        advance(clock)
     kernel.set({7: Thread(QEMU, 2), 10: Thread("CPU 0/KVM", 5)})
-    assert advance(clock) == {REST: 5}  # it is the domain's, and nobody has seen yet whose
+    assert advance(clock) == {REST: 7}  # it is the domain's, and nobody has told yet whose
+    clock.set_vcpus({0: 10})
     kernel.set({7: Thread(QEMU, 3), 10: Thread("CPU 0/KVM", 15)})
-    clock.look_again()
     assert advance(clock) == {REST: 0, 0: 11}  # all that is left: it is not known which part was the main thread's
     kernel.set({7: Thread(QEMU, 4), 10: Thread("CPU 0/KVM", 25)})
     assert advance(clock) == {REST: 1, 0: 10}
+    clock.close()
+
+
+def test_of_thousands_of_threads_few_are_looked_at(kernel: Kernel) -> None:
+    def threads(ns: int) -> dict[int, Thread]:
+        return {7: Thread(QEMU, ns), **{tid: Thread(f"CPU {tid}/KVM", ns) for tid in range(10, 10 + 8 * MOST_OTHERS)}}
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kernel.set(threads(0))
+    clock = ProcessClock(7, with_cpu=True, vcpu_tids={0: 10, 1: 2000}, proc=kernel.host.proc)
+    kernel.set(threads(MS))
+    assert sum(advance(clock).values()) == (8 * MOST_OTHERS + 1) * MS
+    assert clock.vcpu_tids() == {0: 10, 1: 2000}
+    assert len(kernel.reads) <= 3 * (MOST_OTHERS + 2)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 2 * (MOST_OTHERS + 2) + 1
     clock.close()
 
 
@@ -184,6 +206,7 @@ NAMES = st.sampled_from([QEMU, "CPU 0/KVM", "CPU 1/KVM", "worker"])
     seconds=st.lists(
         st.tuples(
             st.dictionaries(st.integers(8, 12), st.tuples(NAMES, st.integers(0, 50)), max_size=4),  # who is there
+            st.dictionaries(st.integers(0, 3), st.integers(6, 13)),  # which threads are vCPUs, by libvirt's word
             st.integers(0, 50),  # what the main thread ran
             st.integers(0, 50),  # what came and went
         ),
@@ -194,7 +217,7 @@ NAMES = st.sampled_from([QEMU, "CPU 0/KVM", "CPU 1/KVM", "worker"])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_threads_do_all_is_told_once(
     tmp_path_factory: pytest.TempPathFactory,
-    seconds: list[tuple[Threads, int, int]],
+    seconds: list[tuple[Threads, dict[int, int], int, int]],
     with_cpu: bool,
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -202,7 +225,7 @@ def test_whatever_threads_do_all_is_told_once(
         kernel.set({7: Thread(QEMU, 1000)})
         clock = kernel.clock(with_cpu=with_cpu)
         main, ended, last = 1000, 0, dict[int, Thread]()
-        for there, ran, gone in seconds:
+        for there, vcpu_tids, ran, gone in seconds:
             main, ended = main + ran, ended + gone
             threads = {}
             for tid, (name, more) in there.items():
@@ -211,11 +234,15 @@ def test_whatever_threads_do_all_is_told_once(
             ended += sum(thread.ns for thread in last.values())
             last = dict(threads)
             begin, told = kernel.total, 0
+            clock.set_vcpus(vcpu_tids)
             kernel.set({7: Thread(QEMU, main), **threads}, ended_ns=ended)
             runs = clock.advance()
             told = sum(run.nanoseconds for run in runs)
             assert told == kernel.total - begin
             assert all(run.nanoseconds >= 0 for run in runs)
+            vcpus = [run.vcpu for run in runs if run.vcpu is not None]
+            assert len(vcpus) == len(set(vcpus))
+            assert set(vcpus) <= vcpu_tids.keys()
         clock.close()
 
 
@@ -241,6 +268,59 @@ def test_another_process_with_the_same_pid_is_not_followed(host: Host) -> None:
     with pytest.raises(ProcessLookupError):
         clock.advance()
     clock.close()
+
+
+HOSTILE = """
+import pathlib, threading, time
+def rename(name):
+    pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)
+def burn(name, seconds):
+    rename(name)
+    while time.thread_time() < seconds: pass
+def vcpu():
+    print(threading.get_native_id(), flush=True)
+    while True:
+        for name in ("CPU 0/KVM", "worker", "CPU 7/KVM", "CPU 1/KVM"):
+            rename(name)
+threading.Thread(target=vcpu).start()
+number = 0
+while True:
+    number += 1
+    rename(f"CPU {number}/KVM")
+    others = [threading.Thread(target=burn, args=("CPU 0/KVM", 0.004)) for _ in range(3)]
+    for thread in others: thread.start()
+    for thread in others: thread.join()
+"""
+"""A QEMU that gives its threads other names all the time: its vCPU's, those that come and go, and its main one's."""
+
+
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_a_hostile_process_is_told_whole_whatever_it_calls_its_threads(with_cpu: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOSTILE], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            tid = int(process.stdout.readline())
+            stop(process.pid)
+            clock = ProcessClock(process.pid, with_cpu=with_cpu, vcpu_tids={0: tid})
+            start = time.clock_gettime_ns(~process.pid << 3 | 2)
+            schedstat = Path(f"/proc/{process.pid}/task/{tid}/schedstat")
+            vcpu_start = int(schedstat.read_text().split()[0])
+            told: dict[int | None, int] = {}
+            for _ in range(10):
+                os.kill(process.pid, signal.SIGCONT)
+                time.sleep(0.05)
+                stop(process.pid)
+                for vcpu, nanoseconds in advance(clock).items():
+                    told[vcpu] = told.get(vcpu, 0) + nanoseconds
+            time.sleep(0.05)  # a thread that was about to end when it was told to stop has ended now
+            for vcpu, nanoseconds in advance(clock).items():
+                told[vcpu] += nanoseconds
+            assert sum(told.values()) == time.clock_gettime_ns(~process.pid << 3 | 2) - start > 0
+            assert told.keys() == {REST, 0}
+            assert told[0] == int(schedstat.read_text().split()[0]) - vcpu_start > 0
+            clock.close()
+        finally:
+            process.kill()
 
 
 SHORT_THREADS = """

@@ -14,6 +14,9 @@ from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
 from libvirt_rapl.host.source import open_source
 from libvirt_rapl.host.zones import most_watts
+from libvirt_rapl.vmsr.energy import Package
+from libvirt_rapl.vmsr.energy import Zone as HelperZone
+from libvirt_rapl.vmsr.registers import find
 
 UNITS = 0xA0E03
 
@@ -80,14 +83,16 @@ def test_psys_of_further_packages(tmp_path: Path) -> None:
 
 def test_most_power_of_powercap_zones(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    for package, told in enumerate(["800000000\n", "15000000\n", "\n", None]):
+    for package, told in enumerate(["800000000\n", "15000000\n", "\n", None, "-1\n", f"{1 << 63}\n"]):
         host.zone(f"intel-rapl:{package}", f"package-{package}")
         host.zone(f"intel-rapl:{package}:0", "dram")
         if told:
             write(host.powercap / f"intel-rapl:{package}/constraint_0_max_power_uw", told)
-    host.zone("intel-rapl:4", "psys")
+    host.zone("intel-rapl:6", "psys")
     expected = {
-        f"{kind}-{n}": watts for n, watts in enumerate((1600, 1000, 1000, 1000)) for kind in ("package", "dram")
+        f"{kind}-{n}": watts
+        for n, watts in enumerate((1600, 1000, 1000, 1000, 1000, 4000))
+        for kind in ("package", "dram")
     }
     assert {zone.name: zone.most_watts for zone in powercap_zones(host.sys)} == {**expected, "psys": 4000}
 
@@ -295,6 +300,45 @@ def test_a_zone_that_does_not_count_is_left_out(tmp_path: Path) -> None:
     (host.powercap / "intel-rapl:0:0/energy_uj").write_text("\n")
     found = open_source("auto", sys=host.sys, dev=host.dev, proc=host.proc)
     assert [zone.name for zone in found.zones] == ["package-0"]
+
+
+GARBAGE = [("max_energy_range_uj", text) for text in ("-1", "0", "-5", "", "garbage")] + [
+    ("energy_uj", text) for text in ("-1", "", "garbage", f"{RANGE + 1}", "9" * 5000)
+]
+
+
+@pytest.mark.parametrize(("file", "text"), GARBAGE)
+def test_a_zone_that_shows_what_no_counter_can_is_left_out_and_told(tmp_path: Path, file: str, text: str) -> None:
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0")
+    host.zone("intel-rapl:0:0", "dram")
+    write(host.powercap / "intel-rapl:0:0" / file, f"{text}\n")
+    opened = open_source("powercap", sys=host.sys, dev=host.dev, proc=host.proc)
+    assert [zone.name for zone in opened.zones] == [zone.name for zone in opened.list_zones()] == ["package-0"]
+    assert opened.left_out.keys() == {"dram-0"}
+    assert "\n" not in opened.left_out["dram-0"]
+    write(host.powercap / "intel-rapl:0" / file, f"{text}\n")
+    with pytest.raises(VirtRaplError, match="package-0: ") as caught:
+        open_source("powercap", sys=host.sys, dev=host.dev, proc=host.proc)
+    assert "\n" not in caught.value.message
+    with pytest.raises(ValueError, match=r"."):
+        Package([HelperZone(counter, (1, 1)) for counter in find("powercap", sys=host.sys).counters])
+
+
+def test_a_counter_that_begins_to_show_garbage(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0", 5)
+    (zone,) = powercap_zones(host.sys)
+    counter = EnergyCounter(zone)
+    assert counter.advance(0) is None
+    for second, text in enumerate(("-1", "garbage", "", f"{RANGE + 1}"), 1):
+        write(zone.path / "energy_uj", f"{text}\n")
+        assert counter.advance(second) is None
+        assert counter.trouble
+    host.zone("intel-rapl:0", "package-0", 7)
+    assert (counter.advance(5), counter.trouble) == (None, "")
+    host.zone("intel-rapl:0", "package-0", 9)
+    assert counter.advance(6) == 2
 
 
 @pytest.mark.parametrize("choice", ["auto", "powercap", "msr"])

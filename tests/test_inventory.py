@@ -9,7 +9,7 @@ from typing import Any
 
 import libvirt
 import pytest
-from fixtures import stat, write
+from fixtures import Host, Thread, stat, write
 
 from libvirt_rapl import domains, domxml, inventory, runstate
 from libvirt_rapl.errors import VirtRaplError
@@ -186,6 +186,35 @@ def test_a_process_that_libvirt_has_not_written_down_yet(fake: FakeLibvirt, monk
     eventually(shows(found, entry(1)))
 
 
+def test_vcpus_that_are_plugged_and_unplugged(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "VCPUS_SECONDS", 0.01)
+    file: dict[str, Any] = {"written": (1, 1), "vcpus": {0: 70}, "read": 0}
+
+    def read(_: str) -> RunState:
+        file["read"] += 1
+        return RunState(1, file["vcpus"])
+
+    monkeypatch.setattr(inventory, "read_run_state", read)
+    monkeypatch.setattr(inventory, "written", lambda _: file["written"])
+    fake.set(FakeDomain(1, plain(1)))
+    found = started([])
+
+    def shown() -> dict[int, int]:
+        return found.entries[UUID.format(1)].vcpu_tids
+
+    eventually(lambda: shown() == {0: 70})
+    for number, vcpus in enumerate(({0: 70, 1: 71, 2: 72}, {0: 70, 2: 72}), 2):
+        file["vcpus"] = vcpus
+        file["written"] = (number, 1)
+        eventually(lambda: shown() == file["vcpus"])
+    file["vcpus"], file["written"] = {}, None  # it is being shut down
+    time.sleep(0.1)
+    reads = file["read"]
+    time.sleep(0.1)
+    assert shown() == {0: 70, 2: 72}
+    assert file["read"] == reads  # only what was written anew is read
+
+
 def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
     told: list[str] = []
     fake.set(FakeDomain(1, plain(1)))
@@ -207,7 +236,7 @@ def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
 
 
 def test_without_libvirt_its_run_time_files_tell(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, marked(1))
+    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, marked(1))
     monkeypatch.setattr(inventory, "running_domains", lambda: [record])
     fake.there = False
     found = started([])
@@ -254,7 +283,7 @@ def test_a_libvirt_that_hangs_has_one_thread_of_ours_waiting(monkeypatch: pytest
 
 
 def test_domains_that_run_are_known_before_libvirt_answers(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, plain(1))
+    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, plain(1))
     monkeypatch.setattr(inventory, "running_domains", lambda: [record])
     goes_on = threading.Event()
 
@@ -277,16 +306,36 @@ def test_running_domains(tmp_path: Path) -> None:
     root, proc = tmp_path / "libvirt", tmp_path / "proc"
     for number in (1, 2, 3):
         text = plain(number).replace("<domain ", f"<domain id='{number}' ")
-        write(root / f"vm{number}.xml", f"<domstatus state='paused' pid='{number}'><vcpus/>{text}</domstatus>")
+        write(
+            root / f"vm{number}.xml",
+            f"<domstatus state='paused' pid='{number}'><vcpus><vcpu id='0' pid='9'/></vcpus>{text}</domstatus>",
+        )
         write(proc / str(number) / "stat", stat(number, "qemu", 0))
     write(proc / "1/cmdline", f"qemu-system-x86_64\0-uuid\0{UUID.format(1)}\0")
     write(proc / "2/cmdline", "another\0process\0by\0now\0")
     write(root / "half.xml", "<domstatus")
     write(root / "other.xml", "<domstatus/>")
     (found,) = runstate.running_domains(root, proc)
+    assert found.vcpu_tids == {0: 9}
     assert (found.name, found.uuid, found.id, found.state, found.pid) == ("vm1", UUID.format(1), 1, "paused", 1)
     assert domxml.is_marked(found.xml) is False
     assert runstate.running_domains(tmp_path / "none", proc) == []
+
+
+@pytest.mark.parametrize(("number", "found"), [(1, True), (2, False)])
+def test_whose_process_it_is_its_cgroup_tells_and_not_its_command_line(
+    tmp_path: Path, number: int, found: bool
+) -> None:
+    root, host = tmp_path / "libvirt", Host(tmp_path)
+    text = plain(1).replace("<domain ", "<domain id='1' ")
+    write(root / "vm1.xml", f"<domstatus state='running' pid='7'><vcpus/>{text}</domstatus>")
+    host.process(7, {7: Thread("qemu", 0)})
+    write(host.proc / "7/cmdline", "\0" if found else f"a\0{UUID.format(1)}\0")
+    group = f"machine.slice/machine-qemu\\x2d{number}\\x2dvm.scope"
+    host.cgroup(7, f"0::/{group}/libvirt/emulator\n", group)
+    assert bool(runstate.running_domains(root, host.proc, host.sys)) == found
+    write(host.proc / "7/stat", stat(7, "qemu", 0, state="Z"))
+    assert runstate.running_domains(root, host.proc, host.sys) == []
 
 
 def test_events_of_a_real_libvirt_driver() -> None:

@@ -17,7 +17,7 @@ from fixtures import Host, Thread
 from libvirt_rapl import totals
 from libvirt_rapl.host.source import Source, open_source
 from libvirt_rapl.ledger import Ledger
-from libvirt_rapl.meter import Meter
+from libvirt_rapl.meter import Meter, Running
 from libvirt_rapl.simulator.world import World
 from libvirt_rapl.totals import GONE, GONE_SECONDS, HOST, WHOLE, Kept, Part
 
@@ -84,10 +84,26 @@ CREATE TABLE total (
     PRIMARY KEY (owner, vcpu, zone)
 ) WITHOUT ROWID;
 INSERT INTO ledger VALUES (1234567890.5, 0);
-INSERT INTO total VALUES ('host', -1, 'package-0', 70), ('aaaaaaaa-0000-0000-0000-000000000000', 3, 'package', 7);
+INSERT INTO total VALUES ('host', -1, 'package-0', 70), ('idle', -1, 'package', 63),
+    ('aaaaaaaa-0000-0000-0000-000000000000', -1, 'package', 7),
+    ('aaaaaaaa-0000-0000-0000-000000000000', 3, 'package', 7);
 PRAGMA user_version = 1;
 """
 """A file as virt-rapl wrote it before it kept more than totals."""
+SCHEMA_2 = (
+    SCHEMA_1.replace("user_version = 1", "user_version = 2")
+    + """
+CREATE TABLE lowest (
+    zone TEXT NOT NULL PRIMARY KEY,
+    microjoules INTEGER NOT NULL CHECK (typeof(microjoules) = 'integer' AND microjoules >= 0),
+    nanoseconds INTEGER NOT NULL CHECK (typeof(nanoseconds) = 'integer' AND nanoseconds > 0)
+) WITHOUT ROWID;
+CREATE TABLE domain (uuid TEXT NOT NULL PRIMARY KEY, last_ran REAL NOT NULL) WITHOUT ROWID;
+INSERT INTO lowest VALUES ('package-0', 5, 1000);
+INSERT INTO domain VALUES ('aaaaaaaa-0000-0000-0000-000000000000', 1764240000.5);
+"""
+)
+"""A file as virt-rapl wrote it before there was a digest, when ages went by the host's clock."""
 
 
 def test_what_was_open_to_everybody_is_told_and_closed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
@@ -102,20 +118,37 @@ def test_what_was_open_to_everybody_is_told_and_closed(make_ledger: MakeLedger, 
     assert path.parent.stat().st_mode & 0o777 == 0o755, "the directory may be the system's"
 
 
-def test_a_file_of_schema_1_is_counted_on(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+@pytest.mark.parametrize(("schema", "lowest"), [(SCHEMA_1, {}), (SCHEMA_2, {"package-0": (5, 1000)})])
+def test_a_file_of_an_older_schema_is_counted_on(
+    make_ledger: MakeLedger, path: Path, told: Told, schema: str, lowest: dict[str, tuple[int, int]]
+) -> None:
     path.parent.mkdir(mode=0o750)
     path.touch(mode=0o640)
     with contextlib.closing(sqlite3.connect(path)) as database:
-        database.executescript(SCHEMA_1)
+        database.executescript(schema)
     ledger = make_ledger()
-    assert ledger.load() == Kept({PACKAGE: 70, VCPU: 7})
+    whole, idle = VCPU._replace(vcpu=WHOLE), Part("idle", WHOLE, "package")
+    assert ledger.load() == Kept({PACKAGE: 70, idle: 63, whole: 7, VCPU: 7}, lowest)  # and ages begin anew
     assert ledger.since == 1234567890.5
-    more = Kept({PACKAGE: 80, VCPU: 8}, {"package-0": (5, 1000)}, {VCPU.owner: 99.5})
+    more = Kept({PACKAGE: 80, idle: 72, whole: 8, VCPU: 8}, {"package-0": (4, 1000)}, {VCPU.owner: 99.5}, 100.5)
     ledger.write(more)
     again = make_ledger()
     assert again.load() == more
     assert again.since == 1234567890.5
     assert told == []
+
+
+@pytest.mark.parametrize("change", ["microjoules = 71 WHERE owner = 'host'", "microjoules = 6 WHERE vcpu = 3"])
+def test_a_file_of_an_older_schema_whose_totals_do_not_add_up(
+    make_ledger: MakeLedger, path: Path, told: Told, change: str
+) -> None:
+    path.parent.mkdir(mode=0o750)
+    path.touch(mode=0o640)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(f"{SCHEMA_2}; UPDATE total SET {change};")
+    assert make_ledger().load() == Kept()
+    assert len(told) == 1
+    assert len(list(path.parent.glob("ledger.db.aside-*"))) == 1
 
 
 def test_rows_of_retired_domains_go_when_the_file_can_be_written(
@@ -156,6 +189,26 @@ def other_version(path: Path) -> None:
         database.execute("PRAGMA user_version = 7")
 
 
+def no_text(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"package-0", b"package\xff0"))
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def another_total(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE total SET microjoules = 11")
+        database.commit()
+
+
+def another_format(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[18] |= 4  # SQLite only reads such a file
+    path.write_bytes(content)
+
+
 def no_beginning(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("DELETE FROM ledger")
@@ -168,6 +221,10 @@ DAMAGES = [
     other_tables,
     other_version,
     no_beginning,
+    no_text,
+    emptied,
+    another_total,
+    another_format,
     lambda path: path.write_text("no" * 9),
 ]
 
@@ -192,6 +249,94 @@ def test_a_damaged_file_is_set_aside(
     assert aside.read_bytes() == damaged
     assert make_ledger().load().totals == {PACKAGE: 5}
     assert len(told) == 1
+
+
+FULL = Kept(
+    {
+        Part(owner, vcpu, zone): 12345
+        for owner in (HOST, GONE, VCPU.owner)
+        for vcpu in range(9)
+        for zone in ("a", "package")
+    },
+    {"package-0": (5, 1000)},
+    {VCPU.owner: 99.5},
+    100.5,
+)
+FLIPS = 2000
+
+
+def test_a_bit_that_flips_changes_no_total_in_silence(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    assert ledger.write(FULL)
+    whole = path.read_bytes()
+    chance, found = random.Random(15), {"the same": 0, "set aside": 0}
+    for _ in range(FLIPS):
+        flipped, bit = bytearray(whole), chance.randrange(len(whole) * 8)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        told.clear()
+        again = make_ledger()
+        if again.load() == FULL and again.since == ledger.since:
+            assert told == [], bit
+            found["the same"] += 1
+        else:
+            (line,) = told
+            assert line.startswith(f"{path} cannot be used: "), bit
+            (aside,) = path.parent.glob("ledger.db.aside-*[0-9]")
+            assert aside.read_bytes()[20:] == flipped[20:], bit  # its header tells who has opened it
+            aside.unlink()
+            found["set aside"] += 1
+    print(found)
+    assert min(found.values()) > 0
+
+
+@pytest.mark.parametrize("length", [1, 19, 99, 100, 4095, 4096, 4097, 8192, -4096, -2048])
+def test_a_file_that_was_cut(make_ledger: MakeLedger, path: Path, told: Told, length: int) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write(FULL)
+    path.write_bytes(path.read_bytes()[:length])
+    assert make_ledger().load() == Kept()
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("what", ["link", "dangling", "fifo", "directory"])
+def test_what_is_no_file_is_neither_opened_nor_followed(
+    make_ledger: MakeLedger, path: Path, told: Told, what: str, suffix: str
+) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write(Kept({PACKAGE: 10}))
+    place, target = Path(f"{path}{suffix}"), path.parent.parent / "target"
+    place.unlink(missing_ok=True)
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "directory":
+        place.mkdir()
+    else:
+        place.symlink_to(target)
+    if what == "link":
+        target.write_text("somebody else's")
+        target.chmod(0o644)
+    assert ledger.write(Kept({PACKAGE: 20}))
+    (line,) = told
+    assert place.name in line
+    assert make_ledger().load().totals == {PACKAGE: 20}
+    assert len(told) == 1
+    if what == "link":
+        assert (target.read_text(), target.stat().st_mode & 0o777) == ("somebody else's", 0o644)
+    assert target.exists() == (what == "link")
+
+
+def test_a_file_that_is_being_made_when_we_are_killed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+    path.parent.mkdir(mode=0o750)
+    for suffix in (".new", ".new-journal"):
+        Path(f"{path}{suffix}").write_text("half")
+    assert make_ledger().load() == Kept()
+    assert told == []
+    assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
 
 
 def test_a_file_damaged_or_taken_away_meanwhile_is_written_anew(
@@ -370,9 +515,9 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
 
     use(0)
     first = meter()
-    first.sample([(uuid, 7)])
+    first.sample([Running(uuid, 7, {0: 8})])
     use(1)
-    first.sample([(uuid, 7)])
+    first.sample([Running(uuid, 7, {0: 8})])
     kept = totals.kept(first).totals
     halves = dict.fromkeys((uuid, "idle"), 50000000) | {"other": 0}
     assert kept == {
@@ -386,11 +531,11 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
 
     (host.powercap / "intel-rapl:0:0/energy_uj").unlink()  # a zone that does not come back with the next boot
     second = meter()
-    second.sample([(uuid, 7)])
+    second.sample([Running(uuid, 7, {0: 8})])
     totals.add(second, Kept(kept))
     assert totals.kept(second).totals == kept
     use(2)
-    second.sample([(uuid, 7)])
+    second.sample([Running(uuid, 7, {0: 8})])
     again = totals.kept(second).totals
     assert again == {part: n if part.zone == "dram-0" else 2 * n for part, n in kept.items()}
 
@@ -409,7 +554,7 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
         for pid in (7, 20):
             threads = {pid: Thread("qemu", 0), pid + 1: Thread("CPU 0/KVM", joules * 10**7)}
             host.process(pid, threads)
-        meter.sample([(A, 7), (B, 20)])
+        meter.sample([Running(A, 7, {0: 8}), Running(B, 20, {0: 21})])
 
     def sums() -> tuple[int, int]:
         """Return what the zone counted, and what domains, other and idle make of it."""
@@ -420,8 +565,9 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
             assert sum(vcpus) == domain.microjoules == domain.zones["package-0"].microjoules
         return kept[PACKAGE], sum(parts)
 
-    def retire(now: float, known: set[str] | None, running: set[str] | None = None) -> set[str]:
-        return totals.retire(meter, running=running or set(), known=known, now=now)
+    def retire(metered: float, known: set[str] | None, running: set[str] | None = None) -> set[str]:
+        meter.metered = metered
+        return totals.retire(meter, running=running or set(), known=known)
 
     use(0)
     use(40)
@@ -445,6 +591,37 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
     assert meter.domains[GONE].watts == 0
 
 
+def test_ages_go_by_the_time_that_was_metered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the host's clock was at any time: here it is never asked."""
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0")
+    monkeypatch.setattr(time, "time", lambda: pytest.fail("the host's clock"))
+    now = 0
+
+    def meter() -> Meter:
+        return Meter(source(host), sys=host.sys, proc=host.proc, clock=lambda _: now * 10**9)
+
+    def live(meter: Meter, seconds: int, *running: str) -> set[str]:
+        nonlocal now
+        now += seconds
+        host.process(7, {7: Thread("qemu", now * 10**9)})
+        meter.sample([Running(uuid, 7, {}) for uuid in running])
+        return totals.retire(meter, running=set(running), known=set())
+
+    first = meter()
+    for _ in range(3):
+        assert live(first, 10, A) == set()
+    kept = totals.kept(first)
+    assert (kept.metered, kept.last_ran) == (20, {A: 20})
+    second = meter()  # its ledger can be read only after a while
+    assert live(second, 10) == set()
+    assert live(second, 86400) == set()
+    totals.add(second, kept)
+    assert second.metered == 86420
+    assert live(second, int(GONE_SECONDS) - 86400) == set()
+    assert live(second, 1) == {A}
+
+
 def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.zone("intel-rapl:0", "package-0")
@@ -463,7 +640,7 @@ def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
     def use(meter: Meter, joules: int, ran: int) -> None:
         host.zone("intel-rapl:0", "package-0", joules * 1_000_000)
         host.process(7, {7: Thread("qemu", 0), 8: Thread("CPU 0/KVM", ran * 10**9)})
-        meter.sample([(A, 7)])
+        meter.sample([Running(A, 7, {0: 8})])
 
     first = meter()
     use(first, 0, 0)

@@ -12,7 +12,7 @@ from fixtures import RANGE, Host, Thread
 from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
 from libvirt_rapl.host.source import open_source
-from libvirt_rapl.meter import Meter, Usage
+from libvirt_rapl.meter import Meter, Running, Usage
 
 S = 1_000_000_000
 JOULE = 1_000_000
@@ -32,8 +32,12 @@ class Bench:
         """Make the meter and let it take its first sample."""
         source = open_source("auto", sys=self.host.sys, dev=self.host.dev, proc=self.host.proc)
         self.meter = Meter(source, sys=self.host.sys, proc=self.host.proc, model=model, clock=self.clock)
-        self.meter.sample(processes)
+        self.sample(*processes)
         return self.meter
+
+    def sample(self, *processes: tuple[str, int]) -> None:
+        """Let the meter sample domains by UUID and PID."""
+        self.meter.sample([Running(uuid, pid, self.host.vcpu_tids.get(pid, {})) for uuid, pid in processes])
 
     def clock(self, which: int) -> int:
         if which == time.CLOCK_BOOTTIME:  # the first that a sample asks for
@@ -90,7 +94,7 @@ def test_energies_add_up_and_powers_are_of_the_last_interval(make_bench: MakeBen
     bench.host.busy({0: 100, 1: 50})
     bench.qemu(7, 0, 10.5, 10.25)
     bench.qemu(20, 0, 0.25)
-    meter.sample([(A, 7), (B, 20)])
+    bench.sample((A, 7), (B, 20))
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 25, 1: 12.5}
     assert (meter.domains[A].watts, meter.domains[B].watts, meter.domains_watts) == (37.5, 12.5, 50)
     assert (meter.other.watts, meter.idle.watts, meter.zones["package-0"].watts) == (25, 25, 100)
@@ -99,7 +103,7 @@ def test_energies_add_up_and_powers_are_of_the_last_interval(make_bench: MakeBen
     bench.joules(120)
     bench.seconds += 1  # two seconds this time
     bench.qemu(7, 0, 12.5, 10.25)
-    meter.sample([(A, 7), (B, 20)])
+    bench.sample((A, 7), (B, 20))
     assert (meter.domains[A].joules, meter.domains[A].watts) == (47.5, 5)
     assert (meter.domains[B].joules, meter.domains[B].watts) == (12.5, 0)
     assert (meter.interval_seconds, meter.zones["package-0"].watts) == (2, 10)
@@ -112,7 +116,7 @@ def test_the_work_of_qemu_itself_goes_to_the_vcpus(make_bench: MakeBench) -> Non
     meter = bench.start((A, 7))
     bench.joules(100)
     bench.qemu(7, 1, 0, 0, ended=1)  # a second of the main thread, and one of a worker that came and went
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 50, 1: 50}
 
 
@@ -122,8 +126,24 @@ def test_a_domain_that_has_no_vcpus_yet(make_bench: MakeBench) -> None:
     meter = bench.start((A, 7))
     bench.joules(100)
     bench.qemu(7, 1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 50}
+
+
+def test_a_second_thread_with_a_vcpus_name_hides_nothing(make_bench: MakeBench) -> None:
+    """Nor do thousands make anything grow: vCPUs are those that libvirt knows."""
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    known = dict(bench.host.vcpu_tids[7])
+    for second in (1, 2):
+        bench.joules(100 * second)
+        names = {9: "CPU 0/KVM", **{10 + number: f"CPU {1000 * second + number}/KVM" for number in range(50)}}
+        others = {tid: Thread(name, 0) for tid, name in names.items()}
+        bench.host.process(7, {7: Thread("CPU 0/KVM", 0), 8: Thread("CPU 0/KVM", second * S), **others})
+        meter.sample([Running(A, 7, known)])
+    assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 100}
+    assert bench.conserved(200)
 
 
 def test_domains_come_and_go_and_come_again(make_bench: MakeBench) -> None:
@@ -131,25 +151,25 @@ def test_domains_come_and_go_and_come_again(make_bench: MakeBench) -> None:
     meter = bench.start()
     bench.joules(100)
     bench.qemu(7, 0, 0.5)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert A not in meter.domains  # it is followed from now on
 
     bench.joules(200)
     bench.qemu(7, 0, 1.5)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.domains[A].joules == 50
 
     bench.joules(300)
     bench.host.end(7)
-    meter.sample([(A, 7)])  # libvirt has not noticed
-    meter.sample([])
+    bench.sample((A, 7))  # libvirt has not noticed
+    bench.sample()
     assert (meter.domains[A].joules, meter.domains[A].watts, meter.domains[A].vcpus[0].watts) == (50, 0, 0)
 
     bench.qemu(7, 0, 9)  # a new QEMU with the old PID
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     bench.joules(400)
     bench.qemu(7, 0, 10)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.domains[A].joules == 100
     assert bench.conserved(400)
 
@@ -168,17 +188,17 @@ def test_a_process_that_cannot_be_read_costs_its_own_readings_only(
         return advance(clock)
 
     bench.qemu(20, 0, 0)
-    meter.sample([(A, 7), (B, 20)])
+    bench.sample((A, 7), (B, 20))
     monkeypatch.setattr(ProcessClock, "advance", too_many_files)
     bench.qemu(7, 0, 1)
     bench.qemu(20, 0, 1)
     bench.joules(100)
-    meter.sample([(A, 7), (B, 20)])
+    bench.sample((A, 7), (B, 20))
     assert "too many open files" in meter.trouble
     assert (meter.domains[A].joules, B in meter.domains) == (50, False)
     monkeypatch.undo()
     bench.joules(200)
-    meter.sample([(A, 7), (B, 20)])  # what it ran is known now
+    bench.sample((A, 7), (B, 20))  # what it ran is known now
     assert (meter.trouble, meter.domains[B].joules) == ("", 50)
     assert bench.conserved(200)
 
@@ -193,11 +213,11 @@ def test_what_is_counted_while_the_host_does_not_tell_is_given_out_later(make_be
     stat.mkdir()
     meter._clock = lambda _: bench.seconds * S  # which does not write the file again
     with pytest.raises(OSError, match="stat"):
-        meter.sample([(A, 7)])
+        bench.sample((A, 7))
     stat.rmdir()
     meter._clock = bench.clock
     bench.qemu(7, 0, 1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.domains[A].joules == 50
     assert bench.conserved(100)
 
@@ -210,7 +230,7 @@ def test_a_pid_taken_over_by_another_process(make_bench: MakeBench) -> None:
     bench.qemu(7, 0, 9999)
     bench.joules(100)
     for _ in range(2):
-        meter.sample([(A, 7)])
+        bench.sample((A, 7))
         bench.qemu(7, 0, 10_000)
     assert A not in meter.domains
     assert bench.conserved(100)
@@ -222,7 +242,7 @@ def test_the_threads_of_vcpus(make_bench: MakeBench) -> None:
     meter = bench.start((A, 7))
     assert (meter.vcpu_tids(A), meter.vcpu_tids(B)) == ({0: 8, 1: 9}, {})
     bench.qemu(7, 0, 0)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.vcpu_tids(A) == {0: 8}
 
 
@@ -231,7 +251,7 @@ def test_a_counter_that_wraps(make_bench: MakeBench) -> None:
     bench.host.zone("intel-rapl:0", "package-0", RANGE - 10 * JOULE + 1)
     meter = bench.start()
     bench.joules(15)
-    meter.sample([])
+    bench.sample()
     assert meter.zones["package-0"].joules == 25
     assert bench.conserved(25)
 
@@ -247,13 +267,15 @@ def test_a_zone_that_fails_costs_its_own_readings_only(make_bench: MakeBench) ->
     bench.joules(100, 1)
     bench.host.zone("intel-rapl:0:0", "dram", 5 * JOULE)
     bench.qemu(7, 0, 1, cpu=1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert (meter.zones["package-0"].joules, meter.zones["dram-0"].joules, meter.domains[A].joules) == (0, 5, 100)
+
+    assert "package-0: " in meter.trouble
 
     for joules in (70, 80):  # it is back, and the time it was away is nobody's
         bench.joules(joules)
-        meter.sample([(A, 7)])
-    assert meter.zones["package-0"].joules == 10
+        bench.sample((A, 7))
+    assert (meter.zones["package-0"].joules, meter.trouble) == (10, "")
     assert bench.conserved(110)
 
 
@@ -277,7 +299,7 @@ def test_each_package_is_attributed_to_those_who_ran_there(make_bench: MakeBench
     bench.joules(10, 1)
     bench.qemu(7, 0, 1, cpu=1)
     run(S)
-    meter.sample([(A, 7), (B, 20)])
+    bench.sample((A, 7), (B, 20))
     assert meter.domains[A].joules == 50
     # On package 1 its vCPU 0 ran; on package 0 only its main thread did, which both vCPUs share.
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[B].vcpus.items()} == {0: 30, 1: 25}
@@ -293,18 +315,18 @@ def test_half_the_time_of_a_thread_that_moved_goes_to_each_package(make_bench: M
     bench.joules(10, 1)
     bench.host.busy({0: 100, 1: 50, 2: 100, 3: 50})
     bench.qemu(7, 0, 1, cpu=2)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.domains[A].joules == 25 + 2.5
     bench.joules(200, 0)
     bench.joules(20, 1)
     bench.qemu(7, 0, 2, cpu=3)  # it stayed on the package
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.domains[A].joules == 25 + 2.5 + 5
     bench.joules(300, 0)
     bench.joules(30, 1)
     bench.host.busy({0: 120, 1: 50, 2: 180, 3: 50})  # it was alone
     bench.qemu(7, 0, 3, cpu=1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.domains[A].joules == 25 + 2.5 + 5 + 10 + 4
     assert bench.conserved(330)
 
@@ -321,7 +343,7 @@ def test_a_domain_that_moves_alone_is_charged_for_all_that_was_busy(make_bench: 
         bench.joules(first, 0)
         bench.joules(3 * last, 1)
         bench.qemu(7, 0, second, cpu=3 if second % 2 else 1)
-        meter.sample([(A, 7)])
+        bench.sample((A, 7))
         assert meter.other.joules == 0
     assert meter.domains[A].joules == first + 3 * last
     assert bench.conserved(first + 3 * last)
@@ -347,7 +369,7 @@ def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(make
         bench.joules(20 * second, 1)
         bench.host.busy(dict.fromkeys(range(4), 100 * second))  # with others, so that busy time tells nothing
         bench.qemu(7, 0, second, cpu=2 * package)
-        meter.sample([(A, 7)])
+        bench.sample((A, 7))
         wrongly_placed = (0, 0.5, 1)[min(moves, 2)]  # at most, seconds
         assert abs(meter.domains[A].watts - true) <= 40 * wrongly_placed + 1e-3
     assert meter.domains[A].joules == pytest.approx(total, rel=0.05)
@@ -362,12 +384,12 @@ def test_a_cpu_goes_off_line_and_comes_back(make_bench: MakeBench) -> None:
     for package in (0, 1):
         bench.joules(100, package)
     bench.qemu(7, 0, 0.5, cpu=3)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     # It ran on a CPU that is no longer there: half a second on the first package, which has two CPUs.
     assert (meter.domains[A].joules, meter.other.joules) == (25, 50)
     bench.host.busy({0: 0, 1: 0, 2: 50, 3: 900})
     bench.joules(200, 1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.other.joules == 50
     assert bench.conserved(300)
 
@@ -390,7 +412,7 @@ def test_every_zone_is_given_out(make_bench: MakeBench) -> None:
     bench.host.busy({0: 100, 1: 50, 2: 0, 3: 50})
     bench.qemu(7, 0, 0.75, 0.25, cpu=0)
     bench.qemu(20, 0, 0.5, cpu=3)
-    meter.sample([(A, 7), (B, 20)])
+    bench.sample((A, 7), (B, 20))
     # A had half of package 0, B a quarter of package 1; they had a quarter and an eighth of the machine.
     assert {kind: usage.joules for kind, usage in meter.zones_of(A).items()} == {
         "package": 50,
@@ -409,7 +431,7 @@ def test_every_zone_is_given_out(make_bench: MakeBench) -> None:
     assert (meter.zones["psys"].other.joules, meter.zones["psys"].idle.watts) == (50, 200)
     assert bench.conserved(200)
     count(11)
-    meter.sample([(A, 7), (B, 20)])  # nothing ran
+    bench.sample((A, 7), (B, 20))  # nothing ran
     assert (meter.zones["psys"].other.watts, meter.zones["psys"].idle.watts, meter.idle.watts) == (0, 40, 20)
     assert meter.zones_of(A)["psys"] == Usage(100 * JOULE, 0)
 
@@ -421,10 +443,10 @@ def test_active_leaves_nothing_over(make_bench: MakeBench) -> None:
     bench.joules(100)
     bench.host.busy({0: 80, 1: 0})
     bench.qemu(7, 0, 0.2)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert (meter.domains[A].joules, meter.other.joules, meter.idle.joules) == (25, 75, 0)
     bench.joules(120)
-    meter.sample([(A, 7)])  # nothing ran
+    bench.sample((A, 7))  # nothing ran
     assert (meter.domains[A].watts, meter.other.watts, meter.idle.watts) == (0, 0, 20)
     assert bench.conserved(120)
 
@@ -440,7 +462,7 @@ def test_baseline_learns_the_idle_power_of_each_zone(make_bench: MakeBench) -> N
         bench.host.zone("intel-rapl:0:0", "dram", dram * JOULE)
         bench.qemu(7, 0, second)
         bench.seconds += seconds - 1
-        meter.sample([(A, 7)])
+        bench.sample((A, 7))
         return meter.domains[A].watts, meter.idle.watts, meter.zones_of(A)["dram"].watts
 
     assert run(1, 60, 5) == (0, 60, 0)  # it may all be idle power: nothing less has been seen
@@ -459,7 +481,7 @@ def test_a_package_whose_cpus_are_off_line(make_bench: MakeBench) -> None:
     meter = bench.start((A, 7))
     bench.joules(30, 1)
     bench.qemu(7, 0, 1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert (meter.domains[A].joules, meter.idle.joules) == (0, 30)
     assert bench.conserved(30)
 
@@ -473,7 +495,7 @@ def test_a_package_of_two_dies(make_bench: MakeBench) -> None:
     bench.host.zone("intel-rapl:0", "package-0-die-0", 60 * JOULE)
     bench.host.zone("intel-rapl:1", "package-0-die-1", 40 * JOULE)
     bench.qemu(7, 0, 1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert meter.domains[A].joules == 50
     assert bench.conserved(100)
 
@@ -485,14 +507,14 @@ def test_a_zone_that_appears_later(make_bench: MakeBench) -> None:
     assert list(meter.zones) == ["package-0"]
     (bench.host.powercap / "intel-rapl:1/away").rename(bench.host.powercap / "intel-rapl:1/name")
     bench.host.zone("intel-rapl:0:0", "dram", 5 * JOULE)
-    meter.sample([])
+    bench.sample()
     assert list(meter.zones) == ["package-0"]  # nobody looks at every sample
 
     bench.seconds += 9
-    meter.sample([])
+    bench.sample()
     bench.joules(30, 1)
     bench.host.zone("intel-rapl:0:0", "dram", 7 * JOULE)
-    meter.sample([])
+    bench.sample()
     assert {name: usage.joules for name, usage in meter.zones.items()} == {"package-0": 0, "dram-0": 2, "package-1": 30}
     assert bench.conserved(30)
     assert set(meter.lost.values()) == {0}
@@ -503,12 +525,12 @@ def test_a_zone_that_comes_back_in_another_place(make_bench: MakeBench) -> None:
     meter = bench.start()
     bench.host.powercap.joinpath("intel-rapl:0").rename(bench.host.powercap / "intel-rapl:4")
     for _ in range(3):
-        meter.sample([])
+        bench.sample()
     assert meter.lost == {"package-0": 1}
     bench.seconds += 10
-    meter.sample([])
+    bench.sample()
     bench.host.zone("intel-rapl:4", "package-0", 40 * JOULE)
-    meter.sample([])
+    bench.sample()
     assert (meter.zones["package-0"].joules, meter.lost) == (40, {"package-0": 1})
 
 
@@ -519,11 +541,11 @@ def test_an_interval_that_may_hide_a_wrap_is_nobodys(make_bench: MakeBench) -> N
     bench.seconds += 3600
     bench.joules(100)
     bench.qemu(7, 0, 1)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert (meter.zones["package-0"].joules, meter.lost) == (0, {"package-0": 1})
     bench.joules(120)
     bench.qemu(7, 0, 2)
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert (meter.zones["package-0"].joules, meter.domains[A].joules) == (20, 10)
     assert bench.conserved(20)
 
@@ -539,6 +561,6 @@ def test_what_serves_a_domain_in_its_cgroup_is_the_domains(make_bench: MakeBench
     bench.joules(100)
     bench.qemu(7, 0, 1, 0)
     bench.host.process(30, {30: Thread("swtpm", S // 2)})
-    meter.sample([(A, 7)])
+    bench.sample((A, 7))
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[A].vcpus.items()} == {0: 62.5, 1: 12.5}
     assert bench.conserved(100)

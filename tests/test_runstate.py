@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fixtures import Host, Thread, write
 
-from libvirt_rapl.runstate import RunState, read_run_state
+from libvirt_rapl.runstate import RunState, read_run_state, written
 
 STATUS = """<!--
 WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE
@@ -49,9 +49,9 @@ def test_the_status_file(run: Path) -> None:
     assert state(run) == RunState(7, {0: 70, 1: 71})
 
 
-def test_threads_by_name_while_the_status_file_has_none(run: Path) -> None:
+def test_no_thread_is_a_vcpu_while_the_status_file_has_none(run: Path) -> None:
     write(run / "vm.xml", STATUS.replace("<vcpu id='0' pid='70'/>", "").replace("<vcpu id='1' pid='71'/>", ""))
-    assert state(run) == RunState(7, {0: 98, 1: 99})
+    assert state(run) == RunState(7, {})  # whatever QEMU calls its threads
 
 
 @pytest.mark.parametrize("status", [None, "", "<domstatus state='running'>", "<domstatus state='running'/>"])
@@ -60,7 +60,17 @@ def test_the_pid_file_where_the_status_file_does_not_tell(run: Path, status: str
         write(run / "vm.xml", status)
     assert state(run) is None
     write(run / "vm.pid", "7\n")
-    assert state(run) == RunState(7, {0: 98, 1: 99})
+    assert state(run) == RunState(7, {})
+
+
+def test_whenever_libvirt_writes_the_status_file_anew_it_shows(run: Path) -> None:
+    assert written("vm", run) is None
+    write(run / "vm.xml", STATUS)
+    before = written("vm", run)
+    assert before == written("vm", run)
+    write(run / "new", STATUS)
+    (run / "new").replace(run / "vm.xml")
+    assert written("vm", run) not in (before, None)
 
 
 def test_a_process_that_has_gone_is_not_running(run: Path) -> None:

@@ -95,8 +95,9 @@ def test_powercap_where_the_registers_read_nothing(host: Host) -> None:
         read(ENERGY, 2)
 
 
-def test_powercap_that_tells_no_power(host: Host) -> None:
-    host.powercap(0, 1)
+@pytest.mark.parametrize("told", [{}, {"constraint_0_power_limit_uw": "-9000000", "constraint_0_max_power_uw": "-1"}])
+def test_powercap_that_tells_no_power(host: Host, told: dict[str, str]) -> None:
+    host.powercap(0, 1, **told)
     read = plain(host, "powercap")
     assert (read(POWER_LIMIT, 0) & 0x7FFF, read(POWER_INFO, 0)) == (0, 1)
     assert read(POWER_LIMIT, 0) != 0

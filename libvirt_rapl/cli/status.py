@@ -19,6 +19,7 @@ from libvirt_rapl.cli import DEFAULT_URI, aligned, printable
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.clocks import allow_many_descriptors
+from libvirt_rapl.meter import Running
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
 
@@ -107,8 +108,8 @@ def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, A
 def _sample(view: View, connection: Any) -> list[domains.Domain]:  # noqa: ANN401
     """Measure every domain once, whichever were asked for: what they use is not `other`."""
     found = domains.every_domain(connection)
-    pids = {domain.uuid: inventory.running_pid(domain) for domain in found}
-    view.meter.sample((uuid, pid) for uuid, pid in pids.items() if pid is not None)
+    states = {domain.uuid: inventory.run_state(domain) for domain in found}
+    view.meter.sample(Running(uuid, state.pid, state.vcpu_tids) for uuid, state in states.items() if state)
     view.trouble = view.meter.trouble
     return found
 

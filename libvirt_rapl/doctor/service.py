@@ -168,7 +168,7 @@ def ledger(machine: Machine) -> Iterator[Finding]:
     """Whether totals are kept in a file that is whole."""
     path = machine.config.state_directory / LEDGER
     try:
-        size = path.stat().st_size
+        size = path.lstat().st_size
     except FileNotFoundError:
         if machine.status is None:
             yield Finding(SKIPPED, f"there is no {path} yet: virt-rapld makes it")
@@ -177,8 +177,8 @@ def ledger(machine: Machine) -> Iterator[Finding]:
             yield Finding(FAILED, f"virt-rapld runs and cannot make {path}: totals are in memory only", hint)
         return
     try:
-        since, simulated, domains = _summary(path)
-    except sqlite3.Error as error:
+        since, simulated, domains = ledger_file.summary(path)
+    except (sqlite3.Error, UnicodeDecodeError, ledger_file.DamagedError) as error:
         if not os.access(path, os.R_OK):
             raise PermissionError(0, "not readable", str(path)) from error
         hint = f"{to_start('restart')}: it sets the file aside and begins a new one"
@@ -201,16 +201,6 @@ def ledger(machine: Machine) -> Iterator[Finding]:
     else:
         date = time.strftime("%Y-%m-%d", time.localtime(since))
         yield Finding(OK, f"{path}: totals of {domains} domains since {date}, {size >> 10} KiB")
-
-
-def _summary(path: Path) -> tuple[float, bool, int]:
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version not in ledger_file.STATEMENTS and version != ledger_file.SCHEMA:
-            raise sqlite3.DatabaseError(f"it has version {version}, not {ledger_file.SCHEMA}")
-        since, simulated = database.execute("SELECT since, simulated FROM ledger").fetchone() or (0.0, 0)
-        (domains,) = database.execute("SELECT count(*) FROM domain").fetchone()
-        return float(since), bool(simulated), int(domains)
 
 
 def _belongs(machine: Machine, *, simulated: bool) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
@@ -12,24 +13,26 @@ from libvirt_rapl.host.processes import PROC, start_time
 
 SYS = Path("/sys")
 
-PROCESSES_SECONDS, THREADS_SECONDS = 2.0, 10.0
-"""How often processes, and threads of QEMU, are looked for that were not there before."""
+PROCESSES_SECONDS = 2.0
+"""How often processes are looked for that were not there before."""
 
 
 class MachineClock:
     """Follows a QEMU process, and those which serve it, to its end."""
 
-    def __init__(self, pid: int, *, with_cpu: bool, sys: Path = SYS, proc: Path = PROC) -> None:
+    def __init__(
+        self, pid: int, *, with_cpu: bool, vcpu_tids: Mapping[int, int], sys: Path = SYS, proc: Path = PROC
+    ) -> None:
         """Start from now; see ProcessClock. Raises ProcessLookupError when QEMU has gone."""
         self.pid = pid
         self._with_cpu = with_cpu
         self._sys = sys
         self._proc = proc
-        self._qemu = ProcessClock(pid, with_cpu=with_cpu, proc=proc)
+        self._qemu = ProcessClock(pid, with_cpu=with_cpu, vcpu_tids=vcpu_tids, proc=proc)
         self._servants: dict[int, ProcessClock] = {}
         self._lists: list[_ProcessList] = []
         self._moved = False
-        self._processes_due = self._threads_due = 0.0
+        self._processes_due = 0.0
         self._listed = _now()
         """When processes were listed last."""
         self._open_lists()
@@ -38,7 +41,7 @@ class MachineClock:
     def advance(self) -> list[ThreadRun]:
         """Return what each living thread ran since the previous call. Raises ProcessLookupError when QEMU has gone.
 
-        Threads of other processes than QEMU are no vCPUs, whatever they call themselves. Such a process is found
+        Threads of other processes than QEMU are no vCPUs. Such a process is found
         PROCESSES_SECONDS after it has come at most. A new one is told whole then, one that was moved there from then
         on; what it runs after the last call before its end is not told.
         """
@@ -49,11 +52,12 @@ class MachineClock:
                 self._moved = True
             self._list_servants()
             self._processes_due = now + PROCESSES_SECONDS
-        if now >= self._threads_due:
-            self._qemu.look_again()
-            self._threads_due = now + THREADS_SECONDS
         runs = self._qemu.advance()
         return runs + self._advance_servants() if self._servants else runs
+
+    def set_vcpus(self, vcpu_tids: Mapping[int, int]) -> None:
+        """Take which thread of QEMU is each vCPU's; see ProcessClock."""
+        self._qemu.set_vcpus(vcpu_tids)
 
     def vcpu_tids(self) -> dict[int, int]:
         """Return the TID of each vCPU; see ProcessClock."""
@@ -82,7 +86,7 @@ class MachineClock:
         runs: list[ThreadRun] = []
         for pid, clock in list(self._servants.items()):
             try:
-                runs += [ThreadRun(run.tid, None, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()]
+                runs += clock.advance()
             except ProcessLookupError:  # it has gone; a new process may have its PID
                 self._servants.pop(pid).close()
         return runs

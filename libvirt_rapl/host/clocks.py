@@ -4,24 +4,30 @@ Two clocks are read. The CPU clock of the process (clock_gettime(2)) is the sum 
 came and went between two readings are in it. /proc/PID/task/TID/schedstat is a thread's own, and cheap through a
 descriptor that stays open. What the threads that are followed do not explain of the sum, others ran.
 
-The vCPUs' threads are followed; all are where it matters on which CPU something ran. Clocks never go back: while
-the sum stands still no thread has run.
+Threads only divide what the process ran, and which of them are vCPUs the caller says: a process may give its threads
+any names, and make thousands of them. Beside the vCPUs' threads, up to MOST_OTHERS are followed where it matters on
+which CPU something ran. Clocks never go back: while the sum stands still no thread has run.
 
 Where the kernel keeps no schedstat, threads have the clock of /proc/PID/task/TID/stat, which counts ticks.
 """
 
 import contextlib
+import itertools
 import os
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
-from libvirt_rapl.host.processes import PROC, fields, read, vcpu_number
+from libvirt_rapl.host.processes import PROC, fields, read
 
 NOT_COUNTED = "0 0 0\n"
 """schedstat of every thread where Linux before 5.14 keeps none (no CONFIG_SCHEDSTATS, delay accounting off)."""
+
+MOST_OTHERS = 256
+"""Threads of a process that are followed though they are no vCPU's, the oldest: QEMU has 64 workers, and few others."""
 
 
 def allow_many_descriptors() -> None:
@@ -47,10 +53,18 @@ class ThreadRun:
 class ProcessClock:
     """Follows one process to its end, whatever becomes of its PID: the descriptors kept are bound to this process."""
 
-    def __init__(self, pid: int, *, with_cpu: bool, whole: bool = False, proc: Path = PROC) -> None:
+    def __init__(
+        self,
+        pid: int,
+        *,
+        with_cpu: bool,
+        vcpu_tids: Mapping[int, int] | None = None,
+        whole: bool = False,
+        proc: Path = PROC,
+    ) -> None:
         """Start from now, or with the `whole` time it has run. Raises ProcessLookupError when it has gone.
 
-        `with_cpu`: tell where threads ran last.
+        `with_cpu`: say where threads ran last. `vcpu_tids`: the thread of each vCPU, by vCPU number.
         """
         self.pid = pid
         self._with_cpu = with_cpu
@@ -60,14 +74,13 @@ class ProcessClock:
         self._in_ticks = (read(proc / f"{pid}/task/{pid}/schedstat") or NOT_COUNTED) == NOT_COUNTED
         self._exact = self._real and not self._in_ticks
         """Whether both clocks count nanoseconds. One that counts ticks cannot tell that nothing ran."""
+        self._vcpu_tids: Mapping[int, int] = {}
         self._threads: dict[int, _Thread] = {}
         """Those that are followed, by TID."""
         self._rest = ThreadRun(pid)
         """What all others ran."""
-        self._seen: dict[int, int] = {}
-        """How often the name of each thread was read: a new one carries its maker's until it has set its own."""
         self._look = False
-        """Whether there may be threads that are new."""
+        """Whether there may be threads that are to be followed and are not."""
         self._told = 0
         try:
             self._task = os.open(proc / str(pid) / "task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -75,10 +88,23 @@ class ProcessClock:
             raise ProcessLookupError(f"no process {pid}") from error
         try:
             self._start = 0 if whole else self._total()
-            self._list(0)
+            self.set_vcpus(vcpu_tids or {})
+            self._take_up(0)
         except OSError:
             self.close()
             raise
+
+    def set_vcpus(self, vcpu_tids: Mapping[int, int]) -> None:
+        """Take which thread is each vCPU's, by vCPU number. One thread is one vCPU; what is no thread here is none."""
+        if vcpu_tids == self._vcpu_tids:
+            return
+        self._vcpu_tids = vcpu_tids
+        vcpu_of = {tid: vcpu for vcpu, tid in vcpu_tids.items()}
+        for tid, thread in list(self._threads.items()):
+            thread.vcpu = vcpu_of.get(tid)
+            if thread.vcpu is None and not self._with_cpu:
+                self._threads.pop(tid).close()
+        self._look = True
 
     def advance(self) -> list[ThreadRun]:
         """Return what the process ran since the previous call, nothing when it slept.
@@ -91,20 +117,18 @@ class ProcessClock:
         if not ran and self._exact:
             return []
         told = self._read()
-        # Where all are followed, what they do not explain was run by one that is new. Time goes back when another
-        # process has the PID: then there is no thread left.
-        if self._look or (self._with_cpu and told < ran) or ran < 0 or not self._exact:
-            told += self._list(ran - told)
+        # Where all are followed, what they do not explain was run by one that is new.
+        if self._look or (self._with_cpu and told < ran) or not self._exact:
+            told += self._take_up(ran - told)
+        # Another process may have the PID by now; of the threads that were followed none is left then.
+        if ran < 0 or not self._threads or not self._exact:
+            self._check_that_it_lives()
         self._rest.nanoseconds = max(0, ran - told)
         self._told += max(ran, told)
         return [self._rest, *self._threads.values()]
 
-    def look_again(self) -> None:
-        """Look for threads that are new when the process has run."""
-        self._look = True
-
     def vcpu_tids(self) -> dict[int, int]:
-        """Return the TID of each vCPU that was there when threads were listed last, by vCPU number."""
+        """Return the TID of each vCPU whose thread is followed, by vCPU number."""
         return {thread.vcpu: thread.tid for thread in self._threads.values() if thread.vcpu is not None}
 
     def close(self) -> None:
@@ -139,45 +163,42 @@ class ProcessClock:
             self._rest.cpu_before, self._rest.cpu = main.cpu_before, main.cpu
         return told
 
-    def _list(self, unexplained: int) -> int:
-        """Take up threads that are new, let go those no longer there, and return what the new ones ran.
+    def _take_up(self, unexplained: int) -> int:
+        """Follow threads that are to be followed and are not yet; return what these ran.
 
-        That is no more than is `unexplained`: what one ran before it was known to be a vCPU's was told with the rest.
+        That is no more than is `unexplained`: what one ran before it was followed was told with the rest.
         """
-        self._look = False
-        try:
-            tids = {int(name) for name in os.listdir(self._task)}  # noqa: PTH208  Path knows no descriptors
-        except FileNotFoundError:
-            tids = set()
-        if not tids:
-            raise ProcessLookupError(f"no process {self.pid}")
-        for tid in self._threads.keys() - tids:
-            self._threads.pop(tid).close()
-        self._seen = {tid: self._seen.get(tid, 0) for tid in tids}
+        vcpu_of = {tid: vcpu for vcpu, tid in self._vcpu_tids.items()}
         told = 0
-        for tid in sorted(tids):
-            if self._seen[tid] < 2:
-                # It may end at any time: it then is as if it had not been listed.
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    told += self._take_up(tid, unexplained - told)
+        for tid in [*vcpu_of, *self._others(vcpu_of)]:
+            if tid in self._threads:
+                continue
+            # It may end at any time: it then is as if it had not been there.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                thread = _Thread(self._task, tid, in_ticks=self._in_ticks, with_cpu=self._with_cpu)
+                self._threads[tid] = thread
+                thread.vcpu = vcpu_of.get(tid)
+                thread.advance()
+                thread.nanoseconds = max(0, min(thread.nanoseconds, unexplained - told))
+                told += thread.nanoseconds
+        self._look = False
         return told
 
-    def _take_up(self, tid: int, unexplained: int) -> int:
-        """Follow a thread if it is one to be followed; return what it ran if it is new."""
-        name = _read(self._task, f"{tid}/comm").decode(errors="replace").rstrip("\n")
-        vcpu = vcpu_number(name)
-        self._seen[tid] += 1
-        if self._seen[tid] < 2:
-            self.look_again()
-        if thread := self._threads.get(tid):
-            thread.vcpu = vcpu
-        elif vcpu is not None or self._with_cpu:
-            thread = self._threads[tid] = _Thread(self._task, tid, in_ticks=self._in_ticks, with_cpu=self._with_cpu)
-            thread.vcpu = vcpu
-            thread.advance()
-            thread.nanoseconds = max(0, min(thread.nanoseconds, unexplained))
-            return thread.nanoseconds
-        return 0
+    def _others(self, vcpu_of: Mapping[int, int]) -> list[int]:
+        """Return the oldest threads that are no vCPU's, as many as are followed; none where nobody asks for CPUs."""
+        if not self._with_cpu:
+            return []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._task) as entries:
+            # The kernel names the oldest first. Of thousands the rest is not even asked for.
+            tids = (int(entry.name) for entry in entries)
+            return list(itertools.islice((tid for tid in tids if tid not in vcpu_of), MOST_OTHERS))
+        return []
+
+    def _check_that_it_lives(self) -> None:
+        try:
+            os.stat(str(self.pid), dir_fd=self._task)
+        except (FileNotFoundError, ProcessLookupError):
+            raise ProcessLookupError(f"no process {self.pid}") from None
 
 
 class _Thread(ThreadRun):
@@ -206,7 +227,7 @@ class _Thread(ThreadRun):
             run_ns = (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK
         else:
             run_ns = int(os.pread(self._schedstat, 64, 0).split(None, 1)[0])
-        ran = self.nanoseconds = run_ns - self._run_ns
+        ran = self.nanoseconds = max(0, run_ns - self._run_ns)  # a thread that calls execve(2) gets the main one's TID
         self._run_ns = run_ns
         if self._with_cpu:
             self.cpu_before = self.cpu
@@ -228,8 +249,3 @@ class _Thread(ThreadRun):
 
 def _open(directory: int, path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-
-
-def _read(directory: int, path: str) -> bytes:
-    with open(_open(directory, path), "rb") as file:
-        return file.read()

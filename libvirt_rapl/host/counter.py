@@ -10,6 +10,15 @@ SLACK_NS = 1_000_000_000
 """Counters move in steps, of a joule at the coarsest: that much time is granted on top."""
 
 
+def reading(zone: Zone) -> int:
+    """Return the microjoules that a zone shows. Raises OSError, or ValueError where it shows what no counter can."""
+    microjoules = zone.read()
+    if zone.wrap < 2 or not 0 <= microjoules < zone.wrap:
+        most = f"{zone.wrap - 1} at most" if zone.wrap > 1 else "a range that nobody knows"
+        raise ValueError(f"its counter shows {microjoules} uJ, of {most}")
+    return microjoules
+
+
 class EnergyCounter:
     """Turns the readings of a zone into what was counted between them."""
 
@@ -18,6 +27,8 @@ class EnergyCounter:
         self.zone = zone
         self.lost = 0
         """How often the count was broken: what was counted then is known to nobody."""
+        self.trouble = ""
+        """Why the zone could not be read at the last call; empty when it could."""
         self._last: tuple[int, int] | None = None
 
     def advance(self, time: int) -> int | None:
@@ -32,9 +43,9 @@ class EnergyCounter:
         """
         last = self._last
         try:
-            self._last = time, self.zone.read()
-        except (OSError, ValueError):
-            self._last = None
+            self._last, self.trouble = (time, reading(self.zone)), ""
+        except (OSError, ValueError) as error:
+            self._last, self.trouble = None, str(error)
         if last is None:
             return None
         if self._last is not None:

@@ -61,9 +61,13 @@ def _zone(path: Path) -> PowercapZone:
         package = int(match["package"])
         kind = "package" if path == top else name
         name = f"{kind}-{package}{match['die'] or ''}"
-    # The highest value the counter shows; one more and it is 0 again.
-    wrap = int(_text(path / "max_energy_range_uj")) + 1
-    return PowercapZone(name, kind, package, wrap, most_watts(kind, _thermal_watts(top)), path)
+    return PowercapZone(name, kind, package, _wrap(path), most_watts(kind, _thermal_watts(top)), path)
+
+
+def _wrap(zone: Path) -> int:
+    """Return what is one more than the highest value that the counter shows: it is 0 again then. 0: nobody knows."""
+    highest = _text(zone / "max_energy_range_uj")
+    return max(0, int(highest) + 1) if highest.lstrip("-").isdecimal() else 0
 
 
 def _thermal_watts(package: Path) -> int:

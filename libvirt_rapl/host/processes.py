@@ -1,12 +1,9 @@
 """Processes and their threads: who they are, as /proc tells. What has vanished is None, never an error."""
 
 import contextlib
-import re
 from pathlib import Path
 
 PROC = Path("/proc")
-
-_VCPU_THREAD = re.compile(r"CPU (\d+)/(KVM|TCG)")
 
 
 def start_time(pid: int, proc: Path = PROC) -> int | None:
@@ -56,21 +53,6 @@ def unit(pid: int, proc: Path = PROC) -> str:
         if (number == "0" or controllers == "name=systemd") and path != "/":
             return path.rpartition("/")[2]
     return ""
-
-
-def thread_names(pid: int, proc: Path = PROC) -> dict[int, str]:
-    """Return the name of each thread of a process by TID; empty when the process has gone."""
-    try:
-        tasks = list((proc / str(pid) / "task").iterdir())
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    return {int(task.name): name.rstrip("\n") for task in tasks if (name := read(task / "comm")) is not None}
-
-
-def vcpu_number(thread_name: str) -> int | None:
-    """Return the vCPU number of a QEMU thread by its name, `CPU n/KVM` (emulated: TCG); None for any other thread."""
-    match = _VCPU_THREAD.fullmatch(thread_name)
-    return int(match[1]) if match else None
 
 
 def read(path: Path) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.counter import reading
 from libvirt_rapl.host.msr import msr_zones
 from libvirt_rapl.host.powercap import powercap_zones
 from libvirt_rapl.host.processes import PROC
@@ -29,6 +30,8 @@ class Source:
     """When it was opened; at least one of kind `package`."""
     list_zones: Callable[[], list[Zone]] = field(repr=False)
     """Tells the zones that can be read now. Raises OSError or ValueError."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Zones that were there when it was opened and could not be read, by name, and why."""
 
 
 def open_source(choice: str, *, sys: Path, dev: Path, proc: Path = PROC) -> Source:
@@ -40,26 +43,31 @@ def open_source(choice: str, *, sys: Path, dev: Path, proc: Path = PROC) -> Sour
         "powercap": lambda: powercap_zones(sys),
         "msr": lambda: msr_zones(sys=sys, proc=proc, dev=dev),
     }
+    left_out: dict[str, str] = {}
     try:
         for name in listings if choice == "auto" else (choice,):
 
             def list_zones(listing: Callable[[], Sequence[Zone]] = listings[name]) -> list[Zone]:
-                return [zone for zone in listing() if _counts(zone)]
+                return [zone for zone in listing() if not _trouble(zone)]
 
+            left_out |= {zone.name: why for zone in listings[name]() if (why := _trouble(zone))}
             zones = list_zones()
             if any(zone.kind == "package" for zone in zones):
                 simulated = (sys / "class/powercap/virt-rapl-simulator").exists()
-                return Source("simulated" if simulated else name, tuple(zones), list_zones)
+                return Source("simulated" if simulated else name, tuple(zones), list_zones, left_out)
     except PermissionError as error:
         raise VirtRaplError(f"may not read {error.filename}: energy counters are root's", "run as root") from error
     missing = "RAPL zones" if choice == "auto" else f"{choice} zones"
-    raise VirtRaplError(f"this machine shows no {missing} of its CPU packages", HINTS[choice])
+    why = "".join(f"; {zone}: {why}" for zone, why in left_out.items())
+    raise VirtRaplError(f"this machine shows no {missing} of its CPU packages{why}", HINTS[choice])
 
 
-def _counts(zone: Zone) -> bool:
+def _trouble(zone: Zone) -> str:
+    """Tell why a zone cannot be read; empty when it can."""
     try:
-        return zone.read() >= 0
+        reading(zone)
     except PermissionError:
         raise
-    except (OSError, ValueError):
-        return False
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""

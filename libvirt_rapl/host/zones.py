@@ -38,6 +38,7 @@ class Zone(Protocol):
 def most_watts(kind: str, told: int = 0) -> int:
     """Return power that a zone of this kind does not exceed, in watts.
 
-    `told` is the thermal power of its package, 0 when it is not known: short peaks may be well above it.
+    `told` is the thermal power of its package, 0 when it is not known: short peaks may be well above it. More than a
+    whole machine draws is not believed.
     """
-    return max(MOST_PSYS_WATTS if kind == "psys" else MOST_WATTS, 2 * told)
+    return max(MOST_PSYS_WATTS if kind == "psys" else MOST_WATTS, min(2 * told, MOST_PSYS_WATTS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from libvirt_rapl.host.counter import EnergyCounter
+from libvirt_rapl.host.counter import EnergyCounter, reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Package:
     def __init__(self, zones: list[Zone]) -> None:
         """Begin with what they show now. Raises OSError or ValueError when one cannot be read."""
         self._counters = [EnergyCounter(zone) for zone in zones]
-        self.microjoules = sum(zone.read() for zone in zones)
+        self.microjoules = sum(reading(zone) for zone in zones)
         self.advance(boot_nanoseconds())
 
     def advance(self, now: int) -> int:

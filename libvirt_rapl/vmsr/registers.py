@@ -104,4 +104,4 @@ def _eighths(zones: list[PowercapZone], file: str) -> int:
         microwatts = sum(int((zone.path / file).read_text()) for zone in zones)
     except (OSError, ValueError):
         return 0
-    return min(microwatts * 8 // 1_000_000, EIGHTHS_MASK)
+    return min(max(0, microwatts) * 8 // 1_000_000, EIGHTHS_MASK)

@@ -1,5 +1,10 @@
 """What a helper reads of its domain: QEMU's threads as QEMU itself sees them, and the CPU time of the whole domain.
 
+A thread's name says whether QEMU has it for a vCPU, as it does not take other names for them. A QEMU that its guest has
+taken over may name its threads as it likes, and have the helper reckon with vCPUs that are none: what is wrong then is
+that guest's own counter, which such a QEMU could write as it likes anyway. What the domain owes is made of the clocks
+of its processes, which it can neither stop nor divide. Which thread is whose on the host's side libvirt says.
+
 Imports next to nothing: this is in the memory of each domain's helper.
 """
 
@@ -7,12 +12,17 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import islice
 
 from libvirt_rapl.host.machine import BELOW, machine_cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+MOST_THREADS = 1024
+"""Of a QEMU with more of them none is looked at, which would cost a part of a core, and its guest gains nothing then.
+QEMU has one for each vCPU, up to 64 workers, and few others."""
 
 
 class Thread:
@@ -47,11 +57,11 @@ class Domain:
         self._thread_runs = {tid: self.run_nanoseconds(tid) for tid in self._all()} if by_cpu else {}
 
     def threads(self) -> dict[int, Thread]:
-        """Return all threads but the main one. Raises OSError when the process has gone."""
+        """Return all threads but the main one, none where there are too many. Raises OSError when QEMU has gone."""
         return self.look(self.tids())
 
     def tids(self) -> list[int]:
-        """Return the TIDs of all threads but the main one. Raises OSError when the process has gone."""
+        """Return the TIDs of all threads but the main one, none where there are too many. Raises OSError as above."""
         return [tid for tid in self._all() if tid != self.pid]
 
     def look(self, tids: Iterable[int]) -> dict[int, Thread]:
@@ -66,15 +76,16 @@ class Domain:
         """Return the nanoseconds that the domain ran since the previous call, by the CPU where each thread was last.
 
         All CPUs are CPU 0 unless they are told apart. Threads that have ended count where the main thread is, and a
-        process that serves QEMU where its own main thread is. Raises OSError when QEMU has gone.
+        process that serves QEMU where its own main thread is. Threads only divide what the process's clock tells.
+        Raises OSError when QEMU has gone.
         """
-        total = process_nanoseconds(self.pid) - self._begin
+        rest = process_nanoseconds(self.pid) - self._begin - self._told
+        self._told += rest
         runs: dict[int, int] = {}
         for cpu, run in self._threads_advance() if self._by_cpu else ():
+            run = min(run, rest)
             runs[cpu] = runs.get(cpu, 0) + run
-            self._told += run
-        rest = max(0, total - self._told)
-        self._told += rest
+            rest -= run
         home = self._cpu(self.pid)
         runs[home] = runs.get(home, 0) + rest
         for cpu, run in self._servants_advance():
@@ -82,7 +93,10 @@ class Domain:
         return runs
 
     def _all(self) -> list[int]:
-        return [int(name) for name in os.listdir(self._task)]  # noqa: PTH208 (pathlib takes a megabyte)
+        """TIDs of all threads; none where there are more than MOST_THREADS, of which no more are even asked for."""
+        with os.scandir(self._task) as entries:
+            tids = [int(entry.name) for entry in islice(entries, MOST_THREADS + 1)]
+        return tids if len(tids) <= MOST_THREADS else []
 
     def _threads_advance(self) -> Iterable[tuple[int, int]]:
         last, self._thread_runs = self._thread_runs, {}
@@ -110,7 +124,8 @@ class Domain:
             if place is None:
                 return set()
             self._lists, _ = place
-        pids = {int(pid) for below in BELOW for pid in read(f"{self._lists}/{below}/cgroup.procs").split()}
+        lists = [read(f"{self._lists}/{below}/cgroup.procs") for below in BELOW]
+        pids = {int(pid) for text in lists for pid in text[: text.rfind(b"\n") + 1].split()}  # the last may be cut
         return pids - {0, self.pid}
 
     def _cpu(self, pid: int) -> int:

@@ -35,7 +35,7 @@ VCPUS = 4
 ABOUT = (
     "Stand-ins are processes of 9 threads, named as a QEMU's of 4 vCPUs, in no cgroup of their own. Before each sample "
     "their threads run for 20 us: `usual` main thread, vCPUs and kvm-msr; `every thread` all 9; `asleep` none. "
-    "us: CPU time per domain and sample, medians; listing: what looking for new threads every tenth time adds to each."
+    "us: CPU time per domain and sample, medians; listing: what looking for what is new every tenth time adds to each."
 )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import memory
+from programs import vcpu_tids
 
 from libvirt_rapl import daemon, view
 from libvirt_rapl.config import Config
@@ -37,7 +38,7 @@ class Told(Inventory):
 
 def entry_of(pid: int) -> Entry:
     uuid = f"00000000-0000-0000-0000-{pid:012}"
-    return Entry(name=f"domain-{pid}", uuid=uuid, id=pid, state="running", pid=pid, mark="")
+    return Entry(name=f"domain-{pid}", uuid=uuid, id=pid, state="running", pid=pid, vcpu_tids=vcpu_tids(pid), mark="")
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     figures = {}
 
     def measure() -> None:
-        time.sleep(3)  # it has begun: descriptors are open, threads have their names
+        time.sleep(3)  # it has begun: descriptors are open
         begin, cpu = time.monotonic(), time.process_time()
         time.sleep(seconds)
         figures["seconds"] = time.monotonic() - begin

@@ -71,6 +71,12 @@ class Herd(Program):
         self.answer()
 
 
+def vcpu_tids(pid: int) -> dict[int, int]:
+    """Return the thread of each vCPU by its number, as libvirt has them of a QEMU; here it is told by names."""
+    names = {int(task.name): (task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}
+    return {int(name[4:].partition("/")[0]): tid for tid, name in names.items() if name.startswith("CPU ")}
+
+
 class Reads(Program):
     """The reads of one sample in C; see reads.c."""
 

@@ -27,13 +27,13 @@ from fixtures import Host
 
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.host.source import open_source
-from libvirt_rapl.meter import Meter
+from libvirt_rapl.meter import Meter, Running
 
 ZONES = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:0:1": "dram"}
 WARM_UP = 3
-"""Samples that are not counted: threads are taken up, and their names read. The first is no interval yet."""
+"""Samples that are not counted: threads are taken up. The first is no interval yet."""
 LISTING = 10
-"""Every tenth sample looks for new threads and processes, as the meter does in every tenth second."""
+"""Every tenth sample looks for new processes; the meter does every other second."""
 PHASES = {"read": "_read", "attribute": "_give_out", "count": "_count"}
 
 
@@ -54,9 +54,9 @@ class TimedMeter(Meter):
         return timed
 
     def set_listing(self, wanted: bool) -> None:
-        """Choose whether the next sample looks for new threads and processes; for the meter, the clock does."""
+        """Choose whether the next sample looks for new processes; for the meter, the clock does."""
         for process in self._processes.values():
-            process._processes_due = process._threads_due = 0.0 if wanted else math.inf
+            process._processes_due = 0.0 if wanted else math.inf
 
     @property
     def told_ns(self) -> int:
@@ -153,8 +153,8 @@ def measure(directory: Path, pids: list[int], ticks: int, run: Callable[[], None
     }
 
 
-def domains(pids: list[int]) -> list[tuple[str, int]]:
-    return [(f"00000000-0000-0000-0000-{pid:012}", pid) for pid in pids]
+def domains(pids: list[int]) -> list[Running]:
+    return [Running(f"00000000-0000-0000-0000-{pid:012}", pid, programs.vcpu_tids(pid)) for pid in pids]
 
 
 def main() -> None:
