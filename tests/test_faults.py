@@ -1,6 +1,7 @@
 """When a domain's meter cannot be set up, the domain starts without it, or is refused with one clear line."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import events, instances
+from libvirt_rapl.domxml import MARK
 from libvirt_rapl.installer import HOOK
 from libvirt_rapl.simulator.world import World
 
@@ -105,6 +107,38 @@ def test_refuse_says_why_in_one_line(world: World, new_guest: NewGuest, fault: F
         assert reason in line
         assert world.run(["virsh", "domstate", name]).stdout.strip() == "shut off"
         assert run_files(world) <= {"filler"}
+
+
+NOISE = """<n:n xmlns:n='urn:n'><![CDATA[
+  <memory unit='KiB'>1</memory>
+  </metadata>
+  <uuid>00000000-0000-4000-8000-000000000000</uuid>
+]]><metadata xmlns=''>
+  </metadata>
+  </n:n>"""
+
+
+def test_no_metadata_hides_the_mark_and_none_fakes_it(world: World, new_guest: NewGuest) -> None:
+    """Spelt as no client of libvirt's would, and as libvirt then gives it to its hooks."""
+    name, other = new_guest(100), new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    marked = world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+    spelt = re.sub(r"rapl:rapl xmlns:rapl=(.)urn:", r"m:rapl xmlns:m=\1&#x75;r&#110;:", marked)
+    assert spelt != marked
+    world.run(["virsh", "define", "/dev/stdin"], input=spelt.replace("<metadata>", f"<metadata>{NOISE}"))
+    plain = world.run(["virsh", "dumpxml", other]).stdout
+    fake = plain.replace("<memory", f"<title>{MARK}</title><metadata>{NOISE}</metadata><memory", 1)
+    world.run(["virsh", "define", "/dev/stdin"], input=fake)
+    with no_rapl_on_the_host(world, "refuse") as reason:
+        refused = world.run(["virsh", "start", name], check=False)
+        assert reason in refused.stderr
+        world.run(["virsh", "start", other])
+        world.run(["virsh", "destroy", other])
+    world.run(["virsh", "start", name])
+    assert status(world, name)["vrapl"] == "active"
+    told = list(events.told(world.path("/run/virt-rapl")))
+    assert [event.result for event in told if (event.domain, event.operation) == (name, "start")] == ["refuse", "ready"]
+    assert not [event for event in told if event.domain == other]
 
 
 def test_libvirt_is_killed_and_reads_no_more_what_the_hook_says(world: World) -> None:
