@@ -141,6 +141,65 @@ def test_no_metadata_hides_the_mark_and_none_fakes_it(world: World, new_guest: N
     assert not [event for event in told if event.domain == other]
 
 
+@pytest.mark.parametrize("fault", [no_helper_binary, no_rapl_on_the_host])
+def test_where_qemu_fails_for_another_reason_libvirt_quotes_that(
+    world: World, new_guest: NewGuest, fault: Fault
+) -> None:
+    name = new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    xml = world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+    broken = xml.replace("</qemu:commandline>", "<qemu:arg value='-no-such-option'/></qemu:commandline>")
+    assert broken != xml
+    world.run(["virsh", "define", "/dev/stdin"], input=broken)
+    with fault(world, "degrade"):
+        failed = world.run(["virsh", "start", name], check=False)
+    assert failed.returncode != 0
+    assert "-no-such-option" in failed.stderr
+    assert "virt-rapl: " not in failed.stderr
+    assert "starts without RAPL" in domain_log(world, name)
+
+
+OLDER_LIBVIRT = """#!/usr/bin/python3
+import os, sys
+emulator, arguments = "/usr/bin/qemu-system-x86_64", sys.argv[1:]
+if sys.argv[0].endswith("-rapl"):
+    emulator += "-rapl"
+    if "-accel" in arguments:
+        place = arguments.index("-accel")
+        assert arguments[place + 1] == "kvm"
+        del arguments[place:place + 2]
+        machine, comma, rest = arguments[arguments.index("-machine") + 1].partition(",")
+        arguments[arguments.index("-machine") + 1] = f"{machine},accel=kvm{comma}{rest}"
+os.execv(emulator, [emulator, *arguments])
+"""
+
+
+def test_an_older_libvirt_asks_for_kvm_in_another_way(world: World, new_guest: NewGuest) -> None:
+    """Real QEMU gets the arguments as libvirt 7.0 writes them."""
+    name = new_guest(100)
+    for program in ("/usr/bin/older", "/usr/bin/older-rapl"):
+        world.path(program).write_text(OLDER_LIBVIRT)
+        world.path(program).chmod(0o755)
+    try:
+        xml = world.run(["virsh", "dumpxml", name]).stdout
+        world.run(
+            ["virsh", "define", "/dev/stdin"], input=xml.replace("/usr/bin/qemu-system-x86_64<", "/usr/bin/older<")
+        )
+        start_enabled(world, name)
+        wait_until(lambda: grows(world, name), 5, "the guest's counter moves")
+        pid = status(world, name)["pid"]
+        arguments = world.path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        assert not [argument for argument in arguments if "accel=kvm" in argument]
+        assert arguments.count("-accel") == 1
+        world.run(["virsh", "destroy", name])
+        with no_rapl_on_the_host(world, "degrade"):
+            world.run(["virsh", "start", name])
+            goes_on(world, name)
+    finally:
+        for program in ("/usr/bin/older", "/usr/bin/older-rapl"):
+            world.path(program).unlink()
+
+
 def test_libvirt_is_killed_and_reads_no_more_what_the_hook_says(world: World) -> None:
     hook = f"{sys.executable} -I -m libvirt_rapl.hook nobody started begin - </dev/null"
     world.run(["sh", "-c", f"{{ sleep 0.5; {hook}; echo $? >/mnt/status; }} 2>&1 | true"])
