@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from libvirt_rapl import domxml
+from libvirt_rapl.domxml import ACCELERATOR
 from libvirt_rapl.errors import VirtRaplError
 
 DATA = Path(__file__).parent / "data" / "domxml"
@@ -272,12 +273,12 @@ OTHER_DOMAINS = "/run/elsewhere/aaaaaaaa-0000-4000-8000-000000000000.sock"
     [
         lambda _: domxml.inject(LEFT, socket=OTHER_DOMAINS),  # a clone, another host's
         lambda xml: re.sub(r" *<metadata>.*</metadata>\n", "", xml, flags=re.DOTALL),
-        lambda xml: re.sub(r"<metadata>.*</metadata>", "", xml, flags=re.DOTALL).replace(SOCKET, OTHER_DOMAINS),
         lambda xml: re.sub(r" *<qemu:commandline.*</qemu:commandline>\n", "", xml, flags=re.DOTALL),
         lambda xml: xml.replace("/q-rapl<", "/q<"),
-        lambda _: LEFT.replace("/q<", "/q-rapl<"),  # nothing else is left
+        lambda xml: xml.replace(f"={SOCKET}", f"={OTHER_DOMAINS}"),
+        lambda xml: re.sub(r' socket="[^"]*"', "", xml),  # as marks were made before they named it
     ],
-    ids=["socket", "mark", "mark and socket", "argument", "wrapper", "only the wrapper"],
+    ids=["socket", "mark", "argument", "wrapper", "edited socket", "older mark"],
 )
 def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str]) -> None:
     whole = domxml.inject(LEFT, socket=SOCKET)
@@ -291,6 +292,64 @@ def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str
     assert domxml.inject(mended, socket=SOCKET) == mended
     assert "rapl" not in domxml.strip(mended)
     assert "commandline" not in domxml.strip(mended)
+
+
+def unmarked(xml: str) -> str:
+    return re.sub(r" *<metadata>.*</metadata>\n", "", xml, flags=re.DOTALL)
+
+
+def with_arguments(xml: str, *values: str) -> str:
+    arguments = "".join(f"<q:arg value='{value}'/>" for value in values)
+    return xml.replace("</domain>", f"<q:commandline xmlns:q='{QEMU}'>{arguments}</q:commandline>\n</domain>")
+
+
+WRAPPED = LEFT.replace("/q<", "/q-rapl<")
+NOT_OURS = {
+    "somebody's own emulator": WRAPPED,
+    "a hand-made argument": with_arguments(LEFT, "-accel", f"kvm,rapl=true,rapl-helper-socket={SOCKET}"),
+    "both, of another directory": unmarked(domxml.inject(LEFT, socket=OTHER_SOCKET)),
+    "both, of another domain": unmarked(domxml.inject(LEFT, socket=OTHER_DOMAINS)),
+    "both, and something else": with_arguments(
+        WRAPPED, "-accel", "kvm,rapl=true,rapl-helper-socket=/run/mine.sock", "-no-fd-bootchk"
+    ),
+}
+
+
+@pytest.mark.parametrize("xml", NOT_OURS.values(), ids=NOT_OURS)
+def test_what_no_mark_says_is_ours_is_its_owners(xml: str) -> None:
+    assert domxml.strip(xml) is xml
+    assert domxml.original_emulator(xml) in ("/usr/bin/q", "/usr/bin/q-rapl")
+    assert f"<emulator>{domxml.original_emulator(xml)}</emulator>" in xml
+    for refuse in (lambda: domxml.check(xml, SOCKET), lambda: domxml.inject(xml, socket=SOCKET)):
+        with pytest.raises(VirtRaplError) as caught:
+            refuse()
+        assert caught.value.hint
+
+
+def test_without_the_mark_disable_takes_nothing_and_enable_still_works() -> None:
+    left = unmarked(domxml.inject(LEFT, socket=SOCKET))
+    assert domxml.strip(left) is left
+    assert canonical(domxml.strip(domxml.inject(left, socket=SOCKET))) == canonical(LEFT)
+
+
+@pytest.mark.parametrize("value", ["kvm,rapl=true,rapl-helper-socket=/run/mine.sock", ACCELERATOR + OTHER_SOCKET])
+@pytest.mark.parametrize("before", [True, False])
+def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before: bool) -> None:
+    mine = ["-accel", value]
+    marked = domxml.inject(LEFT, socket=SOCKET)
+    first = '<qemu:arg value="-accel"/>'
+    assert marked.count(first) == 1
+    added = "".join(f'<qemu:arg value="{argument}"/>' for argument in mine)
+    edited = marked.replace(first, added + first) if before else marked.replace("</qemu:comm", f"{added}</qemu:comm")
+    arguments = parsed(domxml.strip(edited)).iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")
+    assert [argument.get("value") for argument in arguments] == mine
+
+
+@pytest.mark.parametrize("emulator", ["/opt/q-rapl", "/usr/bin/q", "/usr/bin/q-rapl-rapl"])
+def test_a_mark_that_the_emulator_does_not_confirm_is_not_believed(emulator: str) -> None:
+    edited = domxml.inject(LEFT, socket=SOCKET).replace("/usr/bin/q-rapl<", f"{emulator}<")
+    assert domxml.original_emulator(edited) == emulator
+    assert f"<emulator>{emulator}</emulator>" in domxml.strip(edited)
 
 
 def test_another_emulator_that_was_put_in_is_taken_over() -> None:
