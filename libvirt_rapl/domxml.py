@@ -17,7 +17,17 @@ from lxml.etree import _Element
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.selection import Traits
-from libvirt_rapl.xmltext import indentation, index_after, insert, last_text, remove, set_last_text, string
+from libvirt_rapl.xmltext import (
+    PROLOG,
+    as_in,
+    indentation,
+    index_after,
+    insert,
+    last_text,
+    remove,
+    set_last_text,
+    string,
+)
 
 MARK = "urn:libvirt-rapl:mark:1"
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -36,8 +46,8 @@ CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMA
 """Elements of <domain> that hold ours: name in the mark, tag."""
 BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 """What libvirt prints before <metadata>. Everything goes where libvirt prints it, so that it stays there."""
-PROLOG = re.compile(r"(?:\s|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
-"""What may stand before the root element; a document type is refused."""
+UUID = re.compile(r"[ \t\r\n]*(?:[- ]*[0-9A-Fa-f]{2}){16}[ \t\r\n]*")
+"""What libvirt takes for one: white space around, blanks and dashes between the bytes."""
 
 
 def inject(xml: str, *, socket: str, default_emulator: str = DEFAULT_EMULATOR) -> str:
@@ -90,7 +100,7 @@ def is_marked(xml: str) -> bool:
 def identity(xml: str) -> tuple[str, str]:
     """Return name (empty where there is none) and UUID in libvirt's spelling. Raises VirtRaplError without a UUID."""
     domain = _parse(xml)
-    return domain.findtext("name", ""), _uuid(domain)
+    return string(domain.find("name")), _uuid(domain)
 
 
 def number(xml: str) -> int | None:
@@ -104,7 +114,7 @@ def traits(xml: str) -> Traits:
     domain = _parse(xml)
     names = [etree.QName(element) for element in domain.iterfind("metadata/*")]
     metadata = frozenset((name.namespace or "", name.localname) for name in names)
-    return Traits(domain.findtext("name", ""), _uuid(domain), domain.findtext("title", ""), metadata)
+    return Traits(string(domain.find("name")), _uuid(domain), string(domain.find("title")), metadata)
 
 
 def original_emulator(xml: str, default: str = DEFAULT_EMULATOR) -> str:
@@ -128,7 +138,8 @@ def helper_socket(xml: str) -> str | None:
 
 def dac_label(xml: str) -> str | None:
     """Return the label (`+64055:+64055`, `libvirt-qemu:kvm`) that QEMU runs under; None where the XML has none."""
-    return _parse(xml).findtext("seclabel[@model='dac']/label")
+    label = _parse(xml).find("seclabel[@model='dac']/label")
+    return None if label is None else string(label)
 
 
 def difference(before: str, after: str, name: str) -> str:
@@ -154,12 +165,12 @@ def _parse(xml: str) -> _Element:
 
 
 def _serialise(domain: _Element, original: str) -> str:
-    """Write the domain with what stood around the root element of `original`: declaration, comments, line ends."""
+    """Write the domain as it stood in `original`, with what stood around it: declaration, comments, line ends."""
     prolog = PROLOG.match(original)
-    around = prolog.group() if prolog else ""
+    assert prolog is not None  # it may be empty
     after = "".join("\n" + etree.tostring(node, encoding="unicode", with_tail=False) for node in domain.itersiblings())
-    end = original[len(original.rstrip()) :]
-    return around + etree.tostring(domain, encoding="unicode", with_tail=False) + after + end
+    written = etree.tostring(domain, encoding="unicode", with_tail=False) + after
+    return prolog.group() + as_in(original, written) + original[len(original.rstrip()) :]
 
 
 def _check(domain: _Element, socket: str) -> None:
@@ -221,15 +232,12 @@ def _check_emulator(domain: _Element) -> None:
 
 
 def _uuid(domain: _Element) -> str:
-    text = domain.findtext("uuid", "").strip()
+    text = string(domain.find("uuid"))
     if not text:
         raise VirtRaplError("the domain XML has no <uuid>", "add one; /proc/sys/kernel/random/uuid makes them")
-    try:
-        return str(uuid.UUID(text))
-    except ValueError as error:
-        raise VirtRaplError(
-            f"the domain's <uuid> is not a UUID: {text!r}", "/proc/sys/kernel/random/uuid makes them"
-        ) from error
+    if not UUID.fullmatch(text):
+        raise VirtRaplError(f"the domain's <uuid> is not a UUID: {text!r}", "/proc/sys/kernel/random/uuid makes them")
+    return str(uuid.UUID(re.sub(r"[^0-9A-Fa-f]", "", text)))
 
 
 def _inject(domain: _Element, socket: str, default_emulator: str) -> None:
