@@ -3,23 +3,27 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lxml import etree
 
 from libvirt_rapl import domxml
 from libvirt_rapl.domains import Domain, DomainGoneError, LibvirtError, every_domain
+from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.manifest import Manifest
 
 RUNS = "runs with its meter"
 ENABLED = "is enabled"
 SAVED = "is saved with its meter"
+UNMARKED = "names the emulator wrapper without our mark"
 WRAPPED = re.compile(rf"{domxml.WRAPPER_SUFFIX}</emulator>")
 
 
 @dataclass(frozen=True)
 class Dependent:
-    """A domain that needs its wrapper, hook or helper, and why: RUNS, ENABLED or SAVED."""
+    """A domain that needs its wrapper, hook or helper, and why: RUNS, ENABLED, SAVED or UNMARKED."""
 
     domain: Domain
     why: str
@@ -54,9 +58,10 @@ def emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-python has
 def find(connection: Any) -> list[Dependent]:  # noqa: ANN401
     """Return the domains that need us still, one more than once if it has several reasons. Raises VirtRaplError."""
     found = []
+    wrappers = _wrappers()
     for domain in every_domain(connection):
         try:
-            found += [Dependent(domain, why) for why in _reasons(domain)]
+            found += [Dependent(domain, why) for why in _reasons(domain, wrappers)]
         except DomainGoneError:
             continue
     return found
@@ -82,14 +87,16 @@ def disable(dependent: Dependent) -> None:
         domain.define_saved(domxml.strip(saved))
 
 
-def _reasons(domain: Domain) -> Iterator[str]:
-    if domain.active and _needs(domain.live_xml()):
+def _wrappers() -> set[str]:
+    """Return the paths of our wrappers: those that are installed, and those that a package brings."""
+    return {f"/{name}" for name in Manifest.load(Path("/")).files} | {path + domxml.WRAPPER_SUFFIX for path in KNOWN}
+
+
+def _reasons(domain: Domain, wrappers: set[str]) -> Iterator[str]:
+    if domain.active and domxml.is_marked(domain.live_xml()):
         yield RUNS
-    if domain.persistent and _needs(domain.inactive_xml()):
-        yield ENABLED
-    if (saved := domain.saved_xml()) and _needs(saved):
-        yield SAVED
-
-
-def _needs(xml: str) -> bool:
-    return domxml.strip(xml) != xml
+    for why, xml in ((ENABLED, domain.inactive_xml() if domain.persistent else None), (SAVED, domain.saved_xml())):
+        if xml and domxml.is_marked(xml):
+            yield why
+        if xml and domxml.original_emulator(domxml.strip(xml)) in wrappers:
+            yield UNMARKED

@@ -1,7 +1,7 @@
 """Domain XML with the meter in it, and without: strings in, strings out.
 
 inject() makes four changes and writes down in the mark, an element of ours under <metadata>, what strip() needs to
-take them back exactly, white space included:
+take them back exactly, white space included. What the mark does not confirm is its owner's, whatever it looks like:
   - <emulator> names the wrapper, which stands beside the emulator and has its name with the suffix -rapl,
   - qemu:commandline gets `-accel kvm,rapl=true,rapl-helper-socket=SOCKET`, which the wrapper merges into libvirt's own,
   - the containers of these (metadata, devices, commandline) are made where the domain has none,
@@ -17,7 +17,17 @@ from lxml.etree import _Element
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.selection import Traits
-from libvirt_rapl.xmltext import indentation, index_after, insert, last_text, remove, set_last_text, string
+from libvirt_rapl.xmltext import (
+    PROLOG,
+    as_in,
+    indentation,
+    index_after,
+    insert,
+    last_text,
+    remove,
+    set_last_text,
+    string,
+)
 
 MARK = "urn:libvirt-rapl:mark:1"
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -36,39 +46,35 @@ CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMA
 """Elements of <domain> that hold ours: name in the mark, tag."""
 BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 """What libvirt prints before <metadata>. Everything goes where libvirt prints it, so that it stays there."""
-PROLOG = re.compile(r"(?:\s|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
-"""What may stand before the root element; a document type is refused."""
+UUID = re.compile(r"[ \t\r\n]*(?:[- ]*[0-9A-Fa-f]{2}){16}[ \t\r\n]*")
+"""What libvirt takes for one: white space around, blanks and dashes between the bytes."""
 
 
 def inject(xml: str, *, socket: str, default_emulator: str = DEFAULT_EMULATOR) -> str:
     """Return the XML with the meter in it, reading through the helper at `socket`.
 
-    XML that carries the mark already, or what is left of an earlier inject(), is brought to this socket.
+    XML that carries the mark already is brought to this socket; so is XML that has lost it, if our argument for this
+    very socket is there still together with a wrapper.
     `default_emulator` is taken where the domain names none. Raises VirtRaplError for what check() refuses and for XML
     that cannot be read.
     """
     domain = _parse(xml)
-    _clear(domain)
+    _clear(domain, socket)
     _check(domain, socket)
     _inject(domain, socket, default_emulator)
     return _serialise(domain, xml)
 
 
 def strip(xml: str) -> str:
-    """Return the XML as it was before inject(); XML without anything of ours comes back unchanged.
-
-    Where the mark is lost, the argument and the wrapper are taken out. Raises as inject().
-    """
+    """Return the XML as it was before inject(); XML without the mark comes back unchanged. Raises as inject()."""
     domain = _parse(xml)
-    if not (_strip(domain) or _clear(domain)):
-        return xml
-    return _serialise(domain, xml)
+    return _serialise(domain, xml) if _strip(domain) else xml
 
 
 def check(xml: str, socket: str) -> None:
     """Raise VirtRaplError when this domain, with the mark or without, cannot have a meter at `socket`."""
     domain = _parse(xml)
-    _clear(domain)
+    _clear(domain, socket)
     _check(domain, socket)
 
 
@@ -94,7 +100,7 @@ def is_marked(xml: str) -> bool:
 def identity(xml: str) -> tuple[str, str]:
     """Return name (empty where there is none) and UUID in libvirt's spelling. Raises VirtRaplError without a UUID."""
     domain = _parse(xml)
-    return domain.findtext("name", ""), _uuid(domain)
+    return string(domain.find("name")), _uuid(domain)
 
 
 def number(xml: str) -> int | None:
@@ -108,17 +114,20 @@ def traits(xml: str) -> Traits:
     domain = _parse(xml)
     names = [etree.QName(element) for element in domain.iterfind("metadata/*")]
     metadata = frozenset((name.namespace or "", name.localname) for name in names)
-    return Traits(domain.findtext("name", ""), _uuid(domain), domain.findtext("title", ""), metadata)
+    return Traits(string(domain.find("name")), _uuid(domain), string(domain.find("title")), metadata)
 
 
 def original_emulator(xml: str, default: str = DEFAULT_EMULATOR) -> str:
-    """Return the path of the real emulator, whether the XML carries the mark or not; `default` where it names none."""
+    """Return the path of the real emulator, whether the XML carries the mark or not; `default` where it names none.
+
+    What the mark says counts only where <emulator> is the wrapper of that.
+    """
     domain = _parse(xml)
-    mark = _mark(domain)
-    if mark is not None:
-        return mark.get("emulator", default)
     emulator = domain.find("devices/emulator")
-    return default if emulator is None else string(emulator)
+    if emulator is None:
+        return default
+    mark, path = _mark(domain), string(emulator)
+    return path.removesuffix(WRAPPER_SUFFIX) if mark is not None and _names_wrapper(path, mark) else path
 
 
 def helper_socket(xml: str) -> str | None:
@@ -129,7 +138,8 @@ def helper_socket(xml: str) -> str | None:
 
 def dac_label(xml: str) -> str | None:
     """Return the label (`+64055:+64055`, `libvirt-qemu:kvm`) that QEMU runs under; None where the XML has none."""
-    return _parse(xml).findtext("seclabel[@model='dac']/label")
+    label = _parse(xml).find("seclabel[@model='dac']/label")
+    return None if label is None else string(label)
 
 
 def difference(before: str, after: str, name: str) -> str:
@@ -155,12 +165,12 @@ def _parse(xml: str) -> _Element:
 
 
 def _serialise(domain: _Element, original: str) -> str:
-    """Write the domain with what stood around the root element of `original`: declaration, comments, line ends."""
+    """Write the domain as it stood in `original`, with what stood around it: declaration, comments, line ends."""
     prolog = PROLOG.match(original)
-    around = prolog.group() if prolog else ""
+    assert prolog is not None  # it may be empty
     after = "".join("\n" + etree.tostring(node, encoding="unicode", with_tail=False) for node in domain.itersiblings())
-    end = original[len(original.rstrip()) :]
-    return around + etree.tostring(domain, encoding="unicode", with_tail=False) + after + end
+    written = etree.tostring(domain, encoding="unicode", with_tail=False) + after
+    return prolog.group() + as_in(original, written) + original[len(original.rstrip()) :]
 
 
 def _check(domain: _Element, socket: str) -> None:
@@ -214,22 +224,25 @@ def _check_emulator(domain: _Element) -> None:
     path = string(emulator)
     if not path.startswith("/") or path != path.strip():
         raise VirtRaplError(f"the emulator {path!r} is not an absolute path", "correct <emulator>")
+    if path.endswith(WRAPPER_SUFFIX):
+        raise VirtRaplError(
+            f"the emulator {path} has the name of a wrapper, and nothing says that virt-rapl has put it there",
+            f"name the emulator itself in <emulator>: {path.removesuffix(WRAPPER_SUFFIX)}, if that is the one",
+        )
 
 
 def _uuid(domain: _Element) -> str:
-    text = domain.findtext("uuid", "").strip()
+    text = string(domain.find("uuid"))
     if not text:
         raise VirtRaplError("the domain XML has no <uuid>", "add one; /proc/sys/kernel/random/uuid makes them")
-    try:
-        return str(uuid.UUID(text))
-    except ValueError as error:
-        raise VirtRaplError(
-            f"the domain's <uuid> is not a UUID: {text!r}", "/proc/sys/kernel/random/uuid makes them"
-        ) from error
+    if not UUID.fullmatch(text):
+        raise VirtRaplError(f"the domain's <uuid> is not a UUID: {text!r}", "/proc/sys/kernel/random/uuid makes them")
+    return str(uuid.UUID(re.sub(r"[^0-9A-Fa-f]", "", text)))
 
 
 def _inject(domain: _Element, socket: str, default_emulator: str) -> None:
     mark = etree.Element(MARK_TAG, nsmap={"rapl": MARK})
+    mark.set("socket", socket)
     containers = {name: _container(domain, name, mark) for name in CONTAINERS}
 
     devices = containers["devices"]
@@ -256,8 +269,8 @@ def _strip(domain: _Element) -> bool:
     if mark is None:
         return False
     created = mark.get("created", "").split()
-    _strip_accelerator(domain)
-    _strip_emulator(domain, mark.get("emulator", ""), "emulator" in created)
+    _strip_argument(domain, mark)
+    _strip_emulator(domain, mark, "emulator" in created)
     remove(mark)
     for name, tag in CONTAINERS.items():
         container = domain.find(tag)
@@ -270,30 +283,37 @@ def _strip(domain: _Element) -> bool:
     return True
 
 
-def _clear(domain: _Element) -> bool:
-    """Take out all that is ours: also where the mark is lost or the emulator was edited, and _strip() cannot know.
+def _clear(domain: _Element, socket: str) -> None:
+    """Take out what inject() is about to put in anew: by the mark, and where that is lost or wrong by the pair.
 
-    Tells whether there was anything.
+    The argument for this very socket together with a wrapper is what inject() would make, and so can be our own only.
     """
-    found = _strip(domain)
-    for arg in domain.findall(f"{COMMANDLINE_TAG}/{ARG_TAG}"):
-        if OUR_ARGUMENT.fullmatch(arg.get("value", "")):
-            found = True
-            commandline = arg.getparent()
-            _remove_option(arg)
-            if commandline is not None and not len(commandline) and not (commandline.text or "").strip():
-                remove(commandline)
+    argument = _argument(domain, ACCELERATOR + socket)
     emulator = domain.find("devices/emulator")
-    if emulator is not None and last_text(emulator).endswith(WRAPPER_SUFFIX):
-        found = True
-        set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))
-    return found
+    _strip(domain)
+    if argument is None or emulator is None or not string(emulator).endswith(WRAPPER_SUFFIX):
+        return
+    set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))
+    commandline = argument.getparent()
+    if commandline is not None:
+        _remove_option(argument)
+        if not len(commandline) and not (commandline.text or "").strip():
+            remove(commandline)
 
 
-def _strip_accelerator(domain: _Element) -> None:
-    for arg in domain.findall(f"{COMMANDLINE_TAG}/{ARG_TAG}"):
-        if arg.get("value", "").startswith(ACCELERATOR):
-            _remove_option(arg)
+def _argument(domain: _Element, value: str) -> _Element | None:
+    arguments = domain.iterfind(f"{COMMANDLINE_TAG}/{ARG_TAG}")
+    return next((argument for argument in arguments if argument.get("value") == value), None)
+
+
+def _strip_argument(domain: _Element, mark: _Element) -> None:
+    """Remove the argument that the mark names; where somebody has edited it, the first one that looks like ours."""
+    argument = _argument(domain, ACCELERATOR + mark.get("socket", ""))
+    if argument is None:
+        every = domain.iterfind(f"{COMMANDLINE_TAG}/{ARG_TAG}")
+        argument = next((arg for arg in every if OUR_ARGUMENT.fullmatch(arg.get("value", ""))), None)
+    if argument is not None:
+        _remove_option(argument)
 
 
 def _remove_option(arg: _Element) -> None:
@@ -304,9 +324,14 @@ def _remove_option(arg: _Element) -> None:
         remove(option)
 
 
-def _strip_emulator(domain: _Element, original: str, created: bool) -> None:
+def _names_wrapper(path: str, mark: _Element) -> bool:
+    """Tell whether this is the wrapper of the emulator that the mark names."""
+    return path == mark.get("emulator", "") + WRAPPER_SUFFIX
+
+
+def _strip_emulator(domain: _Element, mark: _Element, created: bool) -> None:
     emulator = domain.find("devices/emulator")
-    if emulator is None or string(emulator) != original + WRAPPER_SUFFIX:
+    if emulator is None or not _names_wrapper(string(emulator), mark):
         return  # somebody has changed it since: it is theirs
     if created:
         remove(emulator)

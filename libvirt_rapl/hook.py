@@ -38,6 +38,8 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
         xml = stdin.read()
         _, uuid = domxml.identity(xml)
         restores = operation in ("restore", "migrate")
+        if not (restores or _is_ours(xml, uuid, operation, settings)):
+            return 0
         turn = contextlib.nullcontext() if restores else Registry(settings.run_directory).locked(uuid)
         with turn, contextlib.nullcontext() if operation == "start" else _within(settings.hook_deadline):
             match operation:
@@ -56,10 +58,19 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                     result = end(xml, settings, operation)
     except Exception as error:  # a domain shall not die of our mistakes
         reason = _one_line(error)
+        if operation == "start" and settings.on_failure == "refuse":
+            result = "refuse"
         _say(f"virt-rapl: {operation} of {name}: {reason}", stderr)
     event = events.Event.since(began, domain=name, uuid=uuid, operation=operation, result=result, reason=reason)
     events.tell(settings.run_directory, event)
     return int(operation == "start" and result == "refuse")
+
+
+def _is_ours(xml: str, uuid: str, operation: str, config: Config) -> bool:
+    """Tell whether the domain has the mark, or, its mark taken out while it ran, a record still."""
+    if domxml.is_marked(xml):
+        return True
+    return operation != "start" and any(registry.read(uuid) for registry in _registries(xml, config))
 
 
 class _LateError(Exception):

@@ -1,8 +1,45 @@
-"""Putting elements into an XML tree, and taking them out, so that the white space around them comes back exactly."""
+"""Changing XML so that all else comes back as its owner wrote it: white space, line ends, encoding, references."""
 
+import codecs
+import re
 from collections.abc import Sequence
 
 from lxml.etree import _Element
+
+from libvirt_rapl.errors import VirtRaplError
+
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+DECLARED = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z][\w.-]*)["']""")
+PROLOG = re.compile(r"\ufeff?(?:[ \t\r\n]|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
+"""What may stand before the root element, where there is no document type."""
+
+
+def decode(data: bytes) -> tuple[str, str]:
+    """Return the text of an XML document, a byte order mark included, and the encoding that encodes it again.
+
+    Raises VirtRaplError where it is not in the encoding that it says, or that is none.
+    """
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
+    if not encoding:
+        declared = DECLARED.match(data)
+        encoding = declared[1].decode() if declared else "utf-8"
+    try:
+        return data.decode(encoding), encoding
+    except (UnicodeError, LookupError) as error:
+        hint = "convert it: iconv -t UTF-8; and take the encoding out of <?xml ...?>"
+        raise VirtRaplError(f"the XML is not in {encoding.upper()}: {error}", hint) from error
+
+
+def as_in(original: str, element: str) -> str:
+    """Return a written root element as it stood in `original`, which is all of that document.
+
+    Line ends are of the kind that `original` has, if it has one kind only. What is no ASCII becomes a reference where
+    it does not stand in `original` itself: that may be in an encoding that does not have it.
+    """
+    there = set(original)
+    element = re.sub(r"[^\0-\x7f]", lambda found: found[0] if found[0] in there else f"&#{ord(found[0])};", element)
+    line_ends = set(re.findall(r"\r\n|\r|\n", original))
+    return element.replace("\n", line_ends.pop()) if len(line_ends) == 1 else element
 
 
 def index_after(parent: _Element, tags: Sequence[str]) -> int:
@@ -45,9 +82,7 @@ def indentation(parent: _Element) -> str:
 
 def string(element: _Element | None) -> str:
     """Return an element's text without comments, as libvirt reads it; empty where there is no element."""
-    if element is None:
-        return ""
-    return (element.text or "") + "".join(child.tail or "" for child in element)
+    return "" if element is None else str(element.xpath("string()"))
 
 
 def last_text(element: _Element) -> str:

@@ -473,6 +473,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("hook", replaced(HOOK, "python='", "python='/gone"), "failed", "which is gone"),
     ("hook", replaced(HOOK, "set -u", "set -eu"), "warning", "not the hook of this virt-rapl"),
     ("hook", old_libvirt, "failed", "older than 6.5"),
+    ("libvirt", old_libvirt, "warning", "6.4.0 is older than 6.5"),
     ("hook-seen", hook_after_libvirt, "warning", "nobody can tell whether it knows it"),
     ("hook-seen", remove(HOOK), "skipped", "no hook to be seen"),
     ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),

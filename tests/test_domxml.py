@@ -1,5 +1,6 @@
 """Golden pairs, refusals, and the laws: strip undoes inject, inject twice is inject once, the last socket wins."""
 
+import codecs
 import os
 import re
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from libvirt_rapl import domxml
+from libvirt_rapl import domxml, xmltext
+from libvirt_rapl.domxml import ACCELERATOR
 from libvirt_rapl.errors import VirtRaplError
 
 DATA = Path(__file__).parent / "data" / "domxml"
@@ -147,6 +149,111 @@ def test_injected_xml_says_what_libvirt_needs(xml: str) -> None:
     assert domxml.identity(injected)[1] == UUID
 
 
+# What a file may be written in: encodings, byte order marks, line ends, characters and references to them.
+
+
+ENCODINGS = {
+    "": "utf-8",
+    "utf-8": "utf-8",
+    "us-ascii": "ascii",
+    "ISO-8859-1": "latin-1",
+    "windows-1252": "cp1252",
+    "UTF-16": "utf-16",
+    "with a mark": "utf-8-sig",
+}
+CHARACTERS = st.sampled_from(["é", "漢", "\u2028", "\x85", "a", "😀"])
+
+
+@st.composite
+def files(draw: st.DrawFn) -> bytes:
+    declared, codec = draw(st.sampled_from(list(ENCODINGS.items())))
+    line_end = draw(st.sampled_from(["\n", "\r\n", "\r", "mixed"]))
+
+    def character(*, reference: bool) -> str:
+        found = draw(CHARACTERS)
+        try:
+            found.encode(codec)
+        except UnicodeEncodeError:
+            return f"&#x{ord(found):x};" if reference else "x"
+        return draw(st.sampled_from([found, f"&#{ord(found)};"])) if reference else found
+
+    def comments() -> str:
+        kinds = [f"<!-- {character(reference=False)}\n-->\n", f"<?note {character(reference=False)}?>", "\n", ""]
+        return "".join(draw(st.lists(st.sampled_from(kinds), max_size=3)))
+
+    name = declared.replace("with a mark", "")
+    prolog = (
+        f"<?xml version='1.0' encoding='{name}'?>" if name else draw(st.sampled_from(["", "<?xml version='1.0'?>"]))
+    )
+    between = draw(st.sampled_from(["", "-", " ", " - "]))
+    spelt = between.join(UUID.replace("-", "")[place : place + 2] for place in range(0, 32, 2))
+    inside = [
+        f"<title a='{character(reference=True)}'>{character(reference=True)}&#13;</title>",
+        f"<uuid> {draw(st.sampled_from(['', '<!-- c -->', '<?p i?>']))}{spelt}\n </uuid>",
+        f"<devices>{comments()}<emulator>/q<!--{character(reference=False)}-->emu</emulator></devices>",
+        f"<metadata>\n<a:b xmlns:a='urn:a'>{character(reference=True)}<![CDATA[\n{character(reference=False)}]]></a:b>"
+        "</metadata>",
+    ]
+    text = f"{prolog}{comments()}<domain type='kvm'>{comments()}" + "\n  ".join(inside) + f"</domain>{comments()}\n"
+    if line_end == "mixed":
+        text = text.replace("\n", "\r\n", 2)
+    return text.replace("\n", line_end if line_end != "mixed" else "\n").encode(codec)
+
+
+def canonical_bytes(data: bytes) -> str:
+    """C14N of a file as everybody else reads it, who goes by what it says of itself."""
+    return etree.tostring(etree.fromstring(data).getroottree(), method="c14n", with_comments=True).decode()
+
+
+@settings(max_examples=600, deadline=None)
+@given(files())
+def test_a_file_comes_back_in_its_own_encoding_and_line_ends(data: bytes) -> None:
+    text, encoding = xmltext.decode(data)
+    assert text.encode(encoding) == data
+    injected = domxml.inject(text, socket=SOCKET).encode(encoding)
+    stripped = domxml.strip(injected.decode(encoding)).encode(encoding)
+    assert domxml.identity(text)[1] == UUID
+    assert canonical_bytes(stripped) == canonical_bytes(data)
+    assert SOCKET in canonical_bytes(injected)
+    kinds = set(re.findall(r"\r\n|\r|\n", text))
+    if len(kinds) == 1:
+        for written in (injected, stripped):
+            assert set(re.findall(r"\r\n|\r|\n", written.decode(encoding))) == kinds
+    before_root = text.partition("<domain")[0]
+    assert injected.decode(encoding).startswith(before_root + "<domain")
+    for character in set(text) - set(map(chr, range(128))):
+        assert stripped.decode(encoding).count(character) >= text.count(character)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"<domain>\xe9</domain>", "not in UTF-8"),
+        (b"<?xml version='1.0' encoding='us-ascii'?><domain>\xc3\xa9</domain>", "not in US-ASCII"),
+        (b"<?xml version='1.0' encoding='klingon'?><domain/>", "not in KLINGON"),
+        (b"<?xml version='1.0' encoding='base64'?><domain/>", "not in BASE64"),
+        (codecs.BOM_UTF16_LE + b"<", "not in UTF-16"),
+    ],
+)
+def test_a_file_that_is_not_in_its_encoding(data: bytes, message: str) -> None:
+    with pytest.raises(VirtRaplError, match=message) as caught:
+        xmltext.decode(data)
+    assert "iconv" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    ["<uuid>{}</uuid>", "<uuid>\n <!-- mine -->{}<?p?>\t</uuid>", "<uuid><!-- a -->{}<!-- b --> </uuid>"],
+)
+def test_a_uuid_with_a_comment_or_spaces(spelt: str) -> None:
+    for text in (UUID, UUID.upper(), UUID.replace("-", " "), UUID.replace("-", "")):
+        xml = domain(uuid=spelt.format(text)).replace("<name>guest", "<name>gu<!-- c -->est")
+        assert domxml.identity(xml) == ("guest", UUID)
+    for text in (UUID[:-1], UUID[:-1] + "g", f"{{{UUID}}}", f"urn:uuid:{UUID}", UUID + "00"):
+        with pytest.raises(VirtRaplError, match="not a UUID"):
+            domxml.identity(domain(uuid=spelt.format(text)))
+
+
 # What each function does with odd input.
 
 
@@ -272,12 +379,12 @@ OTHER_DOMAINS = "/run/elsewhere/aaaaaaaa-0000-4000-8000-000000000000.sock"
     [
         lambda _: domxml.inject(LEFT, socket=OTHER_DOMAINS),  # a clone, another host's
         lambda xml: re.sub(r" *<metadata>.*</metadata>\n", "", xml, flags=re.DOTALL),
-        lambda xml: re.sub(r"<metadata>.*</metadata>", "", xml, flags=re.DOTALL).replace(SOCKET, OTHER_DOMAINS),
         lambda xml: re.sub(r" *<qemu:commandline.*</qemu:commandline>\n", "", xml, flags=re.DOTALL),
         lambda xml: xml.replace("/q-rapl<", "/q<"),
-        lambda _: LEFT.replace("/q<", "/q-rapl<"),  # nothing else is left
+        lambda xml: xml.replace(f"={SOCKET}", f"={OTHER_DOMAINS}"),
+        lambda xml: re.sub(r' socket="[^"]*"', "", xml),  # as marks were made before they named it
     ],
-    ids=["socket", "mark", "mark and socket", "argument", "wrapper", "only the wrapper"],
+    ids=["socket", "mark", "argument", "wrapper", "edited socket", "older mark"],
 )
 def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str]) -> None:
     whole = domxml.inject(LEFT, socket=SOCKET)
@@ -291,6 +398,64 @@ def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str
     assert domxml.inject(mended, socket=SOCKET) == mended
     assert "rapl" not in domxml.strip(mended)
     assert "commandline" not in domxml.strip(mended)
+
+
+def unmarked(xml: str) -> str:
+    return re.sub(r" *<metadata>.*</metadata>\n", "", xml, flags=re.DOTALL)
+
+
+def with_arguments(xml: str, *values: str) -> str:
+    arguments = "".join(f"<q:arg value='{value}'/>" for value in values)
+    return xml.replace("</domain>", f"<q:commandline xmlns:q='{QEMU}'>{arguments}</q:commandline>\n</domain>")
+
+
+WRAPPED = LEFT.replace("/q<", "/q-rapl<")
+NOT_OURS = {
+    "somebody's own emulator": WRAPPED,
+    "a hand-made argument": with_arguments(LEFT, "-accel", f"kvm,rapl=true,rapl-helper-socket={SOCKET}"),
+    "both, of another directory": unmarked(domxml.inject(LEFT, socket=OTHER_SOCKET)),
+    "both, of another domain": unmarked(domxml.inject(LEFT, socket=OTHER_DOMAINS)),
+    "both, and something else": with_arguments(
+        WRAPPED, "-accel", "kvm,rapl=true,rapl-helper-socket=/run/mine.sock", "-no-fd-bootchk"
+    ),
+}
+
+
+@pytest.mark.parametrize("xml", NOT_OURS.values(), ids=NOT_OURS)
+def test_what_no_mark_says_is_ours_is_its_owners(xml: str) -> None:
+    assert domxml.strip(xml) is xml
+    assert domxml.original_emulator(xml) in ("/usr/bin/q", "/usr/bin/q-rapl")
+    assert f"<emulator>{domxml.original_emulator(xml)}</emulator>" in xml
+    for refuse in (lambda: domxml.check(xml, SOCKET), lambda: domxml.inject(xml, socket=SOCKET)):
+        with pytest.raises(VirtRaplError) as caught:
+            refuse()
+        assert caught.value.hint
+
+
+def test_without_the_mark_disable_takes_nothing_and_enable_still_works() -> None:
+    left = unmarked(domxml.inject(LEFT, socket=SOCKET))
+    assert domxml.strip(left) is left
+    assert canonical(domxml.strip(domxml.inject(left, socket=SOCKET))) == canonical(LEFT)
+
+
+@pytest.mark.parametrize("value", ["kvm,rapl=true,rapl-helper-socket=/run/mine.sock", ACCELERATOR + OTHER_SOCKET])
+@pytest.mark.parametrize("before", [True, False])
+def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before: bool) -> None:
+    mine = ["-accel", value]
+    marked = domxml.inject(LEFT, socket=SOCKET)
+    first = '<qemu:arg value="-accel"/>'
+    assert marked.count(first) == 1
+    added = "".join(f'<qemu:arg value="{argument}"/>' for argument in mine)
+    edited = marked.replace(first, added + first) if before else marked.replace("</qemu:comm", f"{added}</qemu:comm")
+    arguments = parsed(domxml.strip(edited)).iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")
+    assert [argument.get("value") for argument in arguments] == mine
+
+
+@pytest.mark.parametrize("emulator", ["/opt/q-rapl", "/usr/bin/q", "/usr/bin/q-rapl-rapl"])
+def test_a_mark_that_the_emulator_does_not_confirm_is_not_believed(emulator: str) -> None:
+    edited = domxml.inject(LEFT, socket=SOCKET).replace("/usr/bin/q-rapl<", f"{emulator}<")
+    assert domxml.original_emulator(edited) == emulator
+    assert f"<emulator>{emulator}</emulator>" in domxml.strip(edited)
 
 
 def test_another_emulator_that_was_put_in_is_taken_over() -> None:

@@ -236,7 +236,7 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
 
 
 @pytest.mark.parametrize("left", ["all but the mark", "argument", "wrapper"])
-def test_disable_without_the_mark(fake: FakeLibvirt, qemu: Path, run: Run, left: str) -> None:
+def test_disable_takes_nothing_without_the_mark(fake: FakeLibvirt, qemu: Path, run: Run, left: str) -> None:
     original = definition("web", UUID, qemu)
     injected = domxml.inject(original, socket=f"/run/elsewhere/{UUID}.sock")
     before, _, rest = injected.partition("<metadata>")
@@ -246,10 +246,16 @@ def test_disable_without_the_mark(fake: FakeLibvirt, qemu: Path, run: Run, left:
     elif left == "wrapper":
         xml = original.replace(f"{qemu}<", f"{qemu}-rapl<")
     web = fake.add(xml)
+    status, out, err = run("disable", "web")
+    assert (status, out, web.xml, fake.defined) == (0, "web: not enabled\n", xml, 0)
+    assert (f"{qemu}-rapl" in err) == (left != "argument")
+    if left != "all but the mark":
+        assert run("enable", "web")[0] == 1
+        assert web.xml == xml
+        return
+    assert run("enable", "web")[:2] == (0, "web: enabled; takes effect at the next start\n")
     assert run("disable", "web") == (0, "web: disabled; takes effect at the next start\n", "")
-    assert "rapl" not in web.xml
-    assert f"<emulator>{qemu}</emulator>" in web.xml
-    assert run("disable", "web")[1] == "web: not enabled\n"
+    assert domxml.difference(original, web.xml, "web") == ""
 
 
 @pytest.mark.parametrize("command", ["enable", "disable"])

@@ -1,6 +1,7 @@
 """When a domain's meter cannot be set up, the domain starts without it, or is refused with one clear line."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import events, instances
+from libvirt_rapl.domxml import MARK
 from libvirt_rapl.installer import HOOK
 from libvirt_rapl.simulator.world import World
 
@@ -105,6 +107,97 @@ def test_refuse_says_why_in_one_line(world: World, new_guest: NewGuest, fault: F
         assert reason in line
         assert world.run(["virsh", "domstate", name]).stdout.strip() == "shut off"
         assert run_files(world) <= {"filler"}
+
+
+NOISE = """<n:n xmlns:n='urn:n'><![CDATA[
+  <memory unit='KiB'>1</memory>
+  </metadata>
+  <uuid>00000000-0000-4000-8000-000000000000</uuid>
+]]><metadata xmlns=''>
+  </metadata>
+  </n:n>"""
+
+
+def test_no_metadata_hides_the_mark_and_none_fakes_it(world: World, new_guest: NewGuest) -> None:
+    """Spelt as no client of libvirt's would, and as libvirt then gives it to its hooks."""
+    name, other = new_guest(100), new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    marked = world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+    spelt = re.sub(r"rapl:rapl xmlns:rapl=(.)urn:", r"m:rapl xmlns:m=\1&#x75;r&#110;:", marked)
+    assert spelt != marked
+    world.run(["virsh", "define", "/dev/stdin"], input=spelt.replace("<metadata>", f"<metadata>{NOISE}"))
+    plain = world.run(["virsh", "dumpxml", other]).stdout
+    fake = plain.replace("<memory", f"<title>{MARK}</title><metadata>{NOISE}</metadata><memory", 1)
+    world.run(["virsh", "define", "/dev/stdin"], input=fake)
+    with no_rapl_on_the_host(world, "refuse") as reason:
+        refused = world.run(["virsh", "start", name], check=False)
+        assert reason in refused.stderr
+        world.run(["virsh", "start", other])
+        world.run(["virsh", "destroy", other])
+    world.run(["virsh", "start", name])
+    assert status(world, name)["vrapl"] == "active"
+    told = list(events.told(world.path("/run/virt-rapl")))
+    assert [event.result for event in told if (event.domain, event.operation) == (name, "start")] == ["refuse", "ready"]
+    assert not [event for event in told if event.domain == other]
+
+
+@pytest.mark.parametrize("fault", [no_helper_binary, no_rapl_on_the_host])
+def test_where_qemu_fails_for_another_reason_libvirt_quotes_that(
+    world: World, new_guest: NewGuest, fault: Fault
+) -> None:
+    name = new_guest(100)
+    world.run(["virt-rapl", "enable", name])
+    xml = world.run(["virsh", "dumpxml", "--inactive", name]).stdout
+    broken = xml.replace("</qemu:commandline>", "<qemu:arg value='-no-such-option'/></qemu:commandline>")
+    assert broken != xml
+    world.run(["virsh", "define", "/dev/stdin"], input=broken)
+    with fault(world, "degrade"):
+        failed = world.run(["virsh", "start", name], check=False)
+    assert failed.returncode != 0
+    assert "-no-such-option" in failed.stderr
+    assert "virt-rapl: " not in failed.stderr
+    assert "starts without RAPL" in domain_log(world, name)
+
+
+OLDER_LIBVIRT = """#!/usr/bin/python3
+import os, sys
+emulator, arguments = "/usr/bin/qemu-system-x86_64", sys.argv[1:]
+if sys.argv[0].endswith("-rapl"):
+    emulator += "-rapl"
+    if "-accel" in arguments:
+        place = arguments.index("-accel")
+        assert arguments[place + 1] == "kvm"
+        del arguments[place:place + 2]
+        machine, comma, rest = arguments[arguments.index("-machine") + 1].partition(",")
+        arguments[arguments.index("-machine") + 1] = f"{machine},accel=kvm{comma}{rest}"
+os.execv(emulator, [emulator, *arguments])
+"""
+
+
+def test_an_older_libvirt_asks_for_kvm_in_another_way(world: World, new_guest: NewGuest) -> None:
+    """Real QEMU gets the arguments as libvirt 7.0 writes them."""
+    name = new_guest(100)
+    for program in ("/usr/bin/older", "/usr/bin/older-rapl"):
+        world.path(program).write_text(OLDER_LIBVIRT)
+        world.path(program).chmod(0o755)
+    try:
+        xml = world.run(["virsh", "dumpxml", name]).stdout
+        world.run(
+            ["virsh", "define", "/dev/stdin"], input=xml.replace("/usr/bin/qemu-system-x86_64<", "/usr/bin/older<")
+        )
+        start_enabled(world, name)
+        wait_until(lambda: grows(world, name), 5, "the guest's counter moves")
+        pid = status(world, name)["pid"]
+        arguments = world.path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        assert not [argument for argument in arguments if "accel=kvm" in argument]
+        assert arguments.count("-accel") == 1
+        world.run(["virsh", "destroy", name])
+        with no_rapl_on_the_host(world, "degrade"):
+            world.run(["virsh", "start", name])
+            goes_on(world, name)
+    finally:
+        for program in ("/usr/bin/older", "/usr/bin/older-rapl"):
+            world.path(program).unlink()
 
 
 def test_libvirt_is_killed_and_reads_no_more_what_the_hook_says(world: World) -> None:

@@ -134,6 +134,41 @@ def test_a_life(host: Host) -> None:
     assert told == [("web1", UUID, operation, result) for operation, result in results.items()]
 
 
+MARK_IN_TEXT = [
+    f"<title>{domxml.MARK}</title>",
+    f"<metadata><a:b xmlns:a='urn:a' xmlns:rapl='{domxml.MARK}'>rapl:rapl</a:b></metadata>",
+    f"<metadata><a:b xmlns:a='urn:a'><rapl:rapl xmlns:rapl='{domxml.MARK}'/></a:b></metadata>",
+    f"<metadata><a:b xmlns:a='urn:a'><![CDATA[<rapl:rapl xmlns:rapl='{domxml.MARK}'/>]]></a:b></metadata>",
+]
+
+
+@pytest.mark.parametrize("text", MARK_IN_TEXT)
+def test_what_only_looks_like_the_mark_is_none(host: Host, text: str) -> None:
+    """The guard wakes us for it, to be on the safe side."""
+    host.configure(on_failure="refuse")
+    fake = PLAIN.replace("  <memory", f"  {text}\n  <memory")
+    for operation in ("start", "started", "reconnect", "stopped", "release"):
+        assert host.call(operation, fake) == (0, "", "")
+    assert not host.run.exists() or not list(host.run.glob("*.json"))
+    assert host.events() == []
+
+
+@pytest.mark.parametrize("operation", ["started", "reconnect", "stopped"])
+def test_a_mark_taken_out_while_the_domain_runs_changes_nothing(host: Host, operation: str) -> None:
+    host.call("start", host.marked)
+    assert host.call(operation, PLAIN) == (0, "", "")
+    assert host.events()[-1].result == ("ended" if operation == "stopped" else "ready")
+
+
+@pytest.mark.parametrize(("policy", "status"), [("degrade", 0), ("refuse", 1)])
+def test_a_definition_that_cannot_be_read(host: Host, policy: str, status: int) -> None:
+    """Whether the mark is in it nobody can tell: who wants no domain without its meter gets none."""
+    host.configure(on_failure=policy)
+    deep = host.marked.replace("<metadata>", "<metadata>" + "<a>" * 300 + "</a>" * 300)
+    got, output, said = host.call("start", deep)
+    assert (got, output, said.count("\n")) == (status, "", 1)
+
+
 @pytest.mark.parametrize(
     "trouble", [VirtRaplError("no helper binary"), OSError(28, "No space left on device"), RuntimeError("a bug")]
 )

@@ -13,10 +13,28 @@ from libvirt_rapl import events
 HOOK = Path(__file__).parent.parent / "hooks" / "qemu"
 MARK = "    <rapl:rapl xmlns:rapl=\"urn:libvirt-rapl:mark:1\" emulator='/usr/bin/qemu-system-x86_64'/>\n"
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
-HEAD = f"<domain type='kvm' id='3'>\n  <name>a \\n é</name>\n  <uuid>{UUID}</uuid>\n  <title>  two  blanks </title>\n"
+START = f"<domain type='kvm' id='3'>\n  <name>a \\n é</name>\n  <uuid>{UUID}</uuid>\n"
+HEAD = f"{START}  <title>  two  blanks </title>\n"
 TAIL = "  <memory unit='KiB'>65536</memory>\n\n\t<devices>\\\\ %s $HOME `id` \\c</devices>\n</domain>\n\n"
 UNMARKED = f"{HEAD}  <metadata>\n    <a:b xmlns:a='urn:a'/>\n  </metadata>\n{TAIL}"
 MARKED = f"{HEAD}  <metadata>\n{MARK}  </metadata>\n{TAIL}"
+OTHER = "00000000-0000-4000-8000-000000000000"
+CDATA = f"<![CDATA[\n  <memory unit='KiB'>1</memory>\n  </metadata>\n  <uuid>{OTHER}</uuid>\n]]>"
+HIDDEN = [
+    f"<metadata>\n    <a:b xmlns:a='urn:a'>{CDATA}</a:b>\n{MARK}  </metadata>",
+    f"<metadata>\n    <a:b xmlns:a='urn:a'><metadata xmlns=''>\n  </metadata>\n  </a:b>\n{MARK}  </metadata>",
+    f"<description>\n  &lt;memory\n  &lt;uuid></description>\n  <metadata>\n{MARK}  </metadata>",
+    f"<genid>{OTHER}</genid>\n  <metadata>\n{MARK}  </metadata>",
+    f"<metadata> about memory <a:b xmlns:a='urn:a'/>\n{MARK}  </metadata>",
+    "<metadata xmlns:r='urn:libvirt-rapl:mark:1'>\n    <r:rapl emulator='/q'/>\n  </metadata>",
+]
+"""Metadata with our mark, between what looks as if it were the end of it, or another domain's UUID."""
+LARGE = [
+    "    <a:b/>\n" * (1 << 18),
+    f"    <a:b>{'x' * (2 << 20)}</a:b>\n",
+    f"    <a:b>{'urn:libvirt-rapl:mark:' * (1 << 16)}</a:b>\n",
+    "    <memory>\n" * (1 << 17),
+]
 ALWAYS_ZERO = ["started", "stopped", "release", "reconnect"]
 
 
@@ -79,19 +97,44 @@ def test_a_python_that_hangs_is_ended(guard: Guard, operation: str) -> None:
 
 
 @pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
-@pytest.mark.parametrize("xml", [UNMARKED, HEAD + TAIL, HEAD + TAIL + MARK, "", HEAD])
+@pytest.mark.parametrize("xml", [UNMARKED, HEAD + TAIL, START + TAIL, START + TAIL + MARK, "", HEAD])
 def test_other_domains_leave_it_asleep(guard: Guard, operation: str, xml: str) -> None:
     done = guard.run("a", operation, "begin", "-", xml=xml)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert guard.got() is None
 
 
+@pytest.mark.parametrize("metadata", HIDDEN)
+def test_no_metadata_hides_the_mark_or_names_another_domain(guard: Guard, metadata: str) -> None:
+    xml = f"{START}  {metadata}\n{TAIL}"
+    assert guard.run("a", "start", "begin", "-", xml=xml).returncode == 0
+    assert guard.got() == (["-I", "-m", "libvirt_rapl.hook", "a", "start", "begin", "-"], xml)
+    guard.python.unlink()
+    directory = guard.directory / "run"
+    directory.mkdir()
+    for uuid in (UUID, OTHER):
+        (directory / f"{uuid}.state").touch()
+    guard.run("a", "start", "begin", "-", xml=xml)
+    assert {path.name for path in directory.iterdir()} == {f"{OTHER}.state", events.NAME}
+
+
+@pytest.mark.parametrize("large", LARGE, ids=["lines", "one line", "like the mark", "like its end"])
+@pytest.mark.parametrize("mark", ["", MARK])
+def test_large_metadata(guard: Guard, large: str, mark: str) -> None:
+    """Megabytes of it: what costs more than a line's worth a line would not end within the guard's ten seconds."""
+    xml = f"{START}  <metadata>\n{large}{mark}  </metadata>\n{TAIL}"
+    assert guard.run("a", "start", "begin", "-", xml=xml).returncode == 0
+    wants = (["-I", "-m", "libvirt_rapl.hook", "a", "start", "begin", "-"], xml)
+    assert guard.got() == (wants if mark else None)
+
+
+@pytest.mark.parametrize("unmarked", [UNMARKED, START + TAIL])
 @pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
-def test_a_domain_that_has_lost_its_mark_still_has_a_helper_to_end(guard: Guard, operation: str) -> None:
+def test_a_domain_that_has_lost_its_mark_still_has_a_helper_to_end(guard: Guard, operation: str, unmarked: str) -> None:
     (guard.directory / "run").mkdir()
     (guard.directory / f"run/{UUID}.json").touch()
-    guard.run("a", operation, "begin", "-", xml=UNMARKED)
-    wants = (["-I", "-m", "libvirt_rapl.hook", "a", operation, "begin", "-"], UNMARKED)
+    guard.run("a", operation, "begin", "-", xml=unmarked)
+    wants = (["-I", "-m", "libvirt_rapl.hook", "a", operation, "begin", "-"], unmarked)
     assert guard.got() == (wants if operation in ("stopped", "release") else None)
 
 

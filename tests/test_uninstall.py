@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import domxml
+from libvirt_rapl import dependents, domxml
 from libvirt_rapl.emulator import installed
 from libvirt_rapl.simulator.world import World
 
@@ -149,6 +149,28 @@ def test_uninstall_by_force(other_world: World) -> None:
     left = files(other_world) - before
     assert left  # what the helper of the domain that runs lives in
     assert all(path.startswith("/run/virt-rapl") for path in left)
+
+
+def test_uninstall_does_not_break_a_domain_that_lost_its_mark(other_world: World) -> None:
+    """What carries no mark is not changed, so its wrapper has to stay; somebody's own emulator needs none."""
+    other_world.run(["virt-rapl", "install"])
+    own = "/usr/bin/mine-rapl"
+    other_world.run(["cp", "-P", installed(), own])
+    for name, path in (("lost", f"{installed()}-rapl"), ("own", own)):
+        other_world.define_guest(name, 0)
+        xml = other_world.run(["virsh", "dumpxml", name]).stdout.replace(f"{installed()}<", f"{path}<")
+        other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
+    there = files(other_world)
+    for options in ([], ["--disable-domains"]):
+        done = other_world.run(["virt-rapl", "uninstall", *options], check=False)
+        assert done.stderr.startswith("virt-rapl: error: domains still need virt-rapl: ")
+        assert f"lost {dependents.UNMARKED}" in done.stderr
+        assert f"own {dependents.UNMARKED}" not in done.stderr
+        assert files(other_world) == there
+    for name in ("lost", "own"):
+        other_world.run(["virsh", "undefine", name])
+    other_world.run(["rm", own])
+    other_world.run(["virt-rapl", "uninstall", "--disable-domains", "--force"])
 
 
 def pid_file(name: str) -> str:

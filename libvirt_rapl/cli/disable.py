@@ -36,6 +36,11 @@ def run(options: argparse.Namespace) -> int:
         stripped = domxml.strip(xml)
         if selection.selects(domxml.traits(stripped)):
             chosen.append(domain.name)
+        if stripped == xml and (path := domxml.original_emulator(xml)).endswith(domxml.WRAPPER_SUFFIX):
+            warn(
+                f"{domain.name}: its emulator {path} has a wrapper's name, and there is no mark: it is left as it is",
+                "where `virt-rapl enable` has put it there, enable it once more, then disable it",
+            )
         return stripped
 
     change_all(options, without_meter, done="disabled", nothing_to_do="not enabled")

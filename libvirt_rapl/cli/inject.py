@@ -7,9 +7,9 @@ from pathlib import Path
 from libvirt_rapl import domxml, emulator
 from libvirt_rapl.cli import warn
 from libvirt_rapl.config import load
-from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.vmsr.requirements import ProcessorError
+from libvirt_rapl.xmltext import decode
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     So may one whose emulator exists where no guest has a meter: that is a warning.
     """
     registry = Registry(load(options.config).run_directory)
-    xml = read_xml()
+    xml, encoding = read_xml()
     _, uuid = domxml.identity(xml)
     injected = domxml.inject(xml, socket=str(registry.path(uuid, "sock")), default_emulator=emulator.installed())
     path = domxml.original_emulator(injected)
@@ -32,19 +32,16 @@ def run(options: argparse.Namespace) -> int:
         except ProcessorError as error:
             emulator.check_wrapper(path)
             warn(f"on this host the domain gets no meter: {error.message}", error.hint)
-    write_xml(injected)
+    write_xml(injected, encoding)
     return 0
 
 
-def read_xml() -> str:
-    """Read standard input. Raises VirtRaplError when it is not UTF-8."""
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise VirtRaplError(f"the XML on standard input is not UTF-8: {error}", "convert it: iconv -t UTF-8") from error
+def read_xml() -> tuple[str, str]:
+    """Read standard input; return the text and its encoding. Raises VirtRaplError when it is in another one."""
+    return decode(sys.stdin.buffer.read())
 
 
-def write_xml(xml: str) -> None:
-    """Write to standard output, in UTF-8 whatever the locale."""
-    sys.stdout.buffer.write(xml.encode())
+def write_xml(xml: str, encoding: str) -> None:
+    """Write to standard output, in the encoding that was read, whatever the locale."""
+    sys.stdout.buffer.write(xml.encode(encoding))
     sys.stdout.buffer.flush()

@@ -10,5 +10,6 @@ __all__ = ["add_arguments", "run"]
 
 def run(_options: argparse.Namespace) -> int:
     """Filter the XML; without the mark it comes out as it went in."""
-    write_xml(domxml.strip(read_xml()))
+    xml, encoding = read_xml()
+    write_xml(domxml.strip(xml), encoding)
     return 0

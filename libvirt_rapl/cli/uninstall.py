@@ -61,16 +61,18 @@ def _leave_domains(options: argparse.Namespace) -> None:
                 f"{error.hint}; with --force it goes all the same",
             ) from error
         found, snapshots = [], []
-    disabled = [dependent for dependent in found if options.disable_domains and dependent.why != dependents.RUNS]
+    not_ours_to_change = (dependents.RUNS, dependents.UNMARKED)
+    disabled = [each for each in found if options.disable_domains and each.why not in not_ours_to_change]
     left = [dependent for dependent in found if dependent not in disabled]
     if left and not options.force:
-        running = any(dependent.why == dependents.RUNS for dependent in left)
-        raise VirtRaplError(
-            f"domains still need virt-rapl: {', '.join(map(str, left))}",
-            "shut down those that run, their helpers must stay till then"
-            if running
-            else "`virt-rapl uninstall --disable-domains` takes their meters out first",
-        )
+        whys = {dependent.why for dependent in left}
+        if dependents.RUNS in whys:
+            hint = "shut down those that run, their helpers must stay till then"
+        elif dependents.UNMARKED in whys:
+            hint = "name the emulator itself in <emulator> of those without mark: `virsh edit`"
+        else:
+            hint = "`virt-rapl uninstall --disable-domains` takes their meters out first"
+        raise VirtRaplError(f"domains still need virt-rapl: {', '.join(map(str, left))}", hint)
     for dependent in left:
         warn(
             f"{dependent}: it will not start with the emulator wrapper gone",

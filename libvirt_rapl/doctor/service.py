@@ -47,6 +47,10 @@ def libvirt(machine: Machine) -> Iterator[Finding]:
             raise
         yield Finding(SKIPPED, error.message, error.hint)  # which may be for us only
         return
+    if machine.libvirt_version()[:2] < (oldest := activation.FIRST_WITH_DIRECTORIES):
+        message = f"libvirt {version} is older than {oldest[0]}.{oldest[1]}, the oldest that virt-rapl is made for"
+        yield Finding(WARNING, message, "upgrade libvirt; until then try one domain first")
+        return
     daemons = [daemon for daemon in activation.LIBVIRT_DAEMONS if activation.pid_of(daemon, machine.root)]
     if len(daemons) > 1:
         message = f"{' and '.join(daemons)} both run: each has domains of its own, and one does not know the other's"
