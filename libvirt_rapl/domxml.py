@@ -112,13 +112,14 @@ def traits(xml: str) -> Traits:
 
 
 def original_emulator(xml: str, default: str = DEFAULT_EMULATOR) -> str:
-    """Return the path of the real emulator, whether the XML carries the mark or not; `default` where it names none."""
+    """Return the path of the real emulator, whether the XML carries the mark or not; `default` where it names none.
+
+    That is <emulator>'s word: the mark is metadata, which may say anything.
+    """
     domain = _parse(xml)
-    mark = _mark(domain)
-    if mark is not None:
-        return mark.get("emulator", default)
     emulator = domain.find("devices/emulator")
-    return default if emulator is None else string(emulator)
+    path = default if emulator is None else string(emulator)
+    return path if _mark(domain) is None else path.removesuffix(WRAPPER_SUFFIX)
 
 
 def helper_socket(xml: str) -> str | None:
