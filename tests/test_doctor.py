@@ -102,6 +102,7 @@ class Patient:
         monkeypatch.setattr(status_socket, "ask", lambda _path: self.status)
         monkeypatch.setattr(service, "closed_directory", lambda *_: None)
         monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
+        monkeypatch.setattr("libvirt_rapl.emulator.is_volatile", lambda *_: False)  # where /tmp is in memory it is
         monkeypatch.setattr("libvirt_rapl.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py"))
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")
@@ -214,6 +215,10 @@ def replaced(name: str, old: str, new: str) -> Callable[[Patient], object]:
     return lambda patient: write(patient.path(name), patient.path(name).read_text().replace(old, new))
 
 
+def in_memory(patient: Patient) -> None:
+    patient.patch.setattr("libvirt_rapl.emulator.is_volatile", lambda directory, _root: "opt" in directory.parts)
+
+
 def amd(patient: Patient) -> None:
     patient.host.processor("AuthenticAMD", 25, 1)
 
@@ -323,6 +328,21 @@ def another_qemu(patient: Patient) -> None:
     domain = patient.add("db", enabled=False, uuid=OTHER_UUID)
     xml = domain.xml.replace(str(patient.path(QEMU)), "/opt/qemu/qemu")
     domain.xml = xml.replace("<devices>", "<os><type arch='x86_64'>hvm</type></os><devices>")
+
+
+def wrapped(patient: Patient) -> None:
+    another_qemu(patient)
+    shutil.copy(patient.path(f"{QEMU}-rapl"), patient.path("opt/qemu/qemu-rapl"))
+
+
+def planted_mark(patient: Patient) -> None:
+    """A mark that names a program: whoever runs it leaves a trace."""
+    write(patient.path("opt/planted"), f"#!/bin/sh\ntouch {patient.path('opt/ran')}\n")
+    patient.path("opt/planted").chmod(0o755)
+    patient.path("opt").chmod(0o777)
+    emulator = f'emulator="{patient.path(QEMU)}"'
+    assert emulator in patient.domain.xml
+    patient.domain.xml = patient.domain.xml.replace(emulator, f'emulator="{patient.path("opt/planted")}"')
 
 
 def packaged_here(patient: Patient) -> None:
@@ -445,6 +465,15 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("wrapper", remove(QEMU), "skipped", "no QEMU to wrap"),
     ("wrapper", remove(f"{QEMU}-rapl"), "failed", "no emulator wrapper"),
     ("wrapper", mode(f"{QEMU}-rapl", 0o700), "failed", "not every user may run"),
+    (
+        "wrapper",
+        both(another_qemu, mode("opt/qemu", 0o775)),
+        "warning",
+        "/opt/qemu/qemu can have no wrapper: others than root can change .*opt/qemu: group",
+    ),
+    ("wrapper", both(wrapped, in_memory), "warning", "can have no wrapper: .*tmpfs"),
+    ("wrapper", both(wrapped, lambda patient: with_apparmor()(patient)), "warning", "AppArmor .* /opt/qemu/qemu-rapl"),
+    ("wrapper", both(wrapped, text("sys/fs/selinux/enforce", "1")), "warning", "SELinux labels /opt/qemu/qemu-rapl"),
     ("wrapper", another_qemu, "warning", "no emulator wrapper .*opt/qemu/qemu-rapl"),
     ("qemu", another_qemu, "warning", "/opt/qemu/qemu"),
     ("wrapper", text(f"{QEMU}-rapl", "#!/bin/sh\n"), "warning", "is not the wrapper of virt-rapl"),
@@ -543,6 +572,13 @@ def test_what_is_broken_is_told_with_its_remedy(name: str) -> None:
         assert any(check.state == state and re.search(message, check.message) for check in found), (message, found)
         assert all(check.hint for check in found if check.state in ("warning", "failed"))
         assert not any("\n" in check.message + check.hint for check in found)
+
+
+@pytest.mark.parametrize("name", ["domains", "wrapper", "qemu"])
+def test_a_program_that_metadata_names_is_not_run(patient: Patient, name: str) -> None:
+    planted_mark(patient)
+    assert {check.state for check in patient.examine(name)[name]} == {"ok"}
+    assert not patient.path("opt/ran").exists()
 
 
 def test_what_was_never_installed_is_one_finding(patient: Patient) -> None:
