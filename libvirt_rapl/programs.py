@@ -5,7 +5,6 @@ is ended, with what it has started.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import resource
@@ -27,7 +26,6 @@ MINIMAL = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 """All the environment that a program gets which somebody has named."""
 
 _PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None)
 _one_at_a_time = threading.Lock()
 
 
@@ -132,8 +130,10 @@ def _no_core() -> Iterator[None]:
 @contextlib.contextmanager
 def _adopting() -> Iterator[None]:
     """End what a program of nobody's has left: whoever has lost his parent meanwhile becomes our child."""
-    before = _nobodys_children()
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    import ctypes  # which the hook does not wait for where it asks nobody
+
+    libc, before = ctypes.CDLL(None), _nobodys_children()
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
@@ -141,7 +141,7 @@ def _adopting() -> Iterator[None]:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def _nobodys_children() -> set[int]:

@@ -365,6 +365,16 @@ def older_ledger_aside(patient: Patient) -> None:
     write(patient.state_directory / "ledger.db.aside-20260131T120000", "")
 
 
+def ledger_is_pipe(patient: Patient) -> None:
+    patient.path(LEDGER).unlink()
+    os.mkfifo(patient.path(LEDGER))
+
+
+def wrapper_is_pipe(patient: Patient) -> None:
+    patient.path(f"{QEMU}-rapl").unlink()
+    os.mkfifo(patient.path(f"{QEMU}-rapl"), 0o755)
+
+
 def simulated_ledger(patient: Patient) -> None:
     with sqlite3.connect(patient.state_directory / "ledger.db") as database:
         database.execute("UPDATE ledger SET simulated = 1")
@@ -477,6 +487,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("wrapper", another_qemu, "warning", "no emulator wrapper .*opt/qemu/qemu-rapl"),
     ("qemu", another_qemu, "warning", "/opt/qemu/qemu"),
     ("wrapper", text(f"{QEMU}-rapl", "#!/bin/sh\n"), "warning", "is not the wrapper of virt-rapl"),
+    ("wrapper", wrapper_is_pipe, "warning", "is not the wrapper of virt-rapl"),
     ("wrapper", upgrade_qemu, "warning", "older than its QEMU"),
     ("wrapper", with_systemd(WATCH, "inactive\n"), "warning", f"{WATCH} does not run"),
     ("libvirt", no_libvirt, "failed", "cannot connect to libvirt"),
@@ -540,6 +551,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("ledger", remove(LEDGER), "failed", "virt-rapld runs and cannot make .*ledger.db"),
     ("ledger", both(remove(LEDGER), dead_daemon), "skipped", "virt-rapld makes it"),
     ("ledger", text(LEDGER, "no database" * 100), "failed", "cannot be read"),
+    ("ledger", ledger_is_pipe, "failed", "ledger.db is no file of its own"),
     ("ledger", newer_ledger, "failed", "has version 99"),
     ("ledger", mode(LEDGER, 0o644), "warning", "others may read"),
     ("ledger", full_disk("var/lib/virt-rapl"), "failed", "is full"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import files, tree
+from libvirt_rapl import files, installer, tree
 from libvirt_rapl.cli import main
 from libvirt_rapl.files import is_left_over, replace, who_else_may_write
 from libvirt_rapl.tree import NO_FILE, Tree
@@ -225,6 +225,43 @@ def test_install_refuses_directories_that_others_can_change(
     assert f"{root / name}: group" in error
     assert f"chmod go-w {root / name}" in hint
     assert sorted(root.rglob("*")) == before
+
+
+@needs_root
+@pytest.mark.parametrize("place", ["python", "package", "library", "above", "link"])
+@pytest.mark.parametrize("acl", [False, True])
+def test_install_refuses_a_program_that_others_can_change(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str, *, acl: bool
+) -> None:
+    """Root itself is in the group, or the ACL names one user: neither makes a difference."""
+    root.chmod(0o755)
+    for name in ("opt/bin/python", "opt/lib/package/installer.py", "opt/lib/package/hook.py", "usr/lib/lxml/etree.so"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "opt/bin/python3").symlink_to(root / "opt/bin/python")
+    program = [root / name for name in ("opt/bin/python3", "opt/lib/package/installer.py", "usr/lib/lxml/etree.so")]
+    monkeypatch.setattr(installer, "PROGRAM", program)
+    assert not installer.changeable_program()
+    name = {
+        "python": "opt/bin/python",
+        "package": "opt/lib/package/hook.py",
+        "library": "usr/lib/lxml",
+        "above": "opt",
+        "link": "opt/bin/python3",
+    }[place]
+    if place == "link":
+        os.lchown(root / name, SOMEBODY, 0)
+    elif acl:
+        try:
+            os.setxattr(root / name, "system.posix_acl_access", ONE_USER)
+        except OSError:
+            pytest.skip("the file system has no ACLs")
+    else:
+        (root / name).chmod(0o775)
+    assert main(["install", "--dry-run"]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert str(root / name) in error
+    assert "--force" in hint
 
 
 @needs_root
