@@ -12,6 +12,7 @@ from pathlib import Path
 from libvirt_rapl import status_socket, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import is_left_over
 from libvirt_rapl.manifest import Manifest
 from libvirt_rapl.programs import run
 from libvirt_rapl.registry import SHARED, UUID
@@ -117,7 +118,7 @@ def _label() -> None:
 def _discard(run_directory: Path) -> None:
     """Remove the run directory with what we leave in it; with anything else in it, it stays."""
     for path in run_directory.iterdir():
-        if UUID.fullmatch(path.stem) or (path.name in SHARED and path.is_file()):
+        if UUID.fullmatch(path.stem) or is_left_over(path.name) or (path.name in SHARED and path.is_file()):
             path.unlink()
     for directory in (run_directory / status_socket.DIRECTORY, run_directory):
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any
 
 from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import who_else_may_write
+from libvirt_rapl.programs import ask
+from libvirt_rapl.tree import Tree
 from libvirt_rapl.vmsr.requirements import check_processor
 
 KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
 """Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""
 INSTALL = "run `virt-rapl install`"
+ELSEWHERE = "make a link to QEMU in a directory on disk that only root writes, and name that in <emulator>"
 OLDEST = (9, 1)
 TIMEOUT = 10.0
 """Seconds a QEMU may take to answer; it needs some 0.03."""
-NOBODY = 65534
 # Without a machine and on TCG where there is one: works without KVM, too. TCG's code buffer is mapped twice, so that no
 # memory is written and executed through the same address: systemd's MemoryDenyWriteExecute= forbids that to virt-rapld.
 ARGUMENTS = ["-no-user-config", "-nodefaults", "-display", "none", "-machine", "none", "-qmp", "stdio"]
@@ -67,9 +69,40 @@ def check_wrapper(path: str) -> None:
     try:
         mode = Path(wrapper).stat().st_mode
     except OSError as error:
+        check_place(path)
         raise VirtRaplError(f"there is no emulator wrapper {wrapper}", INSTALL) from error
     if mode & 0o005 != 0o005:
         raise VirtRaplError(f"not every user may run the emulator wrapper {wrapper}", f"chmod 755 {wrapper}")
+
+
+def check_place(path: str, root: Path = Path("/")) -> None:
+    """Raise VirtRaplError where the emulator at `path`, as seen under `root`, cannot have a wrapper beside it.
+
+    That is: where others than root could put something in its place, or it would not last.
+    """
+    tree, name = Tree(root), path.lstrip("/")
+    for place, who in (tree.writable(name) | tree.changeable(name)).items():
+        hint = f"chown root:root {place} && chmod go-w {place}, when you have looked what is there"
+        raise VirtRaplError(f"{path} can have no wrapper: others than root can change {place}: {who}", hint)
+    directory = (root / name).parent
+    if is_volatile(directory, root):
+        message = f"{path} can have no wrapper: {directory} is in memory (tmpfs), and empty after the next boot"
+        raise VirtRaplError(message, ELSEWHERE)
+    if os.statvfs(directory).f_flag & os.ST_RDONLY and not Path(f"{root / name}{WRAPPER_SUFFIX}").exists():
+        raise VirtRaplError(f"{path} can have no wrapper: {directory} cannot be written to", ELSEWHERE)
+
+
+def is_volatile(directory: Path, root: Path = Path("/"), mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Tell whether a directory is in memory, and what is at `root` is not."""
+    device = directory.stat().st_dev
+    if device == root.stat().st_dev:
+        return False
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields, _, kind = line.partition(" - ")
+        if fields.split()[2] == number:
+            return kind.split()[0] in ("tmpfs", "ramfs")
+    return False
 
 
 def version(path: str) -> str:
@@ -79,22 +112,11 @@ def version(path: str) -> str:
 
 def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
     """Return QEMU's version and the names of the properties of its KVM accelerator (none if it has no KVM)."""
-    # The path comes from a domain's XML: libvirt does not run it as root just to ask, and neither do we. Who may not
-    # become nobody, as virt-rapld, may have rights that the path's owner has not.
-    unprivileged: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    # The path comes from a domain's XML: libvirt does not run it as root just to ask, and neither do we.
     try:
-        program = path if unprivileged else _that_only_root_changes(path)
-        qemu = subprocess.run(
-            [program, *ARGUMENTS],
-            input="".join(json.dumps(question) + "\n" for question in QUESTIONS),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            cwd="/",
-            timeout=TIMEOUT,
-            check=False,
-            **unprivileged,
-        )
+        _check_program(path)
+        question = "".join(json.dumps(each) + "\n" for each in QUESTIONS)
+        qemu = ask(path, *ARGUMENTS, question=question, timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise VirtRaplError(f"{path} did not answer within {TIMEOUT:.0f} s", "is it QEMU?") from error
     except OSError as error:
@@ -106,14 +128,13 @@ def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
         raise VirtRaplError(f"{path} does not answer as QEMU does: {last_words}", "is it QEMU?") from error
 
 
-def _that_only_root_changes(path: str) -> str:
-    """Return where all links lead to. Raises VirtRaplError if others may write there, or in a directory above it."""
-    program = Path(path).resolve()
-    for place in (program, *program.parents):
-        if other := who_else_may_write(place):
-            message = f"{path} is not run to be asked: {place}: {other}"
-            raise VirtRaplError(message, "give it to root, or do this as root")
-    return str(program)
+def _check_program(path: str) -> None:
+    """Raise VirtRaplError for a program that others can change, or that would have more rights than who runs it."""
+    for place, who in Tree(Path("/")).changeable(path).items():
+        hint = f"give it to root: chown root:root {place} && chmod go-w {place}"
+        raise VirtRaplError(f"{path} is not run to be asked: {place}: {who}", hint)
+    if Path(path).stat().st_mode & (stat.S_ISUID | stat.S_ISGID):
+        raise VirtRaplError(f"{path} is not run to be asked: it changes who it runs as", "name QEMU in <emulator>")
 
 
 def _messages(output: str) -> Iterator[dict[str, Any]]:

@@ -2,40 +2,71 @@
 
 import contextlib
 import os
+import re
 import stat
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.([1-9][0-9]{0,9})\.virt-rapl")
+"""Names of files that are being written: `.NAME.PID.virt-rapl`."""
 
 
 def replace(path: Path, text: str, mode: int) -> None:
     """Give `path` this text and mode. Raises OSError (no space, no permission); `path` is then as it was."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, mode)
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        aside.replace(path)
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            replace_in(directory, path.name, text, mode)
+        finally:
+            os.close(directory)
     except OSError as error:  # a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
+
+
+def replace_in(directory: int, name: str, text: str, mode: int) -> None:
+    """Give a file in an open directory this text and mode, as replace() does."""
+    aside = temporary(name)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside, dir_fd=directory)  # of a process that was killed and had our number
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(aside, flags, 0o600, dir_fd=directory)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        os.rename(aside, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
         with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed
-            aside.unlink()
+            os.unlink(aside, dir_fd=directory)
+        raise
 
 
-def who_else_may_write(path: Path) -> str:
+def temporary(name: str) -> str:
+    """Return the name under which this process writes what shall be `name`."""
+    return f".{name}.{os.getpid()}.virt-rapl"
+
+
+def is_left_over(name: str) -> bool:
+    """Tell whether it is a temporary() name of a process that runs no more. Ask while none of this one is in use."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and (int(found[1]) == os.getpid() or not Path("/proc", found[1]).exists())
+
+
+def who_else_may_write(place: Path | int) -> str:
     """Tell in a few words who may change a file or directory besides root and us; empty when nobody does.
 
-    In a directory with the sticky bit, as /tmp has it, others may only add files. Raises OSError.
+    `place` is a path or a descriptor. A group counts, whichever it is: who is in it changes. The bit of the group is
+    also set where an ACL lets a user or group write. In a directory with the sticky bit, as /tmp has it, others may
+    only add files. Raises OSError.
     """
-    status = path.stat()
+    status = os.fstat(place) if isinstance(place, int) else place.stat()
     if status.st_uid not in (0, os.geteuid()):
         return f"it belongs to user {status.st_uid}"
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
         return ""
     if status.st_mode & stat.S_IWOTH:
         return "everybody may write it"
-    if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
-        return f"group {status.st_gid} may write it"
+    if status.st_mode & stat.S_IWGRP:
+        return f"group {status.st_gid}, or whom its ACL names, may write it"
     return ""

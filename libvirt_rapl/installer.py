@@ -5,6 +5,7 @@ What is put where is the table PLACES. libvirt_rapl.activation tells the running
 
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 import sys
@@ -18,8 +19,8 @@ from libvirt_rapl import manifest
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import replace
-from libvirt_rapl.manifest import Manifest, digest
+from libvirt_rapl.manifest import Manifest, sweep
+from libvirt_rapl.tree import Others, Tree, digest_of
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 DISPATCHER = "etc/libvirt/hooks/qemu"
@@ -49,6 +50,8 @@ PLACES = {
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's from the day they are put in place: what was changed stays."""
+SHARED = ("etc/polkit-1/rules.d/", "usr/local/share/")
+"""What may belong to others, to polkitd and to Debian's group staff: root runs nothing of ours there."""
 ENABLED = ("virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
 BY_HAND = f"{UNITS}/virt-rapl-wrappers.service"
 """What is there where `virt-rapl install` was run; a package has its units elsewhere."""
@@ -65,8 +68,13 @@ HINTS = {
     errno.EISDIR: "move that directory away",
     errno.ENOTDIR: "move away what stands where a directory is needed",
 }
-PROGRAM = (Path(sys.executable), Path(__file__))
-"""What virt-rapld is run from."""
+LIBRARIES = [importlib.util.find_spec(name) for name in ("os", "lxml", "yaml", "libvirt")]
+PROGRAM = (
+    Path(sys.executable),
+    Path(__file__),
+    *(Path(library.origin) for library in LIBRARIES if library and library.has_location and library.origin),
+)
+"""What root and virt-rapld run: Python, a file of this package, one of each library."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +90,8 @@ class Item:
 
     @property
     def digest(self) -> str:
-        """What manifest.digest() tells of it once it is in place."""
-        return f"link to {self.text}" if self.link else manifest.digest_of(self.text.encode())
+        """What Tree.digest() tells of it once it is in place."""
+        return f"link to {self.text}" if self.link else digest_of(self.text.encode())
 
 
 def install(
@@ -98,63 +106,87 @@ def install(
 
     `emulators` get a wrapper each (absolute paths, as seen under the root); with `dispatcher` there is one for a
     libvirt that knows no qemu.d. With `wrappers_only` the rest is there already, as files of a package. With `dry_run`
-    nothing is written. Raises VirtRaplError: before anything is written where a file of somebody else's is in the way;
-    else what was written before stays, and a second run completes it.
+    nothing is written. Raises VirtRaplError: before anything is written where a file of somebody else's is in the way,
+    or others can change a directory that something goes into; else what was written before stays, and a second run
+    completes it.
     """
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
-    installed = Manifest.load(root)
-    emulators = list(emulators)
+    tree, emulators = Tree(root), list(emulators)
     every = wrapper_items(emulators) if wrappers_only else shipped_items(emulators, dispatcher)
     items = {item.target: item for item in every}
     with _explained():
-        before = {target: digest(root / target) for target in items}
+        if not dry_run:
+            sweep(tree)
+        installed = Manifest.load(root)
+        for target in (manifest.PATH, *items):
+            _check_directory(tree, target)
+        before = {target: tree.digest(target) for target in items}
         for target, item in items.items():
             if not (item.keep or item.link or target in installed.files or before[target] in (None, item.digest)):
                 raise VirtRaplError(f"{root / target} is there already and not virt-rapl's", "move it away")
-        verbs = {target: _verb(item, before[target], installed.files.get(target)) for target, item in items.items()}
+        verbs = {target: _verb(tree, item, before[target], installed) for target, item in items.items()}
         if not dry_run:
-            new = {target: items[target].digest for target, verb in verbs.items() if verb in ("installed", "unchanged")}
-            installed.files |= new  # written down first: half an installation can be taken out, too
-            _begin(root, items, installed)
+            _begin(tree, items, verbs, installed)
         for target, verb in verbs.items():
             if not dry_run:
-                _place(root, items[target], verb)
-                if verb == "updated":
-                    installed.files[target] = items[target].digest
+                _place(tree, items[target], verb)
             yield _line(verb, root / target, dry_run)
         # A wrapper stays: its emulator may be away for as long as a package is being replaced.
         gone = [target for target in installed.files if target not in items and not is_wrapper(target)]
-        yield from _remove(root, gone, installed, dry_run)
+        yield from _remove(tree, gone, installed, dry_run)
         if not dry_run:
-            installed.save(root)
+            installed.files |= installed.updates
+            installed.updates = {}
+            installed.save(tree)
 
 
 def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
     """Take out what install() has put in place and nobody has changed; yields a line for each thing.
 
-    Raises VirtRaplError when something cannot be removed; a second run goes on from there.
+    forget() is what remains to be done then. Raises VirtRaplError when something cannot be removed; a second run goes
+    on from there.
     """
-    installed = Manifest.load(root)
-    if not (root / manifest.PATH).exists():
-        if (root / BY_HAND).exists():
-            raise VirtRaplError(
-                f"{root / manifest.PATH} is lost, which tells what is virt-rapl's",
-                "`virt-rapl install` writes it anew; then uninstall",
-            )
-        yield f"nothing is installed under {root}"
-        return
     with _explained():
-        yield from _remove(root, list(reversed(installed.files)), installed, dry_run)
-        if dry_run:
+        if not dry_run:
+            sweep(Tree(root))
+        installed = Manifest.load(root)
+        if not (root / manifest.PATH).exists():
+            if (root / BY_HAND).exists():
+                raise VirtRaplError(
+                    f"{root / manifest.PATH} is lost, which tells what is virt-rapl's",
+                    "`virt-rapl install` writes it anew; then uninstall",
+                )
+            yield f"nothing is installed under {root}"
             return
-        (root / manifest.PATH).unlink(missing_ok=True)
-        for directory in reversed(installed.directories):
-            try:
-                (root / directory).rmdir()
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
-                    raise
+        yield from _remove(Tree(root), list(reversed(installed.files)), installed, dry_run)
+
+
+def forget(root: Path) -> None:
+    """Remove the directories that install() has made, as far as they are empty, and at last the manifest."""
+    with _explained():
+        Manifest.load(root).end(Tree(root))
+
+
+def changeable_program() -> Others:
+    """Tell who else than root and we can change what root runs: all of PROGRAM, this package, what is above them."""
+    tree, others = Tree(Path("/")), Others()
+    for path in (*PROGRAM, *sorted(PROGRAM[1].parent.rglob("*"))):
+        with contextlib.suppress(FileNotFoundError):  # compiled files come and go
+            others |= tree.changeable(str(path))
+    return others
+
+
+def changeable_files(tree: Tree, items: Iterable[Item]) -> Others:
+    """Tell who else can change what is installed, as far as root runs or reads it.
+
+    A unit that is masked, a link to /dev/null, is no file, and everybody may write there.
+    """
+    others = Others()
+    for item in items:
+        if not (item.link or item.target.startswith(SHARED)) and (tree.root / item.target).is_file():
+            others |= tree.changeable(item.target)
+    return others
 
 
 def is_wrapper(target: str) -> bool:
@@ -195,6 +227,15 @@ def wrapper_items(emulators: list[str]) -> Iterator[Item]:
         yield _item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}")
 
 
+def _check_directory(tree: Tree, target: str) -> None:
+    """Raise VirtRaplError where others can change the directory of what root runs or reads."""
+    if target.startswith(SHARED):
+        return
+    for place, who in tree.writable(target).items():
+        hint = f"chown root:root {place} && chmod go-w {place}, when you have looked what is there"
+        raise VirtRaplError(f"others than root can change {place}: {who}", hint)
+
+
 def _item(source: str, target: str, watched: str = "") -> Item:
     text = (_shipped() / source).read_text(encoding="utf-8")
     return Item(
@@ -219,62 +260,46 @@ def _files(source: Traversable) -> Iterator[str]:
             yield str(PurePosixPath(entry.name, name))
 
 
-def _verb(item: Item, before: str | None, ours: str | None) -> str:
-    """Tell what is to be done. `before` is the digest of what is there, `ours` that of what we have put there."""
+def _verb(tree: Tree, item: Item, before: str | None, installed: Manifest) -> str:
+    """Tell what is to be done. `before` is the digest of what is there."""
     if before is None:
         return "installed"
-    if item.keep and before not in (ours, item.digest):
+    if before == item.digest and tree.is_ours(item.target):
+        return "unchanged"
+    if item.keep and before != item.digest and not installed.has_written(item.target, before):
         return "kept"
-    return "unchanged" if before == item.digest else "updated"
+    return "updated"
 
 
-def _place(root: Path, item: Item, verb: str) -> None:
-    path = root / item.target
+def _place(tree: Tree, item: Item, verb: str) -> None:
     if verb == "unchanged" and not item.link:
-        path.chmod(item.mode)
+        tree.set_mode(item.target, item.mode)
     elif verb in ("installed", "updated") and item.link:
-        path.unlink(missing_ok=True)
-        path.symlink_to(item.text)
+        tree.link(item.target, item.text)
     elif verb in ("installed", "updated"):
-        replace(path, item.text, item.mode)
+        tree.write(item.target, item.text, item.mode)
 
 
-def _begin(root: Path, targets: Iterable[str], installed: Manifest) -> None:
-    """Save the manifest with all directories in it that are to be made, and make them."""
-    missing = [path for path in _parents(targets) if not (root / path).exists()]
-    for_manifest = [path for path in _parents([manifest.PATH]) if not (root / path).exists()]
-    installed.directories += dict.fromkeys([*for_manifest, *missing])
-    root.mkdir(parents=True, exist_ok=True)
-    _make(root, for_manifest)
-    try:
-        installed.save(root)
-    except OSError:
-        for path in reversed(for_manifest):
-            (root / path).rmdir()
-        raise
-    _make(root, [path for path in missing if path not in for_manifest])
+def _begin(tree: Tree, items: dict[str, Item], verbs: dict[str, str], installed: Manifest) -> None:
+    """Write down all that is going to be ours, first: half an installation can be taken out, too."""
+    installed.updates = {target: items[target].digest for target, verb in verbs.items() if verb == "updated"}
+    installed.files = {
+        **installed.files,
+        **{target: installed.files.get(target, digest) for target, digest in installed.updates.items()},
+        **{target: items[target].digest for target, verb in verbs.items() if verb in ("installed", "unchanged")},
+    }
+    installed.begin(tree, items)
 
 
-def _parents(targets: Iterable[str]) -> list[str]:
-    """Return the directories that the targets are in, each once, parents first."""
-    return list(dict.fromkeys(str(path) for target in targets for path in reversed(Path(target).parents[:-1])))
-
-
-def _make(root: Path, directories: Iterable[str]) -> None:
-    for directory in directories:
-        (root / directory).mkdir(exist_ok=True)  # another one of us may be at work
-        (root / directory).chmod(0o755)
-
-
-def _remove(root: Path, targets: list[str], installed: Manifest, dry_run: bool) -> Iterator[str]:
+def _remove(tree: Tree, targets: list[str], installed: Manifest, dry_run: bool) -> Iterator[str]:
     """Remove files of ours, but for those that were changed, and forget them; yields a line for each."""
     for target in targets:
-        path, now = root / target, digest(root / target)
-        if now not in (None, installed.files[target]):
+        path, now = tree.root / target, tree.digest(target)
+        if now is not None and not installed.has_written(target, now):
             yield f"{_line('kept', path, dry_run)}, which was changed"
         elif now is not None:
             if not dry_run:
-                path.unlink(missing_ok=True)
+                tree.remove(target)
             yield _line("removed", path, dry_run)
         if not dry_run:
             del installed.files[target]

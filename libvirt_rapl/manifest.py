@@ -1,17 +1,23 @@
 """What `virt-rapl install` has put in place, written down so that `uninstall` takes out that and nothing else.
 
-It stands in /etc, which only root writes: the state directory may belong to virt-rapld's own user.
+It stands in /etc, which only root writes: the state directory may belong to virt-rapld's own user. Whatever is about to
+be put in place is in it before: an install or uninstall may be killed at any moment.
 """
 
-import hashlib
+import contextlib
+import errno
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import replace
+from libvirt_rapl.files import temporary
+from libvirt_rapl.tree import Tree, digest_of
 
 PATH = "etc/virt-rapl/installed.json"
+_DIRECTORY, _NAME = os.path.split(PATH)
 
 
 @dataclass
@@ -19,42 +25,111 @@ class Manifest:
     """All paths are relative to the root that was installed under."""
 
     files: dict[str, str] = field(default_factory=dict)
-    """Files and links that are ours, and the digest of what we wrote; see digest()."""
+    """Files and links that are ours, and the digest of what we wrote; see Tree.digest()."""
     directories: list[str] = field(default_factory=list)
     """Directories that were not there before, parents first."""
+    updates: dict[str, str] = field(default_factory=dict)
+    """Of those files that are being replaced, the digest of the new ones."""
 
     @classmethod
     def load(cls, root: Path) -> "Manifest":
         """Read it; an empty one where nothing is installed. Raises VirtRaplError when it cannot be understood."""
-        path = root / PATH
+        return cls.read(Tree(root), PATH)
+
+    @classmethod
+    def read(cls, tree: Tree, path: str) -> "Manifest":
+        """Read it from another file, as load() does."""
         try:
-            manifest = cls(**json.loads(path.read_text(encoding="utf-8")))
-            inside = [Path(name) for name in (*manifest.files, *manifest.directories)]
+            manifest = cls(**json.loads(tree.text(path)))
+            inside = [Path(name) for name in (*manifest.files, *manifest.directories, *manifest.updates)]
             if any(name.is_absolute() or ".." in name.parts for name in inside):
                 raise ValueError("it names a path outside of the root")
         except (FileNotFoundError, NotADirectoryError):
             return cls()
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise VirtRaplError(f"cannot read {path}: {error}", "remove it and run `virt-rapl install` anew") from error
+            where = tree.root / path
+            raise VirtRaplError(
+                f"cannot read {where}: {error}", "remove it and run `virt-rapl install` anew"
+            ) from error
         return manifest
 
-    def save(self, root: Path) -> None:
+    def save(self, tree: Tree, path: str = PATH) -> None:
         """Write it, if it is not there so already. Raises OSError."""
         text = json.dumps(asdict(self), indent=1) + "\n"
-        if digest(root / PATH) != digest_of(text.encode()):
-            replace(root / PATH, text, 0o644)
+        if tree.digest(path) != digest_of(text.encode()):
+            tree.write(path, text, 0o644)
+
+    def has_written(self, target: str, digest: str | None) -> bool:
+        """Tell whether what is at `target`, by its digest, is what we have put there."""
+        return digest is not None and digest in (self.files.get(target), self.updates.get(target))
+
+    def begin(self, tree: Tree, targets: Iterable[str]) -> None:
+        """Save it with all directories in it that are to be made for itself and `targets`, and make them.
+
+        Raises OSError; then none of its own directories is left.
+        """
+        above = [name for name in parents([PATH]) if not tree.is_directory(name)]
+        missing = [name for name in parents(targets) if not tree.is_directory(name)]
+        self.directories = list(dict.fromkeys([*self.directories, *above, *missing]))
+        tree.root.mkdir(parents=True, exist_ok=True)
+        if above:
+            aside = _aside(above[0])
+            try:
+                self.save(tree, aside)
+                tree.make_directories(above)
+                tree.rename(aside, PATH)
+            except OSError:
+                with contextlib.suppress(OSError):  # what is left the next sweep() removes
+                    _withdraw(tree, aside)
+                raise
+        else:
+            self.save(tree)
+        tree.make_directories(missing)
+
+    def end(self, tree: Tree) -> None:
+        """Remove the directories in it, as far as they are empty, and at last itself. Raises OSError."""
+        above = parents([PATH])
+        _remove_directories(tree, [name for name in self.directories if name not in above])
+        if own := [name for name in above if name in self.directories]:
+            aside = _aside(own[0])
+            with contextlib.suppress(FileNotFoundError):  # another one of us has just done so
+                tree.rename(PATH, aside)
+                _withdraw(tree, aside)
+        else:
+            tree.remove(PATH)
 
 
-def digest(path: Path) -> str | None:
-    """Tell what is at `path` in a form that differs when it does; None when nothing is there. Raises OSError."""
-    try:
-        if path.is_symlink():
-            return f"link to {path.readlink()}"
-        return digest_of(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+def sweep(tree: Tree) -> None:
+    """Remove what an install or uninstall that was killed has left under temporary names. Raises OSError."""
+    for directory in ("", *parents([PATH, *Manifest.load(tree.root).files])):
+        for name in tree.left_over(directory):
+            if directory != _DIRECTORY and Path(name).name.startswith(f".{_NAME}."):
+                _withdraw(tree, name)
+            else:
+                tree.remove(name)
 
 
-def digest_of(content: bytes) -> str:
-    """Tell what digest() tells of a file with this content."""
-    return hashlib.sha256(content).hexdigest()
+def _aside(directory: str) -> str:
+    """Return where the manifest is while this directory, in which it has its place, comes or goes."""
+    return str(Path(directory).parent / temporary(_NAME))
+
+
+def _withdraw(tree: Tree, aside: str) -> None:
+    """Remove a manifest that is not in its place, before it all directories that it names and that are empty."""
+    with contextlib.suppress(VirtRaplError):  # it is none yet: there are no directories
+        _remove_directories(tree, Manifest.read(tree, aside).directories)
+    tree.remove(aside)
+
+
+def _remove_directories(tree: Tree, names: list[str]) -> None:
+    for name in reversed(names):
+        try:
+            tree.remove_directory(name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+
+
+def parents(targets: Iterable[str]) -> list[str]:
+    """Return the directories that targets are in, each once, outermost first."""
+    return list(dict.fromkeys(str(path) for target in targets for path in reversed(Path(target).parents[:-1])))

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from libvirt_rapl import activation, files, installer, wrappers
+from libvirt_rapl import activation, installer, wrappers
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import HOOK, Item
+from libvirt_rapl.manifest import parents
+from libvirt_rapl.tree import Tree
 
 UNITS = "usr/lib/systemd/system"
 PLACES = {
@@ -42,14 +44,16 @@ def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 
     Units are not enabled and no manifest is written: that is the package manager's.
     """
+    tree = Tree(root)
     for item in contents():
         path = root / item.target
         if dry_run:
             yield f"would be staged    {path}"
             continue
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.replace(path, item.text, item.mode)
+            root.mkdir(parents=True, exist_ok=True)
+            tree.make_directories(parents([item.target]))
+            tree.write(item.target, item.text, item.mode)
         except OSError as error:
             raise VirtRaplError(f"cannot write {path}: {error.strerror}", "stage it where you can write") from error
         yield f"staged    {path}"

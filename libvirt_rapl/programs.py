@@ -1,19 +1,155 @@
-"""Running a program of the system's for what it does or prints."""
+"""Running a program for what it does or prints: one of the system's, or one that somebody has named.
 
+Each runs in a session of its own, without a terminal, dumps no core, and may print so much within so much time. Then it
+is ended, with what it has started.
+"""
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
 import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 from libvirt_rapl.errors import VirtRaplError
 
+MOST_BYTES = 1 << 20
+"""More than this none of them prints."""
+NOBODY = 65534
+POLL_SECONDS = 0.002
+MINIMAL = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LC_ALL": "C"}
+"""All the environment that a program gets which somebody has named."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+_one_at_a_time = threading.Lock()
+
+
+class Done(NamedTuple):
+    """What a program has printed, and its exit status."""
+
+    status: int
+    stdout: str
+    stderr: str
+
 
 def run(*command: str, timeout: float, hint: str = "run this again once that is mended") -> str:
-    """Run it for at most `timeout` seconds and return what it prints. Raises VirtRaplError if it fails."""
+    """Run one of the system's for at most `timeout` seconds and return what it prints.
+
+    Raises VirtRaplError if it fails.
+    """
     shown = f"`{' '.join(command)}`"
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=max(timeout, 0.1), check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = _run(command, "", max(timeout, 0.1))
+    except (OSError, subprocess.SubprocessError) as error:
         raise VirtRaplError(f"{shown}: {error}", hint) from error
-    if done.returncode:
+    if done.status:
         raise VirtRaplError(f"{shown} failed: {' '.join(done.stderr.split())}", hint)
     return done.stdout
+
+
+def ask(*command: str, question: str, timeout: float) -> Done:
+    """Run one that somebody has named, with `question` on its standard input; where we are root it runs as nobody.
+
+    Raises OSError where it cannot be run, subprocess.TimeoutExpired after `timeout` seconds.
+    """
+    if os.geteuid():
+        return _run(command, question, timeout, MINIMAL)
+    with _one_at_a_time, _adopting():
+        return _run(command, question, timeout, MINIMAL, NOBODY)
+
+
+def _run(
+    command: tuple[str, ...],
+    question: str,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    user: int | None = None,
+) -> Done:
+    with _paper(question.encode()) as stdin, _paper() as stdout, _paper() as stderr:
+        with _no_core():
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd="/",
+                start_new_session=True,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
+            )
+        try:
+            until = time.monotonic() + timeout
+            # As long as we have not taken its status its number is nobody else's, nor that of its group.
+            while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                if time.monotonic() > until:
+                    raise subprocess.TimeoutExpired(command, timeout)
+                time.sleep(POLL_SECONDS)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return Done(process.returncode, _written(stdout), _written(stderr))
+
+
+@contextlib.contextmanager
+def _paper(text: bytes | None = None) -> Iterator[int]:
+    """Give a file in memory: with this text to be read, or to be written to until there is no room left."""
+    descriptor = os.memfd_create("virt-rapl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        if text is None:
+            os.truncate(descriptor, MOST_BYTES)
+        else:
+            os.pwrite(descriptor, text, 0)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _written(descriptor: int) -> str:
+    return os.pread(descriptor, MOST_BYTES, 0).rstrip(b"\0").decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _no_core() -> Iterator[None]:
+    """Let what is started meanwhile dump no core."""
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+
+
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """End what a program of nobody's has left: whoever has lost his parent meanwhile becomes our child."""
+    import ctypes  # which the hook does not wait for where it asks nobody
+
+    libc, before = ctypes.CDLL(None), _nobodys_children()
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        while left := _nobodys_children() - before:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _nobodys_children() -> set[int]:
+    """Return those of our children that run as nobody."""
+    found = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        for pid in path.read_text(encoding="ascii").split():
+            with contextlib.suppress(FileNotFoundError):
+                if Path("/proc", pid).stat().st_uid == NOBODY:
+                    found.add(int(pid))
+    return found

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from libvirt_rapl import emulator
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import is_wrapper
 from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.tree import Tree
 
 QUIET_SECONDS = 3.0
 """So long after its last change an upgrade of an emulator is over."""
@@ -33,8 +35,21 @@ def emulators(root: Path, named: Iterable[str] = ()) -> list[str]:
         if (target := _resolve(root, path)).is_file():
             found.setdefault(target, path)
     normal = [path for path in named if path.isprintable() and path == os.path.normpath(path)]
-    wanted = [path for path in normal if (root / path.lstrip("/")).is_file()]
+    wanted = [path for path in normal if _is_program(root / path.lstrip("/"))]
     return list(dict.fromkeys([*found.values(), *sorted(wanted)]))
+
+
+def refusal(root: Path, path: str) -> VirtRaplError | None:
+    """Return why an emulator cannot have a wrapper; see emulator.check_place()."""
+    try:
+        emulator.check_place(path, root)
+    except VirtRaplError as error:
+        return error
+    return None
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and bool(path.stat().st_mode & 0o111)
 
 
 def _resolve(root: Path, path: str) -> Path:
@@ -48,25 +63,33 @@ def _resolve(root: Path, path: str) -> Path:
     return here
 
 
-def stale(emulator: Path) -> bool:
-    """Tell whether the emulator has changed since its wrapper was last touched. Raises OSError if one is missing."""
+def stale(path: Path) -> bool:
+    """Tell whether an emulator has changed since its wrapper was last touched. Raises OSError if one is missing."""
     # Of two changes within one tick of the kernel's clock nobody can tell which came first.
-    return Path(f"{emulator}{WRAPPER_SUFFIX}").stat().st_ctime_ns <= emulator.stat().st_ctime_ns
+    return Path(f"{path}{WRAPPER_SUFFIX}").stat().st_ctime_ns <= path.stat().st_ctime_ns
 
 
 def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
-    """Touch the installed wrappers that are stale; yields a line for each. Raises VirtRaplError."""
-    for emulator in _wrapped(root):
-        wrapper = Path(f"{emulator}{WRAPPER_SUFFIX}")
+    """Touch the installed wrappers that are stale; yields a line for each. Raises VirtRaplError.
+
+    Where others can change the directory it may be any file: it is passed over.
+    """
+    tree = Tree(root)
+    for path in _wrapped(root):
+        wrapper = Path(f"{path}{WRAPPER_SUFFIX}")
         try:
-            if not emulator.exists() or not wrapper.exists() or not stale(emulator):
+            if not path.exists() or not wrapper.exists() or not stale(path):
+                continue
+            target = str(wrapper.relative_to(root))
+            if others := tree.writable(target):
+                yield f"kept      {wrapper} as old as it is: {next(iter(others))} can be changed by others"
                 continue
             if not dry_run:
-                os.utime(wrapper)
+                tree.touch(target)
         except OSError as error:
             raise VirtRaplError(f"cannot touch {wrapper}: {error.strerror}", "run it as root") from error
         touched = "would be touched" if dry_run else "touched  "
-        yield f"{touched} {wrapper}: {emulator.name} has changed, libvirt shall ask it anew"
+        yield f"{touched} {wrapper}: {path.name} has changed, libvirt shall ask it anew"
 
 
 def _wrapped(root: Path) -> list[Path]:

@@ -147,7 +147,7 @@ class Host:
         self.world.run(["mkdir", CLOCK])
         self.world.path(f"{CLOCK}/sitecustomize.py").write_text(STEPPED_CLOCK)
         self.world.path(f"{CLOCK}/step").write_text("0")
-        self.world.run(["virt-rapl", "install"])
+        self.world.run(["virt-rapl", "install", "--force"])
         self.world.run(["mkdir", "-p", RUN, LEDGER])
         for directory in (RUN, LEDGER):
             self.world.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=711", "fault", directory])

@@ -43,6 +43,8 @@ EXEC_ATTEMPTS = 20
 KTHREADD = 2
 """Parent of all kernel threads."""
 
+os.umask(0o022)  # or files that a test makes are open to a group, and not trusted
+
 # Where tests run side by side, none may see another's files come and go: each process has a directory of its own.
 tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-")
 Path(tempfile.tempdir).chmod(0o711)  # emulators are tried as a user without rights
@@ -92,7 +94,7 @@ def _intel(monkeypatch: pytest.MonkeyPatch) -> None:
 def world() -> Iterator[World]:
     """A world at a constant 100 W, with libvirtd running and virt-rapl installed."""
     with World(CONSTANT_100_WATTS) as world:
-        world.run(["virt-rapl", "install"])
+        world.run(["virt-rapl", "install", "--force"])
         world.start_libvirtd()
         yield world
 

@@ -54,7 +54,7 @@ class Host:
         """Of each log, how many lines have been looked at."""
         self._events = 0
         """How many events have been looked at."""
-        world.run(["virt-rapl", "install"])
+        world.run(["virt-rapl", "install", "--force"])
         self.configure()
         world.start_libvirtd()
         self.start_daemon()

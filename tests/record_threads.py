@@ -36,7 +36,7 @@ def threads(task: Path) -> dict[int, dict[str, Any]]:
 
 def record() -> dict[str, Any]:
     with World(("--idle-watts=100", "--cpu-watts=0")) as world:
-        world.run(["virt-rapl", "install"])
+        world.run(["virt-rapl", "install", "--force"])
         world.start_libvirtd()
         world.define_guest("guest", 100, 50, vcpus=2)
         world.run(["truncate", "--size=64M", DISK])

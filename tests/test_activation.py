@@ -1,5 +1,6 @@
 """What is done on the running system after an installation and around its end, with stand-ins for its programs."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_the_run_directory_goes_with_what_is_ours_in_it(called: Called, tmp_path
     config = Config(run_directory=tmp_path / "run", state_directory=tmp_path / "state")
     uuid = "11111111-2222-4333-8444-555555555555"
     (config.run_directory / "daemon").mkdir(parents=True)
-    for name in ("events.jsonl", "events.jsonl.1", f"{uuid}.lock"):
+    for name in ("events.jsonl", "events.jsonl.1", f"{uuid}.lock", f".{uuid}.json.{os.getpid()}.virt-rapl"):
         (config.run_directory / name).touch()
     config.state_directory.mkdir()
     called(activation.after_uninstall(config))

@@ -29,7 +29,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def installed(world: World) -> World:
-    world.run(["virt-rapl", "install"])
+    world.run(["virt-rapl", "install", "--force"])
     world.start_libvirtd()
     return world
 

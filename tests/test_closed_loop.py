@@ -82,7 +82,7 @@ def states(world: World, documents: Iterable[str]) -> Iterator[State]:
 
 
 def prepare(world: World, model: str) -> None:
-    world.run(["virt-rapl", "install"])
+    world.run(["virt-rapl", "install", "--force"])
     world.path("/etc/virt-rapl/virt-rapl.yaml").write_text(f"model: {model}\n")
     world.start_libvirtd()
     for name, duties in GUESTS.items():

@@ -102,6 +102,7 @@ class Patient:
         monkeypatch.setattr(status_socket, "ask", lambda _path: self.status)
         monkeypatch.setattr(service, "closed_directory", lambda *_: None)
         monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
+        monkeypatch.setattr("libvirt_rapl.emulator.is_volatile", lambda *_: False)  # where /tmp is in memory it is
         monkeypatch.setattr("libvirt_rapl.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py"))
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")
@@ -212,6 +213,10 @@ def both(*breaks: Callable[[Patient], object]) -> Callable[[Patient], object]:
 
 def replaced(name: str, old: str, new: str) -> Callable[[Patient], object]:
     return lambda patient: write(patient.path(name), patient.path(name).read_text().replace(old, new))
+
+
+def in_memory(patient: Patient) -> None:
+    patient.patch.setattr("libvirt_rapl.emulator.is_volatile", lambda directory, _root: "opt" in directory.parts)
 
 
 def amd(patient: Patient) -> None:
@@ -325,6 +330,21 @@ def another_qemu(patient: Patient) -> None:
     domain.xml = xml.replace("<devices>", "<os><type arch='x86_64'>hvm</type></os><devices>")
 
 
+def wrapped(patient: Patient) -> None:
+    another_qemu(patient)
+    shutil.copy(patient.path(f"{QEMU}-rapl"), patient.path("opt/qemu/qemu-rapl"))
+
+
+def planted_mark(patient: Patient) -> None:
+    """A mark that names a program: whoever runs it leaves a trace."""
+    write(patient.path("opt/planted"), f"#!/bin/sh\ntouch {patient.path('opt/ran')}\n")
+    patient.path("opt/planted").chmod(0o755)
+    patient.path("opt").chmod(0o777)
+    emulator = f'emulator="{patient.path(QEMU)}"'
+    assert emulator in patient.domain.xml
+    patient.domain.xml = patient.domain.xml.replace(emulator, f'emulator="{patient.path("opt/planted")}"')
+
+
 def packaged_here(patient: Patient) -> None:
     """Let a package have put in place what `virt-rapl install` did."""
     list(packaged.stage(patient.root))
@@ -343,6 +363,16 @@ def another_user(patient: Patient) -> None:
 
 def older_ledger_aside(patient: Patient) -> None:
     write(patient.state_directory / "ledger.db.aside-20260131T120000", "")
+
+
+def ledger_is_pipe(patient: Patient) -> None:
+    patient.path(LEDGER).unlink()
+    os.mkfifo(patient.path(LEDGER))
+
+
+def wrapper_is_pipe(patient: Patient) -> None:
+    patient.path(f"{QEMU}-rapl").unlink()
+    os.mkfifo(patient.path(f"{QEMU}-rapl"), 0o755)
 
 
 def simulated_ledger(patient: Patient) -> None:
@@ -460,9 +490,19 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("wrapper", remove(QEMU), "skipped", "no QEMU to wrap"),
     ("wrapper", remove(f"{QEMU}-rapl"), "failed", "no emulator wrapper"),
     ("wrapper", mode(f"{QEMU}-rapl", 0o700), "failed", "not every user may run"),
+    (
+        "wrapper",
+        both(another_qemu, mode("opt/qemu", 0o775)),
+        "warning",
+        "/opt/qemu/qemu can have no wrapper: others than root can change .*opt/qemu: group",
+    ),
+    ("wrapper", both(wrapped, in_memory), "warning", "can have no wrapper: .*tmpfs"),
+    ("wrapper", both(wrapped, lambda patient: with_apparmor()(patient)), "warning", "AppArmor .* /opt/qemu/qemu-rapl"),
+    ("wrapper", both(wrapped, text("sys/fs/selinux/enforce", "1")), "warning", "SELinux labels /opt/qemu/qemu-rapl"),
     ("wrapper", another_qemu, "warning", "no emulator wrapper .*opt/qemu/qemu-rapl"),
     ("qemu", another_qemu, "warning", "/opt/qemu/qemu"),
     ("wrapper", text(f"{QEMU}-rapl", "#!/bin/sh\n"), "warning", "is not the wrapper of virt-rapl"),
+    ("wrapper", wrapper_is_pipe, "warning", "is not the wrapper of virt-rapl"),
     ("wrapper", upgrade_qemu, "warning", "older than its QEMU"),
     ("wrapper", with_systemd(WATCH, "inactive\n"), "warning", f"{WATCH} does not run"),
     ("libvirt", no_libvirt, "failed", "cannot connect to libvirt"),
@@ -529,6 +569,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("ledger", remove(LEDGER), "failed", "virt-rapld runs and cannot make .*ledger.db"),
     ("ledger", both(remove(LEDGER), dead_daemon), "skipped", "virt-rapld makes it"),
     ("ledger", text(LEDGER, "no database" * 100), "failed", "cannot be read"),
+    ("ledger", ledger_is_pipe, "failed", "ledger.db is no file of its own"),
     ("ledger", newer_ledger, "failed", "has version 99"),
     ("ledger", changed_total, "failed", "cannot be read: it does not hold what was written"),
     ("ledger", fifo_for_a_ledger, "failed", "cannot be read: ledger.db is no regular file"),
@@ -564,6 +605,13 @@ def test_what_is_broken_is_told_with_its_remedy(name: str) -> None:
         assert any(check.state == state and re.search(message, check.message) for check in found), (message, found)
         assert all(check.hint for check in found if check.state in ("warning", "failed"))
         assert not any("\n" in check.message + check.hint for check in found)
+
+
+@pytest.mark.parametrize("name", ["domains", "wrapper", "qemu"])
+def test_a_program_that_metadata_names_is_not_run(patient: Patient, name: str) -> None:
+    planted_mark(patient)
+    assert {check.state for check in patient.examine(name)[name]} == {"ok"}
+    assert not patient.path("opt/ran").exists()
 
 
 def test_what_was_never_installed_is_one_finding(patient: Patient) -> None:

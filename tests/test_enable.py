@@ -1,5 +1,6 @@
 """enable, disable, inject and strip as the user runs them, and the questions put to the emulator."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,9 @@ WITHOUT_KVM = '{"id": "properties", "error": {"class": "DeviceNotFound", "desc":
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory that the unprivileged user whom the emulator is run as can reach; tmp_path is root's only."""
+    monkeypatch.setattr(emulator, "is_volatile", lambda *_: False)  # where /tmp is in memory it is
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -107,6 +109,61 @@ def test_an_emulator_without_wrapper(qemu: Path) -> None:
     with pytest.raises(VirtRaplError, match="no emulator wrapper") as caught:
         emulator.check(str(qemu))
     assert caught.value.hint == "run `virt-rapl install`"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.parametrize("place", ["program", "directory", "group", "set-user-ID"])
+def test_an_emulator_that_others_can_change_is_not_run(directory: Path, place: str) -> None:
+    ran = directory / "ran"
+    ran.mkdir(0o777)
+    ran.chmod(0o777)
+    (directory / "bin").mkdir()
+    path = script(directory / "bin/qemu", f"touch {ran}/it")
+    if place == "program":
+        os.chown(path, 1234, 0)
+    elif place == "directory":
+        os.chown(directory / "bin", 1234, 0)
+    elif place == "group":
+        (directory / "bin").chmod(0o775)
+    else:
+        path.chmod(0o4755)
+    for ask in (emulator.check, emulator.version):
+        with pytest.raises(VirtRaplError, match="is not run to be asked") as caught:
+            ask(str(path))
+        assert caught.value.hint
+    assert not any(ran.iterdir())
+
+
+def test_where_an_emulator_can_have_no_wrapper(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in memory, unless all is there; nor where nothing can be written. Where it is missing that is the reason."""
+    path = fake_qemu(directory, GREETING % (1, 9), WITH_RAPL)
+    emulator.check_place(str(path))
+    monkeypatch.setattr(emulator, "is_volatile", lambda *_: True)
+    with pytest.raises(VirtRaplError, match="tmpfs") as caught:
+        emulator.check_place(str(path))
+    assert "<emulator>" in caught.value.hint
+    Path(f"{path}-rapl").unlink()
+    with pytest.raises(VirtRaplError, match=r"can have no wrapper: .*tmpfs"):
+        emulator.check(str(path))
+    monkeypatch.setattr(emulator, "is_volatile", lambda *_: False)
+    read_only = os.statvfs_result([*os.statvfs(directory)[:8], os.ST_RDONLY, 255])
+    monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+    with pytest.raises(VirtRaplError, match="cannot be written to"):
+        emulator.check(str(path))
+    Path(f"{path}-rapl").touch(0o755)
+    emulator.check_place(str(path))
+
+
+def test_what_is_in_memory(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    device = Path("/proc").stat().st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /proc rw,noatime shared:1 - %s none rw\n"
+    mounts.write_text("22 1 254:0 / / rw - ext4 /dev/vda rw\n" + line % "tmpfs")
+    assert emulator.is_volatile(Path("/proc"), tmp_path, mounts)
+    assert not emulator.is_volatile(Path("/proc"), Path("/proc"), mounts)
+    assert not emulator.is_volatile(tmp_path, Path("/proc"), mounts)
+    mounts.write_text(line % "overlay")
+    assert not emulator.is_volatile(Path("/proc"), tmp_path, mounts)
 
 
 @pytest.mark.e2e
@@ -233,6 +290,35 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
     assert domxml.difference(original, web.xml, "web") == ""
     assert run("disable", "web") == (0, "web: not enabled\n", "")
     assert fake.defined == 2
+
+
+@pytest.mark.parametrize("told", ["/opt/planted", "", "/usr/bin/qemu-system-x86_64"])
+def test_the_mark_names_no_emulator(fake: FakeLibvirt, qemu: Path, run: Run, told: str) -> None:
+    """It is metadata, which whoever defines the domain writes: <emulator> says what is asked."""
+    marked = domxml.inject(definition("web", UUID, qemu), socket=f"/run/elsewhere/{UUID}.sock")
+    lying = marked.replace(f'emulator="{qemu}"', f'emulator="{told}"')
+    assert (lying == marked, domxml.is_marked(lying)) == (False, True)
+    assert domxml.original_emulator(lying) == str(qemu)
+    assert domxml.original_emulator(lying.replace(f"{qemu}-rapl", "/opt/own-rapl")) == "/opt/own"
+    assert domxml.original_emulator(definition("web", UUID, Path("/opt/own-rapl"))) == "/opt/own-rapl"
+    fake.add(lying)
+    assert run("enable", "web")[0] == 0
+
+
+def test_enable_warns_of_what_may_keep_the_domain_from_starting(
+    fake: FakeLibvirt, qemu: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, uuid in (("web", UUID), ("db", OTHER_UUID)):
+        fake.add(definition(name, uuid, qemu))
+    missing = VirtRaplError("no rule", "add one")
+    monkeypatch.setattr("libvirt_rapl.security_modules.missing_rules", lambda path: [missing] if path else [])
+    monkeypatch.setattr(emulator, "is_volatile", lambda *_: True)
+    status, out, err = run("enable", "web", "db")
+    assert (status, out.count("enabled")) == (0, 2)
+    in_memory, elsewhere, no_rule, add_one = err.splitlines()
+    assert "tmpfs" in in_memory
+    assert elsewhere.startswith("hint: ")
+    assert (no_rule, add_one) == ("virt-rapl: warning: no rule", "hint: add one")
 
 
 @pytest.mark.parametrize("left", ["all but the mark", "argument", "wrapper"])

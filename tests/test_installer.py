@@ -1,19 +1,23 @@
 """Staging an installation: what goes where, twice, and over what was there."""
 
+import contextlib
 import errno
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl import files, installer, manifest, wrappers
+from libvirt_rapl import installer, manifest, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
 
@@ -39,7 +43,10 @@ def install(root: Path, *, dry_run: bool = False) -> list[str]:
 
 
 def uninstall(root: Path) -> list[str]:
-    return list(installer.uninstall(root))
+    lines = list(installer.uninstall(root))
+    if (root / manifest.PATH).exists():
+        installer.forget(root)
+    return lines
 
 
 EVERY_ITEM = list(installer.shipped_items(["/usr/bin/qemu-system-x86_64"], True))
@@ -220,29 +227,50 @@ def test_what_was_changed_since_stays_and_is_named(root: Path) -> None:
     assert (root / CONFIGURATION).read_text() == "helper: qemu\n"
 
 
-@pytest.mark.parametrize("survives", range(0, 22, 3))
-def test_a_disk_that_gets_full_half_way(root: Path, monkeypatch: pytest.MonkeyPatch, survives: int) -> None:
+class _Killed(BaseException):
+    """Nothing that is run catches it."""
+
+
+@contextlib.contextmanager
+def after(survives: int, what: BaseException) -> Iterator[Counter[str]]:
+    """Let so many system calls that change something go through; at each one after that `what` is raised."""
+    made: Counter[str] = Counter()
+    real_open = os.open
+
+    def count(name: str) -> None:
+        if made.total() >= survives:
+            raise what
+        made[name] += 1
+
+    def limited(name: str) -> Callable[..., Any]:
+        call = getattr(os, name)
+
+        def counted(*arguments: object, **named: object) -> object:
+            count(name)
+            return call(*arguments, **named)
+
+        return counted
+
+    def opened(path: str, flags: int, *arguments: Any, **named: Any) -> int:  # noqa: ANN401
+        if flags & os.O_CREAT:
+            count("create")
+        return real_open(path, flags, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "symlink", "unlink", "rmdir", "fchmod", "utime"):
+            patch.setattr(os, name, limited(name))
+        patch.setattr(os, "open", opened)
+        patch.setattr(os, "fsync", lambda _: count("write"))
+        yield made
+
+
+@pytest.mark.parametrize("survives", range(0, 60, 7))
+def test_a_disk_that_gets_full_half_way(root: Path, survives: int) -> None:
     """After `survives` changes nothing more can be written: a second run completes it, or uninstall takes it back."""
     before = tree(root)
     for finish in (install, uninstall):
-        left = survives
-        with monkeypatch.context() as patch:
-
-            def maybe(call: Callable[..., None]) -> Callable[..., None]:
-                def limited(path: Path, *arguments: object, **named: object) -> None:
-                    nonlocal left
-                    if left == 0:
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-                    left -= 1
-                    call(path, *arguments, **named)
-
-                return limited
-
-            patch.setattr(Path, "mkdir", maybe(Path.mkdir))
-            patch.setattr(installer, "replace", maybe(files.replace))
-            patch.setattr(manifest, "replace", maybe(files.replace))
-            patch.setattr(Path, "symlink_to", maybe(Path.symlink_to))
-            with pytest.raises(VirtRaplError, match=r"cannot change .*: No space left") as caught:
+        with after(survives, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))):  # noqa: SIM117
+            with pytest.raises(VirtRaplError, match=rf"cannot change {root}/.*: No space left") as caught:
                 install(root)
         assert caught.value.hint == "make room and run this again"
         finish(root)
@@ -251,19 +279,100 @@ def test_a_disk_that_gets_full_half_way(root: Path, monkeypatch: pytest.MonkeyPa
         assert tree(root) == before
 
 
-def test_what_cannot_be_removed_is_told_and_goes_the_next_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FEW = [
+    installer.Item(target=HOOK, text="hook", mode=0o755),
+    installer.Item(target=CONFIGURATION, text="# default", keep=True),
+    installer.Item(target="etc/systemd/system/x.service", text="unit"),
+    installer.Item(target="etc/systemd/system/multi-user.target.wants/x.service", text="../x.service", link=True),
+    installer.Item(target="usr/local/share/deep/below/page.1", text="page"),
+    installer.Item(target=WRAPPER, text="wrapper", mode=0o755),
+]
+OLDER = [replace(item, text=f"{item.text} of old") for item in FEW[:4]]
+OLDER += [installer.Item(target="etc/gone/old", text="not any more")]
+
+
+def nothing(_root: Path) -> None:
+    pass
+
+
+def directories(root: Path) -> None:
+    (root / "etc/virt-rapl").mkdir(parents=True)
+    (root / "usr/local/share/deep").mkdir(parents=True)
+
+
+def somebody_elses(root: Path) -> None:
+    (root / "etc/virt-rapl/conf.d").mkdir(parents=True)
+    (root / CONFIGURATION).write_text("helper: qemu")
+    (root / "etc/systemd/system").mkdir(parents=True)
+    (root / "etc/systemd/system/other").touch()
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[installer.Item]], None]:
+    """Ship these files instead of all."""
+
+    def ship(items: list[installer.Item]) -> None:
+        monkeypatch.setattr(installer, "shipped_items", lambda *_: iter(items))
+
+    return ship
+
+
+@pytest.mark.parametrize("given", [nothing, directories, somebody_elses])
+@pytest.mark.parametrize("killed", ["install", "update", "uninstall"])
+def test_killed_at_any_moment(
+    tmp_path: Path, few: Callable[[list[installer.Item]], None], killed: str, given: Callable[[Path], None]
+) -> None:
+    """Before each call that changes something, in turn: uninstall leaves what was there before, a new try all of it."""
+    survives, done = 0, False
+    while not done:
+        for finish in (uninstall, install):
+            root = tmp_path / f"{survives}-{finish.__name__}"
+            root.mkdir()
+            given(root)
+            before = tree(root)
+            if killed != "install":
+                few(OLDER if killed == "update" else FEW)
+                install(root)
+            few(FEW)
+            try:
+                with after(survives, _Killed()):
+                    (uninstall if killed == "uninstall" else install)(root)
+                done = True
+            except _Killed:
+                pass
+            finish(root)
+            if finish is install:
+                assert set(contents(root)) >= {item.target for item in FEW}
+            uninstall(root)
+            assert tree(root) == before, f"killed after {survives} changes"
+        survives += 1
+    assert survives > 10
+
+
+def test_what_another_process_is_writing_stays(root: Path) -> None:
+    """What is left under a name of ours goes if nobody is there any more who writes it, and it is ours."""
+    install(root)
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        living = root / f"etc/virt-rapl/.virt-rapl.yaml.{other.pid}.virt-rapl"
+        living.touch()
+        install(root)
+        assert living.exists()
+    finally:
+        other.kill()
+        other.wait()
+    mine = root / f"etc/.hidden.{other.pid}"
+    mine.touch()
+    uninstall(root)
+    assert not living.exists()
+    assert mine.exists()
+
+
+def test_what_cannot_be_removed_is_told_and_goes_the_next_time(root: Path) -> None:
     before = tree(root)
     install(root)
-    with monkeypatch.context() as patch:
-        unlink = Path.unlink
-
-        def read_only(path: Path, missing_ok: bool = False) -> None:
-            if path == root / WRAPPER:
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-            unlink(path, missing_ok=missing_ok)
-
-        patch.setattr(Path, "unlink", read_only)
-        with pytest.raises(VirtRaplError, match=r"cannot change .*-rapl: Read-only file system") as caught:
+    with after(3, OSError(errno.EROFS, os.strerror(errno.EROFS))):  # noqa: SIM117
+        with pytest.raises(VirtRaplError, match=rf"cannot change {root}/.*: Read-only file system") as caught:
             uninstall(root)
     assert caught.value.hint == "make it writable and run this again"
     uninstall(root)
@@ -284,7 +393,7 @@ def test_a_read_only_system_is_told_by_the_files_own_name(root: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"virt-rapl: error: cannot change {root / HOOK}: Read-only file system",
+        f"virt-rapl: error: cannot change {root / manifest.PATH}: Read-only file system",
         "hint: make it writable and run this again",
     ]
 

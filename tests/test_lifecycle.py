@@ -300,7 +300,7 @@ def test_libvirts_daemon_has_another_name() -> None:
     with World(CONSTANT_100_WATTS, hostname="modular") as world:
         world.run(["cp", "/usr/sbin/libvirtd", "/usr/sbin/virtqemud"])
         world.run(["virtqemud", "--daemon", "--pid-file", "/run/virtqemud.pid"])
-        assert "reloaded  virtqemud, which now sees the hook" in world.run(["virt-rapl", "install"]).stdout
+        assert "reloaded  virtqemud, which now sees the hook" in world.run(["virt-rapl", "install", "--force"]).stdout
         world.define_guest("guest", 100)
         start_enabled(world, "guest")
         wait_until(lambda: grows(world, "guest"), PATIENCE_SECONDS, "the guest's counter moves")

@@ -20,7 +20,7 @@ def worlds(tmp_path: Path) -> Iterator[tuple[World, World]]:
         World(shared=tmp_path, hostname="destination") as destination,
     ):
         for world in (source, destination):
-            world.run(["virt-rapl", "install"])
+            world.run(["virt-rapl", "install", "--force"])
             world.start_libvirtd()
         configure(destination, run_directory="/run/elsewhere")
         yield source, destination

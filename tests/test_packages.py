@@ -347,12 +347,12 @@ def test_a_package_that_does_not_run_is_removed_by_force(machine: Machine) -> No
 @pytest.mark.e2e
 def test_a_package_beside_an_installation_by_hand(machine: Machine) -> None:
     """It would be two of each unit, also where nobody knows any more what was put in place."""
-    machine.run(["virt-rapl", "install"])
+    machine.run(["virt-rapl", "install", "--force"])
     machine.path("/etc/virt-rapl/installed.json").unlink()
     said = dpkg(machine, "-i", "/root/this.deb", check=False)
     assert "another virt-rapl has put its files in place here" in said
     assert "/.venv/bin/python" in machine.path(HOOK).read_text()
-    machine.run(["virt-rapl", "install"])
+    machine.run(["virt-rapl", "install", "--force"])
     machine.run(["virt-rapl", "uninstall"])
     dpkg(machine, "--purge", "virt-rapl")
 

@@ -34,7 +34,7 @@ def test_a_reboot_with_running_guests() -> None:
     with Machine() as machine:
         machine.path("/opt/rapl").write_text(RAPL)
         machine.path("/etc/systemd/system/rapl.service").write_text(RAPL_UNIT)
-        machine.run(["virt-rapl", "install"])
+        machine.run(["virt-rapl", "install", "--force"])
         machine.run(["systemctl", "enable", "rapl", "libvirtd"])
         machine.run(["systemctl", "enable", "--now", "virt-rapld"])
         for name in ("autostarted", "other"):

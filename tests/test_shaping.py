@@ -137,7 +137,7 @@ class Comparison:
 def test_guests_count_what_the_host_charges_them() -> None:
     """On two packages, one of whose counters wraps meanwhile: with this seed after about 50 s."""
     with World(("--packages=2", "--idle-watts=1.2", "--cpu-watts=0.3", "--wrap-soon", "--seed=2")) as world:
-        world.run(["virt-rapl", "install"])
+        world.run(["virt-rapl", "install", "--force"])
         world.start_libvirtd()
         for name, duties in GUESTS.items():
             world.define_guest(name, *duties, vcpus=len(duties))
@@ -170,7 +170,7 @@ def test_workers_that_come_and_go_do_not_make_garbage() -> None:
     helpers = {"native-0": "native", "native-1": "native", "native-2": "native", "native-3": "native", "theirs": "qemu"}
     natives = [name for name in helpers if name != "theirs"]
     with World(("--idle-watts=100", "--cpu-watts=0")) as world:
-        world.run(["virt-rapl", "install"])
+        world.run(["virt-rapl", "install", "--force"])
         world.start_libvirtd()
         pids = {}
         for name, helper in helpers.items():

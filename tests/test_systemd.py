@@ -25,7 +25,7 @@ CONFIGURATION = "/etc/virt-rapl/virt-rapl.yaml"
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     with Machine() as machine:
-        machine.run(["virt-rapl", "install"])
+        machine.run(["virt-rapl", "install", "--force"])
         yield machine
 
 
@@ -402,7 +402,7 @@ def test_libvirt_asks_an_upgraded_qemu_anew(machine: Machine) -> None:
 def test_uninstall_takes_everything_out_but_the_ledger(machine: Machine) -> None:
     changed = [CONFIGURATION, "/etc/polkit-1/rules.d/60-virt-rapl.rules", "/etc/systemd/system/virt-rapld.service.d"]
     machine.run(["rm", "-rf", *changed])  # by other tests
-    machine.run(["virt-rapl", "install"])
+    machine.run(["virt-rapl", "install", "--force"])
     machine.run(["systemctl", "enable", "--now", "virt-rapld"])
     links = machine.path("/etc/systemd/system/multi-user.target.wants")
     assert {path.name for path in links.glob("virt-rapl*")} == {

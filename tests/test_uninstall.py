@@ -45,20 +45,23 @@ def test_a_libvirt_without_qemu_d_gets_a_dispatcher(other_world: World) -> None:
     put(hook, "#!/bin/sh\n# somebody else's\n")
     try:
         before = files(other_world)
-        done = other_world.run(["virt-rapl", "install", "--dry-run"])
+        done = other_world.run(["virt-rapl", "install", "--force", "--dry-run"])
         assert files(other_world) == before
         assert f"this libvirt runs {HOOKS}/qemu alone, which is not virt-rapl's" in done.stderr
         assert f'hint: let it run `{HOOKS}/qemu.d/virt-rapl "$@"`' in done.stderr
         assert f"{HOOKS}/qemu\n" not in done.stdout
         hook.write_text('#!/bin/sh\n/etc/libvirt/hooks/qemu.d/virt-rapl "$@"\n')  # as the hint says
-        done = other_world.run(["virt-rapl", "install", "--dry-run"])
+        done = other_world.run(["virt-rapl", "install", "--force", "--dry-run"])
         assert f"this libvirt runs {HOOKS}/qemu alone" in done.stderr
         assert f"{HOOKS}/qemu\n" not in done.stdout
         hook.unlink()
-        assert f"would be installed {HOOKS}/qemu\n" in other_world.run(["virt-rapl", "install", "--dry-run"]).stdout
+        assert (
+            f"would be installed {HOOKS}/qemu\n"
+            in other_world.run(["virt-rapl", "install", "--force", "--dry-run"]).stdout
+        )
     finally:
         daemon.unlink()
-    assert f"{HOOKS}/qemu\n" not in other_world.run(["virt-rapl", "install", "--dry-run"]).stdout
+    assert f"{HOOKS}/qemu\n" not in other_world.run(["virt-rapl", "install", "--force", "--dry-run"]).stdout
 
 
 def test_every_emulator_that_a_domain_names_gets_a_wrapper(other_world: World) -> None:
@@ -66,7 +69,7 @@ def test_every_emulator_that_a_domain_names_gets_a_wrapper(other_world: World) -
     other_world.run(["ln", "-s", installed(), OWN_QEMU])
     xml = other_world.run(["virsh", "dumpxml", "plain"]).stdout.replace(installed(), OWN_QEMU)
     other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
-    told = other_world.run(["virt-rapl", "install", "--dry-run"]).stdout
+    told = other_world.run(["virt-rapl", "install", "--force", "--dry-run"]).stdout
     assert f"would be installed {OWN_QEMU}-rapl\n" in told
     assert f"would be installed {installed()}-rapl\n" in told
     other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml.replace(OWN_QEMU, installed()))
@@ -80,7 +83,7 @@ def test_uninstall_leaves_domains_that_start_without_it(other_world: World) -> N
         return done.stdout, done.stderr
 
     before = files(other_world)
-    other_world.run(["virt-rapl", "install"])
+    other_world.run(["virt-rapl", "install", "--force"])
     originals = {}
     for name in ("one", "two"):
         other_world.define_guest(name, 0)
@@ -131,7 +134,7 @@ def test_uninstall_leaves_domains_that_start_without_it(other_world: World) -> N
 def test_uninstall_by_force(other_world: World) -> None:
     """Where it cannot be known who needs it, or somebody does."""
     before = files(other_world)
-    other_world.run(["virt-rapl", "install"])
+    other_world.run(["virt-rapl", "install", "--force"])
     other_world.define_guest("three", 0)
     other_world.run(["virt-rapl", "enable", "three"])
     unknown = ["virt-rapl", "--connect", "qemu+unix:///system?socket=/nowhere", "uninstall"]
@@ -143,7 +146,7 @@ def test_uninstall_by_force(other_world: World) -> None:
     assert "warning: three is enabled: it will not start with the emulator wrapper gone" in done.stderr
     assert files(other_world) == before
     assert other_world.run(["virsh", "start", "three"], check=False).returncode
-    other_world.run(["virt-rapl", "install"])
+    other_world.run(["virt-rapl", "install", "--force"])
     other_world.run(["virsh", "start", "three"])
     other_world.run([*unknown, "--force"])
     left = files(other_world) - before

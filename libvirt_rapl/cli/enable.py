@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from libvirt_rapl import domxml, emulator, live
+from libvirt_rapl import domxml, emulator, live, security_modules
 from libvirt_rapl.cli import DEFAULT_URI, say, warn
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import Domain, DomainGoneError, connect, every_domain, lookup
@@ -41,10 +41,15 @@ def run(options: argparse.Namespace) -> int:
     """Define every domain anew, with the meter in it."""
     config = load(options.config)
     registry = Registry(config.run_directory)
+    looked_at: set[str] = set()
 
     def with_meter(domain: Domain, xml: str) -> str:
         injected = domxml.inject(xml, socket=str(registry.path(domain.uuid, "sock")))
-        emulator.check(domxml.original_emulator(injected))
+        path = domxml.original_emulator(injected)
+        emulator.check(path)
+        if path not in looked_at:
+            looked_at.add(path)
+            _warn_of_wrapper(path)
         return injected
 
     if options.live and options.by_configuration:
@@ -58,6 +63,16 @@ def run(options: argparse.Namespace) -> int:
     else:
         change_all(options, with_meter, done="enabled", nothing_to_do="already enabled")
     return 0
+
+
+def _warn_of_wrapper(path: str) -> None:
+    """Tell what may keep a domain from starting, now or after the next boot, though the wrapper is there."""
+    try:
+        emulator.check_place(path)
+    except VirtRaplError as error:
+        warn(error.message, error.hint)
+    for missing in security_modules.missing_rules(path):
+        warn(missing.message, missing.hint)
 
 
 def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]:

@@ -2,17 +2,26 @@
 
 It can be run again at any time: what is there and right stays as it is, and so does a configuration that was changed.
 Where a package of the distribution has put these files in place, only wrappers for other emulators are added.
+It refuses where others than root can change what root would run: see --force.
 """
 
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from libvirt_rapl import activation, packaged, wrappers
+from libvirt_rapl import activation, packaged, security_modules, wrappers
 from libvirt_rapl.cli import say, warn
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import DISPATCHER, HOOK, PROGRAM, closed_directory, install, to_open
+from libvirt_rapl.installer import (
+    DISPATCHER,
+    HOOK,
+    PROGRAM,
+    changeable_program,
+    closed_directory,
+    install,
+    to_open,
+)
 from libvirt_rapl.manifest import Manifest
 
 
@@ -21,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     parser.add_argument(
         "--package", action="store_true", help="stage the files under DIR as those of a distribution's package"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="even if others than root can change this program, which root then runs"
     )
 
 
@@ -47,8 +59,12 @@ def run(options: argparse.Namespace) -> int:
     root, here = options.prefix_root, options.prefix_root == Path("/")
     if options.package:
         return _stage(root, dry_run=options.dry_run)
+    if here and not options.force:
+        _check_program()
     is_packaged = packaged.owns(root)
-    emulators = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
+    named = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
+    refusals = {path: wrappers.refusal(root, path) for path in named}
+    emulators = [path for path, refusal in refusals.items() if refusal is None]
     old_libvirt = here and (activation.libvirt_version() or (99, 0)) < activation.FIRST_WITH_DIRECTORIES
     foreign_hook = old_libvirt and (root / DISPATCHER).exists() and DISPATCHER not in Manifest.load(root).files
     if is_packaged:
@@ -66,16 +82,35 @@ def run(options: argparse.Namespace) -> int:
         say(line)
     if here:
         carry_out(activation.after_install(), dry_run=options.dry_run)
-    if not emulators and not is_packaged:
+    if not named and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
-    if here and (closed := closed_directory(*PROGRAM)):
-        warn(f"{closed} is not open to all: virt-rapld, which is not root, may not run from there", to_open(closed))
+    warnings = [refusal for refusal in refusals.values() if refusal]
+    warnings += _of_this_system(emulators) if here else []
     if foreign_hook:
-        warn(
-            f"this libvirt runs {root / DISPATCHER} alone, which is not virt-rapl's",
-            f'let it run `/{HOOK} "$@"` with the XML that it gets on standard input, and pass on its output',
-        )
+        message = f"this libvirt runs {root / DISPATCHER} alone, which is not virt-rapl's"
+        hint = f'let it run `/{HOOK} "$@"` with the XML that it gets on standard input, and pass on its output'
+        warnings.append(VirtRaplError(message, hint))
+    for warning in warnings:
+        warn(warning.message, warning.hint)
     return 0
+
+
+def _of_this_system(emulators: Iterable[str]) -> list[VirtRaplError]:
+    """Return what may keep wrappers or virt-rapld from running here."""
+    found = [missing for path in emulators for missing in security_modules.missing_rules(path)]
+    if closed := closed_directory(*PROGRAM):
+        message = f"{closed} is not open to all: virt-rapld, which is not root, may not run from there"
+        found.append(VirtRaplError(message, to_open(closed)))
+    return found
+
+
+def _check_program() -> None:
+    """Raise VirtRaplError where others can change the program: libvirt's hook and the units run it as root."""
+    for place, who in changeable_program().items():
+        raise VirtRaplError(
+            f"others than root can change {place}, of what root would run: {who}",
+            "install virt-rapl where only root writes, as in /opt/virt-rapl; --force goes on all the same",
+        )
 
 
 def _stage(root: Path, *, dry_run: bool) -> int:

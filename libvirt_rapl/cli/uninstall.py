@@ -14,7 +14,9 @@ from libvirt_rapl import activation, manifest, packaged
 from libvirt_rapl.cli import install, say, warn
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import uninstall
+from libvirt_rapl.installer import forget, uninstall
+from libvirt_rapl.manifest import sweep
+from libvirt_rapl.tree import Tree
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +40,15 @@ def run(options: argparse.Namespace) -> int:
     if is_installed or not is_packaged:
         for line in uninstall(root, dry_run=dry_run):
             say(line)
+    elif not dry_run:
+        sweep(Tree(root))
     if is_packaged:
         if "DPKG_MAINTSCRIPT_PACKAGE" not in os.environ:  # dpkg, which sets it, is about to remove them
             say(packaged.NOT_OURS)
     elif here:
         install.carry_out(activation.after_uninstall(config), dry_run=dry_run)
+    if is_installed and not dry_run:
+        forget(root)  # at last: until then a second run knows all of it
     return 0
 
 

@@ -7,23 +7,30 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import __version__, activation, emulator, events, installer, packaged, systemd, wrappers
+from libvirt_rapl import (
+    __version__,
+    activation,
+    emulator,
+    events,
+    installer,
+    packaged,
+    security_modules,
+    systemd,
+    wrappers,
+)
 from libvirt_rapl.confinement import seccomp
 from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host.processes import read
-from libvirt_rapl.manifest import digest
 from libvirt_rapl.vmsr.requirements import qemu_helper
 
 SHOWN = 3
 """So many names of files are enough in a line."""
 WATCH = "virt-rapl-wrappers.path"
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
-LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
 
 
 def installation(machine: Machine) -> Iterator[Finding]:
@@ -84,6 +91,11 @@ def wrapper(machine: Machine) -> Iterator[Finding]:
         yield Finding(SKIPPED, "there is no QEMU to wrap")
     for path in machine.emulators:
         yield _wrapper(machine, path)
+        if Path(f"{path}{WRAPPER_SUFFIX}").exists():
+            yield from (
+                Finding(WARNING, missing.message, missing.hint)
+                for missing in security_modules.missing_rules(_name(machine, path), machine.root)
+            )
     if machine.emulators and systemd.runs() and systemd.told(WATCH, "ActiveState") not in ("active", ""):
         message = f"{WATCH} does not run: nobody touches a wrapper when its QEMU is upgraded"
         yield Finding(WARNING, message, f"systemctl enable --now {WATCH}")
@@ -94,9 +106,11 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
     name = _name(machine, path)
     try:
         emulator.check_wrapper(str(path))
+        emulator.check_place(name, machine.root)
     except VirtRaplError as error:
         return Finding(_severity(machine, path), error.message, machine.remedy(error, name))
-    if target.read_text(errors="replace") != machine.item(str(target.relative_to(machine.root))).text:
+    item = machine.item(str(target.relative_to(machine.root)))
+    if machine.tree.digest(item.target) != item.digest:
         message = f"{target} is not the wrapper of virt-rapl {__version__}"
         return Finding(WARNING, message, machine.to_install(name))
     if wrappers.stale(path):
@@ -114,7 +128,7 @@ def hook(machine: Machine) -> Iterator[Finding]:
     if not os.access(path, os.X_OK):
         yield Finding(FAILED, f"{path} is not executable: libvirt passes over it", f"chmod 755 {path}")
         return
-    text = path.read_text(errors="replace")
+    text = machine.tree.text(installer.HOOK)
     python = HOOK_PYTHON.search(text)
     if "libvirt_rapl.hook" not in text or python is None:
         yield Finding(FAILED, f"{path} is not the hook of virt-rapl", f"move it away, then {to_install}")
@@ -141,8 +155,8 @@ def _libvirt_passes_over(machine: Machine) -> bool:
         old = machine.libvirt_version()[:2] < activation.FIRST_WITH_DIRECTORIES
     except VirtRaplError:
         return False  # another check tells that
-    dispatcher = machine.root / installer.DISPATCHER
-    return old and not (os.access(dispatcher, os.X_OK) and "qemu.d" in dispatcher.read_text(errors="replace"))
+    runs = os.access(machine.root / installer.DISPATCHER, os.X_OK)
+    return old and not (runs and "qemu.d" in machine.tree.text(installer.DISPATCHER))
 
 
 def hook_seen(machine: Machine) -> Iterator[Finding]:
@@ -190,11 +204,11 @@ def files(machine: Machine) -> Iterator[Finding]:
     """Whether all else is as `virt-rapl install` puts it in place, and nobody but root can change it."""
     wrong = []
     for item in machine.items:
-        path = machine.root / item.target
-        now = digest(path)
+        now = machine.tree.digest(item.target)
         if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
-            wrong.append(str(path))
-    if unsafe := [str(path) for path in _what_root_trusts(machine) if path.exists() and who_else_may_write(path)]:
+            wrong.append(str(machine.root / item.target))
+    others = installer.changeable_program() | installer.changeable_files(machine.tree, machine.items)
+    if unsafe := list(map(str, others)):
         names = " ".join(unsafe[:SHOWN])
         more = f" and {len(unsafe) - SHOWN} more" if unsafe[SHOWN:] else ""
         hint = f"chown root:root {names} && chmod go-w {names}; then install virt-rapl anew: others may have changed it"
@@ -220,25 +234,13 @@ def _has_a_check_of_its_own(item: installer.Item) -> bool:
     return item.target == installer.HOOK or installer.is_wrapper(item.target)
 
 
-def _what_root_trusts(machine: Machine) -> list[Path]:
-    """Return what root runs and reads: this program with all directories above it, and what is installed.
-
-    A unit that is masked, a link to /dev/null, is no file, and everybody may write there.
-    """
-    installed = [machine.root / item.target for item in machine.items if not item.link]
-    programs = [*installer.PROGRAM, machine.root / installer.HOOK]
-    above = [directory for program in programs for directory in reversed(program.parents)]
-    package = installer.PROGRAM[-1].parent.rglob("*")
-    return list(dict.fromkeys([*above, *programs, *sorted(package), *(path for path in installed if path.is_file())]))
-
-
 def apparmor(machine: Machine) -> Iterator[Finding]:
     """Whether AppArmor lets a confined QEMU reach its helper."""
-    if (read(machine.sys / "module/apparmor/parameters/enabled") or "").strip() != "Y":
+    confines = security_modules.apparmor_confines_libvirt(machine.root)
+    if confines is None:
         yield Finding(SKIPPED, "AppArmor is not on")
         return
-    profiles = (machine.sys / "kernel/security/apparmor/profiles").read_text()
-    if not any(LIBVIRT_PROFILES.fullmatch(line) for line in profiles.splitlines()):
+    if not confines:
         yield Finding(OK, "AppArmor is on and does not confine libvirt")
         return
     rules = [item for item in machine.items if item.target.startswith("etc/apparmor.d/")]
@@ -256,8 +258,8 @@ def apparmor(machine: Machine) -> Iterator[Finding]:
 
 def selinux(machine: Machine) -> Iterator[Finding]:
     """Whether SELinux lets a confined QEMU reach its helper."""
-    enforce = read(machine.sys / "fs/selinux/enforce")
-    if enforce is None:
+    enforces = security_modules.selinux_enforces(machine.root)
+    if enforces is None:
         yield Finding(SKIPPED, "SELinux is not on")
         return
     modules: set[str] = set()
@@ -267,7 +269,7 @@ def selinux(machine: Machine) -> Iterator[Finding]:
                 modules |= {module.name for module in priority.iterdir()}
     if "virt_rapl" in modules:
         yield Finding(OK, "SELinux has our module")
-    elif enforce.strip() == "1":
+    elif enforces:
         yield Finding(FAILED, "SELinux is enforcing and has not got our module: QEMU cannot reach its helper", INSTALL)
     else:
         yield Finding(

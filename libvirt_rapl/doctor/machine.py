@@ -12,6 +12,7 @@ from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
+from libvirt_rapl.tree import Tree
 
 
 @dataclass
@@ -38,6 +39,11 @@ class Machine:
         """Where devices are."""
         return self.root / "dev"
 
+    @property
+    def tree(self) -> Tree:
+        """Its files, where others may have a hand in."""
+        return Tree(self.root)
+
     @cached_property
     def config(self) -> Config:
         """The configuration; defaults where it is wrong, which is a check's to tell."""
@@ -57,7 +63,8 @@ class Machine:
     @cached_property
     def items(self) -> list[installer.Item]:
         """What `virt-rapl install` or a package would put in place, but for the dispatcher of old libvirts."""
-        emulators = [f"/{path.relative_to(self.root)}" for path in self.emulators]
+        names = [f"/{path.relative_to(self.root)}" for path in self.emulators]
+        emulators = [name for name in names if not wrappers.refusal(self.root, name)]
         if packaged.owns(self.root):
             return packaged.in_place(emulators)
         return list(installer.shipped_items(emulators, dispatcher=False))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,13 +173,16 @@ def ledger(machine: Machine) -> Iterator[Finding]:
     """Whether totals are kept in a file that is whole."""
     path = machine.config.state_directory / LEDGER
     try:
-        size = path.lstat().st_size
+        found = path.lstat()
     except FileNotFoundError:
         if machine.status is None:
             yield Finding(SKIPPED, f"there is no {path} yet: virt-rapld makes it")
         else:
             hint = f"{journal()}; a `state_directory` of your own wants a drop-in, see docs/configuration.md"
             yield Finding(FAILED, f"virt-rapld runs and cannot make {path}: totals are in memory only", hint)
+        return
+    if not stat.S_ISREG(found.st_mode):
+        yield Finding(FAILED, f"{path} is no file of its own, but a link, a pipe or the like", f"look, then rm {path}")
         return
     try:
         since, simulated, domains = ledger_file.summary(path)
@@ -204,7 +208,7 @@ def ledger(machine: Machine) -> Iterator[Finding]:
         yield Finding(WARNING, message, "remove it when you do not want what is in it")
     else:
         date = time.strftime("%Y-%m-%d", time.localtime(since))
-        yield Finding(OK, f"{path}: totals of {domains} domains since {date}, {size >> 10} KiB")
+        yield Finding(OK, f"{path}: totals of {domains} domains since {date}, {found.st_size >> 10} KiB")
 
 
 def _belongs(machine: Machine, *, simulated: bool) -> bool:

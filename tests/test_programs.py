@@ -1,0 +1,166 @@
+"""Programs that are run for what they say: what they get of us, and what they may cost."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from libvirt_rapl import programs
+from libvirt_rapl.errors import VirtRaplError
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs it as nobody")
+SLEEP = "86399.5"
+"""What only those sleep that are started here."""
+
+
+@pytest.fixture
+def script() -> Iterator[Path]:
+    """A program; what it is to do is written to it. Nobody gets there."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name) / "program"
+
+
+def put(script: Path, text: str) -> str:
+    script.write_text(f"#!/bin/sh\n{text}\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+def ask(script: Path, text: str, question: str = "", timeout: float = 20.0) -> programs.Done:
+    return programs.ask(put(script, text), question=question, timeout=timeout)
+
+
+def sleepers() -> list[int]:
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if SLEEP in (directory / "cmdline").read_text().split("\0"):
+                found.append(int(directory.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_what_it_is_given_and_what_it_says(script: Path) -> None:
+    done = ask(script, "cat; echo words >&2; exit 3", "the question\n")
+    assert done == (3, "the question\n", "words\n")
+
+
+def test_it_has_no_terminal_and_a_session_of_its_own(script: Path) -> None:
+    """Run by a shell whose terminal is a pseudo-terminal, as root's is."""
+    put(script, "ps -o sid=,tty= -p $$; (: </dev/tty) 2>/dev/null || echo none; tty <&0; readlink /proc/$$/fd/2")
+    reader, writer = os.pipe()
+    ours = (
+        "import os; from libvirt_rapl import programs\n"
+        "assert open('/dev/tty')\n"
+        f"said = programs.ask({str(script)!r}, question='', timeout=20).stdout\n"
+        f"os.write({writer}, f'{{os.getsid(0)}}\\n{{said}}'.encode())"
+    )
+    main, terminal = os.openpty()
+    child = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-c", ours],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        pass_fds=[writer],
+    )
+    os.close(writer)
+    with open(reader) as said:
+        lines = said.read().splitlines()
+    assert child.wait() == 0
+    os.close(main)
+    os.close(terminal)
+    session, theirs, none, standard_input, standard_error = lines
+    assert theirs.split()[0] != session
+    assert theirs.split()[1] == "?"
+    assert (none, standard_input) == ("none", "not a tty")
+    assert "memfd" in standard_error
+
+
+def test_it_gets_nothing_of_our_environment(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    said = ask(script, "env; ulimit -c; pwd; ls /proc/self/fd").stdout.splitlines()
+    assert {line.split("=")[0] for line in said if "=" in line} <= {*programs.MINIMAL, "PWD", "OLDPWD", "SHLVL", "_"}
+    assert {"0", "/"} <= set(said)
+    assert set(said[-4:]) == {"0", "1", "2", "3"}, "its own standard files, and the one that `ls` reads"
+
+
+@needs_root
+def test_it_is_nobody(script: Path) -> None:
+    assert ask(script, "id -u; id -g; id -G").stdout.split() == ["65534"] * 3
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_what_it_says_has_an_end(script: Path, stream: str) -> None:
+    done = ask(script, f"yes >&{stream}")
+    assert len(done.stdout) + len(done.stderr) <= 2 * programs.MOST_BYTES
+    assert done.status != 0 or done.stdout or done.stderr
+
+
+LEAVES = {
+    "itself": f"exec sleep {SLEEP}",
+    "a child": f"sleep {SLEEP} & wait",
+    "a child that it leaves": f"sleep {SLEEP} &",
+    "one in a session of its own": f"setsid sh -c 'trap \"\" TERM HUP; sleep {SLEEP}' & wait",
+    "a daemon": f"setsid sh -c 'setsid sleep {SLEEP} &' &",
+}
+
+
+@pytest.mark.parametrize("how", LEAVES)
+def test_nobody_outlives_the_question(script: Path, how: str) -> None:
+    if os.geteuid() and how in ("one in a session of its own", "a daemon"):
+        pytest.skip("only root runs others' programs")
+    try:
+        ask(script, f"{LEAVES[how]}\nsleep 0.2", timeout=1.0)
+    except subprocess.TimeoutExpired:
+        assert how in ("itself", "a child", "one in a session of its own")
+    assert sleepers() == []
+
+
+def test_what_we_have_started_otherwise_lives_on(script: Path) -> None:
+    ours = subprocess.Popen(["sleep", SLEEP])
+    try:
+        ask(script, "true")
+        assert ours.poll() is None
+        assert sleepers() == [ours.pid]
+    finally:
+        ours.kill()
+        ours.wait()
+
+
+def test_an_end_that_comes_from_outside_ends_it_too(script: Path) -> None:
+    """As the hook's deadline, or Ctrl-C."""
+
+    class _LateError(Exception):
+        pass
+
+    def late(*_: object) -> None:
+        raise _LateError
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(_LateError):
+            ask(script, f"sleep {SLEEP} & wait")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert sleepers() == []
+
+
+def test_the_systems_own_have_our_environment_and_an_end(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    assert programs.run(put(script, "echo $SECRET; cat"), timeout=20) == "x\n"
+    with pytest.raises(VirtRaplError, match="failed: no luck") as caught:
+        programs.run(put(script, "echo no; echo no luck >&2; exit 1"), timeout=20, hint="try again")
+    assert caught.value.hint == "try again"
+    with pytest.raises(VirtRaplError, match="timed out"):
+        programs.run(put(script, f"sleep {SLEEP} & wait"), timeout=0.3)
+    with pytest.raises(VirtRaplError, match="No such file"):
+        programs.run(str(script.parent / "none"), timeout=20)
+    assert sleepers() == []
