@@ -42,6 +42,9 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _ALLOW = 0x7FFF0000
 _AS_IF_NOT_THERE = 0x00050000 | 38
 """SCMP_ACT_ERRNO(ENOSYS): libraries then take an older system call, which may be allowed."""
+_CLONE_THREAD = 0x10000
+_PR_OF_QEMU = (_PR_CAPBSET_READ, 27, 39, 15, 29)
+"""Reading what may be given up (PR_GET_SECUREBITS, PR_GET_NO_NEW_PRIVS), PR_SET_NAME and PR_SET_TIMERSLACK."""
 _EQUAL, _MASKED_EQUAL = 4, 7
 _AT_EMPTY_PATH = 0x1000
 
@@ -97,13 +100,14 @@ def open_program(path: str) -> int:
     return most - 1
 
 
-def filter_system_calls(program: int) -> None:
+def filter_system_calls(program: int, *, as_qemu: bool = False) -> None:
     """Leave the system calls of READING and ANSWERING; any other fails as if the kernel did not have it.
 
     A file is opened for reading only: no socket, process or thread is made, no file is created or removed; of a file
     that is ours the times can be set. No other process is reached, by a signal or a limit. Nothing is executed but the
-    descriptor `program`, as open_program() returns it; what that becomes executes nothing. Raises VirtRaplError where
-    the library is missing, OSError where the kernel has no filters.
+    descriptor `program`, as open_program() returns it; what that becomes executes nothing. A program made of QEMU's
+    parts (`as_qemu`) makes threads, too, and takes signals by a descriptor. Raises VirtRaplError where the library is
+    missing, OSError where the kernel has no filters.
     """
     library = seccomp()
     library.seccomp_init.restype = ctypes.c_void_p
@@ -120,6 +124,15 @@ def filter_system_calls(program: int) -> None:
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     _allow(library, context, "open", _Comparison(1, _MASKED_EQUAL, writing, 0))
     _allow(library, context, "openat", _Comparison(2, _MASKED_EQUAL, writing, 0))
+    if as_qemu:
+        _allow(library, context, "clone", _Comparison(0, _MASKED_EQUAL, _CLONE_THREAD, _CLONE_THREAD))
+        for name in ("signalfd4", "capget", "membarrier"):
+            _allow(library, context, name)
+        for option in _PR_OF_QEMU:
+            _allow(library, context, "prctl", _Comparison(0, _EQUAL, option))
+        other_flags = 0xFFFFFFFF & ~(os.O_RDWR | os.O_NONBLOCK)
+        waits = _Comparison(2, _MASKED_EQUAL, other_flags, 0)
+        _allow(library, context, "fcntl", _Comparison(1, _MASKED_EQUAL, 0xFFFFFFFF, fcntl.F_SETFL), waits)
     _check_seccomp(library.seccomp_load(context))
     library.seccomp_release(context)
 

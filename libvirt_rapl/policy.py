@@ -24,7 +24,12 @@ from libvirt_rapl.selection import Selection
 from libvirt_rapl.vmsr.requirements import check_processor
 
 RULE = "/etc/polkit-1/rules.d/60-virt-rapl.rules"
-"""Where polkit is told that virt-rapld, which is no root, may change definitions: `org.libvirt.unix.manage`."""
+"""Where polkit is told that virt-rapld, which is no root, may change definitions: `org.libvirt.unix.manage`.
+
+That is a comment there until the operator makes it a line, as the right is as good as root's.
+"""
+GRANT = f'sed -i \'s|// "org.libvirt.unix.manage"|"org.libvirt.unix.manage"|\' {RULE}'
+"""The command that gives the right, in sh."""
 SETTLE_SECONDS = 1.0
 """A change is answered that much later: whoever changes a domain in steps is done by then."""
 RETRY_SECONDS = 60.0
@@ -46,6 +51,11 @@ def wanted(xml: str, selection: Selection, registry: Registry, check_emulator: C
         return None
     check_emulator(domxml.original_emulator(injected))
     return injected
+
+
+def gives_right_to_manage(rule: str) -> bool:
+    """Tell whether the text of RULE gives it."""
+    return any(line.strip().startswith('"org.libvirt.unix.manage"') for line in rule.splitlines())
 
 
 class Emulators:
@@ -122,7 +132,7 @@ class Policy:
                 self._apply(waiting)
             except Exception as error:  # whatever it is, libvirt may be back soon
                 if not self._trouble:
-                    right = f"; does {RULE} give the right to manage?" if "authentication" in str(error) else ""
+                    right = f"; does {RULE} give the right to manage? {GRANT}" if "authentication" in str(error) else ""
                     self._tell(f"cannot enable the configuration's `domains`: {error}{right}; domains are metered on")
                 self._trouble = str(error) or type(error).__name__
                 continue

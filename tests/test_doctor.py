@@ -667,11 +667,11 @@ REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
     ("virt-rapld", both(dead_daemon, with_systemd()), "systemctl restart virt-rapld"),
     ("hook-seen", hook_after_libvirt, "kill -HUP $(cat /run/libvirtd.pid), which"),
     ("hook-seen", both(hook_after_libvirt, with_systemd()), "systemctl reload libvirtd, which"),
-    ("domains", both(plain, configured(domains="[web1]"), with_systemd()), "see virt-rapld above"),
+    ("domains", both(plain, configured(domains="[web1]"), with_systemd()), "give virt-rapld the right to manage: sed"),
     (
         "domains",
-        both(plain, configured(domains="[web1]"), with_systemd(), replaced(RULE, "org.libvirt.unix.manage", "")),
-        "give virt-rapld the right org.libvirt.unix.manage in /",
+        both(plain, configured(domains="[web1]"), with_systemd(), replaced(RULE, '// "org', '"org')),
+        "see virt-rapld above",
     ),
 ]
 

@@ -35,6 +35,13 @@ def test_the_exposure_of_the_units(tmp_path: Path, unit: str, most: float) -> No
     assert float(found[1]) <= most, told
 
 
+@pytest.mark.parametrize("unit", sorted(path.name for path in (ETC / "systemd").glob("*.service")))
+def test_every_unit_is_bounded(unit: str) -> None:
+    text = (ETC / "systemd" / unit).read_text()
+    assert re.search(r"^CPUQuota=\d+%$", text, re.MULTILINE)
+    assert re.search(r"^MemoryMax=\d+[MG]$", text, re.MULTILINE)
+
+
 @pytest.fixture
 def profiles(tmp_path: Path) -> Path:
     """The profiles of this Debian, and what we add to them."""

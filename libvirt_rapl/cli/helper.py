@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from libvirt_rapl.config import Config, load
-from libvirt_rapl.confinement import drop_privileges, filter_system_calls, limit_resources, open_program
+from libvirt_rapl.confinement import drop_privileges, filter_system_calls, open_program
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.instances import OWNER
 from libvirt_rapl.listener import listen
@@ -48,8 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise VirtRaplError(f"{record.name} was started without its helper: {record.reason}", "restart the domain")
     check_processes_are_seen()
     if record.backend == "qemu":
-        program = qemu_helper()
-        _exec_qemu_helper(program, _listen(path))
+        _exec_qemu_helper(qemu_helper(), _listen(path))
     _exec_native(record, registry, config, _listen(path))
 
 
@@ -80,7 +79,7 @@ def _exec_native(record: Record, registry: Registry, config: Config, listener: s
     os.execve(program, [sys.executable, "-I", "-S", "-c", SERVE, *arguments], os.environ)
 
 
-def _exec_qemu_helper(program: str, listener: socket.socket) -> NoReturn:
+def _exec_qemu_helper(path: str, listener: socket.socket) -> NoReturn:
     """Become qemu-vmsr-helper, handing it the socket as systemd's socket activation would (sd_listen_fds(3)).
 
     By itself it would make the socket root's with mode 0600, which the domain's QEMU cannot open. It means to drop its
@@ -88,7 +87,8 @@ def _exec_qemu_helper(program: str, listener: socket.socket) -> NoReturn:
     """
     os.dup2(listener.fileno(), 3)
     os.set_inheritable(3, True)  # also when it was 3 already and dup2 had nothing to do
-    limit_resources()
+    program = open_program(path)
     drop_privileges(registers=True)
+    filter_system_calls(program, as_qemu=True)
     owner = {OWNER: os.environ[OWNER]} if OWNER in os.environ else {}
-    os.execve(program, [program], {**owner, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+    os.execve(program, [path], {**owner, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})

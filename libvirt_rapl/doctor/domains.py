@@ -116,8 +116,8 @@ def _chosen(machine: Machine, domain: Domain, xml: str, emulators: policy.Emulat
     reason = told.get(domain.uuid) or "it is not enabled"
     hint = f"virt-rapld enables it, see virt-rapld above and its journal; or `virt-rapl enable {domain.name}`"
     rule = machine.root / policy.RULE.lstrip("/")
-    if systemd.runs() and not os.geteuid() and "org.libvirt.unix.manage" not in (read(rule) or ""):
-        hint = f"give virt-rapld the right org.libvirt.unix.manage in {rule}; or `virt-rapl enable {domain.name}`"
+    if systemd.runs() and not os.geteuid() and not policy.gives_right_to_manage(read(rule) or ""):
+        hint = f"give virt-rapld the right to manage: {policy.GRANT}; or `virt-rapl enable {domain.name}`"
     yield Finding(WARNING, f"{chosen} {reason}", hint)
 
 
