@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     registry = Registry(config.run_directory)
 
     def with_meter(domain: Domain, xml: str) -> str:
+        check_processor()  # before what can be mended in the domain
         injected = domxml.inject(xml, socket=str(registry.path(domain.uuid, "sock")))
         emulator.check(domxml.original_emulator(injected))
         return injected
