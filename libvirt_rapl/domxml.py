@@ -46,6 +46,7 @@ CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMA
 """Elements of <domain> that hold ours: name in the mark, tag."""
 BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 """What libvirt prints before <metadata>. Everything goes where libvirt prints it, so that it stays there."""
+ANOTHER_DOCUMENT = re.compile(r"(?:</domain\s*>|/>)(?:\s|<\?.*?\?>|<!--.*?-->)*<domain[\s>/]", re.DOTALL)
 UUID = re.compile(r"[ \t\r\n]*(?:[- ]*[0-9A-Fa-f]{2}){16}[ \t\r\n]*")
 """What libvirt takes for one: white space around, blanks and dashes between the bytes."""
 
@@ -76,6 +77,11 @@ def check(xml: str, socket: str) -> None:
     domain = _parse(xml)
     _clear(domain, socket)
     _check(domain, socket)
+
+
+def check_kind(xml: str) -> None:
+    """Raise VirtRaplError when no change could give this kind of domain a meter: told before what can be mended."""
+    _check_kind(_parse(xml))
 
 
 def check_takes_effect(xml: str, socket: str) -> None:
@@ -156,7 +162,15 @@ def _parse(xml: str) -> _Element:
     try:
         domain = etree.fromstring(xml.encode(), parser)
     except (etree.XMLSyntaxError, UnicodeEncodeError) as error:
-        raise VirtRaplError(f"the domain XML is not well-formed: {' '.join(str(error).split())}") from error
+        if ANOTHER_DOCUMENT.search(xml):
+            raise VirtRaplError(
+                "there is more than one document, each with a <domain>",
+                "pass one alone; `virt-install --print-xml` prints one for each step, `--print-xml 1` the first",
+            ) from error
+        what = error.msg if isinstance(error, etree.XMLSyntaxError) else str(error)
+        raise VirtRaplError(
+            f"the domain XML is not well-formed: {' '.join(str(what).split())}", "`xmllint --noout` shows the place"
+        ) from error
     if domain.getroottree().docinfo.internalDTD is not None:
         raise VirtRaplError("the domain XML has a document type declaration", "remove the <!DOCTYPE ...>")
     if domain.tag != "domain":
@@ -175,12 +189,8 @@ def _serialise(domain: _Element, original: str) -> str:
 
 def _check(domain: _Element, socket: str) -> None:
     """Refuse what cannot work; the domain is without our changes here."""
+    _check_kind(domain)
     _uuid(domain)
-    if domain.get("type") != "kvm":
-        raise VirtRaplError(f"the domain is of type {domain.get('type')!r}", "only domains of type kvm have RAPL")
-    machine = domain.find("os/type")
-    if machine is not None and machine.get("arch", "x86_64") != "x86_64":
-        raise VirtRaplError(f"the domain is a {machine.get('arch')} machine", "only x86_64 machines have RAPL")
     _check_vcpus(domain)
     if any(arg.get("value") in ("-accel", "--accel") for arg in domain.iterfind(f"{COMMANDLINE_TAG}/{ARG_TAG}")):
         raise VirtRaplError(
@@ -192,6 +202,14 @@ def _check(domain: _Element, socket: str) -> None:
             "<metadata> holds a foreign element in the mark's namespace", "remove it: libvirt keeps one a namespace"
         )
     check_socket(socket)
+
+
+def _check_kind(domain: _Element) -> None:
+    if domain.get("type") != "kvm":
+        raise VirtRaplError(f"the domain is of type {domain.get('type')!r}", "only domains of type kvm have RAPL")
+    machine = domain.find("os/type")
+    if machine is not None and machine.get("arch", "x86_64") != "x86_64":
+        raise VirtRaplError(f"the domain is a {machine.get('arch')} machine", "only x86_64 machines have RAPL")
 
 
 def check_socket(socket: str) -> None:

@@ -1,5 +1,6 @@
 """Asking a QEMU binary whether it can give a guest RAPL, and whether our wrapper stands beside it."""
 
+import contextlib
 import json
 import os
 import stat
@@ -21,6 +22,7 @@ ELSEWHERE = "make a link to QEMU in a directory on disk that only root writes, a
 OLDEST = (9, 1)
 TIMEOUT = 10.0
 """Seconds a QEMU may take to answer; it needs some 0.03."""
+SCRIPT = "if it is a script that chooses an accelerator (-enable-kvm, accel=), take that out: libvirt does it"
 # Without a machine and on TCG where there is one: works without KVM, too. TCG's code buffer is mapped twice, so that no
 # memory is written and executed through the same address: systemd's MemoryDenyWriteExecute= forbids that to virt-rapld.
 ARGUMENTS = ["-no-user-config", "-nodefaults", "-display", "none", "-machine", "none", "-qmp", "stdio"]
@@ -120,12 +122,15 @@ def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
     except subprocess.TimeoutExpired as error:
         raise VirtRaplError(f"{path} did not answer within {TIMEOUT:.0f} s", "is it QEMU?") from error
     except OSError as error:
-        raise VirtRaplError(f"cannot run the emulator {path}: {error.strerror}", "install QEMU 9.1 or newer") from error
+        closed = isinstance(error, PermissionError)
+        hint = f"libvirt runs it as a user of its own: chmod a+rx {path}" if closed else "install QEMU 9.1 or newer"
+        raise VirtRaplError(f"cannot run the emulator {path}: {error.strerror}", hint) from error
     try:
         return _understand(list(_messages(qemu.stdout)))
     except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         last_words = " ".join(qemu.stderr.split())[-200:] or "it said nothing"
-        raise VirtRaplError(f"{path} does not answer as QEMU does: {last_words}", "is it QEMU?") from error
+        hint = SCRIPT if "accel" in last_words else "is it QEMU?"
+        raise VirtRaplError(f"{path} does not answer as QEMU does: {last_words}", hint) from error
 
 
 def _check_program(path: str) -> None:
@@ -138,13 +143,15 @@ def _check_program(path: str) -> None:
 
 
 def _messages(output: str) -> Iterator[dict[str, Any]]:
+    """Yield what QEMU has answered; a script that starts it may have printed lines of its own."""
     for line in output.splitlines():
-        if line.strip():
-            yield json.loads(line)
+        with contextlib.suppress(ValueError):
+            if isinstance(message := json.loads(line), dict):
+                yield message
 
 
 def _understand(messages: list[dict[str, Any]]) -> tuple[tuple[int, int, int], set[str]]:
-    numbers = messages[0]["QMP"]["version"]["qemu"]
+    numbers = next(message["QMP"] for message in messages if "QMP" in message)["version"]["qemu"]
     answer = next(message for message in messages if message.get("id") == "properties")
     # An unknown type is answered with "error".
     return (numbers["major"], numbers["minor"], numbers["micro"]), {item["name"] for item in answer.get("return", [])}

@@ -90,12 +90,12 @@ def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry
     pid = state.pid if state else None
     if pid is None:
         raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
-    hook = Path("/", HOOK)
-    if not os.access(hook, os.X_OK):
-        raise VirtRaplError(f"there is no hook {hook}", emulator.INSTALL)
     check_host()
     xml = domain.live_xml()
     domxml.check(xml, str(registry.path(domain.uuid, "sock")))
+    hook = Path("/", HOOK)
+    if not os.access(hook, os.X_OK):
+        raise VirtRaplError(f"there is no hook {hook}", emulator.INSTALL)
     path = domxml.original_emulator(xml)
     emulator.check(path)
     try:

@@ -14,6 +14,7 @@ import pytest
 from libvirt_rapl import domains, domxml, emulator
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.cpus import Processor
 from libvirt_rapl.simulator.world import World
 
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
@@ -84,6 +85,38 @@ def test_what_an_emulator_says_last_is_told(directory: Path) -> None:
         emulator.check(str(path))
 
 
+def test_a_script_that_says_something_before_qemu_answers(directory: Path) -> None:
+    answers = (GREETING % (1, 9), '{"return": {}}', WITH_RAPL)
+    emulator.check(str(fake_qemu(directory, "starting QEMU, 1 of 2", "[1]", "", "7", *answers)))
+
+
+def test_a_script_that_chooses_an_accelerator(directory: Path) -> None:
+    qemu = "echo 'qemu: The -accel and \"-machine accel=\" options are incompatible' >&2; exit 1"
+    path = script(directory / "qemu", qemu)
+    with pytest.raises(VirtRaplError, match="are incompatible") as caught:
+        emulator.check(str(path))
+    assert "-enable-kvm" in caught.value.hint
+
+
+@pytest.mark.e2e
+def test_a_script_that_chooses_an_accelerator_and_real_qemu(world: World) -> None:
+    own = world.path("/usr/bin/own-qemu")
+    script(own, f'echo hello; exec {emulator.installed()} "$@"')
+    program = [
+        sys.executable,
+        "-I",
+        "-c",
+        "from libvirt_rapl import emulator; emulator.check_rapl('/usr/bin/own-qemu')",
+    ]
+    try:
+        world.run(program)
+        script(own, f'exec {emulator.installed()} -enable-kvm "$@"')
+        with pytest.raises(VirtRaplError, match="does not answer as QEMU does"):
+            world.run(program)
+    finally:
+        own.unlink()
+
+
 def test_an_emulator_that_hangs(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulator, "TIMEOUT", 0.3)
     path = script(directory / "qemu", "exec sleep 60")
@@ -95,8 +128,11 @@ def test_an_emulator_that_cannot_be_run(directory: Path) -> None:
     with pytest.raises(VirtRaplError, match="No such file"):
         emulator.check(str(directory / "qemu"))
     (directory / "qemu").touch(0o644)
-    with pytest.raises(VirtRaplError, match="Permission denied"):
-        emulator.check(str(directory / "qemu"))
+    for mode in (0o644, 0o700):
+        (directory / "qemu").chmod(mode)
+        with pytest.raises(VirtRaplError, match="Permission denied") as caught:
+            emulator.check(str(directory / "qemu"))
+        assert caught.value.hint.endswith(f"chmod a+rx {directory}/qemu")
 
 
 def test_an_emulator_without_wrapper(qemu: Path) -> None:
@@ -573,6 +609,27 @@ def test_what_is_no_domain_xml_gives_no_output(virt_rapl: VirtRapl, command: str
     status, out, err = virt_rapl(command, xml)
     assert (status, out) == (1, "")
     assert err.startswith("virt-rapl: error: ")
+
+
+def test_two_documents_at_once(virt_rapl: VirtRapl, qemu: Path) -> None:
+    """As `virt-install --print-xml` prints them."""
+    one = definition("web", UUID, qemu)
+    for both in (one + one, f"<?xml version='1.0'?>\n{one}<!-- then -->\n<?xml version='1.0'?>\n{one}"):
+        for command in ("inject", "strip"):
+            status, out, err = virt_rapl(command, both)
+            assert (status, out) == (1, "")
+            assert "virt-install --print-xml" in err.splitlines()[1]
+
+
+def test_what_can_be_mended_is_told_last(
+    fake: FakeLibvirt, run: Run, virt_rapl: VirtRapl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xml = definition("web", UUID, Path("/nowhere/qemu"), domain_type="qemu")
+    assert "type 'qemu'" in virt_rapl("inject", xml.replace(f"<uuid>{UUID}</uuid>", ""))[2]
+    fake.add(xml)
+    assert "type 'qemu'" in run("enable", "web")[2]
+    monkeypatch.setattr("libvirt_rapl.vmsr.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
+    assert "Intel hosts only" in run("enable", "web")[2]
 
 
 def test_inject_refuses_as_enable_does(virt_rapl: VirtRapl, qemu: Path) -> None:

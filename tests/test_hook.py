@@ -401,6 +401,24 @@ def test_filters(host: Host, operation: str) -> None:
     assert [event.result for event in host.events()] == ["unchanged", "injected", "unchanged", "injected"]
 
 
+def own_emulator(xml: str) -> str:
+    return xml.replace("qemu-system-x86_64<", "qemu-system-x86_64-rapl<")
+
+
+def own_argument(xml: str) -> str:
+    values = ("-accel", domxml.ACCELERATOR + f"/run/mine/{UUID}.sock")
+    arguments = "".join(f"<q:arg value='{value}'/>" for value in values)
+    return xml.replace("</domain>", f"<q:commandline xmlns:q='{domxml.QEMU}'>{arguments}</q:commandline></domain>")
+
+
+@pytest.mark.parametrize("own", [own_emulator, own_argument])
+@pytest.mark.parametrize("domains", ["[]", "[web*]"])
+def test_what_carries_no_mark_arrives_as_it_was_sent(host: Host, own: Callable[[str], str], domains: str) -> None:
+    host.configure(domains=domains)
+    assert own(PLAIN) != PLAIN
+    assert host.call("migrate", own(PLAIN)) == (0, "", "")
+
+
 def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> None:
     host.definitions.mkdir()
     (host.definitions / "web1.xml").write_text(host.marked)

@@ -14,7 +14,7 @@ from libvirt_rapl import programs
 from libvirt_rapl.errors import VirtRaplError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs it as nobody")
-SLEEP = "86399.5"
+SLEEP = f"86399.{os.getpid()}"
 """What only those sleep that are started here."""
 
 

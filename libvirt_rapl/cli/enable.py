@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     looked_at: set[str] = set()
 
     def with_meter(domain: Domain, xml: str) -> str:
+        check_processor()  # before what can be mended in the domain
         injected = domxml.inject(xml, socket=str(registry.path(domain.uuid, "sock")))
         path = domxml.original_emulator(injected)
         emulator.check(path)

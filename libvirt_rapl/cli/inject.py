@@ -23,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     """
     registry = Registry(load(options.config).run_directory)
     xml, encoding = read_xml()
+    domxml.check_kind(xml)
     _, uuid = domxml.identity(xml)
     injected = domxml.inject(xml, socket=str(registry.path(uuid, "sock")), default_emulator=emulator.installed())
     path = domxml.original_emulator(injected)
