@@ -101,7 +101,7 @@ def _load_msr() -> None:
 
 
 def _load_selinux_module() -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(prefix="virt-rapl-") as name:
         compiled, package = f"{name}/virt_rapl.mod", f"{name}/virt_rapl.pp"
         contexts = str(MODULE.with_suffix(".fc"))
         run("checkmodule", "-M", "-m", "-o", compiled, str(MODULE), timeout=SECONDS, hint=SELINUX_HINT)

@@ -42,10 +42,11 @@ def installed() -> str:
 def check(path: str) -> None:
     """Raise VirtRaplError unless the emulator at `path` (the real one, not the wrapper) can do RAPL through us here.
 
-    That is: on this host's processor (or ProcessorError), check_rapl(), and the wrapper stands beside it.
+    That is: on this host's processor (or ProcessorError), check_rapl(), and the wrapper stands beside it, to stay.
     """
     check_processor()
     check_rapl(path)
+    check_place(path)
     check_wrapper(path)
 
 
@@ -71,7 +72,6 @@ def check_wrapper(path: str) -> None:
     try:
         mode = Path(wrapper).stat().st_mode
     except OSError as error:
-        check_place(path)
         raise VirtRaplError(f"there is no emulator wrapper {wrapper}", INSTALL) from error
     if mode & 0o005 != 0o005:
         raise VirtRaplError(f"not every user may run the emulator wrapper {wrapper}", f"chmod 755 {wrapper}")

@@ -273,7 +273,7 @@ def _verb(tree: Tree, item: Item, before: str | None, installed: Manifest) -> st
 
 def _place(tree: Tree, item: Item, verb: str) -> None:
     if verb == "unchanged" and not item.link:
-        tree.set_mode(item.target, item.mode)
+        tree.set_mode(item.target, item.mode, item.digest)
     elif verb in ("installed", "updated") and item.link:
         tree.link(item.target, item.text)
     elif verb in ("installed", "updated"):

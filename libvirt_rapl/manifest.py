@@ -7,7 +7,6 @@ be put in place is in it before: an install or uninstall may be killed at any mo
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from libvirt_rapl.files import temporary
 from libvirt_rapl.tree import Tree, digest_of
 
 PATH = "etc/virt-rapl/installed.json"
-_DIRECTORY, _NAME = os.path.split(PATH)
+_NAME = Path(PATH).name
 
 
 @dataclass
@@ -101,9 +100,10 @@ class Manifest:
 
 def sweep(tree: Tree) -> None:
     """Remove what an install or uninstall that was killed has left under temporary names. Raises OSError."""
-    for directory in ("", *parents([PATH, *Manifest.load(tree.root).files])):
+    above = ["", *parents([PATH])]
+    for directory in dict.fromkeys([*above, *parents(Manifest.load(tree.root).files)]):
         for name in tree.left_over(directory):
-            if directory != _DIRECTORY and Path(name).name.startswith(f".{_NAME}."):
+            if directory in above[:-1] and Path(name).name.startswith(f".{_NAME}."):
                 _withdraw(tree, name)
             else:
                 tree.remove(name)

@@ -105,10 +105,10 @@ class Tree:
             os.symlink(text, aside, dir_fd=directory)
             os.rename(aside, _last(name), src_dir_fd=directory, dst_dir_fd=directory)
 
-    def set_mode(self, name: str, mode: int) -> None:
-        """Give a regular file this mode, unless it has it."""
+    def set_mode(self, name: str, mode: int, digest: str) -> None:
+        """Give a regular file this mode if it says what has this digest."""
         with self._file(name) as descriptor:
-            if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+            if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode and digest_of(_content(descriptor)) == digest:
                 os.fchmod(descriptor, mode)
 
     def touch(self, name: str) -> None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from libvirt_rapl import emulator
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import Processor, model_name, processor
 from libvirt_rapl.host.processes import PROC
@@ -88,6 +89,12 @@ def _intel(monkeypatch: pytest.MonkeyPatch) -> None:
         return Processor("GenuineIntel", 6, 0x8E) if proc == PROC else processor(proc)
 
     monkeypatch.setattr(requirements, "processor", simulated)
+
+
+@pytest.fixture(autouse=True)
+def _on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulators that tests make in /tmp can have a wrapper, also where /tmp is in memory."""
+    monkeypatch.setattr(emulator, "is_volatile", lambda *_: False)
 
 
 @pytest.fixture(scope="session")

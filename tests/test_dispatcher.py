@@ -104,3 +104,12 @@ def test_a_libvirt_that_runs_them_itself_is_left_alone(hooks: Path, said: str, d
     add(hooks, "virt-rapl")
     status, output, called = call(hooks, "restore")
     assert (status, bool(output), bool(called)) == (0, runs, runs)
+
+
+def test_a_libvirt_that_does_not_answer_holds_nobody_up(hooks: Path) -> None:
+    """Here the clock of timeout(1) has run out at once."""
+    version(hooks, "libvirtd (libvirt) 11.3.0")
+    (hooks.parent / "bin/timeout").write_text("#!/bin/sh\nexit 124\n")
+    (hooks.parent / "bin/timeout").chmod(0o755)
+    add(hooks, "virt-rapl")
+    assert call(hooks, "start")[2] == ["virt-rapl <domain/>"]

@@ -102,7 +102,6 @@ class Patient:
         monkeypatch.setattr(status_socket, "ask", lambda _path: self.status)
         monkeypatch.setattr(service, "closed_directory", lambda *_: None)
         monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
-        monkeypatch.setattr("libvirt_rapl.emulator.is_volatile", lambda *_: False)  # where /tmp is in memory it is
         monkeypatch.setattr("libvirt_rapl.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py"))
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")

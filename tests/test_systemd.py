@@ -154,7 +154,7 @@ def guest_at_rest(machine: Machine) -> Iterator[str]:
 SLOW_SYSTEMCTL = """#!/bin/sh
 # What is asked of systemd reaches it seconds later, also when whoever asked has given up.
 [ "$1" = start ] || exec /usr/bin/systemctl "$@"
-(sleep 4; exec /usr/bin/systemctl "$@") </dev/null >/dev/null 2>&1 &
+setsid sh -c 'sleep 4; exec /usr/bin/systemctl "$@"' sh "$@" </dev/null >/dev/null 2>&1 &
 wait
 """
 

@@ -13,7 +13,7 @@ import pytest
 from libvirt_rapl import files, installer, tree
 from libvirt_rapl.cli import main
 from libvirt_rapl.files import is_left_over, replace, who_else_may_write
-from libvirt_rapl.tree import NO_FILE, Tree
+from libvirt_rapl.tree import NO_FILE, Tree, digest_of
 
 SOMEBODY = 1234
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
@@ -40,7 +40,7 @@ def secret(root: Path) -> Path:
 
 
 CHANGES: list[Callable[[Tree, str], object]] = [
-    lambda tree, name: tree.set_mode(name, 0o755),
+    lambda tree, name: tree.set_mode(name, 0o755, digest_of(b"secret")),
     lambda tree, name: tree.touch(name),
     lambda tree, name: tree.write(name, "new", 0o644),
     lambda tree, name: tree.link(name, "elsewhere"),
@@ -82,8 +82,20 @@ def test_a_link_that_is_swapped_in_after_a_look_opens_nothing(root: Path, monkey
 
     monkeypatch.setattr(os, "open", swap)
     with pytest.raises(OSError, match=str(path)):
-        Tree(root).set_mode("etc/file", 0o755)
+        Tree(root).set_mode("etc/file", 0o755, digest_of(b"secret"))
     assert stat.S_IMODE(aim.stat().st_mode) == 0o600
+
+
+def test_the_mode_is_set_of_what_was_looked_at(root: Path) -> None:
+    """A link to the file itself is put there meanwhile, where the kernel lets somebody make one."""
+    looked_at = Tree(root).digest("etc/file") or ""
+    aim = secret(root)
+    (root / "etc/file").unlink()
+    os.link(aim, root / "etc/file")
+    Tree(root).set_mode("etc/file", 0o755, looked_at)
+    assert stat.S_IMODE(aim.stat().st_mode) == 0o600
+    Tree(root).set_mode("etc/file", 0o755, digest_of(b"secret"))
+    assert stat.S_IMODE(aim.stat().st_mode) == 0o755
 
 
 def test_a_temporary_file_is_made_and_not_found(root: Path) -> None:

@@ -76,6 +76,32 @@ def test_every_emulator_that_a_domain_names_gets_a_wrapper(other_world: World) -
     other_world.run(["rm", "-r", str(Path(OWN_QEMU).parent.parent)])
 
 
+def test_an_emulator_whose_wrapper_would_not_last_or_be_roots_alone(other_world: World) -> None:
+    """One in memory, as on NixOS, one in a directory of a group's; a link to it on disk will do."""
+    definition = other_world.run(["virsh", "dumpxml", "plain"]).stdout
+    uuid = other_world.run(["virsh", "domuuid", "plain"]).stdout.strip()
+    in_memory, of_a_group, on_disk = "/run/emulators", "/opt/group", "/opt/own/bin"
+    for directory in (in_memory, of_a_group, on_disk):
+        other_world.run(["mkdir", "-p", directory])
+        other_world.run(["ln", "-s", installed(), f"{directory}/qemu"])
+    other_world.run(["chmod", "2775", of_a_group])
+    try:
+        for directory in (in_memory, of_a_group, on_disk):
+            xml = definition.replace(installed(), f"{directory}/qemu")
+            other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
+            done = other_world.run(["virt-rapl", "install", "--force", "--dry-run"])
+            refused = directory != on_disk
+            assert (f"warning: {directory}/qemu can have no wrapper" in done.stderr) == refused
+            assert (f"would be installed {directory}/qemu-rapl\n" in done.stdout) != refused
+            error = other_world.run(["virt-rapl", "enable", uuid], check=False).stderr
+            assert (f"plain: {directory}/qemu" in error) == refused
+            assert directory in error
+            assert "\nhint: " in error
+    finally:
+        other_world.run(["virsh", "define", "/proc/self/fd/0"], input=definition)
+        other_world.run(["rm", "-r", in_memory, of_a_group, "/opt/own"])
+
+
 def test_uninstall_leaves_domains_that_start_without_it(other_world: World) -> None:
     def uninstall(*options: str) -> tuple[str, str]:
         done = other_world.run(["virt-rapl", "uninstall", *options], check=False)

@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         emulator.check(path)
         if path not in looked_at:
             looked_at.add(path)
-            _warn_of_wrapper(path)
+            for missing in security_modules.missing_rules(path):
+                warn(missing.message, missing.hint)
         return injected
 
     if options.live and options.by_configuration:
@@ -64,16 +65,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         change_all(options, with_meter, done="enabled", nothing_to_do="already enabled")
     return 0
-
-
-def _warn_of_wrapper(path: str) -> None:
-    """Tell what may keep a domain from starting, now or after the next boot, though the wrapper is there."""
-    try:
-        emulator.check_place(path)
-    except VirtRaplError as error:
-        warn(error.message, error.hint)
-    for missing in security_modules.missing_rules(path):
-        warn(missing.message, missing.hint)
 
 
 def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]:

@@ -105,8 +105,8 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
     target = Path(f"{path}{WRAPPER_SUFFIX}")
     name = _name(machine, path)
     try:
-        emulator.check_wrapper(str(path))
         emulator.check_place(name, machine.root)
+        emulator.check_wrapper(str(path))
     except VirtRaplError as error:
         return Finding(_severity(machine, path), error.message, machine.remedy(error, name))
     item = machine.item(str(target.relative_to(machine.root)))
