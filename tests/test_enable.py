@@ -332,11 +332,12 @@ def test_the_mark_names_no_emulator(fake: FakeLibvirt, qemu: Path, run: Run, tol
     marked = domxml.inject(definition("web", UUID, qemu), socket=f"/run/elsewhere/{UUID}.sock")
     lying = marked.replace(f'emulator="{qemu}"', f'emulator="{told}"')
     assert (lying == marked, domxml.is_marked(lying)) == (False, True)
-    assert domxml.original_emulator(lying) == str(qemu)
-    assert domxml.original_emulator(lying.replace(f"{qemu}-rapl", "/opt/own-rapl")) == "/opt/own"
+    assert domxml.original_emulator(lying) == f"{qemu}-rapl"
+    assert domxml.original_emulator(lying.replace(f"{qemu}-rapl", "/opt/own-rapl")) == "/opt/own-rapl"
     assert domxml.original_emulator(definition("web", UUID, Path("/opt/own-rapl"))) == "/opt/own-rapl"
-    fake.add(lying)
+    web = fake.add(lying)
     assert run("enable", "web")[0] == 0
+    assert domxml.original_emulator(web.xml) == str(qemu), "it is mended"
 
 
 def test_enable_warns_of_what_may_keep_the_domain_from_starting(

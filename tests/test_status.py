@@ -410,7 +410,7 @@ def test_who_asks_and_does_not_read_holds_nobody_up(
     monkeypatch.setattr(status_socket, "SEND_SECONDS", 600)
     tmp_path.chmod(0o755)
     for directory in tmp_path.parents:
-        if directory.name.startswith("pytest-"):
+        if len(directory.parts) > 2:  # in /tmp
             directory.chmod(0o755)
     path, document = tmp_path / "status.sock", {"schema": 1, "padding": "x" * 10_000_000}
     text = json.dumps(document).encode()

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.live and options.by_configuration:
         raise VirtRaplError("--live is for domains that are named: each stands still meanwhile", "name them")
-    if not options.by_configuration:
+    if options.connect == DEFAULT_URI and not options.by_configuration:
         check_processor()  # whatever else a domain lacks
     if options.by_configuration:
         options.domains = list(_chosen(options.connect, config.domains, registry))

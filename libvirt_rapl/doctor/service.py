@@ -4,7 +4,6 @@ import contextlib
 import os
 import pwd
 import sqlite3
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,9 +179,6 @@ def ledger(machine: Machine) -> Iterator[Finding]:
         else:
             hint = f"{journal()}; a `state_directory` of your own wants a drop-in, see docs/configuration.md"
             yield Finding(FAILED, f"virt-rapld runs and cannot make {path}: totals are in memory only", hint)
-        return
-    if not stat.S_ISREG(found.st_mode):
-        yield Finding(FAILED, f"{path} is no file of its own, but a link, a pipe or the like", f"look, then rm {path}")
         return
     try:
         since, simulated, domains = ledger_file.summary(path)
