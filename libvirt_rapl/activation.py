@@ -15,7 +15,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import is_left_over
 from libvirt_rapl.manifest import Manifest
 from libvirt_rapl.programs import run
-from libvirt_rapl.registry import SHARED, UUID
+from libvirt_rapl.registry import SHARED, UUID, Registry
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 FIRST_WITH_DIRECTORIES = (6, 5)
@@ -70,7 +70,7 @@ def after_uninstall(config: Config) -> Iterator[Step]:
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
     yield from _tell_libvirt("does without")
-    if run_directory.is_dir() and not any(run_directory.glob("*.json")):  # of no domain: it may run on, by --force
+    if _holds_no_domain(run_directory):  # one may run on, by --force
         yield f"removed   {run_directory}", partial(_discard, run_directory)
     if state_directory.is_dir() and any(state_directory.iterdir()):
         yield f"kept      {state_directory}, the energy that was counted", lambda: None
@@ -113,6 +113,15 @@ def _label() -> None:
     """Give what was installed the labels that SELinux's policy has for these paths: libvirt runs no other wrapper."""
     files = [f"/{target}" for target in Manifest.load(Path("/")).files]
     _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
+
+
+def _holds_no_domain(run_directory: Path) -> bool:
+    """Tell whether there is a run directory of ours, and no domain's record in it."""
+    try:
+        Registry(run_directory).check_directory()
+    except OSError:
+        return False
+    return not any(run_directory.glob("*.json"))
 
 
 def _discard(run_directory: Path) -> None:

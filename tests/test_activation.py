@@ -102,3 +102,13 @@ def test_the_run_directory_goes_with_what_is_ours_in_it(called: Called, tmp_path
     (config.run_directory / f"{uuid}.json").rename(config.run_directory / "somebody-elses")
     called(activation.after_uninstall(config))
     assert [path.name for path in config.run_directory.iterdir()] == ["somebody-elses"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory away")
+def test_of_a_run_directory_of_somebody_else_nothing_is_removed(called: Called, tmp_path: Path) -> None:
+    config = Config(run_directory=tmp_path / "run", state_directory=tmp_path / "state")
+    config.run_directory.mkdir()
+    (config.run_directory / "events.jsonl").touch()
+    os.chown(config.run_directory, 4321, 4321)
+    called(activation.after_uninstall(config))
+    assert (config.run_directory / "events.jsonl").exists()

@@ -29,9 +29,7 @@ class Helper:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "helper.sock"
         self.values = dict(VALUES)
-        here = Path.cwd()
         listener = listen(self.path)
-        os.chdir(here)
         self.qemu_pid: int | None = None
         self.of_domain: bool | None = None
         self.connected: list[bool] = []
@@ -207,6 +205,26 @@ except (BrokenPipeError, ConnectionResetError):
 def other_process(helper: Helper, *arguments: str) -> str:
     command = [sys.executable, "-ISc", OTHER_PROCESS, str(helper.path), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=30).stdout.strip()
+
+
+CONNECT = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).connect(sys.argv[2])"
+
+
+def test_who_has_ended_before_it_is_seen_is_turned_away(tmp_path: Path) -> None:
+    """A process of another domain could have children connect for it, of which no cgroup tells any more."""
+    path = tmp_path / "helper.sock"
+    listener = listen(path)
+    with socket.socket(socket.AF_UNIX) as peer:
+        command = [sys.executable, "-ISc", CONNECT, str(peer.fileno()), str(path)]
+        subprocess.run(command, check=True, pass_fds=[peer.fileno()], timeout=30)
+        server = Server(listener, owner_uid=os.getuid(), reader_for=lambda _: lambda *_: 1)
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        peer.settimeout(10)
+        assert ask(peer, ENERGY) is None
+        server.stop()
+        thread.join(10)
+        server.close()
 
 
 def test_a_process_has_a_few_slots(helper: Helper) -> None:

@@ -270,6 +270,8 @@ class Server:
         if (
             not self._welcomes(pid, uid)
             or (uid != 0 and of_domain is False)
+            # Looked at last: what it was nobody can tell any more, and another process may have its connection.
+            or not os.access(f"{self._proc}/{pid}", os.F_OK)
             or (peer and peer.connections == SLOTS_OF_ONE)
             or not self._make_room(pid, uid, of_domain=of_domain is True)
         ):
