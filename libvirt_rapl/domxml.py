@@ -19,13 +19,13 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.selection import Traits
 from libvirt_rapl.xmltext import (
     PROLOG,
+    add_suffix,
     as_in,
     indentation,
     index_after,
     insert,
-    last_text,
     remove,
-    set_last_text,
+    remove_suffix,
     string,
 )
 
@@ -46,7 +46,7 @@ CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMA
 """Elements of <domain> that hold ours: name in the mark, tag."""
 BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 """What libvirt prints before <metadata>. Everything goes where libvirt prints it, so that it stays there."""
-ANOTHER_DOCUMENT = re.compile(r"(?:</domain\s*>|/>)(?:\s|<\?.*?\?>|<!--.*?-->)*<domain[\s>/]", re.DOTALL)
+ANOTHER_DOCUMENT = re.compile(r"</domain\s*>(?:\s|<\?.*?\?>|<!--.*?-->)*+<domain[\s>]", re.DOTALL)
 UUID = re.compile(r"[ \t\r\n]*(?:[- ]*[0-9A-Fa-f]{2}){16}[ \t\r\n]*")
 """What libvirt takes for one: white space around, blanks and dashes between the bytes."""
 
@@ -273,7 +273,7 @@ def _inject(domain: _Element, socket: str, default_emulator: str) -> None:
         insert(devices, 0, emulator)
     else:
         mark.set("emulator", string(emulator))
-        set_last_text(emulator, last_text(emulator) + WRAPPER_SUFFIX)
+        add_suffix(emulator, WRAPPER_SUFFIX)
 
     commandline = containers["commandline"]
     for value in ("-accel", ACCELERATOR + socket):
@@ -311,7 +311,7 @@ def _clear(domain: _Element, socket: str) -> None:
     _strip(domain)
     if argument is None or emulator is None or not string(emulator).endswith(WRAPPER_SUFFIX):
         return
-    set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))
+    remove_suffix(emulator, WRAPPER_SUFFIX)
     commandline = argument.getparent()
     if commandline is not None:
         _remove_option(argument)
@@ -354,7 +354,7 @@ def _strip_emulator(domain: _Element, mark: _Element, created: bool) -> None:
     if created:
         remove(emulator)
     else:
-        set_last_text(emulator, last_text(emulator).removesuffix(WRAPPER_SUFFIX))
+        remove_suffix(emulator, WRAPPER_SUFFIX)
 
 
 def _mark(domain: _Element) -> _Element | None:

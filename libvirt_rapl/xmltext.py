@@ -85,14 +85,18 @@ def string(element: _Element | None) -> str:
     return "" if element is None else str(element.xpath("string()"))
 
 
-def last_text(element: _Element) -> str:
-    """Return the text before the element's end tag, after the last comment in it."""
-    return (element[-1].tail if len(element) else element.text) or ""
-
-
-def set_last_text(element: _Element, text: str) -> None:
-    """Replace what last_text() returns."""
+def add_suffix(element: _Element, suffix: str) -> None:
+    """Add to an element's text, after the last comment in it."""
     if len(element):
-        element[-1].tail = text
+        element[-1].tail = (element[-1].tail or "") + suffix
     else:
-        element.text = text
+        element.text = (element.text or "") + suffix
+
+
+def remove_suffix(element: _Element, suffix: str) -> None:
+    """Undo add_suffix(), though comments may have come after it since."""
+    for child in reversed(element):
+        if child.tail:
+            child.tail = child.tail.removesuffix(suffix)
+            return
+    element.text = (element.text or "").removesuffix(suffix)

@@ -451,6 +451,12 @@ def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before
     assert [argument.get("value") for argument in arguments] == mine
 
 
+def test_a_comment_after_the_wrapper() -> None:
+    commented = domxml.inject(LEFT, socket=SOCKET).replace("q-rapl<", "q-rapl<!-- mine --><")
+    assert "<emulator>/usr/bin/q<!-- mine --></emulator>" in domxml.strip(commented)
+    assert domxml.original_emulator(domxml.inject(commented, socket=SOCKET)) == "/usr/bin/q"
+
+
 @pytest.mark.parametrize("emulator", ["/opt/q-rapl", "/usr/bin/q", "/usr/bin/q-rapl-rapl"])
 def test_a_mark_that_the_emulator_does_not_confirm_is_not_believed(emulator: str) -> None:
     edited = domxml.inject(LEFT, socket=SOCKET).replace("/usr/bin/q-rapl<", f"{emulator}<")
@@ -499,6 +505,8 @@ def test_longest_socket_path_is_accepted() -> None:
         "<!DOCTYPE domain [<!ENTITY e 'v'>]><domain>&e;</domain>",
         "<!DOCTYPE domain SYSTEM 'file:///etc/passwd'><domain/>",
         "<domain>" + "<a>" * 300 + "</a>" * 300 + "</domain>",
+        "<domain/>" * 2,
+        "<domain></domain>" + "<!-- -->" * 100_000 + "<",
         "<domainsnapshot/>",
         "<domain xmlns='urn:x'/>",
     ],
