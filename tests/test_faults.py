@@ -135,7 +135,7 @@ def test_no_metadata_hides_the_mark_and_none_fakes_it(world: World, new_guest: N
         world.run(["virsh", "destroy", other])
     world.run(["virsh", "start", name])
     assert status(world, name)["vrapl"] == "active"
-    told = list(events.told(world.path("/run/virt-rapl")))
+    told = list(events.written(world.path("/run/virt-rapl")))
     assert [event.result for event in told if (event.domain, event.operation) == (name, "start")] == ["refuse", "ready"]
     assert not [event for event in told if event.domain == other]
 
