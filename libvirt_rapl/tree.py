@@ -163,6 +163,34 @@ class Tree:
         return []
 
     @contextlib.contextmanager
+    def directory(self, name: str, *, make: int | None = None) -> Iterator[tuple[int, Others]]:
+        """Open a directory, which a link is not, and tell who else can change it or what is on the way to it.
+
+        What is not there is made where `make` gives a mode, which is for the directory itself; but not in directories
+        that others can change.
+        """
+        others: Others = {}
+        with contextlib.ExitStack() as opened:
+            with _named(self.root / name):
+                if make is not None:
+                    self._make(name, make)
+                parent = self._walk(str(Path(name).parent), opened, others)
+                descriptor = _open(_last(name), _DIRECTORY | os.O_NOFOLLOW, parent.descriptor, opened)
+                self._enter(descriptor, parent.path / _last(name), others)
+            yield descriptor, others
+
+    def _make(self, name: str, mode: int) -> None:
+        *above, _root = Path(name).parents
+        for directory in (*reversed(above), Path(name)):
+            with contextlib.ExitStack() as opened:
+                others: Others = {}
+                parent = self._walk(str(directory.parent), opened, others)
+                if others:
+                    return
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory.name, mode if directory == Path(name) else 0o755, dir_fd=parent.descriptor)
+
+    @contextlib.contextmanager
     def _parent(self, name: str) -> Iterator[int]:
         """Open the directory that a file is in."""
         with contextlib.ExitStack() as opened:

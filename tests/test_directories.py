@@ -66,19 +66,19 @@ def test_links_on_the_way_are_followed_where_they_are_ours(tmp_path: Path) -> No
     for name in ("there", "whole", "up"):
         with opened(tmp_path / name / "b") as descriptor:
             assert os.fstat(descriptor).st_ino == (tmp_path / "a/b").stat().st_ino
-    for path in (tmp_path / "round/b", tmp_path / "there"):
-        with pytest.raises(OSError, match=str(path)), opened(path):
+    for path, named in ((tmp_path / "round/b", "round"), (tmp_path / "there", "there")):
+        with pytest.raises(OSError, match=str(tmp_path / named)), opened(path):
             pass
     tmp_path.chmod(0o1777)
     give_away(tmp_path / "there")
-    with pytest.raises(OSError, match="not followed"), opened(tmp_path / "there/b"):
+    with pytest.raises(OSError, match="where it leads to"), opened(tmp_path / "there/b"):
         pass
 
 
 def test_what_is_no_directory_is_told_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path, kind in ((tmp_path / "none/run", FileNotFoundError), (tmp_path / "file/run", NotADirectoryError)):
-        with pytest.raises(kind, match=str(path)), opened(path):
+        with pytest.raises(kind, match=str(path.parent)), opened(path):
             pass
     with pytest.raises(NotOursError, match="absolute"), opened(Path("run")):
         pass

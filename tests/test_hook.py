@@ -370,7 +370,7 @@ def test_a_run_directory_of_somebody_else_has_no_say(host: Host, policy: str) ->
     host.configure(on_failure=policy)
     status, _, said = host.call("start", host.marked)
     assert (status, said.count("\n")) == (int(policy == "refuse"), 1)
-    assert f"{host.run} belongs to user 4321" in said
+    assert f"{host.run}: it belongs to user 4321" in said
     host.configure(run_directory=f"{host.run}-elsewhere", on_failure=policy)
     for operation in ("reconnect", "stopped", "release"):
         assert host.call(operation, host.marked)[0] == 0
