@@ -83,14 +83,17 @@ def _target(link: int) -> Path | None:
 def _check(descriptor: int, path: Path, *, last: bool) -> None:
     """Raise NotOursError where others can change the directory; `last`: it is the one that is asked for."""
     status = os.fstat(descriptor)
-    place = Path(f"/proc/self/fd/{descriptor}").readlink()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if status.st_uid not in (0, os.geteuid()):
-        raise _not_ours(path, f"{place} belongs to user {status.st_uid}")
+        raise _not_ours(path, f"{_place(descriptor)} belongs to user {status.st_uid}")
     # With an ACL the bits of the group tell the most that any of those named there may do.
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and (last or not status.st_mode & stat.S_ISVTX):
-        raise _not_ours(path, f"others can write to {place}")
+        raise _not_ours(path, f"others can write to {_place(descriptor)}")
+
+
+def _place(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 def _not_ours(path: Path, why: str) -> NotOursError:
