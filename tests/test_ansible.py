@@ -81,6 +81,13 @@ class Host:
         print(done.stdout, done.stderr)
         return Play(done.returncode, done.stdout + done.stderr, changed)
 
+    def serve(self, token: str) -> str:
+        """Return a URL of the wheel, with a token in it twice; it is served until the machine ends."""
+        directory, name = self._wheel.rsplit("/", 1)
+        server = ["/usr/bin/python3", "-m", "http.server", "--directory", directory, "--bind", "127.0.0.1", "8765"]
+        self.machine.run(["systemd-run", "--unit=wheels", "--property=StandardError=null", *server])
+        return f"http://user:{token}@127.0.0.1:8765/{name}?token={token}"
+
     def files(self) -> set[str]:
         find = ["find", "/etc", "/opt", "/usr", "/var/lib", "-xdev"]
         # What stands in /opt of the real machine, which is seen here, may change meanwhile.
@@ -158,6 +165,23 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
 
     play = host.play()
     assert (play.status, play.changed) == (0, [])
+
+    play = host.play("--tags=install", virt_rapl_package="")
+    assert (play.status, play.changed) == (2, [])
+    assert "set virt_rapl_package: " in play.output
+
+    url = host.serve("s3cret")
+    failed = host.play("-vvv", "--tags=install", virt_rapl_package=url.replace("/virt_rapl-", "/none-"))
+    assert failed.status == 2
+    assert "pip cannot install virt_rapl_package: " in failed.output
+    from_url = {"virt_rapl_package": url, "virt_rapl_index_url": url}
+    installed = host.play("-vvv", "--tags=install", **from_url)
+    assert installed.status == 0
+    assert host.play("--tags=install", **from_url).changed == []
+    assert "s3cret" not in failed.output + installed.output
+    anywhere = ["grep", "--recursive", "--files-with-matches", "s3cret", "/opt/virt-rapl", "/etc", "/run", "/var"]
+    assert host.machine.run(anywhere, check=False).stdout == ""
+    assert host.play("--tags=install").status == 0
 
     daemon, domain = host.daemon(), host.domain("web1")
     variable = {"virt_rapl_config": {"interval": 0.5}}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from uuid import uuid4
 
@@ -340,21 +341,21 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
     """As by a host that is out of memory. What it has begun ends with the domain all the same."""
     host.virsh("destroy", name)
     host.configure(helper="qemu", hook_deadline=10)
+    hangs = (b"-I", b"-m", b"libvirt_rapl", b"helper", host.uuid(name).encode())
     helper = host.world.path(HELPER)
     aside = helper.rename(f"{helper}.aside")
     try:
-        helper.write_text("#!/bin/sh\nexec sleep 1000\n")
-        helper.chmod(0o755)
+        os.mkfifo(helper, 0o755)  # it hangs as it opens this
         starting = host.world.popen(["virsh", "start", name])
-        wait_until(lambda: pids(host, b"sleep", b"1000"), PATIENCE_SECONDS, "the hook waits for a helper that hangs")
-        (hung,) = pids(host, b"sleep", b"1000")
+        wait_until(lambda: pids(host, *hangs), PATIENCE_SECONDS, "the hook waits for a helper that hangs")
+        (hung,) = pids(host, *hangs)
         (hook,) = pids(host, b"-I", b"-m", b"libvirt_rapl.hook", name.encode(), b"start")
         host.world.kill(hook)
         starting.communicate(timeout=PATIENCE_SECONDS)
         assert starting.returncode == 0  # degraded
-        assert pids(host, b"sleep", b"1000") == [hung]
+        assert pids(host, *hangs) == [hung]
         host.virsh("destroy", name)
-        assert pids(host, b"sleep", b"1000") == []
+        assert pids(host, *hangs) == []
     finally:
         aside.rename(helper)
     host.configure()
