@@ -16,6 +16,9 @@ from libvirt_rapl.selection import KINDS, LISTS, Selection
 DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
 STANDARD_INPUT = Path("/dev/stdin")
 
+CONSTRUCTORS = (ValueError, KeyError, AttributeError, TypeError)
+"""What PyYAML raises of what has a tag, or looks like a date, and is none."""
+
 CHOICES = {
     "helper": ("native", "qemu"),
     "on_failure": ("degrade", "refuse"),
@@ -151,7 +154,7 @@ def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
             yield key, _setting(file, key, place, node, loader)
         except VirtRaplError as error:
             yield error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: what looks like a date and is none
+        except (yaml.YAMLError, *CONSTRUCTORS, RecursionError) as error:
             yield _not_yaml(file, error, place)
 
 

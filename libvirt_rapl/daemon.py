@@ -20,7 +20,7 @@ from libvirt_rapl import status_socket, systemd, totals
 from libvirt_rapl.config import Config
 from libvirt_rapl.confinement import keep_capabilities_from_programs
 from libvirt_rapl.directories import NotOursError
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
 from libvirt_rapl.ledger import DIRECTORY_MODE, Ledger
@@ -100,7 +100,7 @@ def _alone(directory: Path, name: str = ".") -> Iterator[None]:
 
 def tell(message: str) -> None:
     """Write one line for the journal."""
-    print(f"virt-rapl: {message}", file=sys.stderr, flush=True)
+    print(f"virt-rapl: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 class Daemon:

@@ -123,6 +123,12 @@ def traits(xml: str) -> Traits:
     return Traits(string(domain.find("name")), _uuid(domain), string(domain.find("title")), metadata)
 
 
+def is_x86_64_kvm(xml: str) -> bool:
+    """Tell whether it is a KVM guest of this architecture, as libvirt writes that. Raises VirtRaplError."""
+    domain = _parse(xml)
+    return domain.get("type") == "kvm" and domain.find("os/type[@arch='x86_64']") is not None
+
+
 def original_emulator(xml: str, default: str = DEFAULT_EMULATOR) -> str:
     """Return the path of the real emulator, whether the XML carries the mark or not; `default` where it names none.
 
@@ -156,21 +162,28 @@ def difference(before: str, after: str, name: str) -> str:
 
 def _parse(xml: str) -> _Element:
     # The encoding overrides a declared one: the text is decoded already.
+    # libvirt takes a foreign namespace that is no URI, and a prefix that has none: not fatal to libxml2. lxml gives
+    # such a document only with `recover`, which gives others as well: what was fatal is looked for.
     parser = etree.XMLParser(
-        encoding="utf-8", strip_cdata=False, resolve_entities=False, no_network=True, huge_tree=False
+        encoding="utf-8", strip_cdata=False, resolve_entities=False, no_network=True, huge_tree=False, recover=True
     )
+    trouble = ""
     try:
         domain = etree.fromstring(xml.encode(), parser)
-    except (etree.XMLSyntaxError, UnicodeEncodeError) as error:
-        if ANOTHER_DOCUMENT.search(xml):
-            raise VirtRaplError(
-                "there is more than one document, each with a <domain>",
-                "pass one alone; `virt-install --print-xml` prints one for each step, `--print-xml 1` the first",
-            ) from error
-        what = error.msg if isinstance(error, etree.XMLSyntaxError) else str(error)
+        if fatal := parser.error_log.filter_from_fatals():
+            trouble = f"{fatal[0].message}, line {fatal[0].line}, column {fatal[0].column}"
+    except etree.XMLSyntaxError as error:
+        trouble = str(error.msg)
+    except UnicodeEncodeError as error:
+        trouble = str(error)
+    if trouble and ANOTHER_DOCUMENT.search(xml):
         raise VirtRaplError(
-            f"the domain XML is not well-formed: {' '.join(str(what).split())}", "`xmllint --noout` shows the place"
-        ) from error
+            "there is more than one document, each with a <domain>",
+            "pass one alone; `virt-install --print-xml` prints one for each step, `--print-xml 1` the first",
+        )
+    if trouble:
+        message = f"the domain XML is not well-formed: {' '.join(trouble.split())}"
+        raise VirtRaplError(message, "`xmllint --noout` shows the place")
     if domain.getroottree().docinfo.internalDTD is not None:
         raise VirtRaplError("the domain XML has a document type declaration", "remove the <!DOCTYPE ...>")
     if domain.tag != "domain":

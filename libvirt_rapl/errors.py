@@ -1,4 +1,4 @@
-"""The one exception that a user may see."""
+"""The one exception that a user may see, and lines that he may."""
 
 from collections.abc import Callable
 
@@ -20,3 +20,8 @@ def message_of(check: Callable[[], object]) -> str:
     except VirtRaplError as error:
         return error.message
     return ""
+
+
+def printable(line: str) -> str:
+    """Return a line as a terminal may see it. What would control it, as a domain's name may, is written as `\\x1b`."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)

@@ -9,6 +9,7 @@ import contextlib
 import grp
 import os
 import pwd
+import re
 import signal
 import sys
 import time
@@ -19,11 +20,15 @@ from typing import TextIO
 
 from libvirt_rapl import domxml, emulator, events, instances
 from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import read_run_state
 from libvirt_rapl.vmsr.requirements import check_host
 
+OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
+"""How libvirt begins; a name holds no line feed."""
+WORDS = Config.run_directory
+"""Where the wrapper also looks for a word, whatever directory a domain's XML names: only root can put one there."""
 DEFINITIONS = Path("/etc/libvirt/qemu")
 HELPER_SHARE = 0.9
 """Of the time a start has: what the helper gets to answer. In the rest it is told that it did not."""
@@ -36,7 +41,7 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
     try:
         settings, config_error = _config_or_defaults(config)
         xml = stdin.read()
-        _, uuid = domxml.identity(xml)
+        uuid = _uuid(xml)
         restores = operation in ("restore", "migrate")
         if not (restores or _is_ours(xml, uuid, operation, settings)):
             return 0
@@ -52,10 +57,10 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                     record = start(xml, settings, config_error, stderr)
                     result, reason = record.state, record.reason
                 case "started" | "reconnect":
-                    record = follow(name, xml, settings)
+                    record = follow(name, uuid, xml, settings)
                     result, reason = record.state, record.reason
                 case "stopped" | "release":
-                    result = end(xml, settings, operation)
+                    result = end(name, uuid, xml, settings, operation)
     except Exception as error:  # a domain shall not die of our mistakes
         reason = _one_line(error)
         if operation == "start" and settings.on_failure == "refuse":
@@ -66,10 +71,24 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
     return int(operation == "start" and result == "refuse")
 
 
+def _uuid(xml: str) -> str:
+    """Return the domain's UUID, also where metadata has made the rest of what libvirt has written unreadable."""
+    try:
+        return domxml.identity(xml)[1]
+    except VirtRaplError:
+        if found := OPENING.match(xml):
+            return found[1]
+        raise
+
+
 def _is_ours(xml: str, uuid: str, operation: str, config: Config) -> bool:
-    """Tell whether the domain has the mark, or, its mark taken out while it ran, a record still."""
-    if domxml.is_marked(xml):
-        return True
+    """Tell whether the domain has the mark, or, its mark taken out or unreadable since it started, a record still."""
+    try:
+        if domxml.is_marked(xml):
+            return True
+    except VirtRaplError:
+        if operation == "start":
+            raise
     return operation != "start" and any(registry.read(uuid) for registry in _registries(xml, config))
 
 
@@ -130,7 +149,7 @@ def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: 
     """Bring the helper up before QEMU. The state is `refuse` only where the owner wants no domain without its meter."""
     name, uuid = domxml.identity(xml)
     registry, *former = _registries(xml, config)
-    for left in former:
+    for left in (*former, *([Registry(WORDS)] if config.run_directory != WORDS else [])):
         with contextlib.suppress(OSError):
             left.remove(uuid)  # or the wrapper takes for ready what was when the domain ran there
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
@@ -164,15 +183,17 @@ def _fail(record: Record, registry: Registry, state: str, error: Exception, stde
     except OSError:
         with contextlib.suppress(OSError):
             registry.remove(record.uuid)  # without a word from us the wrapper leaves RAPL out
+    if registry.run_directory != WORDS:
+        with contextlib.suppress(OSError):
+            Registry(WORDS).write(record)  # where the domain's socket would be may be somebody else's directory
     with contextlib.suppress(OSError, VirtRaplError):
         instances.stop(record, registry)
     what = "is not started" if state == "refuse" else "starts"
     _say(f"virt-rapl: {record.name} {what} without RAPL: {record.reason}", stderr)
 
 
-def follow(name: str, xml: str, config: Config) -> Record:
+def follow(name: str, uuid: str, xml: str, config: Config) -> Record:
     """Record the processes of a domain that runs, and whether its helper still does."""
-    _, uuid = domxml.identity(xml)
     found = [(registry, registry.read(uuid)) for registry in _registries(xml, config)]
     registry, record = next((each for each in found if each[1]), found[0])
     if record is None:
@@ -194,9 +215,8 @@ def follow(name: str, xml: str, config: Config) -> Record:
     return record
 
 
-def end(xml: str, config: Config, operation: str) -> str:
+def end(name: str, uuid: str, xml: str, config: Config, operation: str) -> str:
     """End the helper of a domain that is gone, and forget the domain. `release` finds nothing left by `stopped`."""
-    name, uuid = domxml.identity(xml)
     ended = False
     for registry in _registries(xml, config):
         record = registry.read(uuid)
@@ -213,8 +233,10 @@ def _registries(xml: str, config: Config) -> list[Registry]:
     That is beside the socket of its own argument, and in the default directory, which goes for a broken configuration.
     XML may name any directory: what is not as we make them is none of ours.
     """
-    socket = domxml.helper_socket(xml)
-    named = [Path(socket).parent] if socket else []
+    named = []
+    with contextlib.suppress(VirtRaplError):
+        if socket := domxml.helper_socket(xml):
+            named = [Path(socket).parent]
     others = dict.fromkeys([*named, Config().run_directory])
     former = [Registry(directory) for directory in others if directory != config.run_directory]
     return [Registry(config.run_directory), *(registry for registry in former if registry.is_made_by_us())]
@@ -245,7 +267,7 @@ def _owner(label: str | None) -> tuple[int, int]:
 
 def _say(line: str, stderr: TextIO) -> None:
     with contextlib.suppress(OSError):  # libvirt, which reads it, may have been killed
-        print(line, file=stderr, flush=True)
+        print(printable(line), file=stderr, flush=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -169,11 +169,16 @@ def forget(root: Path) -> None:
 
 
 def changeable_program() -> Others:
-    """Tell who else than root and we can change what root runs: all of PROGRAM, this package, what is above them."""
+    """Tell who else than root and we can change what root runs: all of PROGRAM, this package, what is above them.
+
+    Python runs what is added to a directory that it looks for modules in, so there that counts as well.
+    """
     tree, others = Tree(Path("/")), Others()
     for path in (*PROGRAM, *sorted(PROGRAM[1].parent.rglob("*"))):
         with contextlib.suppress(FileNotFoundError):  # compiled files come and go
             others |= tree.changeable(str(path))
+    for directory in {above for path in PROGRAM for above in path.parents if str(above) in sys.path}:
+        others |= tree.writable(f"{directory}/another.pth")
     return others
 
 

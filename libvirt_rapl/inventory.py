@@ -40,15 +40,23 @@ class Entry:
 def describe(domain: domains.Domain) -> Entry:
     """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
     mark = ""
-    if domain.active and domxml.is_marked(domain.live_xml()):
+    if domain.active and _is_marked(domain.live_xml()):
         mark = "live"
-    elif domxml.is_marked(domain.inactive_xml()):
+    elif _is_marked(domain.inactive_xml()):
         mark = "next"
     state = run_state(domain)
     pid, vcpu_tids = (state.pid, state.vcpu_tids) if state else (None, {})
     return Entry(
         name=domain.name, uuid=domain.uuid, id=domain.id, state=domain.state, pid=pid, vcpu_tids=vcpu_tids, mark=mark
     )
+
+
+def _is_marked(xml: str) -> bool:
+    """Tell whether the XML carries the mark; of what nobody can read, as metadata can make it, nobody can tell."""
+    try:
+        return domxml.is_marked(xml)
+    except VirtRaplError:
+        return False
 
 
 def run_state(domain: domains.Domain) -> RunState | None:
@@ -172,7 +180,7 @@ class Inventory:
         """Take in which domains run, without libvirt; definitions cannot be seen and stay as they were."""
         entries = {uuid: _without_dead_process(entry) for uuid, entry in self.entries.items()}
         for found in running_domains():
-            mark = "live" if domxml.is_marked(found.xml) else ""
+            mark = "live" if _is_marked(found.xml) else ""
             entries[found.uuid] = Entry(
                 name=found.name,
                 uuid=found.uuid,

@@ -26,6 +26,7 @@ MINIMAL = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 """All the environment that a program gets which somebody has named."""
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 _one_at_a_time = threading.Lock()
 
 
@@ -83,6 +84,7 @@ def _run(
                 user=user,
                 group=user,
                 extra_groups=None if user is None else [],
+                preexec_fn=None if user is None else _gain_nothing,
             )
         try:
             until = time.monotonic() + timeout
@@ -130,13 +132,22 @@ def _no_core() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_CORE, limits)
 
 
+def _gain_nothing() -> None:
+    """Let this process, which is about to run a program, and what that runs get no rights by set-user-ID programs."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes  # which the hook does not wait for where it asks nobody
+
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
 @contextlib.contextmanager
 def _adopting() -> Iterator[None]:
     """End what a program of nobody's has left: whoever has lost his parent meanwhile becomes our child."""
-    import ctypes  # which the hook does not wait for where it asks nobody
-
-    libc, before = ctypes.CDLL(None), _nobodys_children()
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = _nobodys_children()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
@@ -144,7 +155,7 @@ def _adopting() -> Iterator[None]:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
 def _nobodys_children() -> set[int]:

@@ -8,6 +8,7 @@ import pytest
 
 from libvirt_rapl import cli
 from libvirt_rapl.cli import main
+from libvirt_rapl.errors import printable
 
 
 def virt_rapl(*arguments: str, output: str = "/dev/null") -> subprocess.CompletedProcess[str]:
@@ -57,8 +58,8 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_what_would_control_a_terminal_is_written_out() -> None:
-    assert cli.printable("näher 2 (a)") == "näher 2 (a)"
-    assert cli.printable("a\x1b[31m\x9b\u202e\n\udc80") == r"a\x1b[31m\x9b\u202e\n\udc80"
+    assert printable("näher 2 (a)") == "näher 2 (a)"
+    assert printable("a\x1b[31m\x9b\u202e\n\udc80") == r"a\x1b[31m\x9b\u202e\n\udc80"
     assert cli.aligned([("N", "A"), ("a\x9b", "b")], right=()) == ["N      A", r"a\x9b  b"]
 
 

@@ -269,6 +269,17 @@ def test_what_others_may_write_is_not_followed(tmp_path: Path, place: str, mode:
     assert stated_policy(path) == ("refuse" if "conf.d" in place else "degrade")
 
 
+@pytest.mark.parametrize(
+    "value", ["!!bool x", "!!timestamp x", "!!int x", "!!float x", "!!null x", "!!set x", "!!python/name:os"]
+)
+def test_a_tag_that_does_not_fit_is_a_mistake_of_its_line_only(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text(f"on_failure: refuse\ninterval: {value}\n")
+    with pytest.raises(VirtRaplError, match=f"{path}:2: "):
+        load(path)
+    assert stated_policy(path) == "refuse"
+
+
 def test_a_sticky_directory_does_no_harm(tmp_path: Path) -> None:
     path = write(tmp_path, "interval: 2\n")
     tmp_path.chmod(0o1777)

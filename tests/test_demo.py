@@ -42,20 +42,18 @@ def test_guests_read_what_status_says() -> None:
 
 
 WITH_A_SCRIPT = """
-mount -t tmpfs none /mnt
-mkdir /mnt/upper /mnt/work
-mount -t overlay none -o lowerdir=/usr,upperdir=/mnt/upper,workdir=/mnt/work /usr
-umount -l /mnt
-mv /usr/bin/qemu-system-x86_64 /usr/bin/qemu-real
-cat >/usr/bin/qemu-system-x86_64 <<'X'
+mount -t tmpfs -o mode=755 none /srv
+cp /usr/bin/qemu-system-x86_64 /srv/qemu-real
+cat >/srv/script <<'X'
 #!/bin/sh
 case $* in *rapl=true*)
   echo "no meter today" >&2
   exit 1
 esac
-exec /usr/bin/qemu-real "$@"
+exec /srv/qemu-real "$@"
 X
-chmod 755 /usr/bin/qemu-system-x86_64
+chmod 755 /srv/script
+mount --bind /srv/script /usr/bin/qemu-system-x86_64
 exec "$@"
 """
 """An emulator that runs guests, and nobody can tell beforehand that it runs none with a meter."""

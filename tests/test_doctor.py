@@ -538,8 +538,13 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("selinux", with_selinux("1", "other"), "failed", "enforcing and has not got our module"),
     ("selinux", with_selinux("0", "other"), "warning", "permissive and has not got our module"),
     ("run-directory", mode("run/virt-rapl", 0o755), "failed", "has mode 0755"),
-    ("run-directory", mode("run/virt-rapl", 0o777), "failed", "is not used: others can write to /.*/run/virt-rapl"),
-    ("run-directory", mode("run", 0o775), "failed", "is not used: others can write to /.*/run:"),
+    (
+        "run-directory",
+        mode("run/virt-rapl", 0o777),
+        "failed",
+        "is not used: /.*/run/virt-rapl: everybody",
+    ),
+    ("run-directory", mode("run", 0o775), "failed", "is not used: /.*/run: group"),
     (
         "run-directory",
         both(text("run/virt-rapl/libvirt-sock", ""), mode("run/virt-rapl", 0o755)),
@@ -611,6 +616,19 @@ def test_a_program_that_metadata_names_is_not_run(patient: Patient, name: str, s
     planted_mark(patient)
     assert {check.state for check in patient.examine(name)[name]} == states
     assert not patient.path("opt/ran").exists()
+
+
+def test_a_domain_that_cannot_be_read_is_one_domains_trouble(patient: Patient) -> None:
+    broken = patient.add("web2", enabled=False, running=False, uuid=OTHER_UUID)
+    unreadable = broken.xml.replace("</domain>", "<metadata><y xmlns='a<b'/></metadata></domain>")
+    patient.patch.setattr(broken, "XMLDesc", lambda _flags: unreadable)
+    patient.status = {**STATUS, "domains": [*STATUS["domains"], {"uuid": OTHER_UUID, "reason": None}]}
+    found = patient.examine()
+    assert [(check.state, check.message.partition(":")[0]) for check in found["domains"]] == [
+        ("failed", "web2"),
+        ("ok", "domains"),
+    ]
+    assert {check.state for name, checks in found.items() for check in checks if name != "domains"} <= {"ok", "skipped"}
 
 
 def test_what_was_never_installed_is_one_finding(patient: Patient) -> None:

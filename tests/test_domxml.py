@@ -515,3 +515,26 @@ def test_what_is_no_domain_xml(xml: str) -> None:
     for function in (domxml.is_marked, domxml.strip, domxml.identity, domxml.dac_label, domxml.original_emulator):
         with pytest.raises(VirtRaplError):
             function(xml)
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    ["xmlns='urn:a b'", "xmlns='http://café.example/ns'", "xmlns='http://ex.com/{id}'", "xmlns='a#b#c'", "xml:id='1'"],
+)
+def test_what_libvirt_takes_as_metadata_is_read(attribute: str) -> None:
+    """None of it is right by the letter of namespaces, and all of it is to libxml2."""
+    metadata = f"<metadata>\n    <y {attribute}/>\n    <u:z/>\n  </metadata>"
+    xml = f"<domain type='kvm'>\n  <name>a</name>\n  <uuid>{UUID}</uuid>\n  {metadata}\n</domain>\n"
+    injected = domxml.inject(xml, socket=SOCKET)
+    assert domxml.is_marked(injected)
+    assert attribute.replace("'", '"') in injected
+    assert domxml.difference(xml, domxml.strip(injected), "x") == ""
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["<y xmlns='a<b'/>", "<y>&t;</y>", "<y", "<y a='1' a='2'/>", "\x01", "</metadata></domain><domain><metadata>"],
+)
+def test_what_is_not_well_formed_is_refused_all_the_same(broken: str) -> None:
+    with pytest.raises(VirtRaplError):
+        domxml.identity(f"<domain><name>a</name><uuid>{UUID}</uuid><metadata>{broken}</metadata></domain>")

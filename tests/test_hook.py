@@ -107,6 +107,7 @@ def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(instances, "stop", host.stop)
     monkeypatch.setattr(instances, "alive", lambda _: host.alive)
     monkeypatch.setattr(hook, "check_host", lambda: None)
+    monkeypatch.setattr(hook, "WORDS", short_path / "words")
     monkeypatch.setattr(hook, "read_run_state", lambda _: RunState(100, {0: 101, 1: 102}))
     monkeypatch.setattr(emulator, "check", lambda _: None)
     monkeypatch.setattr(emulator, "version", lambda _: "10.0.2")
@@ -376,6 +377,43 @@ def test_a_run_directory_of_somebody_else_has_no_say(host: Host, policy: str) ->
         assert host.call(operation, host.marked)[0] == 0
     assert {path.name: path.read_text() for path in host.run.iterdir()} == before
     assert not list(Path(f"{host.run}-elsewhere").glob("*.json"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory away")
+def test_where_the_run_directory_is_not_ours_the_wrapper_finds_a_word_elsewhere(host: Host) -> None:
+    """Who has made the directory may have put a word into it."""
+    host.run.mkdir()
+    os.chown(host.run, 4321, 4321)
+    host.call("start", host.marked)
+    word = hook.WORDS / f"{UUID}.state"
+    assert word.read_text().startswith("degraded: ")
+    assert word.stat().st_mode & 0o777 == 0o644
+    os.chown(host.run, 0, 0)
+    host.run.chmod(0o711)
+    host.call("start", host.marked)
+    assert (host.line, word.exists()) == ("ready", False)
+
+
+@pytest.mark.parametrize("name", ["http://café.example/ns", "urn:a b", "http://ex.com/{id}"])
+def test_a_foreign_namespace_that_is_no_uri_harms_nobody(host: Host, name: str) -> None:
+    """libvirt takes it."""
+    xml = host.marked.replace("<metadata>", f"<metadata><x:y xmlns:x='{name}'/>")
+    assert xml != host.marked
+    for operation, result in (("start", "ready"), ("started", "ready"), ("stopped", "ended")):
+        assert host.call(operation, xml) == (0, "", "")
+        assert host.events()[-1].result == result
+    assert host.helpers == 0
+
+
+def test_a_domain_whose_xml_was_made_unreadable_while_it_ran_leaves_no_helper(host: Host) -> None:
+    """As metadata with a namespace of `a<b` does."""
+    host.call("start", host.marked)
+    xml = host.marked.replace("<metadata>", "<metadata><x:y xmlns:x='a<b'/>")
+    assert host.call("started", xml)[0] == 0
+    assert host.record.pid == 100
+    assert host.call("stopped", xml)[0] == 0
+    assert host.helpers == 0
+    assert [path.name for path in host.run.iterdir()] == [events.NAME]
 
 
 @pytest.mark.parametrize("mode", [0o711, 0o755])

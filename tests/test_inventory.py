@@ -282,6 +282,17 @@ def test_a_libvirt_that_hangs_has_one_thread_of_ours_waiting(monkeypatch: pytest
     assert connection.alive == (domains.KEEP_ALIVE_SECONDS, domains.KEEP_ALIVE_COUNT)  # nor can a call hang for ever
 
 
+def test_a_domain_that_nobody_can_read_hides_no_other(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As metadata with a namespace of `a<b`, which libvirt takes and writes as it is, makes its XML."""
+    unreadable = plain(1).replace("</domain>", "<metadata><y xmlns='a<b'/></metadata></domain>")
+    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, unreadable)
+    monkeypatch.setattr(inventory, "running_domains", lambda: [record])
+    fake.set(FakeDomain(1, unreadable))
+    fake.set(FakeDomain(2, marked(2)))
+    found = started([])
+    eventually(shows(found, entry(1), entry(2, mark="live")))
+
+
 def test_domains_that_run_are_known_before_libvirt_answers(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, plain(1))
     monkeypatch.setattr(inventory, "running_domains", lambda: [record])

@@ -96,6 +96,11 @@ def test_it_is_nobody(script: Path) -> None:
     assert ask(script, "id -u; id -g; id -G").stdout.split() == ["65534"] * 3
 
 
+@needs_root
+def test_it_gets_no_rights_by_set_user_id_programs(script: Path) -> None:
+    assert "NoNewPrivs:\t1" in ask(script, "cat /proc/self/status").stdout
+
+
 @pytest.mark.parametrize("stream", ["1", "2"])
 def test_what_it_says_has_an_end(script: Path, stream: str) -> None:
     done = ask(script, f"yes >&{stream}")

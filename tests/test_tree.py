@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import struct
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,6 +275,19 @@ def test_install_refuses_a_program_that_others_can_change(
     error, hint = capsys.readouterr().err.splitlines()
     assert str(root / name) in error
     assert "--force" in hint
+
+
+def test_a_directory_that_python_looks_into_may_get_no_file_of_others(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor with the sticky bit: a .pth file is run."""
+    (root / "lib/package").mkdir(parents=True)
+    (root / "lib/package/installer.py").touch()
+    monkeypatch.setattr(installer, "PROGRAM", [root / "lib/package/installer.py"] * 2)
+    monkeypatch.setattr(sys, "path", [str(root / "lib")])
+    assert not installer.changeable_program()
+    (root / "lib").chmod(0o1777)
+    assert list(installer.changeable_program()) == [root / "lib"]
 
 
 @needs_root

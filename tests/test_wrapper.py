@@ -65,7 +65,11 @@ class Bench:
 
 @pytest.fixture(params=["dash", "bash --posix", "busybox sh"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    (tmp_path / "qemu-rapl").write_bytes(WRAPPER.read_bytes())
+    words = tmp_path / "words"
+    words.mkdir()
+    wrapper = WRAPPER.read_text()
+    assert "words=/run/virt-rapl\n" in wrapper
+    (tmp_path / "qemu-rapl").write_text(wrapper.replace("words=/run/virt-rapl\n", f"words={words}\n"))
     emulator = tmp_path / "qemu"
     emulator.write_text("#!/bin/sh\n[ $# -eq 0 ] || printf '%s\\0' \"$@\"\n")
     emulator.chmod(0o755)
@@ -118,6 +122,15 @@ def test_a_hundred_arguments(bench: Bench) -> None:
 )
 def test_nothing_to_merge_passes_untouched(bench: Bench, arguments: list[str]) -> None:
     assert bench.run(*arguments) == (arguments, "")
+
+
+@pytest.mark.parametrize(("word", "merged"), [("ready", True), ("refuse", True), ("degraded: not ours", False)])
+def test_a_directory_that_may_be_anybodys_has_not_the_last_word(bench: Bench, word: str, merged: bool) -> None:
+    bench.state("ready\n")
+    (bench.directory / "words" / f"{UUID}.state").write_text(f"{word}\n")
+    got, said = bench.run("-accel", "kvm", "-uuid", UUID, "-accel", f"kvm,{bench.options}")
+    assert got == ["-accel", f"kvm,{bench.options}" if merged else "kvm", "-uuid", UUID]
+    assert ("not ours" in said) != merged
 
 
 LIKE_A_LOG_MESSAGE = (

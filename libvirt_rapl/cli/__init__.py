@@ -9,7 +9,7 @@ from pathlib import Path
 
 from libvirt_rapl import __version__
 from libvirt_rapl.config import DEFAULT_PATH
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, printable
 
 DEFAULT_URI = "qemu:///system"
 
@@ -67,11 +67,6 @@ def say(line: str) -> None:
         print(printable(line), flush=True)
     except BrokenPipeError:
         _forget_output()
-
-
-def printable(line: str) -> str:
-    """Return a line as a terminal may see it. What would control it, as a domain's name may, is written as `\\x1b`."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 def fail(message: str, hint: str) -> int:

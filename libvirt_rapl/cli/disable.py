@@ -1,6 +1,7 @@
 """Take the energy meter out of domains again: their definitions are then as they were before `enable`."""
 
 import argparse
+from collections.abc import Iterator
 
 from libvirt_rapl import domxml
 from libvirt_rapl.cli import warn
@@ -25,11 +26,7 @@ def run(options: argparse.Namespace) -> int:
             raise
         selection = Selection()  # no virt-rapld starts with this configuration either
     if options.by_configuration:
-        options.domains = [
-            domain.uuid
-            for domain, xml in definitions(options.connect)
-            if selection.excludes(domxml.traits(xml)) and domxml.strip(xml) != xml
-        ]
+        options.domains = list(_excluded(options.connect, selection))
     chosen: list[str] = []
 
     def without_meter(domain: Domain, xml: str) -> str:
@@ -50,3 +47,13 @@ def run(options: argparse.Namespace) -> int:
             "put it under `exclude` there, `systemctl restart virt-rapld`, then disable it",
         )
     return 0
+
+
+def _excluded(uri: str, selection: Selection) -> Iterator[str]:
+    """Yield the UUIDs of the domains that are excluded and enabled; warn of those that cannot be read."""
+    for domain, xml in definitions(uri):
+        try:
+            if selection.excludes(domxml.traits(xml)) and domxml.strip(xml) != xml:
+                yield domain.uuid
+        except VirtRaplError as error:
+            warn(f"{domain.name}: {error.message}", error.hint)

@@ -8,9 +8,9 @@ import json
 from collections import Counter
 
 from libvirt_rapl import doctor
-from libvirt_rapl.cli import DEFAULT_URI, printable
+from libvirt_rapl.cli import DEFAULT_URI
 from libvirt_rapl.doctor.machine import Machine
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from libvirt_rapl import domains, inventory, status_socket
-from libvirt_rapl.cli import DEFAULT_URI, aligned, printable
+from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.host.clocks import allow_many_descriptors
 from libvirt_rapl.meter import Running
 from libvirt_rapl.registry import Registry

@@ -33,7 +33,12 @@ def domains(machine: Machine) -> Iterator[Finding]:
     for domain in found:
         with contextlib.suppress(DomainGoneError):
             entry = inventory.describe(domain)
-            findings = list(_of_domain(machine, domain, entry, emulators))
+            try:
+                findings = list(_of_domain(machine, domain, entry, emulators))
+            except DomainGoneError:
+                raise
+            except VirtRaplError as error:  # its XML cannot be read, say: that is one domain's trouble
+                findings = [Finding(FAILED, f"{domain.name}: {error.message}", error.hint)]
             yield from findings
             if not findings:
                 fine[_state(machine, entry)] += 1

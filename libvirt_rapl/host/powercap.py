@@ -38,7 +38,9 @@ def powercap_zones(sys: Path) -> list[PowercapZone]:
     for entry in _entries(sys / "class/powercap"):
         try:
             zone = _zone(entry)
-        except (FileNotFoundError, ValueError):
+        except PermissionError:
+            raise
+        except (OSError, ValueError):  # it vanishes, or does not tell what it is
             continue
         zones.setdefault(zone.name, zone)
     return [zones[name] for name in sorted(zones)]

@@ -39,10 +39,16 @@ def with_environment(name: str, value: str, proc: Path = PROC) -> list[int]:
 
 
 def has_environment(pid: int, name: str, value: str, proc: Path = PROC) -> bool:
-    """Tell whether a process is root's and was started with a variable of this value."""
+    """Tell whether a process is root's and was started with a variable of this value.
+
+    Not one that a user has started, as set-user-ID programs are, with an environment that he has chosen.
+    """
     with contextlib.suppress(OSError):  # it has ended
         directory = proc / str(pid)
-        return directory.stat().st_uid == 0 and f"{name}={value}" in (read(directory / "environ") or "").split("\0")
+        status = (read(directory / "status") or "").splitlines()
+        users = next((line.split()[1:] for line in status if line.startswith("Uid:")), [])
+        environment = (read(directory / "environ") or "").split("\0")
+        return users == ["0"] * 4 and f"{name}={value}" in environment
     return False
 
 
