@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from libvirt_rapl import status_socket, systemd
+from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import is_left_over
@@ -129,7 +129,7 @@ def _discard(run_directory: Path) -> None:
     for path in run_directory.iterdir():
         if UUID.fullmatch(path.stem) or is_left_over(path.name) or (path.name in SHARED and path.is_file()):
             path.unlink()
-    for directory in (run_directory / status_socket.DIRECTORY, run_directory):
+    for directory in (run_directory / paths.DAEMON, run_directory):
         with contextlib.suppress(OSError):
             directory.rmdir()
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from libvirt_rapl import status_socket, systemd, totals
+from libvirt_rapl import paths, status_socket, systemd, totals
 from libvirt_rapl.config import Config
 from libvirt_rapl.confinement import keep_capabilities_from_programs
 from libvirt_rapl.directories import NotOursError
@@ -30,8 +30,7 @@ from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
 
 FLUSH_SECONDS = 10.0
-LEDGER = "ledger.db"
-LOCK = f"{LEDGER}.lock"
+LOCK = f"{paths.LEDGER}.lock"
 """Beside it: held while a daemon keeps totals there."""
 END = (signal.SIGTERM, signal.SIGINT)
 
@@ -70,7 +69,7 @@ def run(config: Config, uri: str) -> None:
 
 
 def _make_directory(run_directory: Path) -> None:
-    directory = run_directory / status_socket.DIRECTORY
+    directory = run_directory / paths.DAEMON
     with contextlib.suppress(FileNotFoundError):
         Registry(run_directory).check_directory()
     if not directory.is_dir():  # where systemd runs it has made it, for our user
@@ -110,7 +109,7 @@ class Daemon:
         """Open the zones. Raises VirtRaplError when there are none."""
         self._interval = config.interval
         self._run_directory = config.run_directory
-        self._socket = config.run_directory / status_socket.NAME
+        self._socket = config.run_directory / paths.STATUS_SOCKET
         self._answerers: status_socket.Answerers | None = None
         self._mute = False
         """Whether it was told that nobody can ask us."""
@@ -118,7 +117,7 @@ class Daemon:
         for zone, why in self._view.source.left_out.items():
             tell(f"{zone} is left out: {why}")
         self._ledger = Ledger(
-            config.state_directory / LEDGER, simulated=self._view.source.name == "simulated", tell=tell
+            config.state_directory / paths.LEDGER, simulated=self._view.source.name == "simulated", tell=tell
         )
         self._policy = Policy(config, uri, tell)
         self._inventory = Inventory(uri, tell, self._policy.changed)

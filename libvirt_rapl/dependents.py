@@ -1,16 +1,13 @@
-"""What libvirt's domains have to do with what is installed: the emulators that they name, and which need us still."""
+"""Which domains need what is installed still: `uninstall` refuses while there are any, or disables them."""
 
-import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lxml import etree
-
 from libvirt_rapl import domxml
-from libvirt_rapl.domains import Domain, DomainGoneError, LibvirtError, every_domain
+from libvirt_rapl.domains import Domain, DomainGoneError, every_domain
 from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.manifest import Manifest
@@ -32,28 +29,6 @@ class Dependent:
     def __str__(self) -> str:
         """Say both."""
         return f"{self.domain.name} {self.why}"
-
-
-def emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-python has no types
-    """Return the emulators of x86_64 KVM guests that libvirt and its domains name. Raises VirtRaplError."""
-    try:
-        capabilities = etree.fromstring(connection.getCapabilities())
-    except LibvirtError as error:
-        raise VirtRaplError(f"cannot ask libvirt for its capabilities: {error}") from error
-    named = [
-        arch.findtext("emulator", "")
-        for arch in capabilities.iterfind("guest/arch[@name='x86_64']")
-        if arch.find("domain[@type='kvm']") is not None
-    ]
-    for domain in every_domain(connection):
-        try:
-            xml = domain.live_xml()
-        except DomainGoneError:
-            continue
-        with contextlib.suppress(VirtRaplError):  # what cannot be read names nothing that could be run
-            if domxml.is_x86_64_kvm(xml):
-                named.append(domxml.original_emulator(xml))
-    return list(dict.fromkeys(path.removesuffix(domxml.WRAPPER_SUFFIX) for path in named))
 
 
 def find(connection: Any) -> list[Dependent]:  # noqa: ANN401

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from libvirt_rapl import paths
 from libvirt_rapl.registry import Registry
 
-NAME = "events.jsonl"
 LIMIT = 1 << 20
 """Bytes after which the file is set aside as `events.jsonl.1`, in place of the one before."""
 JOURNAL = "/run/systemd/journal/socket"
@@ -69,7 +69,7 @@ def told(run_directory: Path) -> Iterator[Event]:
 
 def written(run_directory: Path) -> Iterator[Event]:
     """Yield what told() does, whoever may have written it. Raises OSError."""
-    for name in (f"{NAME}.1", NAME):
+    for name in (paths.OLDER_EVENTS, paths.EVENTS):
         with contextlib.suppress(FileNotFoundError), open(run_directory / name, "rb") as lines:
             for line in lines:
                 if event := _event(line):
@@ -90,7 +90,7 @@ def _event(line: bytes) -> Event | None:
 
 def _append(run_directory: Path, line: bytes) -> None:
     Registry(run_directory).create_directory()
-    path = run_directory / NAME
+    path = run_directory / paths.EVENTS
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
@@ -106,7 +106,7 @@ def _set_aside(path: Path, descriptor: int) -> None:
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.stat()):
-            path.rename(f"{path}.1")
+            path.rename(path.with_name(paths.OLDER_EVENTS))
 
 
 def _send(event: Event) -> None:

@@ -15,21 +15,19 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
-from libvirt_rapl import manifest
+from libvirt_rapl import manifest, paths
 from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.manifest import Manifest, sweep
 from libvirt_rapl.tree import Others, Tree, digest_of
 
-HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
-DISPATCHER = "etc/libvirt/hooks/qemu"
 WRAPPER = "hooks/qemu-system-rapl"
 CONFIGURATION = "etc/virt-rapl/virt-rapl.yaml"
 UNITS = "etc/systemd/system"
 
 PLACES = {
-    "hooks/qemu": HOOK,
+    "hooks/qemu": paths.HOOK,
     "etc/virt-rapl.yaml": CONFIGURATION,
     "etc/systemd": UNITS,
     "etc/tmpfiles.d": "etc/tmpfiles.d",
@@ -221,7 +219,7 @@ def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
             yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), watched)
     yield from wrapper_items(emulators)
     if dispatcher:
-        yield _item("hooks/dispatcher", DISPATCHER)
+        yield _item("hooks/dispatcher", paths.DISPATCHER)
     for link, text in LINKS.items():
         yield Item(target=link, text=text, link=True)
 

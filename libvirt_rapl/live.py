@@ -17,13 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from libvirt_rapl import domxml, emulator, events, inventory
+from libvirt_rapl import domxml, emulator, events, inventory, paths
 from libvirt_rapl.domains import NO_JOB, SAVE_JOB, Domain, LibvirtError, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import processes
-from libvirt_rapl.installer import HOOK
+from libvirt_rapl.meter_state import vrapl_state
 from libvirt_rapl.registry import Registry
-from libvirt_rapl.view import vrapl_state
 from libvirt_rapl.vmsr.requirements import check_host
 
 SAVES = Path("/var/lib/libvirt/qemu/save")
@@ -93,7 +92,7 @@ def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry
     check_host()
     xml = domain.live_xml()
     domxml.check(xml, str(registry.path(domain.uuid, "sock")))
-    hook = Path("/", HOOK)
+    hook = Path("/", paths.HOOK)
     if not os.access(hook, os.X_OK):
         raise VirtRaplError(f"there is no hook {hook}", emulator.INSTALL)
     path = domxml.original_emulator(xml)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from libvirt_rapl import activation, installer, wrappers
+from libvirt_rapl import activation, installer, paths, wrappers
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import HOOK, Item
+from libvirt_rapl.installer import Item
 from libvirt_rapl.manifest import parents
 from libvirt_rapl.tree import Tree
 
@@ -64,7 +64,7 @@ def contents() -> Iterator[Item]:
     for item in installer.shipped_items([DEFAULT_EMULATOR], False):
         if item.link:
             continue
-        text = item.text.replace(BEGINNING, GUARD, 1) if item.target == HOOK else item.text
+        text = item.text.replace(BEGINNING, GUARD, 1) if item.target == paths.HOOK else item.text
         target = _place(item.target)
         yield replace(item, target=target, text=text, keep=target.startswith("etc/"))
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from libvirt_rapl import directories
+from libvirt_rapl import directories, paths
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
@@ -40,7 +40,7 @@ LIVE_SECONDS = 0.2
 POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-SHARED = ("daemon", "events.jsonl", "events.jsonl.1")
+SHARED = (paths.DAEMON, paths.EVENTS, paths.OLDER_EVENTS)
 """What of ours is beside the domains' files: see libvirt_rapl.status_socket and libvirt_rapl.events."""
 MODE = 0o711
 """Of the run directory: searchable by all, listed by root only."""

@@ -19,8 +19,6 @@ from typing import Any
 from libvirt_rapl.listener import listen
 from libvirt_rapl.view import SCHEMA
 
-DIRECTORY = "daemon"
-NAME = f"{DIRECTORY}/status.sock"
 DIRECTORY_MODE, MODE = 0o750, 0o660
 """For root, and the user and group that the daemon's unit names: fine readings of energy tell what a guest computes."""
 

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 
 from walking import run_files, wait_until
 
-from libvirt_rapl import events, status_socket
+from libvirt_rapl import events, paths, status_socket
 from libvirt_rapl.config import Config
 from libvirt_rapl.registry import UUID
 from libvirt_rapl.simulator.world import World
@@ -161,7 +161,7 @@ class Host:
         self.full.discard(directory)
 
     def document(self) -> dict[str, Any] | None:
-        return status_socket.ask(self.world.path(f"{RUN}/{status_socket.NAME}"))
+        return status_socket.ask(self.world.path(f"{RUN}/{paths.STATUS_SOCKET}"))
 
     def processes(self) -> Iterator[tuple[int, str, str]]:
         """Yield PID inside and UUID of each QEMU and each helper, and which of both it is."""

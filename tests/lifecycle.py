@@ -10,7 +10,7 @@ from typing import Any
 
 from walking import CONFIGURATION, wait_until
 
-from libvirt_rapl import domxml, events, status_socket
+from libvirt_rapl import domxml, events, paths, status_socket
 from libvirt_rapl.runstate import running_domains
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -98,7 +98,7 @@ class Host:
 
     def asked(self) -> dict[str, Any] | None:
         """Return what virt-rapld tells; None where it does not answer."""
-        return status_socket.ask(self.world.path(f"{self.run_directory}/{status_socket.NAME}"))
+        return status_socket.ask(self.world.path(f"{self.run_directory}/{paths.STATUS_SOCKET}"))
 
     def are_alive(self, *names: str, counting: Collection[str] = ()) -> None:
         """Wait until guests have run a bit from now, and the counters that some of them read have moved."""
@@ -149,7 +149,7 @@ class Host:
 
     def _check_files(self, metered: Mapping[str, str], degraded: set[str]) -> None:
         directory = self.world.path(self.run_directory)
-        files = {path.name for path in directory.iterdir()} - {Path(status_socket.NAME).parts[0], events.NAME}
+        files = {path.name for path in directory.iterdir()} - {Path(paths.STATUS_SOCKET).parts[0], paths.EVENTS}
         mine = {name for name in files if name.partition(".")[0] not in degraded}
         assert mine == {f"{uuid}.{suffix}" for uuid in metered for suffix in PERSISTING}
         for uuid, name in metered.items():

@@ -12,13 +12,13 @@ from conftest import CONSTANT_100_WATTS
 from machine import Machine
 from walking import CONFIGURATION, wait_until
 
-from libvirt_rapl import domxml, status_socket
+from libvirt_rapl import domxml, paths, status_socket
 from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e
 
 REASON = "QEMU gives guests RAPL on Intel hosts only"
-SOCKET = f"/run/virt-rapl/{status_socket.NAME}"
+SOCKET = f"/run/virt-rapl/{paths.STATUS_SOCKET}"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import pytest
 from walking import wait_until
 
-from libvirt_rapl import status_socket
+from libvirt_rapl import paths
 from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK, packages
 from libvirt_rapl.host.processes import fields
 from libvirt_rapl.simulator.world import World
@@ -124,7 +124,7 @@ def measure(world: World, *, daemon: bool) -> list[State]:
 
         if daemon:
             start(ends, "virt-rapl", "daemon")
-            wait_until(world.path(f"/run/virt-rapl/{status_socket.NAME}").exists, 30, "the daemon answers")
+            wait_until(world.path(f"/run/virt-rapl/{paths.STATUS_SOCKET}").exists, 30, "the daemon answers")
         told = states(world, start(ends, "virt-rapl", "status", "--json", "--watch"))
         measured = list(islice(told, QUIET_SECONDS))
         all_guests("resume")

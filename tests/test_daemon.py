@@ -20,7 +20,7 @@ import pytest
 from fixtures import Host
 from walking import NewGuest, start_enabled, wait_until
 
-from libvirt_rapl import status_socket, systemd
+from libvirt_rapl import paths, status_socket, systemd
 from libvirt_rapl.ledger import seal
 from libvirt_rapl.simulator.world import World
 
@@ -102,7 +102,7 @@ class Bench:
         return bool(select.select([self.notify], [], [], 1)[0]) and bool(self.notify.recv(100))
 
     def document(self) -> dict[str, Any]:
-        document = status_socket.ask(self.root / "run" / status_socket.NAME)
+        document = status_socket.ask(self.root / "run" / paths.STATUS_SOCKET)
         assert document
         return document
 
@@ -379,7 +379,7 @@ def test_a_sign_of_life_comes_with_samples_only(bench: Bench) -> None:
         with contextlib.ExitStack() as clients:
             for _ in range(20):
                 client = clients.enter_context(socket.socket(socket.AF_UNIX))
-                client.connect(str(bench.root / "run" / status_socket.NAME))
+                client.connect(str(bench.root / "run" / paths.STATUS_SOCKET))
             for _ in range(5):
                 assert bench.told(process) == "WATCHDOG=1"
         # A counter whose reading does not come back does.
@@ -484,7 +484,7 @@ def start_daemon(world: World) -> Iterator[StartDaemon]:
 
 def asked(world: World) -> dict[str, dict[str, Any]] | None:
     """Return what the daemon tells of each domain, by name; None where there is no daemon."""
-    document = status_socket.ask(world.path(f"/run/virt-rapl/{status_socket.NAME}"))
+    document = status_socket.ask(world.path(f"/run/virt-rapl/{paths.STATUS_SOCKET}"))
     return None if document is None else {domain["name"]: domain for domain in document["domains"]}
 
 
@@ -675,7 +675,7 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest, l
     start_enabled(world, name)
     uuid = world.run(["virsh", "domuuid", name]).stdout.strip()
     # As systemd does by the unit's StateDirectory= and RuntimeDirectory=.
-    for directory in ("/mnt/unprivileged", f"/run/virt-rapl/{status_socket.DIRECTORY}"):
+    for directory in ("/mnt/unprivileged", f"/run/virt-rapl/{paths.DAEMON}"):
         world.run(["install", "-d", "-o", "65534", "-m", "750", directory])
     world.path("/etc/unprivileged.yaml").write_text("state_directory: /mnt/unprivileged\n")
     libvirt_socket = world.path("/run/libvirt/libvirt-sock-ro")

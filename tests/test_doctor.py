@@ -28,14 +28,15 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, domxml, events, installer, inventory, ledger, packaged, status_socket, wrappers
+from libvirt_rapl import doctor, domxml, events, installer, inventory, ledger, packaged, paths, status_socket, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.installer import DISPATCHER, HOOK, PLACES, install
+from libvirt_rapl.installer import PLACES, install
+from libvirt_rapl.paths import DISPATCHER, HOOK
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import RunState
 from libvirt_rapl.simulator.world import World
@@ -105,7 +106,7 @@ class Patient:
         monkeypatch.setattr("libvirt_rapl.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py"))
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")
-        write(self.run_directory / status_socket.NAME, "")
+        write(self.run_directory / paths.STATUS_SOCKET, "")
         self.ledger = ledger.Ledger(self.state_directory / "ledger.db", simulated=False, tell=pytest.fail)
         self.ledger.load()
         self.domain = self.add("web1")
@@ -282,7 +283,7 @@ def full_disk(directory: str) -> Callable[[Patient], object]:
 
 
 def no_daemon(patient: Patient) -> None:
-    (patient.run_directory / status_socket.NAME).unlink()
+    (patient.run_directory / paths.STATUS_SOCKET).unlink()
 
 
 def closed_home(patient: Patient) -> None:
@@ -635,7 +636,7 @@ def test_what_was_never_installed_is_one_finding(patient: Patient) -> None:
     never_installed(patient)
     patient.libvirt.domains.clear()
     patient.status = None
-    (patient.run_directory / status_socket.NAME).unlink()
+    (patient.run_directory / paths.STATUS_SOCKET).unlink()
     found = patient.examine()
     assert [name for name, checks in found.items() if {check.state for check in checks} - {"ok"}] == ["installation"]
     assert found["installation"][0].hint == "run `virt-rapl install`"

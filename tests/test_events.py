@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from walking import NewGuest, start_enabled
 
-from libvirt_rapl import events
+from libvirt_rapl import events, paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.simulator.world import World
 
@@ -43,7 +43,7 @@ def test_what_is_told_is_read_again(tmp_path: Path) -> None:
     events.tell(run, first)
     events.tell(run, second)
     assert list(events.told(run)) == [first, second]
-    assert (run / events.NAME).stat().st_mode & 0o777 == 0o600
+    assert (run / paths.EVENTS).stat().st_mode & 0o777 == 0o600
 
 
 def test_the_journal_gets_fields(tmp_path: Path, journal: socket.socket) -> None:
@@ -77,7 +77,7 @@ def test_without_a_journal_and_a_directory_nothing_fails(tmp_path: Path, monkeyp
 
 
 def test_neither_a_link_nor_a_pipe_leads_it_elsewhere(tmp_path: Path) -> None:
-    path = tmp_path / events.NAME
+    path = tmp_path / paths.EVENTS
     path.symlink_to(tmp_path / "elsewhere")
     events.tell(tmp_path, event())
     assert not (tmp_path / "elsewhere").exists()
@@ -90,7 +90,7 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(events, "LIMIT", 1000)
     for number in range(100):
         events.tell(tmp_path, event(milliseconds=number))
-    assert {path.name for path in tmp_path.iterdir()} == {events.NAME, f"{events.NAME}.1"}
+    assert {path.name for path in tmp_path.iterdir()} == {paths.EVENTS, f"{paths.EVENTS}.1"}
     assert all(path.stat().st_size < 1400 for path in tmp_path.iterdir())
     numbers = [event.milliseconds for event in events.told(tmp_path)]
     assert numbers == list(range(numbers[0], 100))
@@ -98,7 +98,7 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
 
 
 def test_half_a_line_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / events.NAME).write_text('{"time": 1\n[]\n{"other": 1}\n\xff\n', encoding="latin-1")
+    (tmp_path / paths.EVENTS).write_text('{"time": 1\n[]\n{"other": 1}\n\xff\n', encoding="latin-1")
     events.tell(tmp_path, event())
     assert list(events.told(tmp_path)) == [event()]
 
@@ -116,7 +116,7 @@ def test_half_a_line_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_an_odd_line_does_not_end_the_command(tmp_path: Path, run: Run, odd: dict[str, object]) -> None:
-    with (tmp_path / events.NAME).open("w") as file:
+    with (tmp_path / paths.EVENTS).open("w") as file:
         file.write("[" * 100_000 + "\n" + json.dumps({**asdict(event()), **odd}) + "\n")
     events.tell(tmp_path, event(domain="good"))
     status, out, err = run()
@@ -133,7 +133,7 @@ def test_who_may_not_read_is_told(tmp_path: Path, run: Run, monkeypatch: pytest.
     assert run() == (
         1,
         "",
-        f"virt-rapl: error: may not read {tmp_path}/{events.NAME}.1\nhint: run as root\n",
+        f"virt-rapl: error: may not read {tmp_path}/{paths.EVENTS}.1\nhint: run as root\n",
     )
 
 

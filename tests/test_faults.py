@@ -12,9 +12,8 @@ from uuid import uuid4
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
-from libvirt_rapl import events, instances
+from libvirt_rapl import events, instances, paths
 from libvirt_rapl.domxml import MARK
-from libvirt_rapl.installer import HOOK
 from libvirt_rapl.simulator.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("default_configuration")]
@@ -234,7 +233,7 @@ def test_a_configuration_broken_meanwhile_does_not_keep_a_helper(world: World, n
 @pytest.mark.parametrize("fault", ["mv {hook} /mnt", "chmod a-x {hook}", "sed -i s@^python=.*@python=/nowhere@ {hook}"])
 def test_without_its_hook_a_domain_starts_without_its_meter(world: World, new_guest: NewGuest, fault: str) -> None:
     """Its helper of before is still there, and says that it is ready."""
-    hook = f"/{HOOK}"
+    hook = f"/{paths.HOOK}"
     name = new_guest(100)
     start_enabled(world, name)
     whole = world.path(hook).read_bytes()

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from libvirt_rapl import domxml, emulator, events, hook, instances
+from libvirt_rapl import domxml, emulator, events, hook, instances, paths
 from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
@@ -129,7 +129,7 @@ def test_a_life(host: Host) -> None:
     assert host.call("stopped", host.marked) == (0, "", "")
     assert host.helpers == 0
     assert host.call("release", host.marked) == (0, "", "")
-    assert [path.name for path in host.run.iterdir()] == [events.NAME]
+    assert [path.name for path in host.run.iterdir()] == [paths.EVENTS]
     told = [(event.domain, event.uuid, event.operation, event.result) for event in host.events()]
     results = {"start": "ready", "started": "ready", "reconnect": "ready", "stopped": "ended", "release": "unchanged"}
     assert told == [("web1", UUID, operation, result) for operation, result in results.items()]
@@ -350,7 +350,7 @@ def test_a_run_directory_changed_while_the_domain_runs(host: Host) -> None:
     host.call("reconnect", host.marked)
     assert (host.record.state, host.record.pid) == ("ready", 100)
     host.call("stopped", host.marked)
-    assert [path.name for path in host.run.iterdir()] == [events.NAME]
+    assert [path.name for path in host.run.iterdir()] == [paths.EVENTS]
     assert host.helpers == 0
     host.registry.path(UUID, "state").write_text("ready\n")  # a crash may leave it
     assert host.call("start", host.marked)[0] == 0
@@ -413,7 +413,7 @@ def test_a_domain_whose_xml_was_made_unreadable_while_it_ran_leaves_no_helper(ho
     assert host.record.pid == 100
     assert host.call("stopped", xml)[0] == 0
     assert host.helpers == 0
-    assert [path.name for path in host.run.iterdir()] == [events.NAME]
+    assert [path.name for path in host.run.iterdir()] == [paths.EVENTS]
 
 
 @pytest.mark.parametrize("mode", [0o711, 0o755])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import events
+from libvirt_rapl import events, paths
 
 HOOK = Path(__file__).parent.parent / "hooks" / "qemu"
 MARK = "    <rapl:rapl xmlns:rapl=\"urn:libvirt-rapl:mark:1\" emulator='/usr/bin/qemu-system-x86_64'/>\n"
@@ -115,7 +115,7 @@ def test_no_metadata_hides_the_mark_or_names_another_domain(guard: Guard, metada
     for uuid in (UUID, OTHER):
         (directory / f"{uuid}.state").touch()
     guard.run("a", "start", "begin", "-", xml=xml)
-    assert {path.name for path in directory.iterdir()} == {f"{OTHER}.state", events.NAME}
+    assert {path.name for path in directory.iterdir()} == {f"{OTHER}.state", paths.EVENTS}
 
 
 @pytest.mark.parametrize("large", LARGE, ids=["lines", "one line", "like the mark", "like its end"])
@@ -221,7 +221,7 @@ def test_what_python_could_not_do_is_an_event(guard: Guard) -> None:
     run_directory.mkdir()
     for name in ("a domain", 'a"b', "a\\b"):
         assert guard.run(name, "start", "begin", "-").returncode == 0
-    assert (run_directory / events.NAME).stat().st_mode & 0o777 == 0o600
+    assert (run_directory / paths.EVENTS).stat().st_mode & 0o777 == 0o600
     (event,) = events.told(run_directory)
     assert (event.domain, event.operation, event.result, event.reason) == (
         "a domain",

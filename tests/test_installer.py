@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl import installer, manifest, wrappers
+from libvirt_rapl import installer, manifest, paths, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
 
@@ -141,14 +141,14 @@ def test_what_a_newer_version_does_not_have_any_more_goes_but_for_wrappers(
     with monkeypatch.context() as older:
         older.setitem(installer.PLACES, "etc/virt-rapl.yaml", "etc/default/virt-rapl")
         list(installer.install(root, ["/usr/bin/qemu-system-x86_64"], dispatcher=True))
-    assert os.access(root / installer.DISPATCHER, os.X_OK)
+    assert os.access(root / paths.DISPATCHER, os.X_OK)
     (root / "usr/bin/qemu-system-x86_64").unlink()  # as for a moment while it is being replaced
     assert [line.split()[0] for line in install(root) if not line.startswith("unchanged")] == [
         "installed",
         "removed",
         "removed",
     ]
-    assert not (root / installer.DISPATCHER).exists()
+    assert not (root / paths.DISPATCHER).exists()
     assert not (root / "etc/default/virt-rapl").exists()
     assert (root / WRAPPER).exists()
     uninstall(root)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import events, status_socket
+from libvirt_rapl import events, paths
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import SHARED, Record, Registry
@@ -62,7 +62,7 @@ def test_a_directory_that_somebody_else_uses_keeps_its_mode(tmp_path: Path) -> N
 
 
 def test_what_is_shared_has_the_names_that_its_owners_use() -> None:
-    assert (status_socket.DIRECTORY, events.NAME, f"{events.NAME}.1") == SHARED
+    assert (paths.DAEMON, paths.EVENTS, f"{paths.EVENTS}.1") == SHARED
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import libvirt
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl import domains, domxml, inventory, status_socket, view
+from libvirt_rapl import domains, domxml, inventory, meter_state, paths, status_socket, view
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
 from libvirt_rapl.host.processes import start_time
@@ -135,7 +135,7 @@ def test_the_document(
 )
 def test_a_qemu_that_nobody_has_looked_at_is_told(backend: str, version: str, told: str | None) -> None:
     record = Record(uuid=TEST_UUID, name="a", backend=backend, owner_uid=0, owner_gid=0, qemu_version=version)
-    note = view.unknown_qemu(record)
+    note = meter_state.unknown_qemu(record)
     assert (note is None) == (told is None)
     helper = {"backend": backend, "pid": 7, "socket": "/s", "healthy": True, "note": note}
     shown = document("msr")
@@ -317,7 +317,7 @@ def test_how_far_a_domain_is(
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
-    assert view.vrapl_state(inventory.describe(domain), record, registry)[0] == expected
+    assert meter_state.vrapl_state(inventory.describe(domain), record, registry)[0] == expected
 
 
 @pytest.mark.usefixtures("host")
@@ -462,7 +462,7 @@ def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, caps
     told["host"]["since"] = "2026-01-02T03:04:05+00:00"
     for number, domain in enumerate(told["domains"]):
         domain["uuid"] = f"{number}2345678-1234-1234-1234-123456789abc"
-    path = tmp_path / status_socket.NAME
+    path = tmp_path / paths.STATUS_SOCKET
     path.parent.mkdir()
     serve(path, lambda: json.dumps(told).encode())
     assert path.stat().st_mode & 0o777 == 0o660

@@ -14,8 +14,6 @@ from libvirt_rapl.cli import say, warn
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import (
-    DISPATCHER,
-    HOOK,
     PROGRAM,
     changeable_program,
     closed_directory,
@@ -23,6 +21,7 @@ from libvirt_rapl.installer import (
     to_open,
 )
 from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.paths import DISPATCHER, HOOK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,10 +129,10 @@ def carry_out(steps: Iterable[activation.Step], *, dry_run: bool) -> None:
 
 
 def _named_emulators(uri: str) -> list[str]:
-    from libvirt_rapl import dependents
     from libvirt_rapl.domains import connect
+    from libvirt_rapl.named_emulators import named_emulators
 
     try:
-        return dependents.emulators(connect(uri, read_only=True))
+        return named_emulators(connect(uri, read_only=True))
     except VirtRaplError:
         return []  # without libvirt there are the usual ones

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import domains, inventory, status_socket
+from libvirt_rapl import domains, inventory, paths, status_socket
 from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError, printable
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show; with --watch until interrupted."""
     config = load(options.config)
-    socket = config.run_directory / status_socket.NAME
+    socket = config.run_directory / paths.STATUS_SOCKET
     with contextlib.suppress(FileNotFoundError, PermissionError):  # else whoever made it could answer for virt-rapld
         Registry(config.run_directory).check_directory()
     # virt-rapld meters the machine's own libvirt, and no other.

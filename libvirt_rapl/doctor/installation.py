@@ -14,6 +14,7 @@ from libvirt_rapl import (
     events,
     installer,
     packaged,
+    paths,
     security_modules,
     systemd,
     wrappers,
@@ -121,20 +122,20 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
 
 def hook(machine: Machine) -> Iterator[Finding]:
     """Whether the hook is there and can run."""
-    path, to_install = machine.root / installer.HOOK, machine.to_install()
+    path, to_install = machine.root / paths.HOOK, machine.to_install()
     if not path.is_file():
         yield Finding(FAILED, f"there is no hook {path}: domains start without their meter", to_install)
         return
     if not os.access(path, os.X_OK):
         yield Finding(FAILED, f"{path} is not executable: libvirt passes over it", f"chmod 755 {path}")
         return
-    text = machine.tree.text(installer.HOOK)
+    text = machine.tree.text(paths.HOOK)
     python = HOOK_PYTHON.search(text)
     if "libvirt_rapl.hook" not in text or python is None:
         yield Finding(FAILED, f"{path} is not the hook of virt-rapl", f"move it away, then {to_install}")
     elif not _is_there(python[1]):
         yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", to_install)
-    elif text != machine.item(installer.HOOK).text:
+    elif text != machine.item(paths.HOOK).text:
         yield Finding(WARNING, f"{path} is not the hook of this virt-rapl {__version__}", to_install)
     elif _libvirt_passes_over(machine):
         yield Finding(FAILED, f"this libvirt is older than 6.5 and passes over {path}", INSTALL)
@@ -155,8 +156,8 @@ def _libvirt_passes_over(machine: Machine) -> bool:
         old = machine.libvirt_version()[:2] < activation.FIRST_WITH_DIRECTORIES
     except VirtRaplError:
         return False  # another check tells that
-    runs = os.access(machine.root / installer.DISPATCHER, os.X_OK)
-    return old and not (runs and "qemu.d" in machine.tree.text(installer.DISPATCHER))
+    runs = os.access(machine.root / paths.DISPATCHER, os.X_OK)
+    return old and not (runs and "qemu.d" in machine.tree.text(paths.DISPATCHER))
 
 
 def hook_seen(machine: Machine) -> Iterator[Finding]:
@@ -164,7 +165,7 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
 
     It looks for any hook of QEMU, not for ours. What it found cannot be asked for; so this goes by what came when.
     """
-    hooks = [machine.root / installer.DISPATCHER, *(machine.root / installer.HOOK).parent.glob("*")]
+    hooks = [machine.root / paths.DISPATCHER, *(machine.root / paths.HOOK).parent.glob("*")]
     placed = [path.stat().st_ctime for path in hooks if path.is_file() and os.access(path, os.X_OK)]
     daemons = {daemon: began for daemon in activation.LIBVIRT_DAEMONS if (began := _last_look(machine, daemon))}
     if not placed:
@@ -231,7 +232,7 @@ def _shadows(machine: Machine) -> list[str]:
 
 
 def _has_a_check_of_its_own(item: installer.Item) -> bool:
-    return item.target == installer.HOOK or installer.is_wrapper(item.target)
+    return item.target == paths.HOOK or installer.is_wrapper(item.target)
 
 
 def apparmor(machine: Machine) -> Iterator[Finding]:

@@ -6,12 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import dependents, domains, installer, packaged, status_socket, wrappers
+from libvirt_rapl import domains, installer, packaged, paths, status_socket, wrappers
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.cpus import processor
+from libvirt_rapl.named_emulators import named_emulators
 from libvirt_rapl.tree import Tree
 
 
@@ -57,7 +58,7 @@ class Machine:
         """The QEMUs that are to have a wrapper: the usual ones, and those that libvirt and domains name."""
         named = []
         with contextlib.suppress(VirtRaplError):  # another check tells what is wrong with libvirt
-            named = dependents.emulators(self.connect())
+            named = named_emulators(self.connect())
         return [self.root / path.lstrip("/") for path in wrappers.emulators(self.root, named)]
 
     @cached_property
@@ -113,4 +114,4 @@ class Machine:
     @cached_property
     def status(self) -> dict[str, Any] | None:
         """What virt-rapld tells; None when it does not answer."""
-        return status_socket.ask(self.config.run_directory / status_socket.NAME)
+        return status_socket.ask(self.config.run_directory / paths.STATUS_SOCKET)

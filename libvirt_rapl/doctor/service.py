@@ -8,11 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import activation, status_socket, systemd
+from libvirt_rapl import activation, paths, status_socket, systemd
 from libvirt_rapl import events as told_events
 from libvirt_rapl import ledger as ledger_file
 from libvirt_rapl.config import load
-from libvirt_rapl.daemon import LEDGER
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, journal, to_start
 from libvirt_rapl.doctor.machine import Machine
@@ -98,7 +97,7 @@ def _free_bytes(path: Path) -> int:
 
 def virt_rapld(machine: Machine) -> Iterator[Finding]:
     """Whether it runs and answers, and will after the next boot."""
-    socket = machine.config.run_directory / status_socket.NAME
+    socket = machine.config.run_directory / paths.STATUS_SOCKET
     try:
         socket.stat()
     except FileNotFoundError:
@@ -170,7 +169,7 @@ def _starts_at_boot() -> bool:
 
 def ledger(machine: Machine) -> Iterator[Finding]:
     """Whether totals are kept in a file that is whole."""
-    path = machine.config.state_directory / LEDGER
+    path = machine.config.state_directory / paths.LEDGER
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -188,7 +187,9 @@ def ledger(machine: Machine) -> Iterator[Finding]:
         hint = f"{to_start('restart')}: it sets the file aside and begins a new one"
         yield Finding(FAILED, f"{path} cannot be read: {error}", hint)
         return
-    aside = sorted(str(old) for old in path.parent.glob(f"{LEDGER}.aside-*") if not old.name.endswith(("-wal", "-shm")))
+    aside = sorted(
+        str(old) for old in path.parent.glob(f"{paths.LEDGER}.aside-*") if not old.name.endswith(("-wal", "-shm"))
+    )
     if path.stat().st_mode & 0o007:
         yield Finding(
             WARNING, f"others may read {path}: fine readings of energy tell what a guest does", f"chmod o= {path}"

@@ -1,0 +1,35 @@
+"""How far a domain is with its own meter, and why it has none: what status, doctor and `enable --live` go by."""
+
+from libvirt_rapl import instances
+from libvirt_rapl.inventory import Entry
+from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.vmsr.model import known
+
+
+def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[str, str]:
+    """Tell how far a domain is with its own meter, and why where it is degraded.
+
+    `active`: the guest reads its joules. `degraded`: it should, but runs without a working helper. `pending`: it will
+    from its next start on. `off`: it is not enabled.
+    """
+    if domain.mark != "live":
+        return "pending" if domain.mark == "next" else "off", ""
+    reason = _trouble(domain, record, registry)
+    return "degraded" if reason else "active", reason
+
+
+def _trouble(domain: Entry, record: Record | None, registry: Registry) -> str:
+    """Tell in one line why a domain runs without a working helper; empty when the helper works."""
+    if record is None or (None not in (record.pid, domain.pid) and record.pid != domain.pid):  # of an earlier run
+        return instances.UNRECORDED
+    if record.state == "ready":
+        return instances.trouble(record, registry)
+    return record.reason or instances.HELPER_ENDED
+
+
+def unknown_qemu(record: Record) -> str | None:
+    """Tell in one line when our helper makes its answers for a QEMU that nobody has looked at yet."""
+    version = record.qemu_version
+    if record.backend != "native" or not version or known(version):
+        return None
+    return f"QEMU {version} is not known; it is taken to compute as 11.x does (`shaping: off` switches that off)"
