@@ -94,6 +94,7 @@ class Patient:
         write(self.host.dev / "kvm", "")
         self.qemu(GREETING % (0, 10), WITH_RAPL)
         list(install(root, wrappers.emulators(root)))
+        self.touch_wrapper()
         self.run_directory, self.state_directory = root / "run/virt-rapl", root / "var/lib/virt-rapl"
         self.configure()
         self.daemon("libvirtd", time.time() + 10)
@@ -141,7 +142,13 @@ class Patient:
         fake_qemu(self.path("usr/bin"), *answers).rename(self.path(QEMU))
         self.path("usr/bin/qemu-rapl").unlink()
         if self.path(f"{QEMU}-rapl").exists():
-            os.utime(self.path(f"{QEMU}-rapl"))
+            self.touch_wrapper()
+
+    def touch_wrapper(self) -> None:
+        """Let QEMU's wrapper be the newer one of both; clocks of file systems tick coarsely."""
+        qemu, wrapper = self.path(QEMU), self.path(f"{QEMU}-rapl")
+        while wrapper.stat().st_ctime <= qemu.stat().st_ctime:
+            os.utime(wrapper)
 
     def daemon(self, name: str, since: float) -> None:
         pid = {"libvirtd": 70, "virtqemud": 71}[name]
