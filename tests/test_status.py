@@ -138,7 +138,7 @@ def test_a_qemu_that_nobody_has_looked_at_is_told(backend: str, version: str, to
     note = meter_state.unknown_qemu(record)
     assert (note is None) == (told is None)
     helper = {"backend": backend, "pid": 7, "socket": "/s", "healthy": True, "note": note}
-    shown = document("msr")
+    shown = a_document("msr")
     shown["domains"] = [{**shown["domains"][0], "helper": helper}]
     assert (
         any(told in line for line in status.table(shown)) if told else "not known" not in "".join(status.table(shown))
@@ -200,7 +200,7 @@ def test_domains_without_a_process_and_domains_not_asked_for(
     assert lines[-1] == "joules are counted since this command started"
 
 
-def document(source: str) -> dict[str, Any]:
+def a_document(source: str) -> dict[str, Any]:
     def domain(name: str, state: str, watts: float, vcpus: list[float]) -> dict[str, Any]:
         parts = [{"id": number, "power_watts": part} for number, part in enumerate(vcpus)]
         return {
@@ -224,7 +224,7 @@ def document(source: str) -> dict[str, Any]:
 
 def test_the_table() -> None:
     local = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    assert status.table(document("simulated")) == [
+    assert status.table(a_document("simulated")) == [
         "energy is SIMULATED: it is not this machine's own",
         "CPU (simulated)",
         "zones: package-0 6.50 W, psys 9.00 W",
@@ -236,14 +236,14 @@ def test_the_table() -> None:
         "",
         f"long-name runs without its meter since {local}: no helper",
     ]
-    assert status.table(document("msr")) == [
+    assert status.table(a_document("msr")) == [
         "CPU (msr)",
-        *status.table(document("simulated"))[2:],
+        *status.table(a_document("simulated"))[2:],
     ]
 
 
 def test_the_table_tells_why_a_chosen_domain_has_no_meter() -> None:
-    chosen = document("msr")
+    chosen = a_document("msr")
     chosen["domains"][0]["reason"] = "it can grow"
     assert (
         "a gets no meter at its next start, though the configuration's `domains` choose it: it can grow"
@@ -457,7 +457,7 @@ def test_answering_ends_with_all_its_threads(tmp_path: Path) -> None:
 
 
 def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    told = document("msr")
+    told = a_document("msr")
     told["schema"] = 1
     told["host"]["since"] = "2026-01-02T03:04:05+00:00"
     for number, domain in enumerate(told["domains"]):
@@ -500,7 +500,7 @@ def test_a_daemon_that_does_not_answer_is_told(
 ) -> None:
     monkeypatch.setattr(status_socket, "ask", lambda _: None)
     monkeypatch.setattr(status_socket, "listens", lambda _: silent)
-    sampled = document("msr")
+    sampled = a_document("msr")
     sampled["host"]["trouble"] = "[Errno 24] Too many open files"
     monkeypatch.setattr(status, "_sampled", lambda *_: iter([sampled]))
     assert ask_daemon(tmp_path) == 0
