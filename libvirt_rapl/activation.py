@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from libvirt_rapl import paths, systemd
+from libvirt_rapl.commands import run
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import is_left_over
 from libvirt_rapl.manifest import Manifest
-from libvirt_rapl.programs import run
 from libvirt_rapl.registry import SHARED, UUID, Registry
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")

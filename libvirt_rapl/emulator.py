@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from libvirt_rapl.commands import ask
 from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.programs import ask
 from libvirt_rapl.tree import Tree
 from libvirt_rapl.vmsr.requirements import check_processor
 

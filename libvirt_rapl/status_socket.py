@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl.listener import listen
+from libvirt_rapl.sockets import listen
 from libvirt_rapl.view import SCHEMA
 
 DIRECTORY_MODE, MODE = 0o750, 0o660

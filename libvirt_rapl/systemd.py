@@ -5,8 +5,8 @@ import os
 import socket
 from pathlib import Path
 
+from libvirt_rapl.commands import run
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.programs import run
 
 NOTIFY_SECONDS = 0.2
 """A systemd that does not listen holds nobody up for longer."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import programs
+from libvirt_rapl import commands
 from libvirt_rapl.errors import VirtRaplError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs it as nobody")
@@ -32,8 +32,8 @@ def put(script: Path, text: str) -> str:
     return str(script)
 
 
-def ask(script: Path, text: str, question: str = "", timeout: float = 20.0) -> programs.Done:
-    return programs.ask(put(script, text), question=question, timeout=timeout)
+def ask(script: Path, text: str, question: str = "", timeout: float = 20.0) -> commands.Done:
+    return commands.ask(put(script, text), question=question, timeout=timeout)
 
 
 def sleepers() -> list[int]:
@@ -59,7 +59,7 @@ def test_it_has_no_terminal_and_a_session_of_its_own(script: Path) -> None:
     ours = (
         "import os; from libvirt_rapl import programs\n"
         "assert open('/dev/tty')\n"
-        f"said = programs.ask({str(script)!r}, question='', timeout=20).stdout\n"
+        f"said = commands.ask({str(script)!r}, question='', timeout=20).stdout\n"
         f"os.write({writer}, f'{{os.getsid(0)}}\\n{{said}}'.encode())"
     )
     main, terminal = os.openpty()
@@ -86,7 +86,7 @@ def test_it_has_no_terminal_and_a_session_of_its_own(script: Path) -> None:
 def test_it_gets_nothing_of_our_environment(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     said = ask(script, "env; ulimit -c; pwd; ls /proc/self/fd").stdout.splitlines()
-    assert {line.split("=")[0] for line in said if "=" in line} <= {*programs.MINIMAL, "PWD", "OLDPWD", "SHLVL", "_"}
+    assert {line.split("=")[0] for line in said if "=" in line} <= {*commands.MINIMAL, "PWD", "OLDPWD", "SHLVL", "_"}
     assert {"0", "/"} <= set(said)
     assert set(said[-4:]) == {"0", "1", "2", "3"}, "its own standard files, and the one that `ls` reads"
 
@@ -104,7 +104,7 @@ def test_it_gets_no_rights_by_set_user_id_programs(script: Path) -> None:
 @pytest.mark.parametrize("stream", ["1", "2"])
 def test_what_it_says_has_an_end(script: Path, stream: str) -> None:
     done = ask(script, f"yes >&{stream}")
-    assert len(done.stdout) + len(done.stderr) <= 2 * programs.MOST_BYTES
+    assert len(done.stdout) + len(done.stderr) <= 2 * commands.MOST_BYTES
     assert done.status != 0 or done.stdout or done.stderr
 
 
@@ -160,12 +160,12 @@ def test_an_end_that_comes_from_outside_ends_it_too(script: Path) -> None:
 
 def test_the_systems_own_have_our_environment_and_an_end(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
-    assert programs.run(put(script, "echo $SECRET; cat"), timeout=20) == "x\n"
+    assert commands.run(put(script, "echo $SECRET; cat"), timeout=20) == "x\n"
     with pytest.raises(VirtRaplError, match="failed: no luck") as caught:
-        programs.run(put(script, "echo no; echo no luck >&2; exit 1"), timeout=20, hint="try again")
+        commands.run(put(script, "echo no; echo no luck >&2; exit 1"), timeout=20, hint="try again")
     assert caught.value.hint == "try again"
     with pytest.raises(VirtRaplError, match="timed out"):
-        programs.run(put(script, f"sleep {SLEEP} & wait"), timeout=0.3)
+        commands.run(put(script, f"sleep {SLEEP} & wait"), timeout=0.3)
     with pytest.raises(VirtRaplError, match="No such file"):
-        programs.run(str(script.parent / "none"), timeout=20)
+        commands.run(str(script.parent / "none"), timeout=20)
     assert sleepers() == []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from instance import answer, ask
 
-from libvirt_rapl.listener import listen
+from libvirt_rapl.sockets import listen
 from libvirt_rapl.vmsr import server as server_module
 from libvirt_rapl.vmsr.client import probe
 from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST

@@ -15,8 +15,8 @@ from libvirt_rapl.config import Config, load
 from libvirt_rapl.confinement import drop_privileges, filter_system_calls, open_program
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.instances import OWNER
-from libvirt_rapl.listener import listen
 from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.sockets import listen
 from libvirt_rapl.vmsr import serving
 from libvirt_rapl.vmsr.registers import find
 from libvirt_rapl.vmsr.requirements import check_processes_are_seen, qemu_helper
