@@ -21,7 +21,7 @@ from libvirt_rapl.config import Config
 from libvirt_rapl.confinement import keep_capabilities_from_programs
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError, printable
-from libvirt_rapl.host.clocks import allow_many_descriptors
+from libvirt_rapl.host.process_clock import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
 from libvirt_rapl.ledger import DIRECTORY_MODE, Ledger
 from libvirt_rapl.meter import Running

@@ -12,8 +12,8 @@ from typing import Any
 from libvirt_rapl.commands import ask
 from libvirt_rapl.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.tree import Tree
-from libvirt_rapl.vmsr.requirements import check_processor
 
 KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
 """Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
-from libvirt_rapl.host.cgroups import MachineClock
-from libvirt_rapl.host.clocks import ThreadRun
-from libvirt_rapl.host.counter import EnergyCounter
-from libvirt_rapl.host.cpus import BusyClock, packages
+from libvirt_rapl.host.energy_counter import EnergyCounter
+from libvirt_rapl.host.energy_source import Source
+from libvirt_rapl.host.machine_clock import MachineClock
+from libvirt_rapl.host.process_clock import ThreadRun
 from libvirt_rapl.host.processes import PROC
-from libvirt_rapl.host.source import Source
+from libvirt_rapl.host.topology import BusyClock, packages
 from libvirt_rapl.host.zones import Zone
 from libvirt_rapl.placement import Places, settle
 

@@ -19,9 +19,9 @@ from typing import Any
 from libvirt_rapl import domains, domxml, emulator
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.selection import Selection
-from libvirt_rapl.vmsr.requirements import check_processor
 
 RULE = "/etc/polkit-1/rules.d/60-virt-rapl.rules"
 """Where polkit is told that virt-rapld, which is no root, may change definitions: `org.libvirt.unix.manage`.

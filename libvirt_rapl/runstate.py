@@ -19,7 +19,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from libvirt_rapl.host import processes
-from libvirt_rapl.host.machine import machine_number
+from libvirt_rapl.host.machine_cgroup import machine_number
 
 LIBVIRT_RUN = Path("/run/libvirt/qemu")
 SYS = Path("/sys")

@@ -14,12 +14,12 @@ import pytest
 
 from libvirt_rapl import emulator
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.cpus import Processor, model_name, processor
+from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import PROC
+from libvirt_rapl.host.topology import Processor, model_name, processor
 from libvirt_rapl.simulator import server
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
-from libvirt_rapl.vmsr import requirements
 
 CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
 

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.msr import read_register
 from libvirt_rapl.host.processes import fields
+from libvirt_rapl.host.topology import packages
 from libvirt_rapl.simulator.world import World
 
 SECONDS = 16

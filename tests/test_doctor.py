@@ -34,13 +34,13 @@ from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
+from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.installer import PLACES, install
 from libvirt_rapl.paths import DISPATCHER, HOOK
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.runstate import RunState
 from libvirt_rapl.simulator.world import World
-from libvirt_rapl.vmsr import requirements
 
 QEMU = "usr/bin/qemu-system-x86_64"
 PYTHON = "opt/virt-rapl/bin/python"

@@ -15,7 +15,7 @@ from libvirt_rapl import domains, domxml, emulator
 from libvirt_rapl.cli import main
 from libvirt_rapl.emulator import is_volatile
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.cpus import Processor
+from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.simulator.world import World
 
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
@@ -547,8 +547,8 @@ ON_PROCESSOR = """
 import sys
 from libvirt_rapl import emulator
 from libvirt_rapl.cli import main
-from libvirt_rapl.host.cpus import Processor
-from libvirt_rapl.vmsr import requirements
+from libvirt_rapl.host.topology import Processor
+from libvirt_rapl.host import requirements
 requirements.processor = lambda _: Processor(sys.argv[1], 6, 142)
 emulator.is_volatile = lambda *_: False
 sys.exit(main(sys.argv[2:]))
@@ -625,7 +625,7 @@ def test_what_can_be_mended_is_told_last(
     assert "type 'qemu'" in virt_rapl("inject", xml.replace(f"<uuid>{UUID}</uuid>", ""))[2]
     fake.add(xml)
     assert "type 'qemu'" in run("enable", "web")[2]
-    monkeypatch.setattr("libvirt_rapl.vmsr.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
+    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
     assert "Intel hosts only" in run("enable", "web")[2]
 
 

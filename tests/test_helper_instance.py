@@ -21,9 +21,9 @@ from libvirt_rapl import instances, systemd
 from libvirt_rapl.confinement import FILE_BYTES
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.host.requirements import check_processes_are_seen
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
-from libvirt_rapl.vmsr.requirements import check_processes_are_seen
 from libvirt_rapl.vmsr.server import TICK_SECONDS
 
 pytestmark = pytest.mark.e2e

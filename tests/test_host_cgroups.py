@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl.host import cgroups
-from libvirt_rapl.host.cgroups import MachineClock
-from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
-from libvirt_rapl.host.machine import machine_cgroup
+from libvirt_rapl.host import machine_clock
+from libvirt_rapl.host.machine_cgroup import machine_cgroup
+from libvirt_rapl.host.machine_clock import MachineClock
+from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
 
 SCOPE = "machine.slice/machine-qemu\\x2d1\\x2dweb.scope"
 S = 1_000_000_000
@@ -106,7 +106,7 @@ def test_what_serves_a_machine_is_counted_with_it(tmp_path: Path, lines: str, di
 
 @LAYOUTS
 def test_servants_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, directory: str) -> None:
-    monkeypatch.setattr(cgroups, "PROCESSES_SECONDS", 0)
+    monkeypatch.setattr(machine_clock, "PROCESSES_SECONDS", 0)
     host = Host(tmp_path)
     process(host, 7, "qemu", 0)
     host.cgroup(7, lines)
@@ -147,7 +147,7 @@ def test_servants_are_not_looked_for_at_every_call(tmp_path: Path, monkeypatch: 
     clock = machine(host)
     clock.advance()
     host.members(SCOPE, 7, 20)
-    now += cgroups.PROCESSES_SECONDS - 1
+    now += machine_clock.PROCESSES_SECONDS - 1
     assert {run.tid for run in clock.advance()} == {7}
     now += 1
     clock.advance()
@@ -157,9 +157,9 @@ def test_servants_are_not_looked_for_at_every_call(tmp_path: Path, monkeypatch: 
 
 
 def test_a_servant_that_is_new_is_told_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroups, "PROCESSES_SECONDS", 0)
+    monkeypatch.setattr(machine_clock, "PROCESSES_SECONDS", 0)
     up = 4710 * NANOSECONDS_PER_TICK
-    monkeypatch.setattr(cgroups, "_now", lambda: up)
+    monkeypatch.setattr(machine_clock, "_now", lambda: up)
     host = Host(tmp_path)
     process(host, 7, "qemu", 0)
     host.cgroup(7, f"0::/{SCOPE}\n")

@@ -13,8 +13,8 @@ from fixtures import Host, Thread
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl.host import clocks
-from libvirt_rapl.host.clocks import MOST_OTHERS, ProcessClock
+from libvirt_rapl.host import process_clock
+from libvirt_rapl.host.process_clock import MOST_OTHERS, ProcessClock
 
 MS = 1_000_000
 QEMU = "qemu-system-x86"
@@ -112,7 +112,7 @@ class Kernel:
         self.reads: list[str] = []
         self.total = 0
         self.patch = monkeypatch
-        monkeypatch.setattr(clocks, "PROC", host.proc)
+        monkeypatch.setattr(process_clock, "PROC", host.proc)
         monkeypatch.setattr(time, "clock_gettime_ns", lambda _: self.total)
         for name in ("pread", "scandir"):
             monkeypatch.setattr(os, name, self._noting(name))

@@ -9,7 +9,7 @@ from time import clock_gettime_ns
 import pytest
 from fixtures import Host, write
 
-from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK, BusyClock, model_name, packages
+from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK, BusyClock, model_name, packages
 
 S = 1_000_000_000
 

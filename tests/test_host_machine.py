@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.host.machine import machine_number
+from libvirt_rapl.host.machine_cgroup import machine_number
 
 
 @pytest.mark.parametrize(

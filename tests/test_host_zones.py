@@ -8,11 +8,11 @@ import pytest
 from fixtures import RANGE, Host, write
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host import msr, source
-from libvirt_rapl.host.counter import EnergyCounter
+from libvirt_rapl.host import energy_source, msr
+from libvirt_rapl.host.energy_counter import EnergyCounter
+from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
-from libvirt_rapl.host.source import open_source
 from libvirt_rapl.host.zones import most_watts
 from libvirt_rapl.vmsr.energy import Package
 from libvirt_rapl.vmsr.energy import Zone as HelperZone
@@ -367,4 +367,4 @@ def test_counters_that_only_root_may_read(tmp_path: Path, choice: str, monkeypat
 def test_every_choice_has_a_hint() -> None:
     from libvirt_rapl.config import CHOICES
 
-    assert set(source.HINTS) == set(CHOICES["source"])
+    assert set(energy_source.HINTS) == set(CHOICES["source"])

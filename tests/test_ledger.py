@@ -15,7 +15,7 @@ import pytest
 from fixtures import Host, Thread
 
 from libvirt_rapl import totals
-from libvirt_rapl.host.source import Source, open_source
+from libvirt_rapl.host.energy_source import Source, open_source
 from libvirt_rapl.ledger import Ledger
 from libvirt_rapl.meter import Meter, Running
 from libvirt_rapl.simulator.world import World

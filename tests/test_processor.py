@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.host.cpus import processor
+from libvirt_rapl.host.topology import processor
 from libvirt_rapl.simulator.processor import IDENTITIES, NAMES, PROGRAMS, Vendor, copies, cpuinfo_of, vendor_of
 from libvirt_rapl.simulator.world import World
 
@@ -87,7 +87,7 @@ def test_a_program_that_asks_in_another_way(tmp_path: Path, vendor: str) -> None
 ASK = """
 import json, subprocess
 from pathlib import Path
-from libvirt_rapl.host.cpus import processor
+from libvirt_rapl.host.topology import processor
 from libvirt_rapl.host.msr import msr_zones
 from libvirt_rapl.host.powercap import powercap_zones
 roots = {"sys": Path("/sys"), "proc": Path("/proc"), "dev": Path("/dev")}

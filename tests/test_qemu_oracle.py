@@ -204,7 +204,7 @@ def test_c_a_counter_that_wraps_drops_the_second() -> None:
     wrapped = Second(U32 - 1000, (second.end + late) % U32, second.before, second.after, second.main, second.guest)
     assert wrapped.end < wrapped.start
     assert set(qemu_of(wrapped).values()) == {0}
-    # What we are given is the difference of the counter, wrap and all (libvirt_rapl.host.counter.EnergyCounter).
+    # What we are given is the difference of the counter, wrap and all (libvirt_rapl.host.energy_counter.EnergyCounter).
     assert sum(ours((wrapped.end - wrapped.start) % U32, ran_by_vcpus(second), 0).values()) > 1_000_000
 
 

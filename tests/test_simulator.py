@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
+from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
 from libvirt_rapl.simulator import power
 from libvirt_rapl.simulator.power import Model
 from libvirt_rapl.simulator.registers import Counters
@@ -29,7 +29,7 @@ WAIT = 60
 PRELUDE = """
 import errno, json, os, struct, sys, time
 from pathlib import Path
-from libvirt_rapl.host import cpus
+from libvirt_rapl.host import topology
 from libvirt_rapl.host.powercap import powercap_zones
 
 POWERCAP = Path("/sys/class/powercap")
@@ -172,7 +172,7 @@ def test_power_follows_the_load() -> None:
     """Busy time is what another clock tells, and energy what the model makes of it."""
     answers = inside(
         """
-clock = cpus.BusyClock(Path("/proc"))
+clock = topology.BusyClock(Path("/proc"))
 def busy():
     return sum(clock.read().values())
 around = [busy()]
@@ -225,7 +225,7 @@ print(json.dumps({zone: [msr(0, ZONES[zone][0]), energy_uj(zone)] for zone in ZO
 def test_two_packages() -> None:
     answers = inside(
         """
-packages = cpus.packages(Path("/sys"))
+packages = topology.packages(Path("/sys"))
 first, second = packages[0][0], packages[1][0]
 before = truth()["packages"]
 os.sched_setaffinity(0, {second})

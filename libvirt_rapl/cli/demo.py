@@ -14,11 +14,11 @@ from typing import Any
 
 from libvirt_rapl.cli import aligned, count
 from libvirt_rapl.errors import VirtRaplError, message_of
-from libvirt_rapl.host.source import open_source
+from libvirt_rapl.host.energy_source import open_source
+from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
-from libvirt_rapl.vmsr.requirements import check_host
 
 GUESTS = {"busy": 100, "calm": 30}
 """Name, and how busy its vCPU is in per cent."""

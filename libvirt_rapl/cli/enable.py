@@ -15,10 +15,10 @@ from libvirt_rapl.cli import DEFAULT_URI, say, warn
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import Domain, DomainGoneError, connect, every_domain, lookup
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.policy import wanted
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.selection import Selection
-from libvirt_rapl.vmsr.requirements import check_processor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from libvirt_rapl import domxml, emulator
 from libvirt_rapl.cli import warn
 from libvirt_rapl.config import load
+from libvirt_rapl.host.requirements import ProcessorError
 from libvirt_rapl.registry import Registry
-from libvirt_rapl.vmsr.requirements import ProcessorError
 from libvirt_rapl.xmltext import decode
 
 

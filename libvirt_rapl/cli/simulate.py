@@ -20,7 +20,7 @@ from typing import get_args
 
 from libvirt_rapl.cli import count, warn
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host import cpus
+from libvirt_rapl.host import topology
 from libvirt_rapl.simulator import keeper, namespace, processor, server
 from libvirt_rapl.simulator.files import Files
 from libvirt_rapl.simulator.power import Model, PackageEnergy, Simulation, deal
@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     library = server.load_library()
-    online = sorted(cpu for package in cpus.packages(SYS).values() for cpu in package)
-    cores = {cpu: cpus.first_of_core(SYS, cpu) for cpu in online}
+    online = sorted(cpu for package in topology.packages(SYS).values() for cpu in package)
+    cores = {cpu: topology.first_of_core(SYS, cpu) for cpu in online}
     packages = deal(cores, model.packages)
     cpuinfo = (PROC / "cpuinfo").read_text(errors="replace")
     programs = processor.copies(processor.vendor_of(cpuinfo), model.cpu)
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         )
 
     def prepare() -> None:
-        busy = cpus.BusyClock(PROC)
+        busy = topology.BusyClock(PROC)
         simulation = Simulation(model, packages, time.monotonic_ns(), busy.read(), cores)
 
         def sample() -> list[PackageEnergy]:

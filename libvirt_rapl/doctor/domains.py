@@ -11,9 +11,9 @@ from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
+from libvirt_rapl.host.requirements import HOST_ONLY, ProcessorError, check_processor
 from libvirt_rapl.meter_state import unknown_qemu, vrapl_state
 from libvirt_rapl.registry import Registry
-from libvirt_rapl.vmsr.requirements import HOST_ONLY, ProcessorError, check_processor
 
 ANEW = "then `virt-rapl enable --live {0}`, or shut {0} down and start it"
 

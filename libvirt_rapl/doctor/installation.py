@@ -26,7 +26,7 @@ from libvirt_rapl.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
-from libvirt_rapl.vmsr.requirements import qemu_helper
+from libvirt_rapl.host.requirements import qemu_helper
 
 SHOWN = 3
 """So many names of files are enough in a line."""

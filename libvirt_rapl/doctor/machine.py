@@ -11,7 +11,7 @@ from libvirt_rapl.config import DEFAULT_PATH, Config, load
 from libvirt_rapl.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.cpus import processor
+from libvirt_rapl.host.topology import processor
 from libvirt_rapl.named_emulators import named_emulators
 from libvirt_rapl.tree import Tree
 

@@ -18,7 +18,7 @@ from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.source import open_source
+from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.installer import PROGRAM, closed_directory, to_open
 from libvirt_rapl.registry import Registry
 

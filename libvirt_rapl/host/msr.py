@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from libvirt_rapl.host.cpus import Processor, dies, first_of_each_core, packages, processor
+from libvirt_rapl.host.topology import Processor, dies, first_of_each_core, packages, processor
 from libvirt_rapl.host.zones import most_watts
 
 POWER_UNIT, AMD_POWER_UNIT = 0x606, 0xC0010299

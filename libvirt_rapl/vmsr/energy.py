@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from libvirt_rapl.host.counter import EnergyCounter, reading
+from libvirt_rapl.host.energy_counter import EnergyCounter, reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

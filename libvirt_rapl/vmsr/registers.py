@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.cpus import packages
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
 from libvirt_rapl.host.processes import PROC
+from libvirt_rapl.host.topology import packages
 from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
 
 UNITS = 0xA0E03

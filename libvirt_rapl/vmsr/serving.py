@@ -11,7 +11,7 @@ import time
 from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # see server
 from _socket import socket
 
-from libvirt_rapl.host.machine import machine_number
+from libvirt_rapl.host.machine_cgroup import machine_number
 from libvirt_rapl.vmsr.pace import Windows
 from libvirt_rapl.vmsr.protocol import ENERGY, ReadRegister
 from libvirt_rapl.vmsr.readers import Readers

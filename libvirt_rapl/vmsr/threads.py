@@ -14,7 +14,7 @@ import os
 import time
 from itertools import islice
 
-from libvirt_rapl.host.machine import BELOW, machine_cgroup
+from libvirt_rapl.host.machine_cgroup import BELOW, machine_cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.counter import reading
+from libvirt_rapl.host.energy_counter import reading
 from libvirt_rapl.host.msr import msr_zones
 from libvirt_rapl.host.powercap import powercap_zones
 from libvirt_rapl.host.processes import PROC

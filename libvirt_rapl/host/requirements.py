@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.cpus import processor
 from libvirt_rapl.host.processes import PROC
+from libvirt_rapl.host.topology import processor
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from libvirt_rapl.host.clocks import ProcessClock, ThreadRun
-from libvirt_rapl.host.cpus import NANOSECONDS_PER_TICK
-from libvirt_rapl.host.machine import BELOW, machine_cgroup
+from libvirt_rapl.host.machine_cgroup import BELOW, machine_cgroup
+from libvirt_rapl.host.process_clock import ProcessClock, ThreadRun
 from libvirt_rapl.host.processes import PROC, start_time
+from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
 
 SYS = Path("/sys")
 
