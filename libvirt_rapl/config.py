@@ -48,7 +48,7 @@ class Config:
     source: str = "auto"
     """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
     model: str = "capacity"
-    """How energy is given out to domains on the host; see libvirt_rapl.attribution."""
+    """How energy is given out to domains on the host; see libvirt_rapl.energy.attribution."""
     shaping: bool = True
     """Whether the native helper makes its answers so that a guest counts what its domain is charged."""
     run_directory: Path = Path("/run/virt-rapl")

@@ -16,15 +16,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from libvirt_rapl import paths, status_socket, systemd, totals
+from libvirt_rapl import paths, status_socket, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.confinement import keep_capabilities_from_programs
 from libvirt_rapl.directories import NotOursError
+from libvirt_rapl.energy import snapshot
+from libvirt_rapl.energy.ledger import DIRECTORY_MODE, Ledger
+from libvirt_rapl.energy.meter import Running
 from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.host.process_clock import allow_many_descriptors
 from libvirt_rapl.inventory import Inventory
-from libvirt_rapl.ledger import DIRECTORY_MODE, Ledger
-from libvirt_rapl.meter import Running
 from libvirt_rapl.policy import Policy
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
@@ -230,10 +231,10 @@ class Daemon:
         running = {uuid for uuid, entry in entries.items() if entry.pid is not None}
         known = entries.keys() if self._inventory.listed else None
         with self._lock:
-            totals.add(self._view.meter, kept)
+            snapshot.add(self._view.meter, kept)
             self._view.since = self._ledger.since
-            retired = totals.retire(self._view.meter, running=running, known=known)
-            counted = totals.kept(self._view.meter)
+            retired = snapshot.retire(self._view.meter, running=running, known=known)
+            counted = snapshot.kept(self._view.meter)
             self._unkept = False
         if not self._ledger.write(counted, retired):
             self._unkept = True

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.config import CHOICES
+from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 
 S = 1_000_000_000
 JOULE = 1_000_000

@@ -21,7 +21,7 @@ from fixtures import Host
 from walking import NewGuest, start_enabled, wait_until
 
 from libvirt_rapl import paths, status_socket, systemd
-from libvirt_rapl.ledger import seal
+from libvirt_rapl.energy.ledger import seal
 from libvirt_rapl.simulator.world import World
 
 DAY = 86400.0
@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 from libvirt_rapl import daemon, view
 from libvirt_rapl.cli import main
-from libvirt_rapl.ledger import Ledger
+from libvirt_rapl.energy.ledger import Ledger
 root = Path(sys.argv[1])
 write, frozen = Ledger.write, root / "frozen"
 def slow(*arguments):

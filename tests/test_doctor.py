@@ -28,10 +28,11 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, domxml, events, installer, inventory, ledger, packaged, paths, status_socket, wrappers
+from libvirt_rapl import doctor, domxml, events, installer, inventory, packaged, paths, status_socket, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.energy import ledger
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.host import requirements

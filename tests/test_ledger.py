@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl import totals
+from libvirt_rapl.energy import snapshot
+from libvirt_rapl.energy.ledger import Ledger
+from libvirt_rapl.energy.meter import Meter, Running
+from libvirt_rapl.energy.snapshot import GONE, GONE_SECONDS, HOST, WHOLE, Kept, Part
 from libvirt_rapl.host.energy_source import Source, open_source
-from libvirt_rapl.ledger import Ledger
-from libvirt_rapl.meter import Meter, Running
 from libvirt_rapl.simulator.world import World
-from libvirt_rapl.totals import GONE, GONE_SECONDS, HOST, WHOLE, Kept, Part
 
 PACKAGE = Part(HOST, WHOLE, "package-0")
 DRAM = Part(HOST, WHOLE, "dram-0")
@@ -154,7 +154,7 @@ def test_a_file_of_an_older_schema_whose_totals_do_not_add_up(
 def test_rows_of_retired_domains_go_when_the_file_can_be_written(
     make_ledger: MakeLedger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("libvirt_rapl.ledger.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("libvirt_rapl.energy.ledger.BUSY_SECONDS", 0.01)
     ledger = make_ledger()
     ledger.load()
     ledger.write(Kept({PACKAGE: 10, VCPU: 4}, last_ran={VCPU.owner: 1}))
@@ -383,7 +383,7 @@ def test_a_place_that_cannot_be_used_is_told_once_and_tried_again(
 def test_another_program_holds_the_file(
     make_ledger: MakeLedger, path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("libvirt_rapl.ledger.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("libvirt_rapl.energy.ledger.BUSY_SECONDS", 0.01)
     ledger = make_ledger()
     ledger.load()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -415,8 +415,8 @@ def test_simulated_and_measured_energy_are_never_mixed(make_ledger: MakeLedger, 
 WRITER = """
 import sys
 from pathlib import Path
-from libvirt_rapl.ledger import Ledger
-from libvirt_rapl.totals import Kept, Part
+from libvirt_rapl.energy.ledger import Ledger
+from libvirt_rapl.energy.snapshot import Kept, Part
 ledger = Ledger(Path(sys.argv[1]), simulated=False, tell=lambda line: sys.exit(line))
 parts = [Part("host", -1, f"zone-{number}") for number in range(200)]
 total = ledger.load().totals.get(parts[0], 0)
@@ -449,8 +449,8 @@ def test_kill_9_at_any_moment_loses_at_most_one_write(path: Path) -> None:
 FULL_DISK = """
 import sys
 from pathlib import Path
-from libvirt_rapl.ledger import Ledger
-from libvirt_rapl.totals import Kept, Part
+from libvirt_rapl.energy.ledger import Ledger
+from libvirt_rapl.energy.snapshot import Kept, Part
 directory = Path("/mnt/full")
 def fill():
     with (directory / "filler").open("wb", buffering=0) as filler:
@@ -518,7 +518,7 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     first.sample([Running(uuid, 7, {0: 8})])
     use(1)
     first.sample([Running(uuid, 7, {0: 8})])
-    kept = totals.kept(first).totals
+    kept = snapshot.kept(first).totals
     halves = dict.fromkeys((uuid, "idle"), 50000000) | {"other": 0}
     assert kept == {
         PACKAGE: 100_000_000,
@@ -532,11 +532,11 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     (host.powercap / "intel-rapl:0:0/energy_uj").unlink()  # a zone that does not come back with the next boot
     second = meter()
     second.sample([Running(uuid, 7, {0: 8})])
-    totals.add(second, Kept(kept))
-    assert totals.kept(second).totals == kept
+    snapshot.add(second, Kept(kept))
+    assert snapshot.kept(second).totals == kept
     use(2)
     second.sample([Running(uuid, 7, {0: 8})])
-    again = totals.kept(second).totals
+    again = snapshot.kept(second).totals
     assert again == {part: n if part.zone == "dram-0" else 2 * n for part, n in kept.items()}
 
 
@@ -558,7 +558,7 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
 
     def sums() -> tuple[int, int]:
         """Return what the zone counted, and what domains, other and idle make of it."""
-        kept = totals.kept(meter).totals
+        kept = snapshot.kept(meter).totals
         parts = [n for part, n in kept.items() if part.zone == "package-0" and part.owner != HOST]
         for uuid, domain in meter.domains.items():
             vcpus = [n for part, n in kept.items() if part.owner == uuid and part.vcpu != WHOLE]
@@ -567,7 +567,7 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
 
     def retire(metered: float, known: set[str] | None, running: set[str] | None = None) -> set[str]:
         meter.metered = metered
-        return totals.retire(meter, running=running or set(), known=known)
+        return snapshot.retire(meter, running=running or set(), known=known)
 
     use(0)
     use(40)
@@ -606,17 +606,17 @@ def test_ages_go_by_the_time_that_was_metered(tmp_path: Path, monkeypatch: pytes
         now += seconds
         host.process(7, {7: Thread("qemu", now * 10**9)})
         meter.sample([Running(uuid, 7, {}) for uuid in running])
-        return totals.retire(meter, running=set(running), known=set())
+        return snapshot.retire(meter, running=set(running), known=set())
 
     first = meter()
     for _ in range(3):
         assert live(first, 10, A) == set()
-    kept = totals.kept(first)
+    kept = snapshot.kept(first)
     assert (kept.metered, kept.last_ran) == (20, {A: 20})
     second = meter()  # its ledger can be read only after a while
     assert live(second, 10) == set()
     assert live(second, 86400) == set()
-    totals.add(second, kept)
+    snapshot.add(second, kept)
     assert second.metered == 86420
     assert live(second, int(GONE_SECONDS) - 86400) == set()
     assert live(second, 1) == {A}
@@ -645,15 +645,15 @@ def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
     first = meter()
     use(first, 0, 0)
     use(first, 20, 0)
-    kept = totals.kept(first)
+    kept = snapshot.kept(first)
     assert kept.lowest == {"package-0": (20_000_000, 10**9)}
 
     second = meter()
-    totals.add(second, kept)
+    snapshot.add(second, kept)
     use(second, 100, 0)
     use(second, 160, 1)  # the host was never quiet since the restart
     assert (second.domains[A].joules, second.idle.watts) == (40, 20)
     use(second, 170, 1)
-    assert totals.kept(second).lowest == {"package-0": (10_000_000, 10**9)}
-    totals.add(second, kept)  # a ledger that can be read only now
-    assert totals.kept(second).lowest == {"package-0": (10_000_000, 10**9)}
+    assert snapshot.kept(second).lowest == {"package-0": (10_000_000, 10**9)}
+    snapshot.add(second, kept)  # a ledger that can be read only now
+    assert snapshot.kept(second).lowest == {"package-0": (10_000_000, 10**9)}

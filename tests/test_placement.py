@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl.attribution import DomainTime
-from libvirt_rapl.placement import Places, settle
+from libvirt_rapl.energy.attribution import DomainTime
+from libvirt_rapl.energy.roaming import Places, settle
 
 PACKAGES = range(3)
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl.attribution import DomainTime, Work, among_vcpus, capacity
+from libvirt_rapl.energy.attribution import DomainTime, Work, among_vcpus, capacity
 
 RECORDING = json.loads((Path(__file__).parent / "data/threads/disk-io.json").read_text())
 WINDOWS_BEFORE = 2

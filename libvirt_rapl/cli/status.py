@@ -17,9 +17,9 @@ from typing import Any
 from libvirt_rapl import domains, inventory, paths, status_socket
 from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
+from libvirt_rapl.energy.meter import Running
 from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.host.process_clock import allow_many_descriptors
-from libvirt_rapl.meter import Running
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from libvirt_rapl import activation, paths, status_socket, systemd
 from libvirt_rapl import events as told_events
-from libvirt_rapl import ledger as ledger_file
 from libvirt_rapl.config import load
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, journal, to_start
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import every_domain
 from libvirt_rapl.domxml import check_socket
+from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.installer import PROGRAM, closed_directory, to_open

@@ -1,8 +1,8 @@
 """What a helper answers QEMU, so that the guest gains what its domain is charged, in spite of QEMU's arithmetic.
 
-The charge is that of the model `capacity` (libvirt_rapl.attribution), as on the host: of what a package counted, the
-domain's CPU time there over all the time that the package's CPUs had. It is added up without a gap, from the end of a
-window of QEMU's to the end of the next. At each end the largest difference is answered whose outcome, by
+The charge is that of the model `capacity` (libvirt_rapl.energy.attribution), as on the host: of what a package counted,
+the domain's CPU time there over all the time that the package's CPUs had. It is added up without a gap, from the end of
+a window of QEMU's to the end of the next. At each end the largest difference is answered whose outcome, by
 libvirt_rapl.vmsr.model, stays within what is owed; the rest is carried. Nothing is lost thereby, and nothing is given
 twice: what QEMU did with the difference is reckoned when the next window begins and more is known of the ticks it saw.
 

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fixtures import Host
 
+from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.process_clock import allow_many_descriptors
-from libvirt_rapl.meter import Meter, Running
 
 ZONES = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:0:1": "dram"}
 WARM_UP = 3

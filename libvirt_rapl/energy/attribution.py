@@ -14,7 +14,7 @@ capacity is how QEMU computes what a guest reads (QEMU documentation, docs/specs
 a domain's charge does not depend on what others do. active shares by CPU time, as Kepler does (its "Power Attribution
 Guide"), but shares all the energy: those who run bear idle power too. baseline charges domains for no more than what
 they add to an idle host, as Kepler did before version 0.10; its I is the idle power, the lowest that the zone has shown
-(see libvirt_rapl.meter), times T.
+(see libvirt_rapl.energy.meter), times T.
 
 The CPUs of a zone, by its kind:
 

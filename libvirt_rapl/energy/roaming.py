@@ -11,7 +11,7 @@ packages that ran longer than is explained. Alone on its packages, a domain is p
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 
-from libvirt_rapl.attribution import DomainTime
+from libvirt_rapl.energy.attribution import DomainTime
 
 Places = dict[int, DomainTime]
 """What a domain ran on each package."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from libvirt_rapl.meter import DomainUsage, Meter, Usage, ZoneUsage
+from libvirt_rapl.energy.meter import DomainUsage, Meter, Usage, ZoneUsage
 
 HOST, OTHER, IDLE, GONE = "host", "other", "idle", "gone"
 WHOLE = -1

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from libvirt_rapl.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
+from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
+from libvirt_rapl.energy.roaming import Places, settle
 from libvirt_rapl.host.energy_counter import EnergyCounter
 from libvirt_rapl.host.energy_source import Source
 from libvirt_rapl.host.machine_clock import MachineClock
@@ -22,7 +23,6 @@ from libvirt_rapl.host.process_clock import ThreadRun
 from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.topology import BusyClock, packages
 from libvirt_rapl.host.zones import Zone
-from libvirt_rapl.placement import Places, settle
 
 LIST_AGAIN_NS = 10_000_000_000
 """How often zones are looked for that were not there before."""
@@ -78,7 +78,7 @@ class DomainUsage(Usage):
     zones: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
     """What it has used of every zone, by the zone's name."""
     last_ran: float | None = None
-    """When it was last seen to run, in seconds of Meter.metered; see libvirt_rapl.totals."""
+    """When it was last seen to run, in seconds of Meter.metered; see libvirt_rapl.energy.snapshot."""
 
 
 class Running(NamedTuple):
@@ -117,7 +117,7 @@ class Meter:
         model: str = "capacity",
         clock: Callable[[int], int] = time.clock_gettime_ns,
     ) -> None:
-        """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.attribution.
+        """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.energy.attribution.
 
         `clock` tells the nanoseconds of a clock by its id. Nothing is read yet.
         """

@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
+from libvirt_rapl.energy.snapshot import Kept, Part, imbalance
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.totals import Kept, Part, imbalance
 
 TABLES = (
     "CREATE TABLE ledger (since REAL NOT NULL, simulated INTEGER NOT NULL)",
