@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import domxml
-from libvirt_rapl.domains import Domain, DomainGoneError, every_domain
-from libvirt_rapl.emulator import KNOWN
+from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.emulator import KNOWN
+from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.manifest import Manifest
 

@@ -16,8 +16,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
 from libvirt_rapl import manifest, paths
-from libvirt_rapl.domxml import WRAPPER_SUFFIX
-from libvirt_rapl.emulator import KNOWN
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.manifest import Manifest, sweep
 from libvirt_rapl.tree import Others, Tree, digest_of

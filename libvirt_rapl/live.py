@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from libvirt_rapl import domxml, emulator, events, inventory, paths
-from libvirt_rapl.domains import NO_JOB, SAVE_JOB, Domain, LibvirtError, lookup_uuid
+from libvirt_rapl import events, paths
+from libvirt_rapl.domains import domxml, emulator, inventory
+from libvirt_rapl.domains.libvirtd import NO_JOB, SAVE_JOB, Domain, LibvirtError, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.requirements import check_host

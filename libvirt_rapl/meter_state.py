@@ -1,7 +1,7 @@
 """How far a domain is with its own meter, and why it has none: what status, doctor and `enable --live` go by."""
 
 from libvirt_rapl import instances
-from libvirt_rapl.inventory import Entry
+from libvirt_rapl.domains.inventory import Entry
 from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.vmsr.model import known
 

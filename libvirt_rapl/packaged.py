@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from libvirt_rapl import activation, installer, paths, wrappers
-from libvirt_rapl.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import Item
 from libvirt_rapl.manifest import parents

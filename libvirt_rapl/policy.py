@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from libvirt_rapl import domains, domxml, emulator
 from libvirt_rapl.config import Config
+from libvirt_rapl.domains import domxml, emulator, libvirtd
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.registry import Registry
@@ -155,13 +155,13 @@ class Policy:
 
     def _apply(self, uuids: Iterable[str]) -> None:
         """Bring these domains in order. Raises VirtRaplError when libvirt cannot be had."""
-        connection = domains.connect(self._uri)
+        connection = libvirtd.connect(self._uri)
         emulators = Emulators()
         try:
             for uuid in sorted(uuids):
                 try:
                     self._bring_in_order(connection, uuid, emulators)
-                except domains.DomainGoneError:
+                except libvirtd.DomainGoneError:
                     self._refusals.pop(uuid, None)
         finally:
             connection.close()
@@ -183,7 +183,7 @@ class Policy:
             self._refuse(domain, xml, error, final=True)
             return
         except VirtRaplError as error:
-            if isinstance(error, domains.DomainGoneError) or not connection.isAlive():
+            if isinstance(error, libvirtd.DomainGoneError) or not connection.isAlive():
                 raise
             self._refuse(domain, xml, error)
             return
@@ -204,7 +204,7 @@ class Policy:
                 "exclude it, or find out what defines it anew",
             )
 
-    def _refuse(self, domain: domains.Domain, xml: str, error: VirtRaplError, *, final: bool = False) -> None:
+    def _refuse(self, domain: libvirtd.Domain, xml: str, error: VirtRaplError, *, final: bool = False) -> None:
         """Note why, and tell it unless that is what was told last: an edit alone is no news."""
         before = self._refusals.get(domain.uuid)
         if before is None or before.reason != error.message:
@@ -217,9 +217,9 @@ class _FightError(VirtRaplError):
     """Somebody changes the domain back again and again."""
 
 
-def _definition(connection: Any, uuid: str) -> tuple[domains.Domain, str]:  # noqa: ANN401
+def _definition(connection: Any, uuid: str) -> tuple[libvirtd.Domain, str]:  # noqa: ANN401
     """Return a domain and what defines it. Raises DomainGoneError when it is gone or transient, VirtRaplError."""
-    domain = domains.lookup_uuid(connection, uuid)
+    domain = libvirtd.lookup_uuid(connection, uuid)
     if domain is None or not domain.persistent:
-        raise domains.DomainGoneError(f"there is no definition of {uuid}")
+        raise libvirtd.DomainGoneError(f"there is no definition of {uuid}")
     return domain, domain.inactive_xml(secrets=True)

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from libvirt_rapl import emulator
-from libvirt_rapl.domxml import WRAPPER_SUFFIX
-from libvirt_rapl.emulator import KNOWN
+from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import is_wrapper
 from libvirt_rapl.manifest import Manifest

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from libvirt_rapl import emulator
+from libvirt_rapl.domains import emulator
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import PROC

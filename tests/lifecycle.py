@@ -10,8 +10,9 @@ from typing import Any
 
 from walking import CONFIGURATION, wait_until
 
-from libvirt_rapl import domxml, events, paths, status_socket
-from libvirt_rapl.runstate import running_domains
+from libvirt_rapl import events, paths, status_socket
+from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.run_files import running_domains
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 

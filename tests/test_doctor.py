@@ -28,10 +28,12 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, domxml, events, installer, inventory, packaged, paths, status_socket, wrappers
+from libvirt_rapl import doctor, events, installer, packaged, paths, status_socket, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.domains import domxml, inventory
+from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.energy import ledger
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
@@ -40,7 +42,6 @@ from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.installer import PLACES, install
 from libvirt_rapl.paths import DISPATCHER, HOOK
 from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.runstate import RunState
 from libvirt_rapl.simulator.world import World
 
 QEMU = "usr/bin/qemu-system-x86_64"
@@ -224,7 +225,9 @@ def replaced(name: str, old: str, new: str) -> Callable[[Patient], object]:
 
 
 def in_memory(patient: Patient) -> None:
-    patient.patch.setattr("libvirt_rapl.emulator.is_volatile", lambda directory, _root: "opt" in directory.parts)
+    patient.patch.setattr(
+        "libvirt_rapl.domains.emulator.is_volatile", lambda directory, _root: "opt" in directory.parts
+    )
 
 
 def amd(patient: Patient) -> None:
@@ -773,7 +776,7 @@ def test_a_libvirt_that_hangs_holds_us_up_once(patient: Patient) -> None:
         asked.append(read_only)
         raise VirtRaplError("libvirt does not answer", "restart it")
 
-    patient.patch.setattr("libvirt_rapl.domains.connect", hang)
+    patient.patch.setattr("libvirt_rapl.domains.libvirtd.connect", hang)
     found = patient.examine()
     assert found["libvirt"][0].message == "libvirt does not answer"
     assert asked == [True]

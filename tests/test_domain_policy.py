@@ -10,8 +10,9 @@ import libvirt
 import pytest
 from test_enable import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
 
-from libvirt_rapl import domxml, emulator, policy
+from libvirt_rapl import policy
 from libvirt_rapl.config import Config
+from libvirt_rapl.domains import domxml, emulator
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.policy import Policy
 from libvirt_rapl.selection import Selection
@@ -93,7 +94,7 @@ REPAIRED = ENABLED.replace("enabled", "repaired")
 def new_bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
     def new_bench(*include: str, exclude: tuple[str, ...] = ()) -> Bench:
         fake = Libvirt()
-        monkeypatch.setattr("libvirt_rapl.domains.connect", fake.open)
+        monkeypatch.setattr("libvirt_rapl.domains.libvirtd.connect", fake.open)
         told: list[str] = []
         selection = Selection.parse({"include": list(include), "exclude": list(exclude)})
         assert selection
@@ -342,7 +343,7 @@ def test_the_right_that_polkit_does_not_give_is_named(new_bench: NewBench, monke
         refused.append(uri)
         raise VirtRaplError("authentication failed: access denied by policy")
 
-    monkeypatch.setattr("libvirt_rapl.domains.connect", refuse_once)
+    monkeypatch.setattr("libvirt_rapl.domains.libvirtd.connect", refuse_once)
     bench.policy.start()
     bench.policy.changed([UUID])
     eventually(lambda: len(bench.told) == 2)  # and so its thread is at rest when other tests come

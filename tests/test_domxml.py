@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from libvirt_rapl import domxml, xmltext
-from libvirt_rapl.domxml import ACCELERATOR
+from libvirt_rapl.domains import domxml, xml_layout
+from libvirt_rapl.domains.domxml import ACCELERATOR
 from libvirt_rapl.errors import VirtRaplError
 
 DATA = Path(__file__).parent / "data" / "domxml"
@@ -208,7 +208,7 @@ def canonical_bytes(data: bytes) -> str:
 @settings(max_examples=600, deadline=None)
 @given(files())
 def test_a_file_comes_back_in_its_own_encoding_and_line_ends(data: bytes) -> None:
-    text, encoding = xmltext.decode(data)
+    text, encoding = xml_layout.decode(data)
     assert text.encode(encoding) == data
     injected = domxml.inject(text, socket=SOCKET).encode(encoding)
     stripped = domxml.strip(injected.decode(encoding)).encode(encoding)
@@ -237,7 +237,7 @@ def test_a_file_comes_back_in_its_own_encoding_and_line_ends(data: bytes) -> Non
 )
 def test_a_file_that_is_not_in_its_encoding(data: bytes, message: str) -> None:
     with pytest.raises(VirtRaplError, match=message) as caught:
-        xmltext.decode(data)
+        xml_layout.decode(data)
     assert "iconv" in caught.value.hint
 
 

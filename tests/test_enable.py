@@ -11,9 +11,9 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from libvirt_rapl import domains, domxml, emulator
 from libvirt_rapl.cli import main
-from libvirt_rapl.emulator import is_volatile
+from libvirt_rapl.domains import domxml, emulator, libvirtd
+from libvirt_rapl.domains.emulator import is_volatile
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.simulator.world import World
@@ -346,7 +346,7 @@ def test_enable_warns_of_what_may_keep_the_domain_from_starting(
     for name, uuid in (("web", UUID), ("db", OTHER_UUID)):
         fake.add(definition(name, uuid, qemu))
     missing = VirtRaplError("no rule", "add one")
-    monkeypatch.setattr("libvirt_rapl.security_modules.missing_rules", lambda path: [missing] if path else [])
+    monkeypatch.setattr("libvirt_rapl.domains.security_modules.missing_rules", lambda path: [missing] if path else [])
     status, out, err = run("enable", "web", "db")
     assert (status, out.count("enabled")) == (0, 2)
     assert err.splitlines() == ["virt-rapl: warning: no rule", "hint: add one"]
@@ -492,17 +492,17 @@ def test_without_libvirt(run: Run) -> None:
 
 
 def test_domains_of_libvirts_test_driver() -> None:
-    connection = domains.connect("test:///default")
-    (test,) = domains.every_domain(connection)
+    connection = libvirtd.connect("test:///default")
+    (test,) = libvirtd.every_domain(connection)
     assert (test.name, test.state, test.active, test.persistent) == ("test", "running", True, True)
-    assert domains.lookup(connection, test.uuid.upper()) == domains.lookup(connection, "test") == test
+    assert libvirtd.lookup(connection, test.uuid.upper()) == libvirtd.lookup(connection, "test") == test
     assert domxml.identity(test.live_xml()) == ("test", test.uuid)
     test.handle.destroy()
-    assert domains.lookup(connection, "test").state == "shut off"
-    assert domains.lookup(connection, "test").id is None
+    assert libvirtd.lookup(connection, "test").state == "shut off"
+    assert libvirtd.lookup(connection, "test").id is None
     for unknown in ("nothing", OTHER_UUID, "", "1"):
         with pytest.raises(VirtRaplError, match="there is no domain"):
-            domains.lookup(connection, unknown)
+            libvirtd.lookup(connection, unknown)
     with pytest.raises(VirtRaplError, match="does not take the definition"):
         test.define("<domain/>")
 
@@ -545,7 +545,7 @@ def test_disable_gives_back_what_libvirt_showed(world: World, metadata: str, arg
 
 ON_PROCESSOR = """
 import sys
-from libvirt_rapl import emulator
+from libvirt_rapl.domains import emulator
 from libvirt_rapl.cli import main
 from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.host import requirements

@@ -13,7 +13,7 @@ import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import events, instances, paths
-from libvirt_rapl.domxml import MARK
+from libvirt_rapl.domains.domxml import MARK
 from libvirt_rapl.simulator.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("default_configuration")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import domxml, emulator
+from libvirt_rapl.domains import domxml, emulator
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import guest
 

@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from libvirt_rapl import domxml, emulator, events, hook, instances, paths
+from libvirt_rapl import events, hook, instances, paths
 from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
+from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.runstate import RunState
 
 UUID = "12345678-1234-1234-1234-123456789abc"
 PLAIN = f"""<domain type='kvm' id='3'>

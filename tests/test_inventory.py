@@ -11,10 +11,10 @@ import libvirt
 import pytest
 from fixtures import Host, Thread, stat, write
 
-from libvirt_rapl import domains, domxml, inventory, runstate
+from libvirt_rapl.domains import domxml, inventory, libvirtd, run_files
+from libvirt_rapl.domains.inventory import Entry, Inventory
+from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.inventory import Entry, Inventory
-from libvirt_rapl.runstate import RunState
 
 UUID = "aaaaaaaa-0000-0000-0000-00000000000{}"
 
@@ -123,7 +123,7 @@ def eventually(condition: Callable[[], Any]) -> None:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibvirt]:
     fake = FakeLibvirt()
-    monkeypatch.setattr(domains, "connect", fake.open)
+    monkeypatch.setattr(libvirtd, "connect", fake.open)
     monkeypatch.setattr(inventory, "BACKOFF_SECONDS", (0.01,))
     monkeypatch.setattr(inventory, "STARTING_SECONDS", 0.01)
     monkeypatch.setattr(inventory, "running_domains", list)
@@ -236,7 +236,7 @@ def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
 
 
 def test_without_libvirt_its_run_time_files_tell(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, marked(1))
+    record = run_files.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, marked(1))
     monkeypatch.setattr(inventory, "running_domains", lambda: [record])
     fake.there = False
     found = started([])
@@ -270,22 +270,22 @@ def test_a_libvirt_that_hangs_has_one_thread_of_ours_waiting(monkeypatch: pytest
         return FakeLibvirt()
 
     monkeypatch.setattr(libvirt, "open", hang)
-    monkeypatch.setattr(domains, "OPEN_SECONDS", 0.05)
+    monkeypatch.setattr(libvirtd, "OPEN_SECONDS", 0.05)
     for _ in range(3):
         with pytest.raises(VirtRaplError, match="libvirt at fake:/// does not answer") as caught:
-            domains.connect("fake:///")
+            libvirtd.connect("fake:///")
         assert caught.value.hint
     assert opened == ["fake:///"]
     goes_on.set()
-    monkeypatch.setattr(domains, "OPEN_SECONDS", 10)
-    connection = domains.connect("fake:///")
-    assert connection.alive == (domains.KEEP_ALIVE_SECONDS, domains.KEEP_ALIVE_COUNT)  # nor can a call hang for ever
+    monkeypatch.setattr(libvirtd, "OPEN_SECONDS", 10)
+    connection = libvirtd.connect("fake:///")
+    assert connection.alive == (libvirtd.KEEP_ALIVE_SECONDS, libvirtd.KEEP_ALIVE_COUNT)  # nor can a call hang for ever
 
 
 def test_a_domain_that_nobody_can_read_hides_no_other(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     """As metadata with a namespace of `a<b`, which libvirt takes and writes as it is, makes its XML."""
     unreadable = plain(1).replace("</domain>", "<metadata><y xmlns='a<b'/></metadata></domain>")
-    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, unreadable)
+    record = run_files.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, unreadable)
     monkeypatch.setattr(inventory, "running_domains", lambda: [record])
     fake.set(FakeDomain(1, unreadable))
     fake.set(FakeDomain(2, marked(2)))
@@ -294,7 +294,7 @@ def test_a_domain_that_nobody_can_read_hides_no_other(fake: FakeLibvirt, monkeyp
 
 
 def test_domains_that_run_are_known_before_libvirt_answers(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = runstate.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, plain(1))
+    record = run_files.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, plain(1))
     monkeypatch.setattr(inventory, "running_domains", lambda: [record])
     goes_on = threading.Event()
 
@@ -302,7 +302,7 @@ def test_domains_that_run_are_known_before_libvirt_answers(fake: FakeLibvirt, mo
         goes_on.wait()
         return fake.open(uri, read_only=read_only)
 
-    monkeypatch.setattr(domains, "connect", hang)
+    monkeypatch.setattr(libvirtd, "connect", hang)
     found = Inventory("fake:///", pytest.fail)
     found.start()
     assert shows(found, entry(1))()
@@ -326,11 +326,11 @@ def test_running_domains(tmp_path: Path) -> None:
     write(proc / "2/cmdline", "another\0process\0by\0now\0")
     write(root / "half.xml", "<domstatus")
     write(root / "other.xml", "<domstatus/>")
-    (found,) = runstate.running_domains(root, proc)
+    (found,) = run_files.running_domains(root, proc)
     assert found.vcpu_tids == {0: 9}
     assert (found.name, found.uuid, found.id, found.state, found.pid) == ("vm1", UUID.format(1), 1, "paused", 1)
     assert domxml.is_marked(found.xml) is False
-    assert runstate.running_domains(tmp_path / "none", proc) == []
+    assert run_files.running_domains(tmp_path / "none", proc) == []
 
 
 @pytest.mark.parametrize(("number", "found"), [(1, True), (2, False)])
@@ -344,9 +344,9 @@ def test_whose_process_it_is_its_cgroup_tells_and_not_its_command_line(
     write(host.proc / "7/cmdline", "\0" if found else f"a\0{UUID.format(1)}\0")
     group = f"machine.slice/machine-qemu\\x2d{number}\\x2dvm.scope"
     host.cgroup(7, f"0::/{group}/libvirt/emulator\n", group)
-    assert bool(runstate.running_domains(root, host.proc, host.sys)) == found
+    assert bool(run_files.running_domains(root, host.proc, host.sys)) == found
     write(host.proc / "7/stat", stat(7, "qemu", 0, state="Z"))
-    assert runstate.running_domains(root, host.proc, host.sys) == []
+    assert run_files.running_domains(root, host.proc, host.sys) == []
 
 
 def test_events_of_a_real_libvirt_driver() -> None:
@@ -368,9 +368,9 @@ def test_events_of_a_real_libvirt_driver() -> None:
 
 def test_a_title_and_metadata_that_change_are_told() -> None:
     """On libvirt's test driver, which tells it as QEMU's does."""
-    connection, told = domains.connect("test:///default"), SimpleQueue[str]()
+    connection, told = libvirtd.connect("test:///default"), SimpleQueue[str]()
     domain = connection.lookupByName("test")
-    with domains.subscribed(connection, changed=told.put, lost=lambda: None):
+    with libvirtd.subscribed(connection, changed=told.put, lost=lambda: None):
         for change in (
             (libvirt.VIR_DOMAIN_METADATA_TITLE, "Shop", None, None),
             (libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<a/>", "a", "urn:a"),

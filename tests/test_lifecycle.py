@@ -11,7 +11,8 @@ from conftest import CONSTANT_100_WATTS
 from lifecycle import PATIENCE_SECONDS, SETTLE_SECONDS, Host
 from walking import domain_log, grows, start_enabled, wait_until
 
-from libvirt_rapl import domxml, events
+from libvirt_rapl import events
+from libvirt_rapl.domains import domxml
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 

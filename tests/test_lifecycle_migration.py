@@ -10,7 +10,7 @@ from conftest import CONSTANT_100_WATTS
 from lifecycle import PATIENCE_SECONDS, Host
 from walking import wait_until
 
-from libvirt_rapl import domxml
+from libvirt_rapl.domains import domxml
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 

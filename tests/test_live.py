@@ -18,7 +18,7 @@ from walking import NewGuest, configure, domain_log, grows, run_files, start_ena
 
 from libvirt_rapl import events, live
 from libvirt_rapl.cli import main
-from libvirt_rapl.domains import Domain
+from libvirt_rapl.domains.libvirtd import Domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.registry import Registry
 from libvirt_rapl.simulator.world import World

@@ -7,7 +7,7 @@ import pytest
 from test_daemon import LOG, asked, start_daemon
 from walking import configure, grows, wait_until
 
-from libvirt_rapl import domxml
+from libvirt_rapl.domains import domxml
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World

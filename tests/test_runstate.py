@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fixtures import Host, Thread, write
 
-from libvirt_rapl.runstate import RunState, read_run_state, written
+from libvirt_rapl.domains.run_files import RunState, read_run_state, written
 
 STATUS = """<!--
 WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE

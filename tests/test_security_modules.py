@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.security_modules import missing_rules
+from libvirt_rapl.domains.security_modules import missing_rules
 
 EMULATOR = "/opt/q 1.0/bin/qemu".replace(" ", "-")
 WRAPPER = f"{EMULATOR}-rapl"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from libvirt_rapl import domxml
 from libvirt_rapl.config import load
+from libvirt_rapl.domains import domxml
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.selection import Selection
 

@@ -17,12 +17,13 @@ import libvirt
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl import domains, domxml, inventory, meter_state, paths, status_socket, view
+from libvirt_rapl import meter_state, paths, status_socket, view
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
+from libvirt_rapl.domains import domxml, inventory, libvirtd
+from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.runstate import RunState
 from libvirt_rapl.simulator.world import World
 
 PLAIN = "<domain type='kvm'><name>vm</name><uuid>12345678-1234-1234-1234-123456789abc</uuid></domain>"
@@ -305,7 +306,7 @@ def test_how_far_a_domain_is(
 ) -> None:
     monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(7, {}))
     number, word = (3, "running") if live else (None, "shut off")
-    domain = domains.Domain(name="vm", uuid=UUID, id=number, state=word, handle=Handle(live or inactive, inactive))
+    domain = libvirtd.Domain(name="vm", uuid=UUID, id=number, state=word, handle=Handle(live or inactive, inactive))
     registry = Registry(tmp_path)
     record = None
     if state:
@@ -354,8 +355,8 @@ def test_a_domain_that_goes_while_it_is_looked_at(
             error.err = (code,)
             raise error
 
-    failing = domains.Domain(name="gone", uuid=UUID, id=None, state="shut off", handle=Failing("", ""))
-    monkeypatch.setattr(domains, "every_domain", lambda _: [failing])
+    failing = libvirtd.Domain(name="gone", uuid=UUID, id=None, state="shut off", handle=Failing("", ""))
+    monkeypatch.setattr(libvirtd, "every_domain", lambda _: [failing])
     code = libvirt.VIR_ERR_NO_DOMAIN
     assert run(tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["domains"] == []

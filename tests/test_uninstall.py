@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import dependents, domxml
-from libvirt_rapl.emulator import installed
+from libvirt_rapl import dependents
+from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.emulator import installed
 from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from libvirt_rapl import domxml, emulator, live, security_modules
+from libvirt_rapl import live
 from libvirt_rapl.cli import DEFAULT_URI, say, warn
 from libvirt_rapl.config import load
-from libvirt_rapl.domains import Domain, DomainGoneError, connect, every_domain, lookup
+from libvirt_rapl.domains import domxml, emulator, security_modules
+from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, connect, every_domain, lookup
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.policy import wanted

@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from libvirt_rapl import domxml, emulator
 from libvirt_rapl.cli import warn
 from libvirt_rapl.config import load
+from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains.xml_layout import decode
 from libvirt_rapl.host.requirements import ProcessorError
 from libvirt_rapl.registry import Registry
-from libvirt_rapl.xmltext import decode
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,10 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from libvirt_rapl import activation, packaged, security_modules, wrappers
+from libvirt_rapl import activation, packaged, wrappers
 from libvirt_rapl.cli import say, warn
-from libvirt_rapl.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.domains import security_modules
+from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.installer import (
     PROGRAM,
@@ -129,8 +130,8 @@ def carry_out(steps: Iterable[activation.Step], *, dry_run: bool) -> None:
 
 
 def _named_emulators(uri: str) -> list[str]:
-    from libvirt_rapl.domains import connect
-    from libvirt_rapl.named_emulators import named_emulators
+    from libvirt_rapl.domains.libvirtd import connect
+    from libvirt_rapl.domains.named_emulators import named_emulators
 
     try:
         return named_emulators(connect(uri, read_only=True))

@@ -14,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import domains, inventory, paths, status_socket
+from libvirt_rapl import paths, status_socket
 from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
+from libvirt_rapl.domains import inventory, libvirtd
 from libvirt_rapl.energy.meter import Running
 from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.host.process_clock import allow_many_descriptors
@@ -87,15 +88,15 @@ def _uuid(document: dict[str, Any], name_or_uuid: str) -> str:
         for domain in document["domains"]:
             if domain[key] == name_or_uuid:
                 return str(domain["uuid"])
-    raise domains.no_such_domain(name_or_uuid)
+    raise libvirtd.no_such_domain(name_or_uuid)
 
 
 def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, Any]]:
     """Yield what samples of our own tell, once a second, of the domains named."""
     allow_many_descriptors()
     view = View(config)
-    connection = domains.connect(uri)
-    chosen = {domains.lookup(connection, name).uuid for name in names}
+    connection = libvirtd.connect(uri)
+    chosen = {libvirtd.lookup(connection, name).uuid for name in names}
     _sample(view, connection)
     due = time.monotonic()
     while True:
@@ -105,9 +106,9 @@ def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, A
         yield view.document(inventory.describe_all(d for d in found if not chosen or d.uuid in chosen))
 
 
-def _sample(view: View, connection: Any) -> list[domains.Domain]:  # noqa: ANN401
+def _sample(view: View, connection: Any) -> list[libvirtd.Domain]:  # noqa: ANN401
     """Measure every domain once, whichever were asked for: what they use is not `other`."""
-    found = domains.every_domain(connection)
+    found = libvirtd.every_domain(connection)
     states = {domain.uuid: inventory.run_state(domain) for domain in found}
     view.meter.sample(Running(uuid, state.pid, state.vcpu_tids) for uuid, state in states.items() if state)
     view.trouble = view.meter.trouble

@@ -2,8 +2,8 @@
 
 import argparse
 
-from libvirt_rapl import domxml
 from libvirt_rapl.cli.inject import add_arguments, read_xml, write_xml
+from libvirt_rapl.domains import domxml
 
 __all__ = ["add_arguments", "run"]
 

@@ -5,10 +5,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from libvirt_rapl import domxml, inventory, policy, systemd
+from libvirt_rapl import policy, systemd
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
-from libvirt_rapl.domains import Domain, DomainGoneError, every_domain
+from libvirt_rapl.domains import domxml, inventory
+from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import HOST_ONLY, ProcessorError, check_processor

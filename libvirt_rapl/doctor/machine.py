@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import domains, installer, packaged, paths, status_socket, wrappers
+from libvirt_rapl import installer, packaged, paths, status_socket, wrappers
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
-from libvirt_rapl.domxml import DEFAULT_EMULATOR
-from libvirt_rapl.emulator import INSTALL
+from libvirt_rapl.domains import libvirtd
+from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.domains.emulator import INSTALL
+from libvirt_rapl.domains.named_emulators import named_emulators
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import processor
-from libvirt_rapl.named_emulators import named_emulators
 from libvirt_rapl.tree import Tree
 
 
@@ -107,7 +108,7 @@ class Machine:
     def _connection(self) -> Any:  # noqa: ANN401
         """The connection or why there is none: a libvirt that hangs shall hold us up once."""
         try:
-            return domains.connect(self.uri, read_only=True)
+            return libvirtd.connect(self.uri, read_only=True)
         except VirtRaplError as error:
             return error
 

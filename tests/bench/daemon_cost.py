@@ -20,7 +20,7 @@ from programs import vcpu_tids
 
 from libvirt_rapl import daemon, view
 from libvirt_rapl.config import Config
-from libvirt_rapl.inventory import Entry, Inventory
+from libvirt_rapl.domains.inventory import Entry, Inventory
 
 
 class Told(Inventory):

@@ -15,9 +15,7 @@ import uuid
 from lxml import etree
 from lxml.etree import _Element
 
-from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.selection import Traits
-from libvirt_rapl.xmltext import (
+from libvirt_rapl.domains.xml_layout import (
     PROLOG,
     add_suffix,
     as_in,
@@ -28,6 +26,8 @@ from libvirt_rapl.xmltext import (
     remove_suffix,
     string,
 )
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import Traits
 
 MARK = "urn:libvirt-rapl:mark:1"
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"

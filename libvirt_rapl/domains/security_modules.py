@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl.domxml import WRAPPER_SUFFIX
-from libvirt_rapl.emulator import KNOWN
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from libvirt_rapl import domains, domxml
+from libvirt_rapl.domains import domxml, libvirtd
+from libvirt_rapl.domains.run_files import RunState, read_run_state, running_domains, written
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.runstate import RunState, read_run_state, running_domains, written
 
 BACKOFF_SECONDS = (1.0, 2.0, 3.0)
 """Waits between attempts to reach libvirt; the last one again and again."""
@@ -37,7 +37,7 @@ class Entry:
     """Where our mark is: in the `live` domain, only in what its `next` start uses, or nowhere (empty)."""
 
 
-def describe(domain: domains.Domain) -> Entry:
+def describe(domain: libvirtd.Domain) -> Entry:
     """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
     mark = ""
     if domain.active and _is_marked(domain.live_xml()):
@@ -59,7 +59,7 @@ def _is_marked(xml: str) -> bool:
         return False
 
 
-def run_state(domain: domains.Domain) -> RunState | None:
+def run_state(domain: libvirtd.Domain) -> RunState | None:
     """Return the process and threads of a domain, None when it does not run.
 
     Raises VirtRaplError when libvirt's run-time files may not be read.
@@ -70,11 +70,11 @@ def run_state(domain: domains.Domain) -> RunState | None:
         raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
 
 
-def describe_all(found: Iterable[domains.Domain]) -> list[Entry]:
+def describe_all(found: Iterable[libvirtd.Domain]) -> list[Entry]:
     """Describe domains that were listed; one that has gone since, as a transient one does at its end, is left out."""
     entries = []
     for domain in found:
-        with contextlib.suppress(domains.DomainGoneError):
+        with contextlib.suppress(libvirtd.DomainGoneError):
             entries.append(describe(domain))
     return entries
 
@@ -132,9 +132,9 @@ class Inventory:
     def _follow(self) -> None:
         """List the domains and take in every change, until libvirt is lost, which raises."""
         changes: SimpleQueue[str | None] = SimpleQueue()
-        connection = domains.connect(self._uri, read_only=True)
-        with domains.subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
-            self.entries = _by_uuid(domains.every_domain(connection))
+        connection = libvirtd.connect(self._uri, read_only=True)
+        with libvirtd.subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
+            self.entries = _by_uuid(libvirtd.every_domain(connection))
             self.listed = True
             if self.trouble:
                 self._tell("libvirt is back")
@@ -143,7 +143,7 @@ class Inventory:
             self._changed(self.entries)
             while (changed := self._next_changed(changes)) is not None:
                 if changed:
-                    found = [domain for uuid in changed if (domain := domains.lookup_uuid(connection, uuid))]
+                    found = [domain for uuid in changed if (domain := libvirtd.lookup_uuid(connection, uuid))]
                     others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
                     self.entries = others | _by_uuid(found)
                     self._changed(changed)
@@ -193,7 +193,7 @@ class Inventory:
         self.entries = entries
 
 
-def _by_uuid(found: Iterable[domains.Domain]) -> dict[str, Entry]:
+def _by_uuid(found: Iterable[libvirtd.Domain]) -> dict[str, Entry]:
     return {entry.uuid: entry for entry in describe_all(found)}
 
 

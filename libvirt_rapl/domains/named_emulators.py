@@ -5,8 +5,8 @@ from typing import Any
 
 from lxml import etree
 
-from libvirt_rapl import domxml
-from libvirt_rapl.domains import DomainGoneError, LibvirtError, every_domain
+from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.libvirtd import DomainGoneError, LibvirtError, every_domain
 from libvirt_rapl.errors import VirtRaplError
 
 
