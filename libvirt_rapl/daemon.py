@@ -18,16 +18,16 @@ from pathlib import Path
 
 from libvirt_rapl import paths, status_socket, systemd
 from libvirt_rapl.config import Config
-from libvirt_rapl.confinement import keep_capabilities_from_programs
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy import snapshot
 from libvirt_rapl.energy.ledger import DIRECTORY_MODE, Ledger
 from libvirt_rapl.energy.meter import Running
 from libvirt_rapl.errors import VirtRaplError, printable
+from libvirt_rapl.helper.confinement import keep_capabilities_from_programs
+from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
 from libvirt_rapl.policy import Policy
-from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
 
 FLUSH_SECONDS = 10.0

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from libvirt_rapl import paths
-from libvirt_rapl.registry import Registry
+from libvirt_rapl.helper.records import Registry
 
 LIMIT = 1 << 20
 """Bytes after which the file is set aside as `events.jsonl.1`, in place of the one before."""

@@ -1,9 +1,9 @@
 """How far a domain is with its own meter, and why it has none: what status, doctor and `enable --live` go by."""
 
-from libvirt_rapl import instances
 from libvirt_rapl.domains.inventory import Entry
-from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.vmsr.model import known
+from libvirt_rapl.helper import instances
+from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.vmsr.qemu_arithmetic import known
 
 
 def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[str, str]:

@@ -19,8 +19,8 @@ from typing import Any
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import domxml, emulator, libvirtd
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
-from libvirt_rapl.registry import Registry
 from libvirt_rapl.selection import Selection
 
 RULE = "/etc/polkit-1/rules.d/60-virt-rapl.rules"

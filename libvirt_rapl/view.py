@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import instances
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains.inventory import Entry
 from libvirt_rapl.energy.meter import DomainUsage, Meter, Usage, ZoneUsage
 from libvirt_rapl.errors import message_of
+from libvirt_rapl.helper import instances
+from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.host.topology import model_name
 from libvirt_rapl.meter_state import unknown_qemu, vrapl_state
-from libvirt_rapl.registry import Record, Registry
 
 SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
 SCHEMA = 1

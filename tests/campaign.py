@@ -15,7 +15,7 @@ from walking import run_files, wait_until
 
 from libvirt_rapl import events, paths, status_socket
 from libvirt_rapl.config import Config
-from libvirt_rapl.registry import UUID
+from libvirt_rapl.helper.records import UUID
 from libvirt_rapl.simulator.world import World
 
 RUN, LEDGER = "/run/virt-rapl", "/var/lib/virt-rapl"

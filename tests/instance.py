@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from libvirt_rapl.instances import OWNER
-from libvirt_rapl.vmsr.client import probe
-from libvirt_rapl.vmsr.protocol import REPLY, REQUEST
+from libvirt_rapl.helper.instances import OWNER
+from libvirt_rapl.helper.vmsr.client import probe
+from libvirt_rapl.helper.vmsr.protocol import REPLY, REQUEST
 
 START_SECONDS = 15.0
 UUID = "11111111-2222-4333-8444-{:012d}"

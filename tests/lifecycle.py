@@ -142,7 +142,7 @@ class Host:
                 arguments = (directory / "cmdline").read_text().split("\0")
             except OSError:
                 continue  # it has ended
-            if any("libvirt_rapl.vmsr.serving" in argument for argument in arguments):
+            if any("libvirt_rapl.helper.vmsr.serving" in argument for argument in arguments):
                 found += [Path(argument).stem for argument in arguments if argument.endswith(".state")]
             elif "helper" in arguments and "libvirt_rapl" in arguments:
                 found.append(arguments[arguments.index("helper") + 1])  # on its way

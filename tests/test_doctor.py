@@ -37,11 +37,11 @@ from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.energy import ledger
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
+from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.installer import PLACES, install
 from libvirt_rapl.paths import DISPATCHER, HOOK
-from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.simulator.world import World
 
 QEMU = "usr/bin/qemu-system-x86_64"
@@ -276,7 +276,7 @@ def helper_of_qemu(patient: Patient) -> None:
 
 
 def no_seccomp(patient: Patient) -> None:
-    patient.patch.setattr("libvirt_rapl.confinement._LIBSECCOMP", "libno.so.2")
+    patient.patch.setattr("libvirt_rapl.helper.confinement._LIBSECCOMP", "libno.so.2")
 
 
 def link_of_run_directory(patient: Patient) -> None:

@@ -12,8 +12,9 @@ from uuid import uuid4
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
-from libvirt_rapl import events, instances, paths
+from libvirt_rapl import events, paths
 from libvirt_rapl.domains.domxml import MARK
+from libvirt_rapl.helper import instances
 from libvirt_rapl.simulator.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("default_configuration")]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from instance import Instance, Rapl, answer, ask
 
-from libvirt_rapl.vmsr.client import probe
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, REGISTERS, REQUEST
+from libvirt_rapl.helper.vmsr.client import probe
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, REGISTERS, REQUEST
 
 pytestmark = pytest.mark.e2e
 

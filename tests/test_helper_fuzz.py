@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from instance import Instance, Rapl, ask
 
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
 
 pytestmark = pytest.mark.e2e
 

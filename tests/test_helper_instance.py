@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 from instance import UUID, Instance, Rapl, answer, ask
 
-from libvirt_rapl import instances, systemd
-from libvirt_rapl.confinement import FILE_BYTES
+from libvirt_rapl import systemd
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper import instances
+from libvirt_rapl.helper.confinement import FILE_BYTES
+from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
+from libvirt_rapl.helper.vmsr.server import TICK_SECONDS
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.host.requirements import check_processes_are_seen
-from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
-from libvirt_rapl.vmsr.server import TICK_SECONDS
 
 pytestmark = pytest.mark.e2e
 
@@ -69,7 +70,7 @@ def test_the_filter_leaves_reading_and_answering(tmp_path: Path, *, as_qemu: boo
     script = f"""
 import errno, fcntl, os, resource, socket, struct, sys, termios
 sys.path.insert(0, {str(PACKAGE.parent)!r})
-from libvirt_rapl.confinement import *
+from libvirt_rapl.helper.confinement import *
 listener = socket.socket(socket.AF_UNIX)
 file, parent = os.open("file", os.O_RDONLY), os.getppid()
 program = open_program(sys.executable)

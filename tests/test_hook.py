@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from libvirt_rapl import events, hook, instances, paths
+from libvirt_rapl import events, hook, paths
 from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import domxml, emulator
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.registry import Record, Registry
+from libvirt_rapl.helper import instances
+from libvirt_rapl.helper.records import Record, Registry
 
 UUID = "12345678-1234-1234-1234-123456789abc"
 PLAIN = f"""<domain type='kvm' id='3'>
@@ -494,7 +495,7 @@ def test_the_end_of_a_domain_takes_away_what_a_killed_enable_live_left_and_no_mo
 @pytest.mark.parametrize("how", ["with", "without"])
 def test_what_a_killed_enable_live_said_rules_nothing(host: Host, how: str) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from libvirt_rapl.registry import Registry\n"
+        "import os, signal, sys; from pathlib import Path; from libvirt_rapl.helper.records import Registry\n"
         f"with Registry(Path({str(host.run)!r})).switching_on({UUID!r}) as tell:\n"
         f"    tell({how!r}); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -8,15 +8,15 @@ import pytest
 from fixtures import RANGE, Host, write
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.vmsr.energy import Package
+from libvirt_rapl.helper.vmsr.energy import Zone as HelperZone
+from libvirt_rapl.helper.vmsr.registers import find
 from libvirt_rapl.host import energy_source, msr
 from libvirt_rapl.host.energy_counter import EnergyCounter
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
 from libvirt_rapl.host.zones import most_watts
-from libvirt_rapl.vmsr.energy import Package
-from libvirt_rapl.vmsr.energy import Zone as HelperZone
-from libvirt_rapl.vmsr.registers import find
 
 UNITS = 0xA0E03
 

@@ -12,8 +12,8 @@ import pytest
 from libvirt_rapl import events, paths
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.registry import SHARED, Record, Registry
-from libvirt_rapl.vmsr.serving import qemu_pid
+from libvirt_rapl.helper.records import SHARED, Record, Registry
+from libvirt_rapl.helper.vmsr.serving import qemu_pid
 
 UUID = "12345678-1234-1234-1234-123456789abc"
 
@@ -171,7 +171,7 @@ def test_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         order.append("first")
     other.join()
     assert order == ["first", "second"]
-    monkeypatch.setattr("libvirt_rapl.registry.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("libvirt_rapl.helper.records.LOCK_SECONDS", 0.1)
     with registry.locked(UUID):
         second()  # whoever hangs holds nobody up
     registry.remove(UUID)

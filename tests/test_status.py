@@ -22,8 +22,8 @@ from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import domxml, inventory, libvirtd
 from libvirt_rapl.domains.run_files import RunState
+from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.simulator.world import World
 
 PLAIN = "<domain type='kvm'><name>vm</name><uuid>12345678-1234-1234-1234-123456789abc</uuid></domain>"

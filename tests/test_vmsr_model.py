@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_qemu_oracle import CPUS, TICKS_PER_SECOND
 from test_qemu_oracle import Qemu as Oracle
 
-from libvirt_rapl.vmsr.model import MOST, Qemu, known
+from libvirt_rapl.helper.vmsr.qemu_arithmetic import MOST, Qemu, known
 
 TICKS = st.integers(0, TICKS_PER_SECOND + 3)
 WINDOWS = st.lists(

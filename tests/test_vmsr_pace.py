@@ -2,8 +2,8 @@
 
 import pytest
 
-from libvirt_rapl.vmsr.pace import WINDOW_SECONDS, Bucket, Windows
-from libvirt_rapl.vmsr.protocol import ENERGY
+from libvirt_rapl.helper.vmsr.pace import WINDOW_SECONDS, Bucket, Windows
+from libvirt_rapl.helper.vmsr.protocol import ENERGY
 
 
 class Registers:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.vmsr import energy, readers
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, ReadRegister
+from libvirt_rapl.helper.vmsr.readers import Readers
+from libvirt_rapl.helper.vmsr.registers import find
 from libvirt_rapl.host.requirements import check_host
-from libvirt_rapl.vmsr import energy, readers
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, ReadRegister
-from libvirt_rapl.vmsr.readers import Readers
-from libvirt_rapl.vmsr.registers import find
 
 RANGE = 262_143_328_850
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from instance import answer, ask
 
+from libvirt_rapl.helper.vmsr import server as server_module
+from libvirt_rapl.helper.vmsr.client import probe
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST
+from libvirt_rapl.helper.vmsr.server import SLOTS, SLOTS_OF_ONE, Server
 from libvirt_rapl.sockets import listen
-from libvirt_rapl.vmsr import server as server_module
-from libvirt_rapl.vmsr.client import probe
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST
-from libvirt_rapl.vmsr.server import SLOTS, SLOTS_OF_ONE, Server
 
 VALUES = {POWER_UNIT: 0xA0E03, POWER_LIMIT: 0x42816000DD8498, POWER_INFO: 0x4F002D80000690, ENERGY: 2**40 + 7}
 

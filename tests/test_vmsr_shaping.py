@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_qemu_oracle import CPUS
 from test_qemu_oracle import Qemu as Oracle
 
-from libvirt_rapl.vmsr.cpus import Cpus
-from libvirt_rapl.vmsr.energy import Package
-from libvirt_rapl.vmsr.shaping import IDLE_NS, Shaper
-from libvirt_rapl.vmsr.threads import Thread
+from libvirt_rapl.helper.vmsr.cpus import Cpus
+from libvirt_rapl.helper.vmsr.energy import Package
+from libvirt_rapl.helper.vmsr.shaping import IDLE_NS, Shaper
+from libvirt_rapl.helper.vmsr.threads import Thread
 
 SECOND, TICK = 1_000_000_000, 10_000_000
 UNIT = (15625, 256)
@@ -36,7 +36,7 @@ class Zone:
 
 
 class Machine:
-    """A QEMU, its helper, and their moments. It stands in for libvirt_rapl.vmsr.threads.Domain, too."""
+    """A QEMU, its helper, and their moments. It stands in for libvirt_rapl.helper.vmsr.threads.Domain, too."""
 
     def __init__(self, directory: str = "/nowhere/") -> None:
         self.now = 1_000 * SECOND

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from libvirt_rapl.vmsr import threads
-from libvirt_rapl.vmsr.cpus import Cpus
-from libvirt_rapl.vmsr.energy import Package
-from libvirt_rapl.vmsr.shaping import Shaper
-from libvirt_rapl.vmsr.threads import Domain, process_nanoseconds
+from libvirt_rapl.helper.vmsr import threads
+from libvirt_rapl.helper.vmsr.cpus import Cpus
+from libvirt_rapl.helper.vmsr.energy import Package
+from libvirt_rapl.helper.vmsr.shaping import Shaper
+from libvirt_rapl.helper.vmsr.threads import Domain, process_nanoseconds
 
 SECOND = 1_000_000_000
 

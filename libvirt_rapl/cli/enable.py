@@ -16,9 +16,9 @@ from libvirt_rapl.config import load
 from libvirt_rapl.domains import domxml, emulator, security_modules
 from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, connect, every_domain, lookup
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.policy import wanted
-from libvirt_rapl.registry import Registry
 from libvirt_rapl.selection import Selection
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from libvirt_rapl.config import Config, load
-from libvirt_rapl.confinement import drop_privileges, filter_system_calls, open_program
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.confinement import drop_privileges, filter_system_calls, open_program
+from libvirt_rapl.helper.instances import OWNER
+from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.vmsr import serving
+from libvirt_rapl.helper.vmsr.registers import find
 from libvirt_rapl.host.requirements import check_processes_are_seen, qemu_helper
-from libvirt_rapl.instances import OWNER
-from libvirt_rapl.registry import Record, Registry
 from libvirt_rapl.sockets import listen
-from libvirt_rapl.vmsr import serving
-from libvirt_rapl.vmsr.registers import find
 
 PACKAGES = Path(__file__).parents[2]
 SERVE = f"import sys; sys.path.append(sys.argv[1]); from {serving.__name__} import main; main(*sys.argv[2:])"

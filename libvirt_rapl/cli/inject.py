@@ -8,8 +8,8 @@ from libvirt_rapl.cli import warn
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import domxml, emulator
 from libvirt_rapl.domains.xml_layout import decode
+from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import ProcessorError
-from libvirt_rapl.registry import Registry
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:

@@ -20,8 +20,8 @@ from libvirt_rapl.config import Config, load
 from libvirt_rapl.domains import inventory, libvirtd
 from libvirt_rapl.energy.meter import Running
 from libvirt_rapl.errors import VirtRaplError, printable
+from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
-from libvirt_rapl.registry import Registry
 from libvirt_rapl.view import View
 
 INTERVAL_SECONDS = 1.0

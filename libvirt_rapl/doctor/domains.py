@@ -11,10 +11,10 @@ from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import domxml, inventory
 from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import HOST_ONLY, ProcessorError, check_processor
 from libvirt_rapl.meter_state import unknown_qemu, vrapl_state
-from libvirt_rapl.registry import Registry
 
 ANEW = "then `virt-rapl enable --live {0}`, or shut {0} down and start it"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.vmsr import registers as vmsr_registers
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.msr import AMD_VENDORS
 from libvirt_rapl.host.process_clock import NOT_COUNTED
@@ -13,7 +14,6 @@ from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import check_cpus, check_enabled, check_processes_are_seen, check_processor
 from libvirt_rapl.host.topology import model_name, packages
 from libvirt_rapl.host.topology import processor as kind_of_processor
-from libvirt_rapl.vmsr import registers as vmsr_registers
 
 
 def processor(machine: Machine) -> Iterator[Finding]:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from libvirt_rapl import __version__, activation, events, installer, packaged, paths, systemd, wrappers
-from libvirt_rapl.confinement import seccomp
 from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import emulator, security_modules
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import INSTALL
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.confinement import seccomp
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import qemu_helper
 

@@ -18,9 +18,9 @@ from libvirt_rapl.domains.domxml import check_socket
 from libvirt_rapl.domains.libvirtd import every_domain
 from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.installer import PROGRAM, closed_directory, to_open
-from libvirt_rapl.registry import Registry
 
 USER = "virt-rapl"
 """As whom systemd runs virt-rapld."""

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from libvirt_rapl import systemd
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.processes import is_stopped, start_time
-from libvirt_rapl.registry import Record, Registry
-from libvirt_rapl.vmsr.client import probe
 
 HELPER_ENDED = "its helper ended, and QEMU connects only once; restart the domain"
 HELPER_ALONE = "QEMU is not connected to its helper; restart the domain"
@@ -76,7 +76,7 @@ def trouble(record: Record, registry: Registry) -> str:
 
 
 def _serves(record: Record, registry: Registry) -> bool:
-    """Tell whether QEMU is connected, as far as the helper shows it; see libvirt_rapl.vmsr.serving.SignOfLife."""
+    """Tell whether QEMU is connected, as far as the helper shows it: see SignOfLife in vmsr.serving."""
     try:
         return registry.path(record.uuid, "alive").stat().st_atime_ns != 0
     except OSError:

@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from libvirt_rapl.vmsr.protocol import POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST
+from libvirt_rapl.helper.vmsr.protocol import POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST
 
 
 def probe(path: Path, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""The energy of each package as a number that never wraps. Imports next to nothing, as libvirt_rapl.vmsr.threads."""
+"""The energy of each package as a number that never wraps. Imports next to nothing, as threads does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from libvirt_rapl.host.energy_counter import EnergyCounter, reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from libvirt_rapl.vmsr.registers import Counter
+    from libvirt_rapl.helper.vmsr.registers import Counter
 
 
 class Zone:

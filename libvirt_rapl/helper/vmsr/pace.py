@@ -6,7 +6,7 @@ thread makes. For each package it asks for energy, sleeps for a second, asks aga
 
 from _collections_abc import Callable  # collections.abc, without the memory that the rest of collections takes
 
-from libvirt_rapl.vmsr.protocol import ENERGY, ReadRegister
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, ReadRegister
 
 WINDOW_SECONDS = 0.9
 """QEMU sleeps for a second between the start and the end of a window; what asks sooner is not QEMU's thread."""

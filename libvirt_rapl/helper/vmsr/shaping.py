@@ -3,8 +3,9 @@
 The charge is that of the model `capacity` (libvirt_rapl.energy.attribution), as on the host: of what a package counted,
 the domain's CPU time there over all the time that the package's CPUs had. It is added up without a gap, from the end of
 a window of QEMU's to the end of the next. At each end the largest difference is answered whose outcome, by
-libvirt_rapl.vmsr.model, stays within what is owed; the rest is carried. Nothing is lost thereby, and nothing is given
-twice: what QEMU did with the difference is reckoned when the next window begins and more is known of the ticks it saw.
+libvirt_rapl.helper.vmsr.qemu_arithmetic, stays within what is owed; the rest is carried. Nothing is lost thereby, and
+nothing is given twice: what QEMU did with the difference is reckoned when the next window begins and more is known of
+the ticks it saw.
 
 QEMU reads ticks a moment after an end is answered and a moment before a beginning is asked for, so a thread may have
 run a tick more than was seen here. Of a tick in between a third is expected in the window before, a third in the one
@@ -37,15 +38,15 @@ from __future__ import annotations
 
 import os
 
-from libvirt_rapl.vmsr.energy import Package, boot_nanoseconds
-from libvirt_rapl.vmsr.model import MOST, Qemu
+from libvirt_rapl.helper.vmsr.energy import Package, boot_nanoseconds
+from libvirt_rapl.helper.vmsr.qemu_arithmetic import MOST, Qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from libvirt_rapl.vmsr.cpus import Cpus
-    from libvirt_rapl.vmsr.threads import Domain, Thread
+    from libvirt_rapl.helper.vmsr.cpus import Cpus
+    from libvirt_rapl.helper.vmsr.threads import Domain, Thread
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 WINDOW_NS = 900_000_000

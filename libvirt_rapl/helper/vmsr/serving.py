@@ -11,11 +11,11 @@ import time
 from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # see server
 from _socket import socket
 
+from libvirt_rapl.helper.vmsr.pace import Windows
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, ReadRegister
+from libvirt_rapl.helper.vmsr.readers import Readers
+from libvirt_rapl.helper.vmsr.server import Server
 from libvirt_rapl.host.machine_cgroup import machine_number
-from libvirt_rapl.vmsr.pace import Windows
-from libvirt_rapl.vmsr.protocol import ENERGY, ReadRegister
-from libvirt_rapl.vmsr.readers import Readers
-from libvirt_rapl.vmsr.server import Server
 
 LAST_SECONDS = 2.0
 """How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
@@ -25,9 +25,9 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
     """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose times are the
-    instance's signs of life. `state_file` may tell QEMU's PID; see libvirt_rapl.registry for both. `machine` is
-    libvirt's number of the domain, empty where nobody knows it. `registers` are those of libvirt_rapl.vmsr.registers,
-    as marshal has them, in hexadecimal digits.
+    instance's signs of life. `state_file` may tell QEMU's PID; see libvirt_rapl.helper.records for both. `machine` is
+    libvirt's number of the domain, empty where nobody knows it. `registers` are those of
+    libvirt_rapl.helper.vmsr.registers, as marshal has them, in hexadecimal digits.
     """
     found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:

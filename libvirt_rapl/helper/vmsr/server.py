@@ -16,8 +16,8 @@ import time
 from _collections_abc import Callable  # collections.abc, without the memory that the rest of collections takes
 from _socket import MSG_DONTWAIT, SO_PEERCRED, SOL_SOCKET, socket
 
-from libvirt_rapl.vmsr.pace import Bucket
-from libvirt_rapl.vmsr.protocol import ENERGY, REGISTERS, REPLY, REQUEST, ReaderFor, ReadRegister
+from libvirt_rapl.helper.vmsr.pace import Bucket
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, REGISTERS, REPLY, REQUEST, ReaderFor, ReadRegister
 
 SLOTS = 8
 """Connections at a time. QEMU needs one and a health check a second."""

@@ -1,6 +1,6 @@
 """Where a helper finds the four registers it answers: the CPU's own, or powercap's files to make them from.
 
-Found once, by whoever starts a helper; libvirt_rapl.vmsr.readers reads them. Layouts: Intel SDM volume 3B, "RAPL
+Found once, by whoever starts a helper; libvirt_rapl.helper.vmsr.readers reads them. Layouts: Intel SDM volume 3B, "RAPL
 Interfaces". Values made from powercap use the units most CPUs have.
 """
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
 from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.topology import packages
-from libvirt_rapl.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
 
 UNITS = 0xA0E03
 """Power in 2**-3 W (bits 0-3), energy in 2**-14 J (bits 8-12), time in 2**-10 s (bits 16-19)."""

@@ -1,8 +1,8 @@
-"""Which package each CPU belongs to, while CPUs come and go. Imports next to nothing, as libvirt_rapl.vmsr.threads."""
+"""Which package each CPU belongs to, while CPUs come and go. Imports next to nothing, as threads does."""
 
 from __future__ import annotations
 
-from libvirt_rapl.vmsr.threads import read
+from libvirt_rapl.helper.vmsr.threads import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,19 +1,19 @@
 """What each peer of a helper reads: energy made for its own windows or, without shaping, the package's as it is.
 
-Imports next to nothing, as libvirt_rapl.vmsr.threads.
+Imports next to nothing, as libvirt_rapl.helper.vmsr.threads.
 """
 
 from __future__ import annotations
 
-from libvirt_rapl.vmsr.cpus import Cpus
-from libvirt_rapl.vmsr.energy import Package, Zone, boot_nanoseconds
-from libvirt_rapl.vmsr.shaping import Shaper
-from libvirt_rapl.vmsr.threads import Domain
+from libvirt_rapl.helper.vmsr.cpus import Cpus
+from libvirt_rapl.helper.vmsr.energy import Package, Zone, boot_nanoseconds
+from libvirt_rapl.helper.vmsr.shaping import Shaper
+from libvirt_rapl.helper.vmsr.threads import Domain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from libvirt_rapl.vmsr.protocol import ReadRegister
-    from libvirt_rapl.vmsr.registers import Registers
+    from libvirt_rapl.helper.vmsr.protocol import ReadRegister
+    from libvirt_rapl.helper.vmsr.registers import Registers
 
 FRESH_NS = 900_000_000
 """Without shaping a package is read again after so long at the soonest; QEMU's windows take a second."""

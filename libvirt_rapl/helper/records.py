@@ -6,7 +6,7 @@ Of a domain with UUID u the run directory holds
   u.json   the record (root only),
   u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
            below it, for the helper, QEMU's PID once it is known,
-  u.sock   the helper's socket: root's, and the domain's QEMU user may connect; see libvirt_rapl.instances,
+  u.sock   the helper's socket: root's, and the domain's QEMU user may connect; see libvirt_rapl.helper.instances,
   u.alive  a file whose time of change tells when the native helper last served its QEMU for all it knows; its time of
            access is 0 while it knows that QEMU is not connected,
   u.log    what the helper said, where there is no systemd,
