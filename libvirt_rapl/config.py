@@ -60,7 +60,7 @@ class Config:
     hook_deadline: float = 5.0
     """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; from 1 to 10."""
     domains: Selection = field(default_factory=Selection)
-    """Domains that shall have a meter without being asked for one by one: see libvirt_rapl.policy. None by default."""
+    """Domains that shall have a meter without being asked for one by one: see lifecycle.policy. None by default."""
 
 
 class Setting(NamedTuple):

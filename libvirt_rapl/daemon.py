@@ -27,7 +27,7 @@ from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.helper.confinement import keep_capabilities_from_programs
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
-from libvirt_rapl.policy import Policy
+from libvirt_rapl.lifecycle.policy import Policy
 from libvirt_rapl.view import View
 
 FLUSH_SECONDS = 10.0

@@ -18,7 +18,7 @@ from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.host.topology import model_name
-from libvirt_rapl.meter_state import unknown_qemu, vrapl_state
+from libvirt_rapl.lifecycle.meter_state import unknown_qemu, vrapl_state
 
 SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
 SCHEMA = 1

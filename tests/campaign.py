@@ -13,9 +13,10 @@ from unittest.mock import MagicMock
 
 from walking import run_files, wait_until
 
-from libvirt_rapl import events, paths, status_socket
+from libvirt_rapl import paths, status_socket
 from libvirt_rapl.config import Config
 from libvirt_rapl.helper.records import UUID
+from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World
 
 RUN, LEDGER = "/run/virt-rapl", "/var/lib/virt-rapl"

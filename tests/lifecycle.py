@@ -10,9 +10,10 @@ from typing import Any
 
 from walking import CONFIGURATION, wait_until
 
-from libvirt_rapl import events, paths, status_socket
+from libvirt_rapl import paths, status_socket
 from libvirt_rapl.domains import domxml
 from libvirt_rapl.domains.run_files import running_domains
+from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 

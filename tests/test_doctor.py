@@ -28,7 +28,7 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, events, installer, packaged, paths, status_socket, wrappers
+from libvirt_rapl import doctor, installer, packaged, paths, status_socket, wrappers
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
@@ -41,6 +41,7 @@ from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.installer import PLACES, install
+from libvirt_rapl.lifecycle import events
 from libvirt_rapl.paths import DISPATCHER, HOOK
 from libvirt_rapl.simulator.world import World
 

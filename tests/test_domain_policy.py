@@ -10,11 +10,11 @@ import libvirt
 import pytest
 from test_enable import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
 
-from libvirt_rapl import policy
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import domxml, emulator
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.policy import Policy
+from libvirt_rapl.lifecycle import policy
+from libvirt_rapl.lifecycle.policy import Policy
 from libvirt_rapl.selection import Selection
 
 QEMU = Path("/usr/bin/q")

@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from walking import NewGuest, start_enabled
 
-from libvirt_rapl import events, paths
+from libvirt_rapl import paths
 from libvirt_rapl.cli import main
+from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World
 
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"

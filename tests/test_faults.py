@@ -12,9 +12,10 @@ from uuid import uuid4
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
-from libvirt_rapl import events, paths
+from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import MARK
 from libvirt_rapl.helper import instances
+from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("default_configuration")]
@@ -200,7 +201,7 @@ def test_an_older_libvirt_asks_for_kvm_in_another_way(world: World, new_guest: N
 
 
 def test_libvirt_is_killed_and_reads_no_more_what_the_hook_says(world: World) -> None:
-    hook = f"{sys.executable} -I -m libvirt_rapl.hook nobody started begin - </dev/null"
+    hook = f"{sys.executable} -I -m libvirt_rapl.lifecycle.hook nobody started begin - </dev/null"
     world.run(["sh", "-c", f"{{ sleep 0.5; {hook}; echo $? >/mnt/status; }} 2>&1 | true"])
     assert world.path("/mnt/status").read_text() == "0\n"
     event = list(events.written(world.path("/run/virt-rapl")))[-1]

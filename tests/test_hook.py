@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from libvirt_rapl import events, hook, paths
+from libvirt_rapl import paths
 from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import domxml, emulator
@@ -21,6 +21,7 @@ from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.lifecycle import events, hook
 
 UUID = "12345678-1234-1234-1234-123456789abc"
 PLAIN = f"""<domain type='kvm' id='3'>

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import events, paths
+from libvirt_rapl import paths
+from libvirt_rapl.lifecycle import events
 
 HOOK = Path(__file__).parent.parent / "hooks" / "qemu"
 MARK = "    <rapl:rapl xmlns:rapl=\"urn:libvirt-rapl:mark:1\" emulator='/usr/bin/qemu-system-x86_64'/>\n"
@@ -84,7 +85,7 @@ def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Guard:
 def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operation: str) -> None:
     done = guard.run("a domain", operation, "begin", "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert guard.got() == (["-I", "-m", "libvirt_rapl.hook", "a domain", operation, "begin", "-"], MARKED)
+    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a domain", operation, "begin", "-"], MARKED)
 
 
 @pytest.mark.parametrize("operation", ["start", "started", "restore"])
@@ -108,7 +109,7 @@ def test_other_domains_leave_it_asleep(guard: Guard, operation: str, xml: str) -
 def test_no_metadata_hides_the_mark_or_names_another_domain(guard: Guard, metadata: str) -> None:
     xml = f"{START}  {metadata}\n{TAIL}"
     assert guard.run("a", "start", "begin", "-", xml=xml).returncode == 0
-    assert guard.got() == (["-I", "-m", "libvirt_rapl.hook", "a", "start", "begin", "-"], xml)
+    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", "start", "begin", "-"], xml)
     guard.python.unlink()
     directory = guard.directory / "run"
     directory.mkdir()
@@ -124,7 +125,7 @@ def test_large_metadata(guard: Guard, large: str, mark: str) -> None:
     """Megabytes of it: what costs more than a line's worth a line would not end within the guard's ten seconds."""
     xml = f"{START}  <metadata>\n{large}{mark}  </metadata>\n{TAIL}"
     assert guard.run("a", "start", "begin", "-", xml=xml).returncode == 0
-    wants = (["-I", "-m", "libvirt_rapl.hook", "a", "start", "begin", "-"], xml)
+    wants = (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", "start", "begin", "-"], xml)
     assert guard.got() == (wants if mark else None)
 
 
@@ -134,7 +135,7 @@ def test_a_domain_that_has_lost_its_mark_still_has_a_helper_to_end(guard: Guard,
     (guard.directory / "run").mkdir()
     (guard.directory / f"run/{UUID}.json").touch()
     guard.run("a", operation, "begin", "-", xml=unmarked)
-    wants = (["-I", "-m", "libvirt_rapl.hook", "a", operation, "begin", "-"], unmarked)
+    wants = (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", operation, "begin", "-"], unmarked)
     assert guard.got() == (wants if operation in ("stopped", "release") else None)
 
 
@@ -151,7 +152,7 @@ def test_restore_and_migrate_always_wake_it_and_pass_its_xml_on(guard: Guard, op
     guard.wakes(f"cat <<'X'\n{MARKED}X\nexit 0")
     done = guard.run("a", operation, "begin", "-", xml=xml)
     assert (done.returncode, done.stdout, done.stderr) == (0, MARKED.rstrip("\n") + "\n", "")
-    assert guard.got() == (["-I", "-m", "libvirt_rapl.hook", "a", operation, "begin", "-"], xml)
+    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", operation, "begin", "-"], xml)
 
 
 @pytest.mark.parametrize("operation", ["restore", "migrate"])

@@ -11,8 +11,8 @@ from conftest import CONSTANT_100_WATTS
 from lifecycle import PATIENCE_SECONDS, SETTLE_SECONDS, Host
 from walking import domain_log, grows, start_enabled, wait_until
 
-from libvirt_rapl import events
 from libvirt_rapl.domains import domxml
+from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 
@@ -350,7 +350,7 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
         starting = host.world.popen(["virsh", "start", name])
         wait_until(lambda: pids(host, *hangs), PATIENCE_SECONDS, "the hook waits for a helper that hangs")
         (hung,) = pids(host, *hangs)
-        (hook,) = pids(host, b"-I", b"-m", b"libvirt_rapl.hook", name.encode(), b"start")
+        (hook,) = pids(host, b"-I", b"-m", b"libvirt_rapl.lifecycle.hook", name.encode(), b"start")
         host.world.kill(hook)
         starting.communicate(timeout=PATIENCE_SECONDS)
         assert starting.returncode == 0  # degraded

@@ -16,11 +16,11 @@ import libvirt
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
-from libvirt_rapl import events, live
 from libvirt_rapl.cli import main
 from libvirt_rapl.domains.libvirtd import Domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.lifecycle import events, live
 from libvirt_rapl.simulator.world import World
 
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"

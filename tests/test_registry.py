@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import events, paths
+from libvirt_rapl import paths
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import SHARED, Record, Registry
 from libvirt_rapl.helper.vmsr.serving import qemu_pid
+from libvirt_rapl.lifecycle import events
 
 UUID = "12345678-1234-1234-1234-123456789abc"
 

@@ -17,13 +17,14 @@ import libvirt
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl import meter_state, paths, status_socket, view
+from libvirt_rapl import paths, status_socket, view
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import domxml, inventory, libvirtd
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.lifecycle import meter_state
 from libvirt_rapl.simulator.world import World
 
 PLAIN = "<domain type='kvm'><name>vm</name><uuid>12345678-1234-1234-1234-123456789abc</uuid></domain>"

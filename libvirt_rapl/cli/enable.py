@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from libvirt_rapl import live
 from libvirt_rapl.cli import DEFAULT_URI, say, warn
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import domxml, emulator, security_modules
@@ -18,7 +17,8 @@ from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, connect, ever
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
-from libvirt_rapl.policy import wanted
+from libvirt_rapl.lifecycle import live
+from libvirt_rapl.lifecycle.policy import wanted
 from libvirt_rapl.selection import Selection
 
 

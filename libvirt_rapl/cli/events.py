@@ -10,10 +10,10 @@ import time
 from dataclasses import asdict
 from datetime import datetime
 
-from libvirt_rapl import events
 from libvirt_rapl.cli import aligned
 from libvirt_rapl.config import load
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.lifecycle import events
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from libvirt_rapl import policy, systemd
+from libvirt_rapl import systemd
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import domxml, inventory
@@ -14,7 +14,8 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import HOST_ONLY, ProcessorError, check_processor
-from libvirt_rapl.meter_state import unknown_qemu, vrapl_state
+from libvirt_rapl.lifecycle import policy
+from libvirt_rapl.lifecycle.meter_state import unknown_qemu, vrapl_state
 
 ANEW = "then `virt-rapl enable --live {0}`, or shut {0} down and start it"
 

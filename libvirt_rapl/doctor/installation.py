@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import __version__, activation, events, installer, packaged, paths, systemd, wrappers
+from libvirt_rapl import __version__, activation, installer, packaged, paths, systemd, wrappers
 from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import emulator, security_modules
@@ -17,6 +17,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.confinement import seccomp
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import qemu_helper
+from libvirt_rapl.lifecycle import events
 
 SHOWN = 3
 """So many names of files are enough in a line."""
@@ -121,7 +122,7 @@ def hook(machine: Machine) -> Iterator[Finding]:
         return
     text = machine.tree.text(paths.HOOK)
     python = HOOK_PYTHON.search(text)
-    if "libvirt_rapl.hook" not in text or python is None:
+    if "libvirt_rapl.lifecycle.hook" not in text or python is None:
         yield Finding(FAILED, f"{path} is not the hook of virt-rapl", f"move it away, then {to_install}")
     elif not _is_there(python[1]):
         yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", to_install)

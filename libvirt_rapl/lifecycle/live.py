@@ -17,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from libvirt_rapl import events, paths
+from libvirt_rapl import paths
 from libvirt_rapl.domains import domxml, emulator, inventory
 from libvirt_rapl.domains.libvirtd import NO_JOB, SAVE_JOB, Domain, LibvirtError, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.requirements import check_host
-from libvirt_rapl.meter_state import vrapl_state
+from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle.meter_state import vrapl_state
 
 SAVES = Path("/var/lib/libvirt/qemu/save")
 """Where libvirt puts managed saves."""

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from libvirt_rapl import events
 from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
 from libvirt_rapl.domains import domxml, emulator
 from libvirt_rapl.domains.run_files import read_run_state
@@ -26,6 +25,7 @@ from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.requirements import check_host
+from libvirt_rapl.lifecycle import events
 
 OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
 """How libvirt begins; a name holds no line feed."""
