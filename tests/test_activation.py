@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import activation
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.install import activation
+from libvirt_rapl.install.manifest import Manifest
 
 NOTE = '#!/bin/sh\necho "${0##*/} $*" | sed "s,/[^ ]*/,,g" >>"$LOG"\n'
 

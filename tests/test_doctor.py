@@ -28,7 +28,7 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, installer, packaged, paths, status_socket, wrappers
+from libvirt_rapl import doctor, paths, status_socket
 from libvirt_rapl.cli import main
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
@@ -40,7 +40,8 @@ from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.installer import PLACES, install
+from libvirt_rapl.install import installer, packaged, wrappers
+from libvirt_rapl.install.installer import PLACES, install
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.paths import DISPATCHER, HOOK
 from libvirt_rapl.simulator.world import World
@@ -107,7 +108,9 @@ class Patient:
         monkeypatch.setattr(status_socket, "ask", lambda _path: self.status)
         monkeypatch.setattr(service, "closed_directory", lambda *_: None)
         monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
-        monkeypatch.setattr("libvirt_rapl.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py"))
+        monkeypatch.setattr(
+            "libvirt_rapl.install.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py")
+        )
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")
         write(self.run_directory / paths.STATUS_SOCKET, "")

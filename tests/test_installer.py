@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl import installer, manifest, paths, wrappers
+from libvirt_rapl import paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.install import installer, manifest, wrappers
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"

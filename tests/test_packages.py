@@ -15,8 +15,9 @@ import pytest
 from machine import Machine
 from walking import wait_until
 
-from libvirt_rapl import __version__, installer, packaged
+from libvirt_rapl import __version__
 from libvirt_rapl.cli import main
+from libvirt_rapl.install import installer, packaged
 from libvirt_rapl.simulator import guest
 
 ROOT = Path(__file__).parent.parent

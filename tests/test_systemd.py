@@ -12,9 +12,9 @@ import pytest
 from machine import CONSTANT_100_WATTS, Machine
 from walking import wait_until
 
-from libvirt_rapl import installer
 from libvirt_rapl.domains import domxml
 from libvirt_rapl.files import who_else_may_write
+from libvirt_rapl.install import installer
 from libvirt_rapl.lifecycle import policy
 from libvirt_rapl.simulator import guest
 

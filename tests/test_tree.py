@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import files, installer, tree
+from libvirt_rapl import files, tree
 from libvirt_rapl.cli import main
 from libvirt_rapl.files import is_left_over, replace, who_else_may_write
+from libvirt_rapl.install import installer
 from libvirt_rapl.tree import NO_FILE, Tree, digest_of
 
 SOMEBODY = 1234

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl import dependents
 from libvirt_rapl.domains import domxml
 from libvirt_rapl.domains.emulator import installed
+from libvirt_rapl.install import still_needed
 from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e
@@ -194,8 +194,8 @@ def test_uninstall_does_not_break_a_domain_that_lost_its_mark(other_world: World
     for options in ([], ["--disable-domains"]):
         done = other_world.run(["virt-rapl", "uninstall", *options], check=False)
         assert done.stderr.startswith("virt-rapl: error: domains still need virt-rapl: ")
-        assert f"lost {dependents.UNMARKED}" in done.stderr
-        assert f"own {dependents.UNMARKED}" not in done.stderr
+        assert f"lost {still_needed.UNMARKED}" in done.stderr
+        assert f"own {still_needed.UNMARKED}" not in done.stderr
         assert files(other_world) == there
     for name in ("lost", "own"):
         other_world.run(["virsh", "undefine", name])

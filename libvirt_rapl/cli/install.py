@@ -9,19 +9,19 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from libvirt_rapl import activation, packaged, wrappers
 from libvirt_rapl.cli import say, warn
 from libvirt_rapl.domains import security_modules
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import (
+from libvirt_rapl.install import activation, packaged, wrappers
+from libvirt_rapl.install.installer import (
     PROGRAM,
     changeable_program,
     closed_directory,
     install,
     to_open,
 )
-from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.install.manifest import Manifest
 from libvirt_rapl.paths import DISPATCHER, HOOK
 
 

@@ -10,12 +10,12 @@ import contextlib
 import os
 from pathlib import Path
 
-from libvirt_rapl import activation, manifest, packaged
 from libvirt_rapl.cli import install, say, warn
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import forget, uninstall
-from libvirt_rapl.manifest import sweep
+from libvirt_rapl.install import activation, manifest, packaged
+from libvirt_rapl.install.installer import forget, uninstall
+from libvirt_rapl.install.manifest import sweep
 from libvirt_rapl.tree import Tree
 
 
@@ -54,12 +54,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _leave_domains(options: argparse.Namespace) -> None:
     """See to it that no domain needs us any more, then stop virt-rapld. Raises VirtRaplError where one does."""
-    from libvirt_rapl import dependents
     from libvirt_rapl.domains.libvirtd import connect
+    from libvirt_rapl.install import still_needed
 
     try:
         connection = connect(options.connect)
-        found, snapshots = dependents.find(connection), dependents.old_snapshots(connection)
+        found, snapshots = still_needed.find(connection), still_needed.old_snapshots(connection)
     except VirtRaplError as error:
         if not options.force:
             raise VirtRaplError(
@@ -67,14 +67,14 @@ def _leave_domains(options: argparse.Namespace) -> None:
                 f"{error.hint}; with --force it goes all the same",
             ) from error
         found, snapshots = [], []
-    not_ours_to_change = (dependents.RUNS, dependents.UNMARKED)
+    not_ours_to_change = (still_needed.RUNS, still_needed.UNMARKED)
     disabled = [each for each in found if options.disable_domains and each.why not in not_ours_to_change]
     left = [dependent for dependent in found if dependent not in disabled]
     if left and not options.force:
         whys = {dependent.why for dependent in left}
-        if dependents.RUNS in whys:
+        if still_needed.RUNS in whys:
             hint = "shut down those that run, their helpers must stay till then"
-        elif dependents.UNMARKED in whys:
+        elif still_needed.UNMARKED in whys:
             hint = "name the emulator itself in <emulator> of those without mark: `virsh edit`"
         else:
             hint = "`virt-rapl uninstall --disable-domains` takes their meters out first"
@@ -92,7 +92,7 @@ def _leave_domains(options: argparse.Namespace) -> None:
     install.carry_out(activation.before_uninstall(), dry_run=options.dry_run)  # virt-rapld would enable them again
     for dependent in disabled:
         if not options.dry_run:
-            dependents.disable(dependent)
+            still_needed.disable(dependent)
         say(
             f"{'would be disabled ' if options.dry_run else 'disabled  '}{dependent.domain.name}, which {dependent.why}"
         )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import __version__, activation, installer, packaged, paths, systemd, wrappers
+from libvirt_rapl import __version__, paths, systemd
 from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import emulator, security_modules
@@ -17,6 +17,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.confinement import seccomp
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import qemu_helper
+from libvirt_rapl.install import activation, installer, packaged, wrappers
 from libvirt_rapl.lifecycle import events
 
 SHOWN = 3

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import installer, packaged, paths, status_socket, wrappers
+from libvirt_rapl import paths, status_socket
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
 from libvirt_rapl.domains import libvirtd
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
@@ -14,6 +14,7 @@ from libvirt_rapl.domains.emulator import INSTALL
 from libvirt_rapl.domains.named_emulators import named_emulators
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import processor
+from libvirt_rapl.install import installer, packaged, wrappers
 from libvirt_rapl.tree import Tree
 
 

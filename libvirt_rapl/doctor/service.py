@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import activation, paths, status_socket, systemd
+from libvirt_rapl import paths, status_socket, systemd
 from libvirt_rapl.config import load
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, journal, to_start
@@ -19,7 +19,8 @@ from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.energy_source import open_source
-from libvirt_rapl.installer import PROGRAM, closed_directory, to_open
+from libvirt_rapl.install import activation
+from libvirt_rapl.install.installer import PROGRAM, closed_directory, to_open
 from libvirt_rapl.lifecycle import events as told_events
 
 USER = "virt-rapl"

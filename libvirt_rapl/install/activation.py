@@ -15,7 +15,7 @@ from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import is_left_over
 from libvirt_rapl.helper.records import SHARED, UUID, Registry
-from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.install.manifest import Manifest
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 FIRST_WITH_DIRECTORIES = (6, 5)

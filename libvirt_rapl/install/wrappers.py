@@ -3,7 +3,7 @@
 libvirt asks an emulator once what it can do and remembers that for as long as the file it runs does not change. What it
 runs is the wrapper, which stays as it is when QEMU beside it is upgraded: it has to be touched then.
 
-usage: python -m libvirt_rapl.wrappers (touches what is older than its QEMU; run by virt-rapl-wrappers.service)
+usage: python -m libvirt_rapl.install.wrappers (touches what is older than its QEMU; run by virt-rapl-wrappers.service)
 """
 
 import os
@@ -16,8 +16,8 @@ from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import is_wrapper
-from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.install.installer import is_wrapper
+from libvirt_rapl.install.manifest import Manifest
 from libvirt_rapl.tree import Tree
 
 QUIET_SECONDS = 3.0

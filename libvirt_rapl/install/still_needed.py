@@ -10,7 +10,7 @@ from libvirt_rapl.domains import domxml
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.manifest import Manifest
+from libvirt_rapl.install.manifest import Manifest
 
 RUNS = "runs with its meter"
 ENABLED = "is enabled"

@@ -1,6 +1,6 @@
 """Putting what libvirt, QEMU and systemd look for in place, and taking it out again: files only, under any root.
 
-What is put where is the table PLACES. libvirt_rapl.activation tells the running system of it.
+What is put where is the table PLACES. libvirt_rapl.install.activation tells the running system of it.
 """
 
 import contextlib
@@ -15,11 +15,12 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
-from libvirt_rapl import manifest, paths
+from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.manifest import Manifest, sweep
+from libvirt_rapl.install import manifest
+from libvirt_rapl.install.manifest import Manifest, sweep
 from libvirt_rapl.tree import Others, Tree, digest_of
 
 WRAPPER = "hooks/qemu-system-rapl"

@@ -1,7 +1,7 @@
 """virt-rapl as a package of the distribution: where its files are, and whether that is so here.
 
-usage: python -m libvirt_rapl.packaged (tells the running system what the package has put in place, and that QEMU has
-changed; run by the package's postinst)
+usage: python -m libvirt_rapl.install.packaged (tells the running system what the package has put in place, and that
+QEMU has changed; run by the package's postinst)
 """
 
 import sys
@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from libvirt_rapl import activation, installer, paths, wrappers
+from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.installer import Item
-from libvirt_rapl.manifest import parents
+from libvirt_rapl.install import activation, installer, wrappers
+from libvirt_rapl.install.installer import Item
+from libvirt_rapl.install.manifest import parents
 from libvirt_rapl.tree import Tree
 
 UNITS = "usr/lib/systemd/system"
