@@ -13,8 +13,9 @@ from unittest.mock import MagicMock
 
 from walking import run_files, wait_until
 
-from libvirt_rapl import paths, status_socket
+from libvirt_rapl import paths
 from libvirt_rapl.config import Config
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.helper.records import UUID
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World

@@ -10,7 +10,8 @@ from typing import Any
 
 from walking import CONFIGURATION, wait_until
 
-from libvirt_rapl import paths, status_socket
+from libvirt_rapl import paths
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.domains import domxml
 from libvirt_rapl.domains.run_files import running_domains
 from libvirt_rapl.lifecycle import events

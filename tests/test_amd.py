@@ -12,7 +12,8 @@ from conftest import CONSTANT_100_WATTS
 from machine import Machine
 from walking import CONFIGURATION, wait_until
 
-from libvirt_rapl import paths, status_socket
+from libvirt_rapl import paths
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.domains import domxml
 from libvirt_rapl.simulator.world import World
 

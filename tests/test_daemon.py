@@ -20,7 +20,8 @@ import pytest
 from fixtures import Host
 from walking import NewGuest, start_enabled, wait_until
 
-from libvirt_rapl import paths, status_socket, systemd
+from libvirt_rapl import paths, systemd
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.energy.ledger import seal
 from libvirt_rapl.simulator.world import World
 
@@ -30,7 +31,7 @@ DAEMON = """
 import sys
 import time
 from pathlib import Path
-from libvirt_rapl import daemon, view
+from libvirt_rapl.daemon import loop, document
 from libvirt_rapl.cli import main
 from libvirt_rapl.energy.ledger import Ledger
 root = Path(sys.argv[1])
@@ -41,15 +42,15 @@ def slow(*arguments):
     return write(*arguments)
 Ledger.write = slow
 clock, step = time.time, root / "clock-step"
-document, waits = view.View.document, root / "waits"
+document, waits = document.View.document, root / "waits"
 def slow_document(*arguments):
     with open(root / "documents", "a") as made:
         made.write(".")
     time.sleep(float(waits.read_text()) if waits.exists() else 0)
     return document(*arguments)
-view.View.document = slow_document
+document.View.document = slow_document
 time.time = lambda: clock() + (float(step.read_text()) if step.exists() else 0)
-view.SYS, view.PROC, view.DEV = root / "sys", root / "proc", root / "dev"
+document.SYS, document.PROC, document.DEV = root / "sys", root / "proc", root / "dev"
 sys.exit(main(["--connect", "test:///default", "--config", str(root / "virt-rapl.yaml"), "daemon"]))
 """
 

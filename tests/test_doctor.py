@@ -28,8 +28,9 @@ from test_enable import (
 )
 from walking import NewGuest, start_enabled, status, wait_until
 
-from libvirt_rapl import doctor, paths, status_socket
+from libvirt_rapl import doctor, paths
 from libvirt_rapl.cli import main
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import domxml, inventory

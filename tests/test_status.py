@@ -17,9 +17,10 @@ import libvirt
 import pytest
 from fixtures import Host, Thread
 
-from libvirt_rapl import paths, status_socket, view
+from libvirt_rapl import paths
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
+from libvirt_rapl.daemon import document, status_socket
 from libvirt_rapl.domains import domxml, inventory, libvirtd
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.helper.records import Record, Registry
@@ -41,7 +42,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host.zone("intel-rapl:0", "package-0")
     host.zone("intel-rapl:0:0", "dram")
     for name in ("sys", "proc", "dev"):
-        monkeypatch.setattr(view, name.upper(), getattr(host, name))
+        monkeypatch.setattr(document, name.upper(), getattr(host, name))
     monkeypatch.setattr(status, "INTERVAL_SECONDS", 0.01)
     monkeypatch.setattr(inventory, "read_run_state", lambda name: RunState(7, {0: 8, 1: 9}) if name == "test" else None)
     run_for(host, 0)
@@ -328,7 +329,7 @@ def test_why_a_chosen_domain_has_no_meter(tmp_path: Path, mark: str, reason: str
     registry = Registry(tmp_path / "run")
     registry.write(Record(uuid=UUID, name="vm", backend="native", owner_uid=0, owner_gid=0, reason="no helper"))
     entry = inventory.Entry(name="vm", uuid=UUID, id=None, state="shut off", pid=None, mark=mark)
-    shown = view.View(Config(run_directory=registry.run_directory))
+    shown = document.View(Config(run_directory=registry.run_directory))
     (domain,) = shown.document([entry], {UUID: "it can grow"})["domains"]
     assert domain["reason"] == reason
 

@@ -7,8 +7,8 @@ written every 10 seconds and at the end.
 
 import argparse
 
-from libvirt_rapl import daemon
 from libvirt_rapl.config import load
+from libvirt_rapl.daemon import loop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,5 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Meter until SIGTERM."""
-    daemon.run(load(options.config), options.connect)
+    loop.run(load(options.config), options.connect)
     return 0

@@ -14,15 +14,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import paths, status_socket
+from libvirt_rapl import paths
 from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
+from libvirt_rapl.daemon import status_socket
+from libvirt_rapl.daemon.document import View
 from libvirt_rapl.domains import inventory, libvirtd
 from libvirt_rapl.energy.meter import Running
 from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
-from libvirt_rapl.view import View
 
 INTERVAL_SECONDS = 1.0
 RESTART_SECONDS = 30.0

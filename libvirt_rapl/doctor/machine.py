@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl import paths, status_socket
+from libvirt_rapl import paths
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.domains import libvirtd
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.domains.emulator import INSTALL

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from libvirt_rapl import paths, status_socket, systemd
+from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import load
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, journal, to_start
 from libvirt_rapl.doctor.machine import Machine

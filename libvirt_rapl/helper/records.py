@@ -41,7 +41,7 @@ POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHARED = (paths.DAEMON, paths.EVENTS, paths.OLDER_EVENTS)
-"""What of ours is beside the domains' files: see libvirt_rapl.status_socket and libvirt_rapl.lifecycle.events."""
+"""What of ours is beside the domains' files: see daemon.status_socket and lifecycle.events."""
 MODE = 0o711
 """Of the run directory: searchable by all, listed by root only."""
 

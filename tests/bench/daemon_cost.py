@@ -18,8 +18,8 @@ from pathlib import Path
 import memory
 from programs import vcpu_tids
 
-from libvirt_rapl import daemon, view
 from libvirt_rapl.config import Config
+from libvirt_rapl.daemon import document, loop
 from libvirt_rapl.domains.inventory import Entry, Inventory
 
 
@@ -43,8 +43,8 @@ def entry_of(pid: int) -> Entry:
 
 def main() -> None:
     sys_root, directory, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    view.SYS = sys_root
-    setattr(daemon, "Inventory", Told)  # noqa: B010  to mypy the name there is not for others
+    document.SYS = sys_root
+    setattr(loop, "Inventory", Told)  # noqa: B010  to mypy the name there is not for others
     figures = {}
 
     def measure() -> None:
@@ -54,11 +54,11 @@ def main() -> None:
         figures["seconds"] = time.monotonic() - begin
         figures["cpu_seconds"] = time.process_time() - cpu
         figures.update(memory.of(os.getpid()))
-        os.kill(os.getpid(), daemon.END[0])
+        os.kill(os.getpid(), loop.END[0])
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, daemon.END)  # the daemon waits for them; no other thread may take them
+    signal.pthread_sigmask(signal.SIG_BLOCK, loop.END)  # the daemon waits for them; no other thread may take them
     threading.Thread(target=measure, daemon=True).start()
-    daemon.run(Config(run_directory=directory / "run", state_directory=directory / "state"), "test:///default")
+    loop.run(Config(run_directory=directory / "run", state_directory=directory / "state"), "test:///default")
     print(json.dumps(figures))
 
 

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from libvirt_rapl import paths, status_socket, systemd
+from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import Config
+from libvirt_rapl.daemon import status_socket
+from libvirt_rapl.daemon.document import View
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy import snapshot
@@ -28,7 +30,6 @@ from libvirt_rapl.helper.confinement import keep_capabilities_from_programs
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
 from libvirt_rapl.lifecycle.policy import Policy
-from libvirt_rapl.view import View
 
 FLUSH_SECONDS = 10.0
 LOCK = f"{paths.LEDGER}.lock"

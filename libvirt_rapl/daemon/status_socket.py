@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from libvirt_rapl.daemon.document import SCHEMA
 from libvirt_rapl.sockets import listen
-from libvirt_rapl.view import SCHEMA
 
 DIRECTORY_MODE, MODE = 0o750, 0o660
 """For root, and the user and group that the daemon's unit names: fine readings of energy tell what a guest computes."""
