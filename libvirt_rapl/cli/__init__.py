@@ -1,4 +1,7 @@
-"""The command `virt-rapl`: one module a command, each with add_arguments(parser) and run(options) -> exit status."""
+"""The command `virt-rapl`: one module a command, each with add_arguments(parser) and run(options) -> exit status.
+
+A command imports no other; what two share is in a module of its own beside them. May import every room.
+"""
 
 import argparse
 import importlib

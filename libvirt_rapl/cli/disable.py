@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 
 from libvirt_rapl.cli import warn
-from libvirt_rapl.cli.enable import add_common_arguments, change_all, definitions
+from libvirt_rapl.cli.definitions import add_common_arguments, change_all, definitions
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import domxml
 from libvirt_rapl.domains.libvirtd import Domain

@@ -5,15 +5,14 @@ cannot be saved or restored so is as it was before.
 """
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from libvirt_rapl.cli import DEFAULT_URI, say, warn
+from libvirt_rapl.cli.definitions import add_common_arguments, change_all, definitions, named, plan_change
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import domxml, emulator, security_modules
-from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, connect, every_domain, lookup
+from libvirt_rapl.domains.libvirtd import Domain, connect, lookup
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
@@ -28,14 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "--chosen", "all that `domains` in the configuration chooses; one that cannot have a meter is left out"
     )
     parser.add_argument("--live", action="store_true", help="running domains get it now, by a save and a restore")
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, by_configuration: str, meaning: str) -> None:
-    """Declare what `disable` takes as well: domains, or the option that takes them from the configuration."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("domains", metavar="DOMAIN", nargs="*", default=[], help="name or UUID")
-    which.add_argument(by_configuration, dest="by_configuration", action="store_true", help=meaning)
-    parser.add_argument("--dry-run", action="store_true", help="print what would change as a unified diff, no more")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,14 +75,6 @@ def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]
             warn(f"{domain.name}: {error.message}", error.hint)
 
 
-def definitions(uri: str) -> Iterator[tuple[Domain, str]]:
-    """Yield each domain that has a definition, and the definition without its passwords."""
-    for domain in every_domain(connect(uri)):
-        with contextlib.suppress(DomainGoneError):
-            if domain.persistent:
-                yield domain, domain.inactive_xml()
-
-
 def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str], str], registry: Registry) -> None:
     """Switch running domains on, one after the other, and say what happens to each before and after."""
     if options.connect != DEFAULT_URI:
@@ -115,66 +98,15 @@ def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str]
 
 def _plan_live(domain: Domain, with_meter: Callable[[Domain, str], str], registry: Registry) -> tuple[live.Plan, str]:
     """Return what shall happen to a running domain, and the difference that it will make to the definition."""
-    difference = _plan(domain, with_meter).difference if domain.persistent else ""
+    difference = plan_change(domain, with_meter).difference if domain.persistent else ""
 
     def enable() -> None:
         if difference:
             if not domain.persistent:
                 raise VirtRaplError("it was undefined meanwhile", "`virsh dumpxml` shows it as it runs")
             # As it is by then: its owner may edit it while the domain is saved.
-            change = _plan(domain, with_meter)
+            change = plan_change(domain, with_meter)
             domain.define(change.after)
 
-    with _named(domain):
+    with named(domain):
         return live.plan(domain, enable, registry), difference
-
-
-@dataclass(frozen=True)
-class _Change:
-    domain: Domain
-    before: str
-    after: str
-
-    @property
-    def difference(self) -> str:
-        return domxml.difference(self.before, self.after, self.domain.name)
-
-
-def change_all(
-    options: argparse.Namespace, rewrite: Callable[[Domain, str], str], *, done: str, nothing_to_do: str
-) -> None:
-    """Rewrite the definitions of all domains named, or print the differences; say what was done to each.
-
-    Raises VirtRaplError, before anything is changed, when one domain cannot be changed.
-    """
-    connection = connect(options.connect)
-    for change in [_plan(lookup(connection, name), rewrite) for name in options.domains]:
-        domain = change.domain
-        if not change.difference:
-            say(f"{domain.name}: {nothing_to_do}")
-        elif options.dry_run:
-            sys.stdout.write(change.difference)
-        else:
-            domain.define(change.after)
-            running = " (it is running now, as it was started)" if domain.active else ""
-            say(f"{domain.name}: {done}; takes effect at the next start{running}")
-
-
-def _plan(domain: Domain, rewrite: Callable[[Domain, str], str]) -> _Change:
-    if not domain.persistent:
-        raise VirtRaplError(
-            f"{domain.name}: the domain is transient, it has no definition to change",
-            "pass the XML it is created from through `virt-rapl inject`",
-        )
-    before = domain.inactive_xml(secrets=True)
-    with _named(domain):
-        return _Change(domain, before, rewrite(domain, before))
-
-
-@contextlib.contextmanager
-def _named(domain: Domain) -> Iterator[None]:
-    """Put the domain's name before what goes wrong."""
-    try:
-        yield
-    except VirtRaplError as error:
-        raise VirtRaplError(f"{domain.name}: {error.message}", error.hint) from error

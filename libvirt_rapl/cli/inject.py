@@ -1,13 +1,12 @@
 """Add the energy meter to the domain XML on standard input and print it. Nothing is printed on failure."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from libvirt_rapl.cli import warn
+from libvirt_rapl.cli.xml_filter import read_xml, write_xml
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import domxml, emulator
-from libvirt_rapl.domains.xml_layout import decode
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import ProcessorError
 
@@ -35,14 +34,3 @@ def run(options: argparse.Namespace) -> int:
             warn(f"on this host the domain gets no meter: {error.message}", error.hint)
     write_xml(injected, encoding)
     return 0
-
-
-def read_xml() -> tuple[str, str]:
-    """Read standard input; return the text and its encoding. Raises VirtRaplError when it is in another one."""
-    return decode(sys.stdin.buffer.read())
-
-
-def write_xml(xml: str, encoding: str) -> None:
-    """Write to standard output, in the encoding that was read, whatever the locale."""
-    sys.stdout.buffer.write(xml.encode(encoding))
-    sys.stdout.buffer.flush()

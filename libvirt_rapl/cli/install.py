@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from libvirt_rapl.cli import say, warn
+from libvirt_rapl.cli.installing import add_common_arguments, carry_out
 from libvirt_rapl.domains import security_modules
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
@@ -34,24 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="even if others than root can change this program, which root then runs"
     )
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `uninstall` takes as well."""
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done and write nothing")
-    parser.add_argument(
-        "--prefix-root",
-        metavar="DIR",
-        type=_directory,
-        default=Path("/"),
-        help="work on the files under DIR instead of /, and tell nobody",
-    )
-
-
-def _directory(text: str) -> Path:
-    if not text:  # an empty variable of a script: not the current directory
-        raise argparse.ArgumentTypeError("a directory is needed")
-    return Path(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -119,14 +102,6 @@ def _stage(root: Path, *, dry_run: bool) -> int:
     for line in packaged.stage(root, dry_run=dry_run):
         say(line)
     return 0
-
-
-def carry_out(steps: Iterable[activation.Step], *, dry_run: bool) -> None:
-    """Do one step after the other and say so."""
-    for line, act in steps:
-        if not dry_run:
-            act()
-        say(f"would be {line}" if dry_run and not line.startswith("kept") else line)
 
 
 def _named_emulators(uri: str) -> list[str]:

@@ -10,7 +10,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from libvirt_rapl.cli import install, say, warn
+from libvirt_rapl.cli import say, warn
+from libvirt_rapl.cli.installing import add_common_arguments, carry_out
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import activation, manifest, packaged
@@ -21,7 +22,7 @@ from libvirt_rapl.tree import Tree
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    install.add_common_arguments(parser)
+    add_common_arguments(parser)
     parser.add_argument("--disable-domains", action="store_true", help="disable every domain that is enabled first")
     parser.add_argument("--force", action="store_true", help="even if domains need it: they will not start any more")
 
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         if "DPKG_MAINTSCRIPT_PACKAGE" not in os.environ:  # dpkg, which sets it, is about to remove them
             say(packaged.NOT_OURS)
     elif here:
-        install.carry_out(activation.after_uninstall(config), dry_run=dry_run)
+        carry_out(activation.after_uninstall(config), dry_run=dry_run)
     if is_installed and not dry_run:
         forget(root)  # at last: until then a second run knows all of it
     return 0
@@ -89,7 +90,7 @@ def _leave_domains(options: argparse.Namespace) -> None:
             f"{name}: it was made with the meter, and can be gone back to where virt-rapl is",
             "run `virt-rapl install` before `virsh snapshot-revert`, or make it anew now",
         )
-    install.carry_out(activation.before_uninstall(), dry_run=options.dry_run)  # virt-rapld would enable them again
+    carry_out(activation.before_uninstall(), dry_run=options.dry_run)  # virt-rapld would enable them again
     for dependent in disabled:
         if not options.dry_run:
             still_needed.disable(dependent)
