@@ -57,7 +57,7 @@ def test_it_has_no_terminal_and_a_session_of_its_own(script: Path) -> None:
     put(script, "ps -o sid=,tty= -p $$; (: </dev/tty) 2>/dev/null || echo none; tty <&0; readlink /proc/$$/fd/2")
     reader, writer = os.pipe()
     ours = (
-        "import os; from libvirt_rapl import programs\n"
+        "import os; from libvirt_rapl import commands\n"
         "assert open('/dev/tty')\n"
         f"said = commands.ask({str(script)!r}, question='', timeout=20).stdout\n"
         f"os.write({writer}, f'{{os.getsid(0)}}\\n{{said}}'.encode())"

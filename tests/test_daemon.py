@@ -31,7 +31,7 @@ DAEMON = """
 import sys
 import time
 from pathlib import Path
-from libvirt_rapl.daemon import loop, document
+from libvirt_rapl.daemon import document
 from libvirt_rapl.cli import main
 from libvirt_rapl.energy.ledger import Ledger
 root = Path(sys.argv[1])
@@ -42,12 +42,12 @@ def slow(*arguments):
     return write(*arguments)
 Ledger.write = slow
 clock, step = time.time, root / "clock-step"
-document, waits = document.View.document, root / "waits"
+make, waits = document.View.document, root / "waits"
 def slow_document(*arguments):
     with open(root / "documents", "a") as made:
         made.write(".")
     time.sleep(float(waits.read_text()) if waits.exists() else 0)
-    return document(*arguments)
+    return make(*arguments)
 document.View.document = slow_document
 time.time = lambda: clock() + (float(step.read_text()) if step.exists() else 0)
 document.SYS, document.PROC, document.DEV = root / "sys", root / "proc", root / "dev"

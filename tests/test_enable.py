@@ -106,7 +106,7 @@ def test_a_script_that_chooses_an_accelerator_and_real_qemu(world: World) -> Non
         sys.executable,
         "-I",
         "-c",
-        "from libvirt_rapl import emulator; emulator.check_rapl('/usr/bin/own-qemu')",
+        "from libvirt_rapl.domains import emulator; emulator.check_rapl('/usr/bin/own-qemu')",
     ]
     try:
         world.run(program)
@@ -202,7 +202,7 @@ def test_what_is_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_the_real_emulator_can(world: World) -> None:
-    program = "from libvirt_rapl import emulator; emulator.check(emulator.installed())"
+    program = "from libvirt_rapl.domains import emulator; emulator.check(emulator.installed())"
     world.run([sys.executable, "-I", "-c", program])
 
 

@@ -522,8 +522,9 @@ def test_too_little_space_is_seen_beforehand_and_survived(world: World, running:
         assert f"{SAVES} has 8 MiB free" in trouble
         # And where the guest has more memory than seen beforehand: here it is not looked at.
         world.run(["sh", "-c", f"cat /dev/zero >{SAVES}/filler; truncate --size=-8K {SAVES}/filler"], check=False)
-        blind = "from libvirt_rapl import live; live._used_bytes = lambda _: 0; live._bytes_per_second = lambda _: 1e9"
-        command = f"{blind}; from libvirt_rapl.cli import main; raise SystemExit(main())"
+        blind = "live._used_bytes = lambda _: 0; live._bytes_per_second = lambda _: 1e9"
+        imports = "from libvirt_rapl.lifecycle import live; from libvirt_rapl.cli import main"
+        command = f"{imports}; {blind}; raise SystemExit(main())"
         python = [sys.executable, "-I", "-c", command, "enable", "--live", running]
         done = world.run(python, check=False)
         assert done.returncode == 1
