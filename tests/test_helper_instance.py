@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from instance import UUID, Instance, Rapl, answer, ask
 
+import libvirt_rapl
 from libvirt_rapl import systemd
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import instances
@@ -29,7 +30,7 @@ from libvirt_rapl.host.requirements import check_processes_are_seen
 
 pytestmark = pytest.mark.e2e
 
-PACKAGE = Path(instances.__file__).parent
+PACKAGE = Path(libvirt_rapl.__file__).parent
 SYS_RAWIO = f"{1 << 17:016x}"
 NONE = f"{0:016x}"
 

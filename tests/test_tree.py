@@ -278,6 +278,12 @@ def test_install_refuses_a_program_that_others_can_change(
     assert "--force" in hint
 
 
+def test_all_of_the_package_is_looked_at() -> None:
+    package = installer.PROGRAM[1].parent
+    assert (package / "lifecycle/hook.py").exists()
+    assert (package.name, package.parent) == ("libvirt_rapl", Path(__file__).parent.parent)
+
+
 def test_a_directory_that_python_looks_into_may_get_no_file_of_others(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
+import libvirt_rapl
 from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
@@ -70,10 +71,10 @@ HINTS = {
 LIBRARIES = [importlib.util.find_spec(name) for name in ("os", "lxml", "yaml", "libvirt")]
 PROGRAM = (
     Path(sys.executable),
-    Path(__file__),
+    Path(libvirt_rapl.__file__),
     *(Path(library.origin) for library in LIBRARIES if library and library.has_location and library.origin),
 )
-"""What root and virt-rapld run: Python, a file of this package, one of each library."""
+"""What root and virt-rapld run: Python, this package by its first file, one file of each library."""
 
 
 @dataclass(frozen=True, kw_only=True)
