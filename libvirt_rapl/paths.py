@@ -5,6 +5,9 @@ HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 DISPATCHER = "etc/libvirt/hooks/qemu"
 """What a libvirt before 6.5 runs alone."""
 
+MANIFEST = "etc/virt-rapl/installed.json"
+"""What `virt-rapl install` has put in place."""
+
 DAEMON = "daemon"
 """In the run directory: virt-rapld's own."""
 STATUS_SOCKET = f"{DAEMON}/status.sock"

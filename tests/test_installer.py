@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.install import installer, manifest, wrappers
+from libvirt_rapl.install import installer, wrappers
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
@@ -45,7 +45,7 @@ def install(root: Path, *, dry_run: bool = False) -> list[str]:
 
 def uninstall(root: Path) -> list[str]:
     lines = list(installer.uninstall(root))
-    if (root / manifest.PATH).exists():
+    if (root / paths.MANIFEST).exists():
         installer.forget(root)
     return lines
 
@@ -96,7 +96,7 @@ def test_everything_that_is_shipped_has_its_place() -> None:
 
 def test_the_documentation_names_every_place() -> None:
     page = Path("docs/install.md").read_text()
-    for target in [item.target for item in EVERY_ITEM] + [manifest.PATH]:
+    for target in [item.target for item in EVERY_ITEM] + [paths.MANIFEST]:
         assert any(f"`/{place}`" in page for place in (target, *(f"{path}/" for path in Path(target).parents))), target
 
 
@@ -394,7 +394,7 @@ def test_a_read_only_system_is_told_by_the_files_own_name(root: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"virt-rapl: error: cannot change {root / manifest.PATH}: Read-only file system",
+        f"virt-rapl: error: cannot change {root / paths.MANIFEST}: Read-only file system",
         "hint: make it writable and run this again",
     ]
 
@@ -404,7 +404,7 @@ def test_a_read_only_system_is_told_by_the_files_own_name(root: Path) -> None:
 )
 def test_a_manifest_that_is_damaged_removes_nothing(root: Path, text: str) -> None:
     install(root)
-    (root / manifest.PATH).write_text(text)
+    (root / paths.MANIFEST).write_text(text)
     before = tree(root)
     for act in (install, uninstall):
         with pytest.raises(VirtRaplError, match="cannot read"):
@@ -414,7 +414,7 @@ def test_a_manifest_that_is_damaged_removes_nothing(root: Path, text: str) -> No
 
 def test_a_manifest_that_was_lost_is_made_anew(root: Path) -> None:
     install(root)
-    (root / manifest.PATH).unlink()
+    (root / paths.MANIFEST).unlink()
     with pytest.raises(VirtRaplError, match="is lost, which tells what is virt-rapl's"):
         uninstall(root)
     assert {line.split()[0] for line in install(root)} == {"unchanged"}

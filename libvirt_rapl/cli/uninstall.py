@@ -10,6 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from libvirt_rapl import paths
 from libvirt_rapl.cli import say, warn
 from libvirt_rapl.cli.installing import add_common_arguments, carry_out
 from libvirt_rapl.config import Config, load
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Uninstall and say what was done."""
     root, dry_run = options.prefix_root, options.dry_run
     manifest.Manifest.load(root)  # one that cannot be read is told before anything is stopped or disabled
-    is_packaged, is_installed = packaged.owns(root), (root / manifest.PATH).exists()
+    is_packaged, is_installed = packaged.owns(root), (root / paths.MANIFEST).exists()
     here = root == Path("/") and (is_packaged or is_installed)
     config = Config()
     if here:

@@ -20,7 +20,6 @@ from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.install import manifest
 from libvirt_rapl.install.manifest import Manifest, sweep
 from libvirt_rapl.tree import Others, Tree, digest_of
 
@@ -119,7 +118,7 @@ def install(
         if not dry_run:
             sweep(tree)
         installed = Manifest.load(root)
-        for target in (manifest.PATH, *items):
+        for target in (paths.MANIFEST, *items):
             _check_directory(tree, target)
         before = {target: tree.digest(target) for target in items}
         for target, item in items.items():
@@ -151,10 +150,10 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
         if not dry_run:
             sweep(Tree(root))
         installed = Manifest.load(root)
-        if not (root / manifest.PATH).exists():
+        if not (root / paths.MANIFEST).exists():
             if (root / BY_HAND).exists():
                 raise VirtRaplError(
-                    f"{root / manifest.PATH} is lost, which tells what is virt-rapl's",
+                    f"{root / paths.MANIFEST} is lost, which tells what is virt-rapl's",
                     "`virt-rapl install` writes it anew; then uninstall",
                 )
             yield f"nothing is installed under {root}"

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from libvirt_rapl import paths
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import temporary
 from libvirt_rapl.tree import Tree, digest_of
 
-PATH = "etc/virt-rapl/installed.json"
-_NAME = Path(PATH).name
+_NAME = Path(paths.MANIFEST).name
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Manifest:
     @classmethod
     def load(cls, root: Path) -> "Manifest":
         """Read it; an empty one where nothing is installed. Raises VirtRaplError when it cannot be understood."""
-        return cls.read(Tree(root), PATH)
+        return cls.read(Tree(root), paths.MANIFEST)
 
     @classmethod
     def read(cls, tree: Tree, path: str) -> "Manifest":
@@ -52,7 +52,7 @@ class Manifest:
             ) from error
         return manifest
 
-    def save(self, tree: Tree, path: str = PATH) -> None:
+    def save(self, tree: Tree, path: str = paths.MANIFEST) -> None:
         """Write it, if it is not there so already. Raises OSError."""
         text = json.dumps(asdict(self), indent=1) + "\n"
         if tree.digest(path) != digest_of(text.encode()):
@@ -67,7 +67,7 @@ class Manifest:
 
         Raises OSError; then none of its own directories is left.
         """
-        above = [name for name in parents([PATH]) if not tree.is_directory(name)]
+        above = [name for name in parents([paths.MANIFEST]) if not tree.is_directory(name)]
         missing = [name for name in parents(targets) if not tree.is_directory(name)]
         self.directories = list(dict.fromkeys([*self.directories, *above, *missing]))
         tree.root.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ class Manifest:
             try:
                 self.save(tree, aside)
                 tree.make_directories(above)
-                tree.rename(aside, PATH)
+                tree.rename(aside, paths.MANIFEST)
             except OSError:
                 with contextlib.suppress(OSError):  # what is left the next sweep() removes
                     _withdraw(tree, aside)
@@ -87,20 +87,20 @@ class Manifest:
 
     def end(self, tree: Tree) -> None:
         """Remove the directories in it, as far as they are empty, and at last itself. Raises OSError."""
-        above = parents([PATH])
+        above = parents([paths.MANIFEST])
         _remove_directories(tree, [name for name in self.directories if name not in above])
         if own := [name for name in above if name in self.directories]:
             aside = _aside(own[0])
             with contextlib.suppress(FileNotFoundError):  # another one of us has just done so
-                tree.rename(PATH, aside)
+                tree.rename(paths.MANIFEST, aside)
                 _withdraw(tree, aside)
         else:
-            tree.remove(PATH)
+            tree.remove(paths.MANIFEST)
 
 
 def sweep(tree: Tree) -> None:
     """Remove what an install or uninstall that was killed has left under temporary names. Raises OSError."""
-    above = ["", *parents([PATH])]
+    above = ["", *parents([paths.MANIFEST])]
     for directory in dict.fromkeys([*above, *parents(Manifest.load(tree.root).files)]):
         for name in tree.left_over(directory):
             if directory in above[:-1] and Path(name).name.startswith(f".{_NAME}."):

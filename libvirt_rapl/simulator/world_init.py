@@ -17,16 +17,18 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
+from libvirt_rapl import paths
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import system
+from libvirt_rapl.simulator.files import SIMULATOR
 from libvirt_rapl.simulator.namespace import mount_points_in
 
 STAGE = Path("/mnt")
 """Holds the overlays' upper layers while they are mounted; then the world's own or shared directory is there."""
 OVERLAYS = ("etc", "usr", "var", "opt")
-SIMULATED_CPUINFO = Path("/sys/class/powercap/virt-rapl-simulator/cpuinfo")
+SIMULATED_CPUINFO = Path("/sys/class", SIMULATOR, "cpuinfo")
 """There in a world whose energy is simulated."""
-MANIFEST = Path("/etc/virt-rapl/installed.json")
+MANIFEST = Path("/", paths.MANIFEST)
 """Of virt-rapl where it is installed on the machine: what of it is in /usr and /etc is in the world as well."""
 MASKED = (
     "/etc/libvirt",
