@@ -22,7 +22,7 @@ from libvirt_rapl.simulator import guest
 
 ROOT = Path(__file__).parent.parent
 NOT_OF_THE_TREE = (".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "__pycache__", "build", "dist")
-SYSTEM = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
+SYSTEM = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LC_ALL": "C.UTF-8"}
 WRAPPER = "/usr/bin/qemu-system-x86_64-rapl"
 HOOK = "/etc/libvirt/hooks/qemu.d/virt-rapl"
 CONFIGURATION = "/etc/virt-rapl/virt-rapl.yaml"
