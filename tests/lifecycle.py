@@ -12,7 +12,7 @@ from walking import CONFIGURATION, wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.daemon import status_socket
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import running_domains
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator import guest
@@ -123,7 +123,7 @@ class Host:
         found = running_domains(self.world.path("/run/libvirt/qemu"), self.world.path("/proc"))
         running = {domain.uuid: domain.name for domain in found}
         assert sorted(running.values()) == sorted(filter(None, self.virsh("list", "--name").stdout.split("\n")))
-        marked = {domain.uuid: domain.name for domain in found if domxml.is_marked(domain.xml)}
+        marked = {domain.uuid: domain.name for domain in found if Definition.parse(domain.xml).is_marked}
         metered = {uuid: name for uuid, name in marked.items() if name not in degraded}
         wait_until(lambda: self.helpers() == sorted(metered), SETTLE_SECONDS, f"helpers of {sorted(metered)} alone run")
         self._check_files(metered, {uuid for uuid, name in marked.items() if name in degraded})

@@ -14,7 +14,7 @@ from walking import CONFIGURATION, wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.daemon import status_socket
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e
@@ -124,12 +124,12 @@ def test_the_configurations_choice_is_reported_once(amd: World, name: str) -> No
         assert amd.path("/mnt/daemon.log").read_text().count(REASON) == 1
     finally:
         amd.run(["virsh", "undefine", other])
-    assert not domxml.is_marked(definition(amd, name))
+    assert not Definition.parse(definition(amd, name)).is_marked
     assert "<rapl" not in before
 
 
 def test_a_domain_that_was_enabled_elsewhere_runs_and_says_why_it_has_no_meter(amd: World, name: str) -> None:
-    marked = domxml.inject(definition(amd, name), socket=f"/run/virt-rapl/{domuuid(amd, name)}.sock")
+    marked = Definition.parse(definition(amd, name)).inject(socket=f"/run/virt-rapl/{domuuid(amd, name)}.sock").xml
     amd.run(["virsh", "define", "/proc/self/fd/0"], input=marked)
     amd.run(["virsh", "start", name])
     wait_until(lambda: state(amd, name) == ("degraded", REASON), 10, "it says why")
@@ -138,7 +138,7 @@ def test_a_domain_that_was_enabled_elsewhere_runs_and_says_why_it_has_no_meter(a
     assert f"{name}: gets no meter at its next start: {REASON}" in done.stdout
     assert f"virt-rapl disable {name}" in done.stdout
     amd.run(["virt-rapl", "disable", name])
-    assert not domxml.is_marked(definition(amd, name))
+    assert not Definition.parse(definition(amd, name)).is_marked
 
 
 def domuuid(world: World, name: str) -> str:

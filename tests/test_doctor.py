@@ -33,7 +33,8 @@ from libvirt_rapl.cli import main
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.doctor import Check, installation, service
 from libvirt_rapl.doctor.machine import Machine
-from libvirt_rapl.domains import domxml, inventory
+from libvirt_rapl.domains import inventory
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.energy import ledger
 from libvirt_rapl.errors import VirtRaplError
@@ -169,7 +170,7 @@ class Patient:
 
     def add(self, name: str, *, enabled: bool = True, running: bool = True, uuid: str = UUID) -> Domain:
         xml = definition(name, uuid, self.path(QEMU))
-        xml = domxml.inject(xml, socket=str(self.run_directory / f"{uuid}.sock")) if enabled else xml
+        xml = Definition.parse(xml).inject(socket=str(self.run_directory / f"{uuid}.sock")).xml if enabled else xml
         domain = Domain(self.libvirt, xml, 4 if running else -1)
         self.libvirt.domains.append(domain)
         return domain
@@ -781,7 +782,7 @@ def test_a_libvirt_that_hangs_holds_us_up_once(patient: Patient) -> None:
         asked.append(read_only)
         raise VirtRaplError("libvirt does not answer", "restart it")
 
-    patient.patch.setattr("libvirt_rapl.domains.libvirtd.connect", hang)
+    patient.patch.setattr("libvirt_rapl.doctor.machine.connect", hang)
     found = patient.examine()
     assert found["libvirt"][0].message == "libvirt does not answer"
     assert asked == [True]

@@ -11,7 +11,8 @@ import pytest
 from test_enable import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
 
 from libvirt_rapl.config import Config
-from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.lifecycle import policy
 from libvirt_rapl.lifecycle.policy import Policy
@@ -23,7 +24,7 @@ GROWABLE = PLAIN.replace("<vcpu>2</vcpu>", "<vcpu current='1'>2</vcpu>")
 
 
 def metered(xml: str, uuid: str = UUID, run_directory: str = "/run/virt-rapl") -> str:
-    return domxml.inject(xml, socket=f"{run_directory}/{uuid}.sock")
+    return Definition.parse(xml).inject(socket=f"{run_directory}/{uuid}.sock").xml
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Libvirt(FakeLibvirt):
             raise libvirt.libvirtError("told so")
         super().defineXML(xml)
         if self.policy:
-            self.policy.changed([domxml.identity(xml)[1]])
+            self.policy.changed([Definition.parse(xml).uuid])
 
 
 class ReadDomain(FakeDomain):
@@ -94,7 +95,7 @@ REPAIRED = ENABLED.replace("enabled", "repaired")
 def new_bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
     def new_bench(*include: str, exclude: tuple[str, ...] = ()) -> Bench:
         fake = Libvirt()
-        monkeypatch.setattr("libvirt_rapl.domains.libvirtd.connect", fake.open)
+        monkeypatch.setattr("libvirt_rapl.lifecycle.policy.connect", fake.open)
         told: list[str] = []
         selection = Selection.parse({"include": list(include), "exclude": list(exclude)})
         assert selection
@@ -131,8 +132,8 @@ def test_repairs(new_bench: NewBench, broken: Callable[[], str]) -> None:
     bench = new_bench("web1")
     domain = bench.libvirt.add(broken())
     assert bench.apply() == [REPAIRED]
-    domxml.check_takes_effect(domain.xml, f"/run/virt-rapl/{UUID}.sock")
-    assert domxml.is_marked(domain.xml)
+    Definition.parse(domain.xml).check_takes_effect(f"/run/virt-rapl/{UUID}.sock")
+    assert Definition.parse(domain.xml).is_marked
     assert bench.apply() == []
 
 
@@ -142,9 +143,9 @@ def test_a_renamed_domain_may_stay_and_a_lost_mark_comes_back(new_bench: NewBenc
     assert bench.apply() == []
     before, _, rest = domain.xml.partition("<metadata>")
     domain.xml = before + rest.partition("</metadata>")[2]
-    assert not domxml.is_marked(domain.xml)
+    assert not Definition.parse(domain.xml).is_marked
     assert bench.apply() == [ENABLED.replace("web1", "shop")]
-    assert domxml.is_marked(domain.xml)
+    assert Definition.parse(domain.xml).is_marked
 
 
 @pytest.mark.parametrize("xml", [PLAIN, metered(PLAIN), metered(PLAIN, run_directory="/run/other"), GROWABLE])
@@ -326,7 +327,7 @@ def test_our_own_change_is_answered_with_nothing(new_bench: NewBench) -> None:
     first, second = bench.libvirt.add(PLAIN), bench.libvirt.add(definition("web2", OTHER_UUID, QEMU))
     bench.policy.start()
     bench.policy.changed([UUID, OTHER_UUID])
-    eventually(lambda: domxml.is_marked(first.xml) and domxml.is_marked(second.xml))
+    eventually(lambda: Definition.parse(first.xml).is_marked and Definition.parse(second.xml).is_marked)
     time.sleep(0.1)
     assert bench.libvirt.defined == 2
     assert len(bench.told) == 2
@@ -343,7 +344,7 @@ def test_the_right_that_polkit_does_not_give_is_named(new_bench: NewBench, monke
         refused.append(uri)
         raise VirtRaplError("authentication failed: access denied by policy")
 
-    monkeypatch.setattr("libvirt_rapl.domains.libvirtd.connect", refuse_once)
+    monkeypatch.setattr("libvirt_rapl.lifecycle.policy.connect", refuse_once)
     bench.policy.start()
     bench.policy.changed([UUID])
     eventually(lambda: len(bench.told) == 2)  # and so its thread is at rest when other tests come
@@ -365,5 +366,5 @@ def test_libvirt_that_cannot_be_had_is_told_once_and_tried_on(new_bench: NewBenc
     ]
     bench.libvirt.there = True
     eventually(lambda: len(bench.told) == 3)
-    assert domxml.is_marked(domain.xml)
+    assert Definition.parse(domain.xml).is_marked
     assert bench.told[1:] == [ENABLED, "the configuration's `domains` are enabled again"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from libvirt_rapl.domains import domxml, xml_layout
+from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.domxml import ACCELERATOR
 from libvirt_rapl.errors import VirtRaplError
 
@@ -43,11 +44,11 @@ def domain(inside: str = "", *, uuid: str = f"<uuid>{UUID}</uuid>", attributes: 
 def test_golden(before: Path) -> None:
     xml = before.read_bytes().decode()
     after = before.with_name(before.name.replace("-in.xml", "-out.xml"))
-    injected = domxml.inject(xml, socket=SOCKET)
+    injected = Definition.parse(xml).inject(socket=SOCKET).xml
     if os.environ.get("VIRT_RAPL_REGENERATE"):
         after.write_bytes(injected.encode())
     assert injected == after.read_bytes().decode()
-    assert canonical(domxml.strip(injected)) == canonical(xml)
+    assert canonical(Definition.parse(injected).strip().xml) == canonical(xml)
 
 
 def test_golden_pairs_are_complete() -> None:
@@ -118,25 +119,25 @@ def domains(draw: st.DrawFn) -> str:
 @settings(max_examples=400, deadline=None)
 @given(domains())
 def test_strip_undoes_inject_exactly(xml: str) -> None:
-    injected = domxml.inject(xml, socket=SOCKET)
-    assert domxml.is_marked(injected)
+    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    assert Definition.parse(injected).is_marked
     assert canonical(injected) != canonical(xml)
-    assert canonical(domxml.strip(injected)) == canonical(xml)
+    assert canonical(Definition.parse(injected).strip().xml) == canonical(xml)
 
 
 @settings(max_examples=200, deadline=None)
 @given(domains())
 def test_inject_is_idempotent_and_retargets(xml: str) -> None:
-    injected = domxml.inject(xml, socket=SOCKET)
-    assert domxml.inject(injected, socket=SOCKET) == injected
-    retargeted = domxml.inject(injected, socket=OTHER_SOCKET)
+    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    assert Definition.parse(injected).inject(socket=SOCKET).xml == injected
+    retargeted = Definition.parse(injected).inject(socket=OTHER_SOCKET).xml
     assert retargeted == injected.replace(SOCKET, OTHER_SOCKET)
 
 
 @settings(max_examples=200, deadline=None)
 @given(domains())
 def test_injected_xml_says_what_libvirt_needs(xml: str) -> None:
-    injected = domxml.inject(xml, socket=SOCKET)
+    injected = Definition.parse(xml).inject(socket=SOCKET).xml
     before, after = parsed(xml), parsed(injected)
 
     def args(root: etree._Element) -> list[str]:
@@ -145,8 +146,8 @@ def test_injected_xml_says_what_libvirt_needs(xml: str) -> None:
     emulator = str(before.xpath("string(devices/emulator)")) or domxml.DEFAULT_EMULATOR
     assert after.xpath("string(devices/emulator)") == emulator + "-rapl"
     assert args(after) == [*args(before), "-accel", f"kvm,rapl=true,rapl-helper-socket={SOCKET}"]
-    assert domxml.original_emulator(xml) == domxml.original_emulator(injected) == emulator
-    assert domxml.identity(injected)[1] == UUID
+    assert Definition.parse(xml).emulator() == Definition.parse(injected).emulator() == emulator
+    assert Definition.parse(injected).uuid == UUID
 
 
 # What a file may be written in: encodings, byte order marks, line ends, characters and references to them.
@@ -210,9 +211,9 @@ def canonical_bytes(data: bytes) -> str:
 def test_a_file_comes_back_in_its_own_encoding_and_line_ends(data: bytes) -> None:
     text, encoding = xml_layout.decode(data)
     assert text.encode(encoding) == data
-    injected = domxml.inject(text, socket=SOCKET).encode(encoding)
-    stripped = domxml.strip(injected.decode(encoding)).encode(encoding)
-    assert domxml.identity(text)[1] == UUID
+    injected = Definition.parse(text).inject(socket=SOCKET).xml.encode(encoding)
+    stripped = Definition.parse(injected.decode(encoding)).strip().xml.encode(encoding)
+    assert Definition.parse(text).uuid == UUID
     assert canonical_bytes(stripped) == canonical_bytes(data)
     assert SOCKET in canonical_bytes(injected)
     kinds = set(re.findall(r"\r\n|\r|\n", text))
@@ -248,10 +249,23 @@ def test_a_file_that_is_not_in_its_encoding(data: bytes, message: str) -> None:
 def test_a_uuid_with_a_comment_or_spaces(spelt: str) -> None:
     for text in (UUID, UUID.upper(), UUID.replace("-", " "), UUID.replace("-", "")):
         xml = domain(uuid=spelt.format(text)).replace("<name>guest", "<name>gu<!-- c -->est")
-        assert domxml.identity(xml) == ("guest", UUID)
+        definition = Definition.parse(xml)
+        assert (definition.name, definition.uuid) == ("guest", UUID)
     for text in (UUID[:-1], UUID[:-1] + "g", f"{{{UUID}}}", f"urn:uuid:{UUID}", UUID + "00"):
         with pytest.raises(VirtRaplError, match="not a UUID"):
-            domxml.identity(domain(uuid=spelt.format(text)))
+            _ = Definition.parse(domain(uuid=spelt.format(text))).uuid
+
+
+def test_a_definition_never_changes() -> None:
+    definition = Definition.parse(f"<!-- before -->{domain()}<!-- after --><?and more?>\n")
+    text = definition.xml
+    injected = definition.inject(socket=SOCKET)
+    injected_text = injected.xml
+    assert (definition.is_marked, injected.is_marked) == (False, True)
+    assert injected.strip().xml == Definition.parse(text).rewritten
+    assert injected.inject(socket=OTHER_SOCKET).helper_socket == OTHER_SOCKET
+    definition.check(SOCKET)
+    assert (definition.xml, injected.xml) == (text, injected_text)
 
 
 # What each function does with odd input.
@@ -259,16 +273,16 @@ def test_a_uuid_with_a_comment_or_spaces(spelt: str) -> None:
 
 def test_strip_returns_unmarked_xml_as_it_is() -> None:
     xml = domain("<devices><emulator>/usr/bin/qemu</emulator></devices>").replace("\n", "\r\n")
-    assert domxml.strip(xml) is xml
+    assert Definition.parse(xml).strip().xml is xml
 
 
 def test_strip_leaves_what_the_user_added_since() -> None:
-    injected = domxml.inject(domain(), socket=SOCKET)
+    injected = Definition.parse(domain()).inject(socket=SOCKET).xml
     mine = injected.replace("<metadata>", "<metadata><a:b xmlns:a='urn:a'/>").replace(
         domxml.DEFAULT_EMULATOR + "-rapl</emulator>", "/opt/other</emulator><disk/>"
     )
-    stripped = domxml.strip(mine)
-    assert not domxml.is_marked(stripped)
+    stripped = Definition.parse(mine).strip().xml
+    assert not Definition.parse(stripped).is_marked
     assert "<a:b" in stripped
     assert "<emulator>/opt/other</emulator>" in stripped
     assert "<disk/>" in stripped
@@ -284,43 +298,50 @@ def test_strip_survives_a_pretty_printer() -> None:
 
     for inside in ("", "<metadata/>", "<metadata><a:b xmlns:a='urn:a'/></metadata><devices/>"):
         before = pretty(domain(inside))
-        assert pretty(domxml.strip(pretty(domxml.inject(before, socket=SOCKET)))) == before
+        assert (
+            pretty(Definition.parse(pretty(Definition.parse(before).inject(socket=SOCKET).xml)).strip().xml) == before
+        )
 
 
 def test_undeclared_prefix_leaves_no_trace() -> None:
     xml = domain()
-    injected = domxml.inject(xml, socket=SOCKET)
+    injected = Definition.parse(xml).inject(socket=SOCKET).xml
     assert f'<qemu:commandline xmlns:qemu="{QEMU}">' in injected
-    assert QEMU not in domxml.strip(injected)
+    assert QEMU not in Definition.parse(injected).strip().xml
 
 
 def test_declaration_and_line_end_stay() -> None:
     declaration = "<?xml version='1.0' encoding='ISO-8859-1' standalone='yes'?>\n\n<!-- é -->\n"
-    injected = domxml.inject(declaration + domain("<title>é</title>"), socket=SOCKET)
+    injected = Definition.parse(declaration + domain("<title>é</title>")).inject(socket=SOCKET).xml
     assert injected.startswith(declaration + "<domain")
     assert injected.endswith("</domain>\n")
     assert "<title>é</title>" in injected
 
 
 def test_default_emulator_can_be_chosen() -> None:
-    injected = domxml.inject(domain(), socket=SOCKET, default_emulator="/usr/libexec/qemu-kvm")
+    injected = Definition.parse(domain()).inject(socket=SOCKET, default_emulator="/usr/libexec/qemu-kvm").xml
     assert "<emulator>/usr/libexec/qemu-kvm-rapl</emulator>" in injected
-    assert domxml.original_emulator(injected) == "/usr/libexec/qemu-kvm"
+    assert Definition.parse(injected).emulator() == "/usr/libexec/qemu-kvm"
 
 
 def test_difference_shows_only_our_lines() -> None:
     xml = domain("<devices>\n    <emulator>/usr/bin/qemu</emulator>\n  </devices>")
-    lines = domxml.difference(xml, domxml.inject(xml, socket=SOCKET), "guest").splitlines()
+    lines = (
+        Definition.parse(xml).difference(Definition.parse(Definition.parse(xml).inject(socket=SOCKET).xml)).splitlines()
+    )
     changed = [line for line in lines if re.match(r"[-+](?![-+])", line)]
     assert len(changed) == 9
     assert sum(line.startswith("-") for line in changed) == 1
-    assert domxml.difference(xml, xml.replace("'kvm'", '"kvm"'), "guest") == ""
+    assert Definition.parse(xml).difference(Definition.parse(xml.replace("'kvm'", '"kvm"'))) == ""
 
 
 def test_dac_label() -> None:
     label = "<seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+64055</label></seclabel>"
-    assert domxml.dac_label(domain("<seclabel model='apparmor'><label>x</label></seclabel>" + label)) == "+64055:+64055"
-    assert domxml.dac_label(domain()) is None
+    assert (
+        Definition.parse(domain("<seclabel model='apparmor'><label>x</label></seclabel>" + label)).dac_label
+        == "+64055:+64055"
+    )
+    assert Definition.parse(domain()).dac_label is None
 
 
 OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><q:arg value='{}'/></q:commandline>"
@@ -344,7 +365,10 @@ OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'
     ],
 )
 def test_refused(xml: str, message: str) -> None:
-    for refuse in (lambda: domxml.check(xml, SOCKET), lambda: domxml.inject(xml, socket=SOCKET)):
+    for refuse in (
+        lambda: Definition.parse(xml).check(SOCKET),
+        lambda: Definition.parse(xml).inject(socket=SOCKET).xml,
+    ):
         with pytest.raises(VirtRaplError, match=re.escape(message)) as caught:
             refuse()
         assert caught.value.hint
@@ -359,8 +383,8 @@ def test_refused(xml: str, message: str) -> None:
     ],
 )
 def test_accepted_with_the_mark_and_without(xml: str) -> None:
-    domxml.check(xml, SOCKET)
-    domxml.check(domxml.inject(xml, socket=SOCKET), OTHER_SOCKET)
+    Definition.parse(xml).check(SOCKET)
+    Definition.parse(Definition.parse(xml).inject(socket=SOCKET).xml).check(OTHER_SOCKET)
 
 
 LEFT = f"""\
@@ -377,7 +401,7 @@ OTHER_DOMAINS = "/run/elsewhere/aaaaaaaa-0000-4000-8000-000000000000.sock"
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda _: domxml.inject(LEFT, socket=OTHER_DOMAINS),  # a clone, another host's
+        lambda _: Definition.parse(LEFT).inject(socket=OTHER_DOMAINS).xml,  # a clone, another host's
         lambda xml: re.sub(r" *<metadata>.*</metadata>\n", "", xml, flags=re.DOTALL),
         lambda xml: re.sub(r" *<qemu:commandline.*</qemu:commandline>\n", "", xml, flags=re.DOTALL),
         lambda xml: xml.replace("/q-rapl<", "/q<"),
@@ -387,17 +411,17 @@ OTHER_DOMAINS = "/run/elsewhere/aaaaaaaa-0000-4000-8000-000000000000.sock"
     ids=["socket", "mark", "argument", "wrapper", "edited socket", "older mark"],
 )
 def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str]) -> None:
-    whole = domxml.inject(LEFT, socket=SOCKET)
+    whole = Definition.parse(LEFT).inject(socket=SOCKET).xml
     found = broken(whole)
-    assert domxml.difference(found, whole, "")
-    domxml.check(found, SOCKET)
-    mended = domxml.inject(found, socket=SOCKET)
-    domxml.check_takes_effect(mended, SOCKET)
+    assert Definition.parse(found).difference(Definition.parse(whole))
+    Definition.parse(found).check(SOCKET)
+    mended = Definition.parse(found).inject(socket=SOCKET).xml
+    Definition.parse(mended).check_takes_effect(SOCKET)
     assert (mended.count("-accel"), mended.count("rapl=true")) == (1, 1)
-    assert domxml.original_emulator(mended) == "/usr/bin/q"
-    assert domxml.inject(mended, socket=SOCKET) == mended
-    assert "rapl" not in domxml.strip(mended)
-    assert "commandline" not in domxml.strip(mended)
+    assert Definition.parse(mended).emulator() == "/usr/bin/q"
+    assert Definition.parse(mended).inject(socket=SOCKET).xml == mended
+    assert "rapl" not in Definition.parse(mended).strip().xml
+    assert "commandline" not in Definition.parse(mended).strip().xml
 
 
 def unmarked(xml: str) -> str:
@@ -413,8 +437,8 @@ WRAPPED = LEFT.replace("/q<", "/q-rapl<")
 NOT_OURS = {
     "somebody's own emulator": WRAPPED,
     "a hand-made argument": with_arguments(LEFT, "-accel", f"kvm,rapl=true,rapl-helper-socket={SOCKET}"),
-    "both, of another directory": unmarked(domxml.inject(LEFT, socket=OTHER_SOCKET)),
-    "both, of another domain": unmarked(domxml.inject(LEFT, socket=OTHER_DOMAINS)),
+    "both, of another directory": unmarked(Definition.parse(LEFT).inject(socket=OTHER_SOCKET).xml),
+    "both, of another domain": unmarked(Definition.parse(LEFT).inject(socket=OTHER_DOMAINS).xml),
     "both, and something else": with_arguments(
         WRAPPED, "-accel", "kvm,rapl=true,rapl-helper-socket=/run/mine.sock", "-no-fd-bootchk"
     ),
@@ -423,75 +447,78 @@ NOT_OURS = {
 
 @pytest.mark.parametrize("xml", NOT_OURS.values(), ids=NOT_OURS)
 def test_what_no_mark_says_is_ours_is_its_owners(xml: str) -> None:
-    assert domxml.strip(xml) is xml
-    assert domxml.original_emulator(xml) in ("/usr/bin/q", "/usr/bin/q-rapl")
-    assert f"<emulator>{domxml.original_emulator(xml)}</emulator>" in xml
-    for refuse in (lambda: domxml.check(xml, SOCKET), lambda: domxml.inject(xml, socket=SOCKET)):
+    assert Definition.parse(xml).strip().xml is xml
+    assert Definition.parse(xml).emulator() in ("/usr/bin/q", "/usr/bin/q-rapl")
+    assert f"<emulator>{Definition.parse(xml).emulator()}</emulator>" in xml
+    for refuse in (
+        lambda: Definition.parse(xml).check(SOCKET),
+        lambda: Definition.parse(xml).inject(socket=SOCKET).xml,
+    ):
         with pytest.raises(VirtRaplError) as caught:
             refuse()
         assert caught.value.hint
 
 
 def test_without_the_mark_disable_takes_nothing_and_enable_still_works() -> None:
-    left = unmarked(domxml.inject(LEFT, socket=SOCKET))
-    assert domxml.strip(left) is left
-    assert canonical(domxml.strip(domxml.inject(left, socket=SOCKET))) == canonical(LEFT)
+    left = unmarked(Definition.parse(LEFT).inject(socket=SOCKET).xml)
+    assert Definition.parse(left).strip().xml is left
+    assert canonical(Definition.parse(Definition.parse(left).inject(socket=SOCKET).xml).strip().xml) == canonical(LEFT)
 
 
 @pytest.mark.parametrize("value", ["kvm,rapl=true,rapl-helper-socket=/run/mine.sock", ACCELERATOR + OTHER_SOCKET])
 @pytest.mark.parametrize("before", [True, False])
 def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before: bool) -> None:
     mine = ["-accel", value]
-    marked = domxml.inject(LEFT, socket=SOCKET)
+    marked = Definition.parse(LEFT).inject(socket=SOCKET).xml
     first = '<qemu:arg value="-accel"/>'
     assert marked.count(first) == 1
     added = "".join(f'<qemu:arg value="{argument}"/>' for argument in mine)
     edited = marked.replace(first, added + first) if before else marked.replace("</qemu:comm", f"{added}</qemu:comm")
-    arguments = parsed(domxml.strip(edited)).iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")
+    arguments = parsed(Definition.parse(edited).strip().xml).iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")
     assert [argument.get("value") for argument in arguments] == mine
 
 
 def test_a_comment_after_the_wrapper() -> None:
-    commented = domxml.inject(LEFT, socket=SOCKET).replace("q-rapl<", "q-rapl<!-- mine --><")
-    assert "<emulator>/usr/bin/q<!-- mine --></emulator>" in domxml.strip(commented)
-    assert domxml.original_emulator(domxml.inject(commented, socket=SOCKET)) == "/usr/bin/q"
+    commented = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("q-rapl<", "q-rapl<!-- mine --><")
+    assert "<emulator>/usr/bin/q<!-- mine --></emulator>" in Definition.parse(commented).strip().xml
+    assert Definition.parse(Definition.parse(commented).inject(socket=SOCKET).xml).emulator() == "/usr/bin/q"
 
 
 @pytest.mark.parametrize("emulator", ["/opt/q-rapl", "/usr/bin/q", "/usr/bin/q-rapl-rapl"])
 def test_a_mark_that_the_emulator_does_not_confirm_is_not_believed(emulator: str) -> None:
-    edited = domxml.inject(LEFT, socket=SOCKET).replace("/usr/bin/q-rapl<", f"{emulator}<")
-    assert domxml.original_emulator(edited) == emulator
-    assert f"<emulator>{emulator}</emulator>" in domxml.strip(edited)
+    edited = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("/usr/bin/q-rapl<", f"{emulator}<")
+    assert Definition.parse(edited).emulator() == emulator
+    assert f"<emulator>{emulator}</emulator>" in Definition.parse(edited).strip().xml
 
 
 def test_another_emulator_that_was_put_in_is_taken_over() -> None:
-    changed = domxml.inject(LEFT, socket=SOCKET).replace("/usr/bin/q-rapl", "/opt/q-rapl")
-    mended = domxml.inject(changed, socket=SOCKET)
-    assert domxml.original_emulator(mended) == "/opt/q"
-    assert "<emulator>/opt/q</emulator>" in domxml.strip(mended)
+    changed = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("/usr/bin/q-rapl", "/opt/q-rapl")
+    mended = Definition.parse(changed).inject(socket=SOCKET).xml
+    assert Definition.parse(mended).emulator() == "/opt/q"
+    assert "<emulator>/opt/q</emulator>" in Definition.parse(mended).strip().xml
 
 
 def test_an_argument_for_a_socket_that_is_not_ours_is_its_owners() -> None:
     value = "-accel'/><q:arg value='kvm,rapl=true,rapl-helper-socket=/run/qemu-vmsr-helper.sock"
     with pytest.raises(VirtRaplError, match="-accel argument of its own"):
-        domxml.inject(domain(OWN_ACCEL.format(value)), socket=SOCKET)
+        Definition.parse(domain(OWN_ACCEL.format(value))).inject(socket=SOCKET)
 
 
 def test_a_second_accel_is_refused_in_marked_xml_too() -> None:
-    injected = domxml.inject(domain(), socket=SOCKET)
+    injected = Definition.parse(domain()).inject(socket=SOCKET).xml
     with pytest.raises(VirtRaplError, match="-accel argument of its own"):
-        domxml.check(injected.replace("</domain>", OWN_ACCEL.format("-accel") + "</domain>"), SOCKET)
+        Definition.parse(injected.replace("</domain>", OWN_ACCEL.format("-accel") + "</domain>")).check(SOCKET)
 
 
 @pytest.mark.parametrize("socket", ["/" + "s" * 107, "/" + "é" * 54, "run/x.sock", "/run/a,b.sock", "/run/a\nb.sock"])
 def test_refused_sockets(socket: str) -> None:
     with pytest.raises(VirtRaplError, match="socket path") as caught:
-        domxml.inject(domain(), socket=socket)
+        Definition.parse(domain()).inject(socket=socket)
     assert "run_directory" in caught.value.hint
 
 
 def test_longest_socket_path_is_accepted() -> None:
-    assert "s" * 106 in domxml.inject(domain(), socket="/" + "s" * 106)
+    assert "s" * 106 in Definition.parse(domain()).inject(socket="/" + "s" * 106).xml
 
 
 @pytest.mark.parametrize(
@@ -512,9 +539,9 @@ def test_longest_socket_path_is_accepted() -> None:
     ],
 )
 def test_what_is_no_domain_xml(xml: str) -> None:
-    for function in (domxml.is_marked, domxml.strip, domxml.identity, domxml.dac_label, domxml.original_emulator):
-        with pytest.raises(VirtRaplError):
-            function(xml)
+    with pytest.raises(UnreadableError) as caught:
+        Definition.parse(xml)
+    assert caught.value.xml == xml
 
 
 @pytest.mark.parametrize(
@@ -525,10 +552,10 @@ def test_what_libvirt_takes_as_metadata_is_read(attribute: str) -> None:
     """None of it is right by the letter of namespaces, and all of it is to libxml2."""
     metadata = f"<metadata>\n    <y {attribute}/>\n    <u:z/>\n  </metadata>"
     xml = f"<domain type='kvm'>\n  <name>a</name>\n  <uuid>{UUID}</uuid>\n  {metadata}\n</domain>\n"
-    injected = domxml.inject(xml, socket=SOCKET)
-    assert domxml.is_marked(injected)
+    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    assert Definition.parse(injected).is_marked
     assert attribute.replace("'", '"') in injected
-    assert domxml.difference(xml, domxml.strip(injected), "x") == ""
+    assert Definition.parse(xml).difference(Definition.parse(Definition.parse(injected).strip().xml)) == ""
 
 
 @pytest.mark.parametrize(
@@ -536,5 +563,5 @@ def test_what_libvirt_takes_as_metadata_is_read(attribute: str) -> None:
     ["<y xmlns='a<b'/>", "<y>&t;</y>", "<y", "<y a='1' a='2'/>", "\x01", "</metadata></domain><domain><metadata>"],
 )
 def test_what_is_not_well_formed_is_refused_all_the_same(broken: str) -> None:
-    with pytest.raises(VirtRaplError):
-        domxml.identity(f"<domain><name>a</name><uuid>{UUID}</uuid><metadata>{broken}</metadata></domain>")
+    with pytest.raises(UnreadableError):
+        Definition.parse(f"<domain><name>a</name><uuid>{UUID}</uuid><metadata>{broken}</metadata></domain>")

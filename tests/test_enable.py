@@ -12,7 +12,10 @@ import libvirt
 import pytest
 
 from libvirt_rapl.cli import main
-from libvirt_rapl.domains import domxml, emulator, libvirtd
+from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains.connection import connect
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.domain import every_domain, lookup
 from libvirt_rapl.domains.emulator import is_volatile
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import Processor
@@ -232,10 +235,10 @@ class FakeDomain:
     persistent: bool = True
 
     def name(self) -> str:
-        return domxml.identity(self.xml)[0]
+        return Definition.parse(self.xml).name
 
     def UUIDString(self) -> str:  # noqa: N802
-        return domxml.identity(self.xml)[1]
+        return Definition.parse(self.xml).uuid
 
     def ID(self) -> int:  # noqa: N802
         return self.number
@@ -276,7 +279,10 @@ class FakeLibvirt:
 
     def defineXML(self, xml: str) -> None:  # noqa: N802
         self.defined += 1
-        self.lookupByUUIDString(domxml.identity(xml)[1]).xml = xml
+        self.lookupByUUIDString(Definition.parse(xml).uuid).xml = xml
+
+    def isAlive(self) -> int:  # noqa: N802
+        return 1
 
     def setKeepAlive(self, seconds: int, count: int) -> None:  # noqa: N802
         assert seconds * count > 0
@@ -321,7 +327,7 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
     assert "s&lt;cret" in web.xml
     assert run("enable", UUID.upper()) == (0, "web: already enabled\n", "")
     assert run("disable", UUID) == (0, "web: disabled; takes effect at the next start\n", "")
-    assert domxml.difference(original, web.xml, "web") == ""
+    assert Definition.parse(original).difference(Definition.parse(web.xml)) == ""
     assert run("disable", "web") == (0, "web: not enabled\n", "")
     assert fake.defined == 2
 
@@ -329,15 +335,15 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
 @pytest.mark.parametrize("told", ["/opt/planted", "", "/usr/bin/qemu-system-x86_64"])
 def test_the_mark_names_no_emulator(fake: FakeLibvirt, qemu: Path, run: Run, told: str) -> None:
     """It is metadata, which whoever defines the domain writes: <emulator> says what is asked."""
-    marked = domxml.inject(definition("web", UUID, qemu), socket=f"/run/elsewhere/{UUID}.sock")
+    marked = Definition.parse(definition("web", UUID, qemu)).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
     lying = marked.replace(f'emulator="{qemu}"', f'emulator="{told}"')
-    assert (lying == marked, domxml.is_marked(lying)) == (False, True)
-    assert domxml.original_emulator(lying) == f"{qemu}-rapl"
-    assert domxml.original_emulator(lying.replace(f"{qemu}-rapl", "/opt/own-rapl")) == "/opt/own-rapl"
-    assert domxml.original_emulator(definition("web", UUID, Path("/opt/own-rapl"))) == "/opt/own-rapl"
+    assert (lying == marked, Definition.parse(lying).is_marked) == (False, True)
+    assert Definition.parse(lying).emulator() == f"{qemu}-rapl"
+    assert Definition.parse(lying.replace(f"{qemu}-rapl", "/opt/own-rapl")).emulator() == "/opt/own-rapl"
+    assert Definition.parse(definition("web", UUID, Path("/opt/own-rapl"))).emulator() == "/opt/own-rapl"
     web = fake.add(lying)
     assert run("enable", "web")[0] == 0
-    assert domxml.original_emulator(web.xml) == str(qemu), "it is mended"
+    assert Definition.parse(web.xml).emulator() == str(qemu), "it is mended"
 
 
 def test_enable_warns_of_what_may_keep_the_domain_from_starting(
@@ -355,7 +361,7 @@ def test_enable_warns_of_what_may_keep_the_domain_from_starting(
 @pytest.mark.parametrize("left", ["all but the mark", "argument", "wrapper"])
 def test_disable_takes_nothing_without_the_mark(fake: FakeLibvirt, qemu: Path, run: Run, left: str) -> None:
     original = definition("web", UUID, qemu)
-    injected = domxml.inject(original, socket=f"/run/elsewhere/{UUID}.sock")
+    injected = Definition.parse(original).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
     before, _, rest = injected.partition("<metadata>")
     xml = before.rstrip() + rest.partition("</metadata>")[2]
     if left == "argument":
@@ -372,7 +378,7 @@ def test_disable_takes_nothing_without_the_mark(fake: FakeLibvirt, qemu: Path, r
         return
     assert run("enable", "web")[:2] == (0, "web: enabled; takes effect at the next start\n")
     assert run("disable", "web") == (0, "web: disabled; takes effect at the next start\n", "")
-    assert domxml.difference(original, web.xml, "web") == ""
+    assert Definition.parse(original).difference(Definition.parse(web.xml)) == ""
 
 
 @pytest.mark.parametrize("command", ["enable", "disable"])
@@ -381,7 +387,9 @@ def test_a_reader_that_has_gone_stops_nothing(
 ) -> None:
     for name, uuid in (("web", UUID), ("db", OTHER_UUID)):
         xml = definition(name, uuid, qemu)
-        fake.add(domxml.inject(xml, socket=f"/run/elsewhere/{uuid}.sock") if command == "disable" else xml)
+        fake.add(
+            Definition.parse(xml).inject(socket=f"/run/elsewhere/{uuid}.sock").xml if command == "disable" else xml
+        )
     monkeypatch.setattr("libvirt_rapl.cli._forget_output", lambda: None)
 
     def gone(*_: object, **__: object) -> None:
@@ -396,7 +404,7 @@ def test_disable_tells_that_the_configuration_chooses_the_domain(
     fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path
 ) -> None:
     for name, uuid in (("web", UUID), ("other", OTHER_UUID)):
-        fake.add(domxml.inject(definition(name, uuid, qemu), socket=f"/s/{uuid}.sock"))
+        fake.add(Definition.parse(definition(name, uuid, qemu)).inject(socket=f"/s/{uuid}.sock").xml)
     (tmp_path / "virt-rapl.yaml").write_text("domains:\n  include: ['*']\n  exclude: [other]\n")
     status, out, err = run("disable", "web", "other")
     assert (status, out.count("disabled")) == (0, 2)
@@ -419,7 +427,7 @@ def test_those_that_the_configuration_chooses_or_excludes(
     web, excluded, other = add("web1"), add("web-test"), add("db")
     add("web-cannot", domain_type="qemu")
     add("web-transient", persistent=False)
-    excluded.xml = domxml.inject(excluded.xml, socket="/s")
+    excluded.xml = Definition.parse(excluded.xml).inject(socket="/s").xml
     configuration = tmp_path / "virt-rapl.yaml"
     configuration.write_text("domains: {include: ['web*'], exclude: [web-test, db]}\n")
 
@@ -435,7 +443,7 @@ def test_those_that_the_configuration_chooses_or_excludes(
     assert run("disable", "--excluded", "--dry-run")[1].startswith("--- web-test (now)\n")
     assert run("disable", "--excluded") == (0, "web-test: disabled; takes effect at the next start\n", "")
     assert run("disable", "--excluded") == (0, "", "")
-    assert [domxml.is_marked(domain.xml) for domain in (web, excluded, other)] == [True, False, False]
+    assert [Definition.parse(domain.xml).is_marked for domain in (web, excluded, other)] == [True, False, False]
 
     configuration.write_text("domains: all\n")
     assert [run(*command)[0] for command in (("enable", "--chosen"), ("disable", "--excluded"))] == [1, 1]
@@ -461,7 +469,7 @@ def test_dry_run_prints_the_difference_and_changes_nothing(fake: FakeLibvirt, qe
     assert out.startswith("--- web (now)\n+++ web (new)\n@@ ")
     assert f"-    <emulator>{qemu}</emulator>\n+    <emulator>{qemu}-rapl</emulator>\n" in out
     assert fake.defined == 0
-    web.xml = domxml.inject(web.xml, socket="/s")
+    web.xml = Definition.parse(web.xml).inject(socket="/s").xml
     status, out, _ = run("disable", "--dry-run", "web")
     assert f"-    <emulator>{qemu}-rapl</emulator>\n+    <emulator>{qemu}</emulator>\n" in out
     assert fake.defined == 0
@@ -492,19 +500,19 @@ def test_without_libvirt(run: Run) -> None:
 
 
 def test_domains_of_libvirts_test_driver() -> None:
-    connection = libvirtd.connect("test:///default")
-    (test,) = libvirtd.every_domain(connection)
+    connection = connect("test:///default")
+    (test,) = every_domain(connection)
     assert (test.name, test.state, test.active, test.persistent) == ("test", "running", True, True)
-    assert libvirtd.lookup(connection, test.uuid.upper()) == libvirtd.lookup(connection, "test") == test
-    assert domxml.identity(test.live_xml()) == ("test", test.uuid)
+    assert lookup(connection, test.uuid.upper()) == lookup(connection, "test") == test
+    assert (test.live().name, test.live().uuid) == ("test", test.uuid)
     test.handle.destroy()
-    assert libvirtd.lookup(connection, "test").state == "shut off"
-    assert libvirtd.lookup(connection, "test").id is None
+    assert lookup(connection, "test").state == "shut off"
+    assert lookup(connection, "test").id is None
     for unknown in ("nothing", OTHER_UUID, "", "1"):
         with pytest.raises(VirtRaplError, match="there is no domain"):
-            libvirtd.lookup(connection, unknown)
+            lookup(connection, unknown)
     with pytest.raises(VirtRaplError, match="does not take the definition"):
-        test.define("<domain/>")
+        test.define(Definition.parse("<domain/>"))
 
 
 @pytest.mark.e2e
@@ -531,7 +539,7 @@ def test_disable_gives_back_what_libvirt_showed(world: World, metadata: str, arg
         assert world.run(show).stdout == before
         world.run(["virt-rapl", "enable", "round-trip"])
         during = world.run(show).stdout
-        assert domxml.is_marked(during)
+        assert Definition.parse(during).is_marked
         assert world.run(["virt-rapl", "enable", "round-trip"]).stdout == "round-trip: already enabled\n"
         assert world.run(show).stdout == during
         world.run(["virt-rapl", "disable", "round-trip"])
@@ -580,15 +588,15 @@ def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
     xml = definition("Zürich", UUID, qemu)
     status, injected, err = virt_rapl("inject", xml)
     assert (status, err) == (0, "")
-    assert injected == domxml.inject(xml, socket=f"/run/elsewhere/{UUID}.sock")
-    assert virt_rapl("strip", injected) == (0, domxml.strip(injected), "")
+    assert injected == Definition.parse(xml).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
+    assert virt_rapl("strip", injected) == (0, Definition.parse(injected).strip().xml, "")
     assert virt_rapl("strip", xml) == (0, xml, "")
 
 
 def test_inject_on_a_processor_whose_guests_have_no_meter(virt_rapl: VirtRapl, qemu: Path) -> None:
     xml = definition("web", UUID, qemu)
     status, injected, err = virt_rapl("inject", xml, "AuthenticAMD")
-    assert (status, injected) == (0, domxml.inject(xml, socket=f"/run/elsewhere/{UUID}.sock"))
+    assert (status, injected) == (0, Definition.parse(xml).inject(socket=f"/run/elsewhere/{UUID}.sock").xml)
     assert err.startswith("virt-rapl: warning: ")
     assert "Intel hosts only" in err
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import guest
 
@@ -56,7 +57,7 @@ def parsed(profiles: Path, profile: Path, *options: str) -> str:
 
 def test_apparmor_understands_the_profile_that_libvirt_makes_for_a_domain(profiles: Path) -> None:
     xml = guest.domain_xml("web", "/var/lib/libvirt/images/web.rom", "/var/log/libvirt/qemu/web.out", uuid=UUID)
-    xml = domxml.inject(xml, socket=f"/run/virt-rapl/{UUID}.sock")
+    xml = Definition.parse(xml).inject(socket=f"/run/virt-rapl/{UUID}.sock").xml
     # libvirt's own program must take the domain as it is: it writes this profile when the domain is started.
     run("/usr/lib/libvirt/virt-aa-helper", "--create", "--dryrun", "--uuid", f"libvirt-{UUID}", stdin=xml)
     profile = profiles / f"libvirt/libvirt-{UUID}"

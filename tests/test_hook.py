@@ -12,11 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from lxml import etree
 
 from libvirt_rapl import paths
 from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
-from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains import domxml, emulator, xml_parser
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import instances
@@ -52,7 +54,7 @@ class Host:
         self.definitions = root / "definitions"
         self.registry = Registry(self.run)
         self.socket = str(self.registry.path(UUID, "sock"))
-        self.marked = domxml.inject(PLAIN, socket=self.socket)
+        self.marked = Definition.parse(PLAIN).inject(socket=self.socket).xml
         self.trouble: Exception | None = None
         self.helpers = 0
         self.slow_seconds = 0.0
@@ -434,7 +436,7 @@ def test_xml_may_name_a_directory_that_is_none_of_ours(host: Host, mode: int) ->
 @pytest.mark.parametrize("operation", ["restore", "migrate"])
 def test_filters(host: Host, operation: str) -> None:
     assert host.call(operation, PLAIN) == (0, "", ""), "nobody has asked for this domain"
-    elsewhere = domxml.inject(PLAIN, socket=f"/run/elsewhere/{UUID}.sock")
+    elsewhere = Definition.parse(PLAIN).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
     assert host.call(operation, elsewhere)[1] == host.marked
     assert host.call(operation, host.marked) == (0, "", ""), "already as it shall be"
     host.configure(domains="[web*]")
@@ -474,7 +476,7 @@ def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
         host.configure(domains="[web*]")
         tell("without")
         assert host.call("restore", PLAIN)[1] == ""
-        assert not domxml.is_marked(host.call("restore", host.marked)[1])
+        assert not Definition.parse(host.call("restore", host.marked)[1]).is_marked
         tell("with")
         host.configure(domains="[]")
         assert host.call("restore", PLAIN)[1] == host.marked
@@ -515,9 +517,10 @@ def test_a_host_that_cannot_takes_the_meter_out(host: Host, monkeypatch: pytest.
         raise VirtRaplError("QEMU 8.2 is too old")
 
     monkeypatch.setattr(emulator, "check", too_old)
-    assert domxml.is_marked(host.marked)
-    assert host.call("migrate", host.marked)[1] == PLAIN.strip() or not domxml.is_marked(
-        host.call("migrate", host.marked)[1]
+    assert Definition.parse(host.marked).is_marked
+    assert (
+        host.call("migrate", host.marked)[1] == PLAIN.strip()
+        or not Definition.parse(host.call("migrate", host.marked)[1]).is_marked
     )
     assert {(event.result, event.reason) for event in host.events()} == {("stripped", "QEMU 8.2 is too old")}
 
@@ -532,6 +535,20 @@ def test_labels(label: str, owner: tuple[int, int]) -> None:
 
 def test_no_label_is_libvirts_own_user() -> None:
     assert hook._owner(None) == (os.getuid(), os.getgid())
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate", "start", "started", "reconnect", "stopped", "release"])
+def test_the_xml_of_a_domain_is_parsed_once(host: Host, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.call("start", host.marked)
+    parsed = []
+
+    def counting(text: bytes) -> etree._Element:
+        parsed.append(text.decode())
+        return xml_parser.parse(text)
+
+    monkeypatch.setattr("libvirt_rapl.domains.definition.parse", counting)
+    assert host.call(operation, host.marked)[0] == 0
+    assert parsed == [host.marked]
 
 
 def test_what_libvirt_spells_in_its_own_way_needs_no_change(host: Host) -> None:

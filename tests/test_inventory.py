@@ -11,7 +11,8 @@ import libvirt
 import pytest
 from fixtures import Host, Thread, stat, write
 
-from libvirt_rapl.domains import domxml, inventory, libvirtd, run_files
+from libvirt_rapl.domains import connection, inventory, run_files
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.inventory import Entry, Inventory
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
@@ -24,7 +25,7 @@ def plain(number: int) -> str:
 
 
 def marked(number: int) -> str:
-    return domxml.inject(plain(number), socket=f"/run/virt-rapl/{UUID.format(number)}.sock")
+    return Definition.parse(plain(number)).inject(socket=f"/run/virt-rapl/{UUID.format(number)}.sock").xml
 
 
 def failure(code: int) -> libvirt.libvirtError:
@@ -123,7 +124,7 @@ def eventually(condition: Callable[[], Any]) -> None:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibvirt]:
     fake = FakeLibvirt()
-    monkeypatch.setattr(libvirtd, "connect", fake.open)
+    monkeypatch.setattr(inventory, "connect", fake.open)
     monkeypatch.setattr(inventory, "BACKOFF_SECONDS", (0.01,))
     monkeypatch.setattr(inventory, "STARTING_SECONDS", 0.01)
     monkeypatch.setattr(inventory, "running_domains", list)
@@ -270,16 +271,19 @@ def test_a_libvirt_that_hangs_has_one_thread_of_ours_waiting(monkeypatch: pytest
         return FakeLibvirt()
 
     monkeypatch.setattr(libvirt, "open", hang)
-    monkeypatch.setattr(libvirtd, "OPEN_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "OPEN_SECONDS", 0.05)
     for _ in range(3):
         with pytest.raises(VirtRaplError, match="libvirt at fake:/// does not answer") as caught:
-            libvirtd.connect("fake:///")
+            connection.connect("fake:///")
         assert caught.value.hint
     assert opened == ["fake:///"]
     goes_on.set()
-    monkeypatch.setattr(libvirtd, "OPEN_SECONDS", 10)
-    connection = libvirtd.connect("fake:///")
-    assert connection.alive == (libvirtd.KEEP_ALIVE_SECONDS, libvirtd.KEEP_ALIVE_COUNT)  # nor can a call hang for ever
+    monkeypatch.setattr(connection, "OPEN_SECONDS", 10)
+    opened_at_last = connection.connect("fake:///")
+    assert opened_at_last.alive == (
+        connection.KEEP_ALIVE_SECONDS,
+        connection.KEEP_ALIVE_COUNT,
+    )  # nor can a call hang for ever
 
 
 def test_a_domain_that_nobody_can_read_hides_no_other(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +306,7 @@ def test_domains_that_run_are_known_before_libvirt_answers(fake: FakeLibvirt, mo
         goes_on.wait()
         return fake.open(uri, read_only=read_only)
 
-    monkeypatch.setattr(libvirtd, "connect", hang)
+    monkeypatch.setattr(inventory, "connect", hang)
     found = Inventory("fake:///", pytest.fail)
     found.start()
     assert shows(found, entry(1))()
@@ -329,7 +333,7 @@ def test_running_domains(tmp_path: Path) -> None:
     (found,) = run_files.running_domains(root, proc)
     assert found.vcpu_tids == {0: 9}
     assert (found.name, found.uuid, found.id, found.state, found.pid) == ("vm1", UUID.format(1), 1, "paused", 1)
-    assert domxml.is_marked(found.xml) is False
+    assert Definition.parse(found.xml).is_marked is False
     assert run_files.running_domains(tmp_path / "none", proc) == []
 
 
@@ -368,9 +372,9 @@ def test_events_of_a_real_libvirt_driver() -> None:
 
 def test_a_title_and_metadata_that_change_are_told() -> None:
     """On libvirt's test driver, which tells it as QEMU's does."""
-    connection, told = libvirtd.connect("test:///default"), SimpleQueue[str]()
-    domain = connection.lookupByName("test")
-    with libvirtd.subscribed(connection, changed=told.put, lost=lambda: None):
+    test, told = connection.connect("test:///default"), SimpleQueue[str]()
+    domain = test.lookupByName("test")
+    with connection.subscribed(test, changed=told.put, lost=lambda: None):
         for change in (
             (libvirt.VIR_DOMAIN_METADATA_TITLE, "Shop", None, None),
             (libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<a/>", "a", "urn:a"),

@@ -11,7 +11,7 @@ from conftest import CONSTANT_100_WATTS
 from lifecycle import PATIENCE_SECONDS, SETTLE_SECONDS, Host
 from walking import domain_log, grows, start_enabled, wait_until
 
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -122,11 +122,11 @@ def test_disabled_while_it_runs(host: Host, name: str) -> None:
     host.check()
     host.virsh("save", name, "/mnt/saved")
     host.virsh("restore", "/mnt/saved")
-    assert domxml.is_marked(host.xml(name))
+    assert Definition.parse(host.xml(name)).is_marked
     host.check()
     host.virsh("destroy", name)
     host.virsh("start", name)
-    assert not domxml.is_marked(host.xml(name))
+    assert not Definition.parse(host.xml(name)).is_marked
     host.check()
 
 

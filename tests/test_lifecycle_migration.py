@@ -10,7 +10,7 @@ from conftest import CONSTANT_100_WATTS
 from lifecycle import PATIENCE_SECONDS, Host
 from walking import wait_until
 
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 
@@ -129,12 +129,12 @@ def test_only_the_source_has_us(hosts: Hosts, name: str) -> None:
     hosts.here.world.path("/mnt/plain.xml").write_text(plain)
     hosts.here.world.run(command(name, "stranger", "--xml", "/mnt/plain.xml"))
     arrived = hosts.stranger.run(["virsh", "dumpxml", name]).stdout
-    assert not domxml.is_marked(arrived)
+    assert not Definition.parse(arrived).is_marked
     assert "rapl" not in arrived
     hosts.check()
 
     hosts.stranger.run(command(name, "here"))  # where its definition still has the mark
-    assert domxml.is_marked(hosts.here.xml(name))
+    assert Definition.parse(hosts.here.xml(name)).is_marked
     hosts.check()
 
 
@@ -145,10 +145,10 @@ def test_only_the_destination_has_us(hosts: Hosts, name: str) -> None:
     hosts.stranger.run(["virsh", "create", "/proc/self/fd/0"], input=plain)
     hosts.stranger.run(command(name, "here"))
     hosts.check()  # it came as it was
-    assert not domxml.is_marked(hosts.here.xml(name))
+    assert not Definition.parse(hosts.here.xml(name)).is_marked
     hosts.there.configure(domains=f"[{name}]")
     hosts.here.world.run(command(name, "there"))
-    assert domxml.is_marked(hosts.there.xml(name))  # the operator has chosen it
+    assert Definition.parse(hosts.there.xml(name)).is_marked  # the operator has chosen it
     hosts.check()
 
 

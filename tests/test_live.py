@@ -17,7 +17,7 @@ import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl.cli import main
-from libvirt_rapl.domains.libvirtd import Domain
+from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.lifecycle import events, live

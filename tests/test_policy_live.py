@@ -7,7 +7,7 @@ import pytest
 from test_daemon import LOG, asked, start_daemon
 from walking import configure, grows, wait_until
 
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -59,12 +59,12 @@ def dumped(world: World, name: str) -> str:
 def in_order(world: World, name: str) -> bool:
     """Tell whether the domain's next start gives it its meter."""
     xml = dumped(world, name)
-    _, uuid = domxml.identity(xml)
+    definition = Definition.parse(xml)
     try:
-        domxml.check_takes_effect(xml, f"/run/virt-rapl/{uuid}.sock")
+        definition.check_takes_effect(f"/run/virt-rapl/{definition.uuid}.sock")
     except VirtRaplError:
         return False
-    return domxml.is_marked(xml)
+    return definition.is_marked
 
 
 def comes_in_order(world: World, name: str) -> None:

@@ -30,7 +30,7 @@ ROOMS["cli"] = {*ROOMS, "cli"}
 
 SIMULATES = {"cli.simulate", "cli.demo"}
 """Nobody else in the package may import the simulator."""
-LIBVIRT = {"domains.libvirtd"}
+LIBVIRT = {"domains.connection", "domains.domain"}
 """Nobody else may import libvirt's own module."""
 WOKEN = {"lifecycle.hook", "helper.vmsr.serving"}
 """Where a process begins that a domain's start waits for, or of which each domain has one."""

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from libvirt_rapl.config import load
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.selection import Selection
 
@@ -28,7 +28,7 @@ DOMAIN = f"""\
 def selects(text: str) -> bool:
     selection = Selection.parse(yaml.safe_load(text))
     assert selection is not None, text
-    return selection.selects(domxml.traits(DOMAIN))
+    return selection.selects(Definition.parse(DOMAIN).traits)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_selects(text: str, selected: bool) -> None:
 
 
 def test_a_domain_that_has_nothing_is_chosen_by_nothing_but_all() -> None:
-    bare = domxml.traits(f"<domain><uuid>{UUID}</uuid></domain>")
+    bare = Definition.parse(f"<domain><uuid>{UUID}</uuid></domain>").traits
     for text, selected in (("['*']", True), ("[web*]", False), ("[metadata: 'urn:x']", False)):
         selection = Selection.parse(yaml.safe_load(text))
         assert selection is not None
@@ -103,11 +103,11 @@ def test_what_says_no_domains_is_refused_with_its_line(tmp_path: Path, text: str
 def test_a_name_that_looks_like_a_pattern() -> None:
     selection = Selection.parse(["dir[1]"])
     assert selection
-    traits = domxml.traits(DOMAIN)
+    traits = Definition.parse(DOMAIN).traits
     assert [selection.selects(traits._replace(name=name)) for name in ("dir[1]", "dir1", "dir2")] == [True, True, False]
 
 
 def test_any_title_is_also_none() -> None:
     selection = Selection.parse([{"title": "*"}])
     assert selection
-    assert selection.selects(domxml.traits(DOMAIN)._replace(title=""))
+    assert selection.selects(Definition.parse(DOMAIN).traits._replace(title=""))

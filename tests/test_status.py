@@ -21,7 +21,9 @@ from libvirt_rapl import paths
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import document, status_socket
-from libvirt_rapl.domains import domxml, inventory, libvirtd
+from libvirt_rapl.domains import inventory
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.processes import start_time
@@ -278,7 +280,7 @@ class Handle:
         return self.inactive if flags & libvirt.VIR_DOMAIN_XML_INACTIVE else self.live
 
 
-MARKED = domxml.inject(PLAIN, socket=f"/run/virt-rapl/{UUID}.sock")
+MARKED = Definition.parse(PLAIN).inject(socket=f"/run/virt-rapl/{UUID}.sock").xml
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_how_far_a_domain_is(
 ) -> None:
     monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(7, {}))
     number, word = (3, "running") if live else (None, "shut off")
-    domain = libvirtd.Domain(name="vm", uuid=UUID, id=number, state=word, handle=Handle(live or inactive, inactive))
+    domain = Domain(name="vm", uuid=UUID, id=number, state=word, handle=Handle(live or inactive, inactive))
     registry = Registry(tmp_path)
     record = None
     if state:
@@ -357,8 +359,8 @@ def test_a_domain_that_goes_while_it_is_looked_at(
             error.err = (code,)
             raise error
 
-    failing = libvirtd.Domain(name="gone", uuid=UUID, id=None, state="shut off", handle=Failing("", ""))
-    monkeypatch.setattr(libvirtd, "every_domain", lambda _: [failing])
+    failing = Domain(name="gone", uuid=UUID, id=None, state="shut off", handle=Failing("", ""))
+    monkeypatch.setattr("libvirt_rapl.cli.status.every_domain", lambda _: [failing])
     code = libvirt.VIR_ERR_NO_DOMAIN
     assert run(tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["domains"] == []

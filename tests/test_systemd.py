@@ -12,7 +12,7 @@ import pytest
 from machine import CONSTANT_100_WATTS, Machine
 from walking import wait_until
 
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.install import installer
 from libvirt_rapl.lifecycle import policy
@@ -354,7 +354,9 @@ def test_the_unit_may_enable_the_domains_of_the_configuration(machine: Machine) 
     machine.run(["systemctl", "start", "virt-rapld"])
     try:
         define("chosen")
-        wait_until(lambda: domxml.is_marked(machine.run(["virsh", "dumpxml", "chosen"]).stdout), 30, "it is enabled")
+        wait_until(
+            lambda: Definition.parse(machine.run(["virsh", "dumpxml", "chosen"]).stdout).is_marked, 30, "it is enabled"
+        )
         machine.run(["virsh", "start", "chosen"])
         wait_until(lambda: is_metered("chosen"), 30, "its energy is counted")
 
@@ -363,7 +365,7 @@ def test_the_unit_may_enable_the_domains_of_the_configuration(machine: Machine) 
         machine.run(["systemctl", "restart", "polkit"])
         define("unlucky")
         wait_until(lambda: "cannot enable the configuration's `domains`" in said(), 30, "it may not, and says so")
-        assert not domxml.is_marked(machine.run(["virsh", "dumpxml", "unlucky"]).stdout)
+        assert not Definition.parse(machine.run(["virsh", "dumpxml", "unlucky"]).stdout).is_marked
         joules = zone_joules(document(machine))
         wait_until(lambda: zone_joules(document(machine)) > joules, 30, "it meters on")
     finally:

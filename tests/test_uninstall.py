@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.emulator import installed
 from libvirt_rapl.install import still_needed
 from libvirt_rapl.simulator.world import World
@@ -137,12 +137,12 @@ def test_uninstall_leaves_domains_that_start_without_it(other_world: World) -> N
     manifest.write_text("{")
     _, error = uninstall("--disable-domains")
     assert error.startswith("virt-rapl: error: cannot read /etc/virt-rapl/installed.json")
-    assert domxml.is_marked(other_world.run(["virsh", "dumpxml", "--inactive", "one"]).stdout)
+    assert Definition.parse(other_world.run(["virsh", "dumpxml", "--inactive", "one"]).stdout).is_marked
     manifest.write_text(whole)
     told, _ = uninstall("--disable-domains", "--dry-run")
     assert "would be disabled two, which is saved with its meter\n" in told
     assert there <= files(other_world)
-    assert domxml.is_marked(other_world.run(["virsh", "dumpxml", "--inactive", "one"]).stdout)
+    assert Definition.parse(other_world.run(["virsh", "dumpxml", "--inactive", "one"]).stdout).is_marked
 
     told, warning = uninstall("--disable-domains")
     assert told.startswith(

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from libvirt_rapl.cli import say
-from libvirt_rapl.domains import domxml
-from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, connect, every_domain, lookup
+from libvirt_rapl.cli import say, warn
+from libvirt_rapl.domains.connection import connect
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, lookup
 from libvirt_rapl.errors import VirtRaplError
 
 
@@ -20,12 +21,19 @@ def add_common_arguments(parser: argparse.ArgumentParser, by_configuration: str,
     parser.add_argument("--dry-run", action="store_true", help="print what would change as a unified diff, no more")
 
 
-def definitions(uri: str) -> Iterator[tuple[Domain, str]]:
-    """Yield each domain that has a definition, and the definition without its passwords."""
-    for domain in every_domain(connect(uri)):
-        with contextlib.suppress(DomainGoneError):
-            if domain.persistent:
-                yield domain, domain.inactive_xml()
+def chosen(uri: str, is_chosen: Callable[[Definition], bool]) -> Iterator[str]:
+    """Yield the UUIDs of the domains whose definition is chosen; warn of each that raises VirtRaplError instead."""
+    connection = connect(uri)
+    for domain in every_domain(connection):
+        try:
+            if domain.persistent and is_chosen(domain.definition()):
+                yield domain.uuid
+        except DomainGoneError:
+            continue
+        except VirtRaplError as error:
+            if not connection.isAlive():
+                raise
+            warn(f"{domain.name}: {error.message}", error.hint)
 
 
 @dataclass(frozen=True)
@@ -33,17 +41,17 @@ class Change:
     """What a definition is and shall be."""
 
     domain: Domain
-    before: str
-    after: str
+    before: Definition
+    after: Definition
 
     @property
     def difference(self) -> str:
         """Both as a unified diff; empty where nothing changes."""
-        return domxml.difference(self.before, self.after, self.domain.name)
+        return self.before.difference(self.after)
 
 
 def change_all(
-    options: argparse.Namespace, rewrite: Callable[[Domain, str], str], *, done: str, nothing_to_do: str
+    options: argparse.Namespace, rewrite: Callable[[Definition], Definition], *, done: str, nothing_to_do: str
 ) -> None:
     """Rewrite the definitions of all domains named, or print the differences; say what was done to each.
 
@@ -62,16 +70,16 @@ def change_all(
             say(f"{domain.name}: {done}; takes effect at the next start{running}")
 
 
-def plan_change(domain: Domain, rewrite: Callable[[Domain, str], str]) -> Change:
+def plan_change(domain: Domain, rewrite: Callable[[Definition], Definition]) -> Change:
     """Return what `rewrite` makes of a definition. Raises VirtRaplError when it cannot be changed."""
     if not domain.persistent:
         raise VirtRaplError(
             f"{domain.name}: the domain is transient, it has no definition to change",
             "pass the XML it is created from through `virt-rapl inject`",
         )
-    before = domain.inactive_xml(secrets=True)
     with named(domain):
-        return Change(domain, before, rewrite(domain, before))
+        before = domain.definition(secrets=True)
+        return Change(domain, before, rewrite(before))
 
 
 @contextlib.contextmanager

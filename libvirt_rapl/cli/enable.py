@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 
 from libvirt_rapl.cli import DEFAULT_URI, say, warn
-from libvirt_rapl.cli.definitions import add_common_arguments, change_all, definitions, named, plan_change
+from libvirt_rapl.cli.definitions import add_common_arguments, change_all, chosen, named, plan_change
 from libvirt_rapl.config import load
-from libvirt_rapl.domains import domxml, emulator, security_modules
-from libvirt_rapl.domains.libvirtd import Domain, connect, lookup
+from libvirt_rapl.domains import emulator, security_modules
+from libvirt_rapl.domains.connection import connect
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.domain import Domain, lookup
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.lifecycle import live
+from libvirt_rapl.lifecycle.enabling import enabled
 from libvirt_rapl.lifecycle.policy import wanted
 from libvirt_rapl.selection import Selection
 
@@ -35,21 +38,18 @@ def run(options: argparse.Namespace) -> int:
     registry = Registry(config.run_directory)
     looked_at: set[str] = set()
 
-    def with_meter(domain: Domain, xml: str) -> str:
-        check_processor()  # before what can be mended in the domain
-        injected = domxml.inject(xml, socket=str(registry.path(domain.uuid, "sock")))
-        path = domxml.original_emulator(injected)
-        emulator.check(path)
-        if path not in looked_at:
+    def with_meter(definition: Definition) -> Definition:
+        changed = enabled(definition, registry, emulator.check)
+        if (path := changed.emulator()) not in looked_at:
             looked_at.add(path)
             for missing in security_modules.missing_rules(path):
                 warn(missing.message, missing.hint)
-        return injected
+        return changed
 
     if options.live and options.by_configuration:
         raise VirtRaplError("--live is for domains that are named: each stands still meanwhile", "name them")
     if options.connect == DEFAULT_URI and not options.by_configuration:
-        check_processor()  # whatever else a domain lacks
+        check_processor()  # before what can be mended in a domain
     if options.by_configuration:
         options.domains = list(_chosen(options.connect, config.domains, registry))
     if options.live:
@@ -67,15 +67,12 @@ def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]
         if selection.include:
             warn(f"cannot enable the configuration's `domains`: {error.message}", error.hint)
         return
-    for domain, xml in definitions(uri):
-        try:
-            if wanted(xml, selection, registry, emulator.check):
-                yield domain.uuid
-        except VirtRaplError as error:
-            warn(f"{domain.name}: {error.message}", error.hint)
+    yield from chosen(uri, lambda definition: bool(wanted(definition, selection, registry, emulator.check)))
 
 
-def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str], str], registry: Registry) -> None:
+def _enable_live(
+    options: argparse.Namespace, with_meter: Callable[[Definition], Definition], registry: Registry
+) -> None:
     """Switch running domains on, one after the other, and say what happens to each before and after."""
     if options.connect != DEFAULT_URI:
         raise VirtRaplError(f"--live works with this machine's own libvirt only ({DEFAULT_URI})", "log in there")
@@ -96,7 +93,9 @@ def _enable_live(options: argparse.Namespace, with_meter: Callable[[Domain, str]
             live.switch_on(plan, registry, say)
 
 
-def _plan_live(domain: Domain, with_meter: Callable[[Domain, str], str], registry: Registry) -> tuple[live.Plan, str]:
+def _plan_live(
+    domain: Domain, with_meter: Callable[[Definition], Definition], registry: Registry
+) -> tuple[live.Plan, str]:
     """Return what shall happen to a running domain, and the difference that it will make to the definition."""
     difference = plan_change(domain, with_meter).difference if domain.persistent else ""
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from libvirt_rapl.cli import warn
 from libvirt_rapl.cli.xml_filter import read_xml, write_xml
 from libvirt_rapl.config import load
-from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import ProcessorError
+from libvirt_rapl.lifecycle.enabling import enabled
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -22,15 +24,16 @@ def run(options: argparse.Namespace) -> int:
     """
     registry = Registry(load(options.config).run_directory)
     xml, encoding = read_xml()
-    domxml.check_kind(xml)
-    _, uuid = domxml.identity(xml)
-    injected = domxml.inject(xml, socket=str(registry.path(uuid, "sock")), default_emulator=emulator.installed())
-    path = domxml.original_emulator(injected)
+    definition = Definition.parse(xml)
+    definition.check_kind()
+    write_xml(enabled(definition, registry, _check_where_it_is, emulator.installed()).xml, encoding)
+    return 0
+
+
+def _check_where_it_is(path: str) -> None:
     if Path(path).exists():
         try:
             emulator.check(path)
         except ProcessorError as error:
             emulator.check_wrapper(path)
             warn(f"on this host the domain gets no meter: {error.message}", error.hint)
-    write_xml(injected, encoding)
-    return 0

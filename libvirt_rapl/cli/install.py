@@ -105,7 +105,7 @@ def _stage(root: Path, *, dry_run: bool) -> int:
 
 
 def _named_emulators(uri: str) -> list[str]:
-    from libvirt_rapl.domains.libvirtd import connect
+    from libvirt_rapl.domains.connection import connect
     from libvirt_rapl.domains.named_emulators import named_emulators
 
     try:

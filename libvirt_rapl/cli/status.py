@@ -19,7 +19,9 @@ from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.daemon.document import View
-from libvirt_rapl.domains import inventory, libvirtd
+from libvirt_rapl.domains import inventory
+from libvirt_rapl.domains.connection import connect
+from libvirt_rapl.domains.domain import Domain, every_domain, lookup, no_such_domain
 from libvirt_rapl.energy.meter import Running
 from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.helper.records import Registry
@@ -89,15 +91,15 @@ def _uuid(document: dict[str, Any], name_or_uuid: str) -> str:
         for domain in document["domains"]:
             if domain[key] == name_or_uuid:
                 return str(domain["uuid"])
-    raise libvirtd.no_such_domain(name_or_uuid)
+    raise no_such_domain(name_or_uuid)
 
 
 def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, Any]]:
     """Yield what samples of our own tell, once a second, of the domains named."""
     allow_many_descriptors()
     view = View(config)
-    connection = libvirtd.connect(uri)
-    chosen = {libvirtd.lookup(connection, name).uuid for name in names}
+    connection = connect(uri)
+    chosen = {lookup(connection, name).uuid for name in names}
     _sample(view, connection)
     due = time.monotonic()
     while True:
@@ -107,9 +109,9 @@ def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, A
         yield view.document(inventory.describe_all(d for d in found if not chosen or d.uuid in chosen))
 
 
-def _sample(view: View, connection: Any) -> list[libvirtd.Domain]:  # noqa: ANN401
+def _sample(view: View, connection: Any) -> list[Domain]:  # noqa: ANN401
     """Measure every domain once, whichever were asked for: what they use is not `other`."""
-    found = libvirtd.every_domain(connection)
+    found = every_domain(connection)
     states = {domain.uuid: inventory.run_state(domain) for domain in found}
     view.meter.sample(Running(uuid, state.pid, state.vcpu_tids) for uuid, state in states.items() if state)
     view.trouble = view.meter.trouble

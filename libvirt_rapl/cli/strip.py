@@ -3,7 +3,7 @@
 import argparse
 
 from libvirt_rapl.cli.xml_filter import read_xml, write_xml
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -13,5 +13,5 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 def run(_options: argparse.Namespace) -> int:
     """Filter the XML; without the mark it comes out as it went in."""
     xml, encoding = read_xml()
-    write_xml(domxml.strip(xml), encoding)
+    write_xml(Definition.parse(xml).strip().xml, encoding)
     return 0

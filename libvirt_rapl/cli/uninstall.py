@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _leave_domains(options: argparse.Namespace) -> None:
     """See to it that no domain needs us any more, then stop virt-rapld. Raises VirtRaplError where one does."""
-    from libvirt_rapl.domains.libvirtd import connect
+    from libvirt_rapl.domains.connection import connect
     from libvirt_rapl.install import still_needed
 
     try:

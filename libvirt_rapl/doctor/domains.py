@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from libvirt_rapl import systemd
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
-from libvirt_rapl.domains import domxml, inventory
-from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, every_domain
+from libvirt_rapl.domains import inventory
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.processes import read
@@ -60,14 +61,14 @@ def _of_domain(
         yield from _now(machine, entry)
     if not domain.persistent:
         return
-    xml = domain.inactive_xml()
-    if domxml.is_marked(xml):
-        yield from _next_start(machine, domain, xml, emulators)
-    elif machine.can_serve_guests and machine.config.domains.selects(domxml.traits(xml)):
-        yield from _chosen(machine, domain, xml, emulators)
+    definition = domain.definition()
+    if definition.is_marked:
+        yield from _next_start(machine, domain, definition, emulators)
+    elif machine.can_serve_guests and machine.config.domains.selects(definition.traits):
+        yield from _chosen(machine, domain, definition, emulators)
     else:
         try:
-            domxml.check(xml, _socket(machine, domain))
+            definition.check(_socket(machine, domain))
         except VirtRaplError as error:
             yield Finding(SKIPPED, f"{domain.name}: is off, and cannot have a meter: {error.message}", error.hint)
 
@@ -91,31 +92,33 @@ def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:
         yield Finding(WARNING, f"{entry.name}: {note}", "upgrade virt-rapl")
 
 
-def _next_start(machine: Machine, domain: Domain, xml: str, emulators: policy.Emulators) -> Iterator[Finding]:
+def _next_start(
+    machine: Machine, domain: Domain, definition: Definition, emulators: policy.Emulators
+) -> Iterator[Finding]:
     """Tell of a domain whose definition has the mark."""
     socket = _socket(machine, domain)
     try:
         check_processor(machine.proc)
-        domxml.check(xml, socket)
-        domxml.check_takes_effect(xml, socket)
-        emulators.check(domxml.original_emulator(xml))
+        definition.check(socket)
+        definition.check_takes_effect(socket)
+        emulators.check(definition.emulator())
     except VirtRaplError as error:
-        remedy = machine.remedy(error, domxml.original_emulator(xml))
+        remedy = machine.remedy(error, definition.emulator())
         if isinstance(error, ProcessorError):
             remedy = f"`virt-rapl disable {domain.name}`; {remedy}"
         yield Finding(FAILED, f"{domain.name}: gets no meter at its next start: {error.message}", remedy)
         return
-    if domain.active and not domxml.is_marked(domain.live_xml()):
+    if domain.active and not domain.live().is_marked:
         message = f"{domain.name}: is enabled, but runs as it was started before that: it has no meter yet"
         yield Finding(WARNING, message, f"`virt-rapl enable --live {domain.name}`, or shut it down and start it")
 
 
-def _chosen(machine: Machine, domain: Domain, xml: str, emulators: policy.Emulators) -> Iterator[Finding]:
+def _chosen(machine: Machine, domain: Domain, definition: Definition, emulators: policy.Emulators) -> Iterator[Finding]:
     """Tell of a domain that the configuration chooses and that is not enabled."""
     registry = Registry(machine.config.run_directory)
     chosen = f"{domain.name}: the configuration's `domains` choose it, but"
     try:
-        policy.wanted(xml, machine.config.domains, registry, emulators.check)
+        policy.wanted(definition, machine.config.domains, registry, emulators.check)
     except VirtRaplError as error:
         yield Finding(FAILED, f"{chosen} {error.message}", error.hint)
         return

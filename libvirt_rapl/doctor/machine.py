@@ -9,7 +9,7 @@ from typing import Any
 from libvirt_rapl import paths
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
 from libvirt_rapl.daemon import status_socket
-from libvirt_rapl.domains import libvirtd
+from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.domains.emulator import INSTALL
 from libvirt_rapl.domains.named_emulators import named_emulators
@@ -110,7 +110,7 @@ class Machine:
     def _connection(self) -> Any:  # noqa: ANN401
         """The connection or why there is none: a libvirt that hangs shall hold us up once."""
         try:
-            return libvirtd.connect(self.uri, read_only=True)
+            return connect(self.uri, read_only=True)
         except VirtRaplError as error:
             return error
 

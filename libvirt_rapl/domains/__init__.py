@@ -1,5 +1,5 @@
 """Libvirt's domains: the connection, their XML with the meter and without, their emulators and run-time files.
 
-Only `libvirtd` imports libvirt; what the hook wakes (domxml, emulator, run_files) lives without it. May import the
-ground and host.
+Only `connection` and `domain` import libvirt; what the hook wakes (definition, emulator, run_files) lives without it.
+May import the ground and host.
 """

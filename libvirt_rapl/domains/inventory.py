@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from libvirt_rapl.domains import domxml, libvirtd
+from libvirt_rapl.domains.connection import connect, subscribed
+from libvirt_rapl.domains.definition import Definition, UnreadableError
+from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, lookup_uuid
 from libvirt_rapl.domains.run_files import RunState, read_run_state, running_domains, written
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import start_time
@@ -37,12 +40,12 @@ class Entry:
     """Where our mark is: in the `live` domain, only in what its `next` start uses, or nowhere (empty)."""
 
 
-def describe(domain: libvirtd.Domain) -> Entry:
+def describe(domain: Domain) -> Entry:
     """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
     mark = ""
-    if domain.active and _is_marked(domain.live_xml()):
+    if domain.active and _is_marked(domain.live):
         mark = "live"
-    elif _is_marked(domain.inactive_xml()):
+    elif _is_marked(domain.definition):
         mark = "next"
     state = run_state(domain)
     pid, vcpu_tids = (state.pid, state.vcpu_tids) if state else (None, {})
@@ -51,15 +54,15 @@ def describe(domain: libvirtd.Domain) -> Entry:
     )
 
 
-def _is_marked(xml: str) -> bool:
-    """Tell whether the XML carries the mark; of what nobody can read, as metadata can make it, nobody can tell."""
+def _is_marked(read: Callable[[], Definition]) -> bool:
+    """Return whether a definition carries the mark; one that metadata has made unreadable counts as without."""
     try:
-        return domxml.is_marked(xml)
-    except VirtRaplError:
+        return read().is_marked
+    except UnreadableError:
         return False
 
 
-def run_state(domain: libvirtd.Domain) -> RunState | None:
+def run_state(domain: Domain) -> RunState | None:
     """Return the process and threads of a domain, None when it does not run.
 
     Raises VirtRaplError when libvirt's run-time files may not be read.
@@ -70,11 +73,11 @@ def run_state(domain: libvirtd.Domain) -> RunState | None:
         raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
 
 
-def describe_all(found: Iterable[libvirtd.Domain]) -> list[Entry]:
+def describe_all(found: Iterable[Domain]) -> list[Entry]:
     """Describe domains that were listed; one that has gone since, as a transient one does at its end, is left out."""
     entries = []
     for domain in found:
-        with contextlib.suppress(libvirtd.DomainGoneError):
+        with contextlib.suppress(DomainGoneError):
             entries.append(describe(domain))
     return entries
 
@@ -132,9 +135,9 @@ class Inventory:
     def _follow(self) -> None:
         """List the domains and take in every change, until libvirt is lost, which raises."""
         changes: SimpleQueue[str | None] = SimpleQueue()
-        connection = libvirtd.connect(self._uri, read_only=True)
-        with libvirtd.subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
-            self.entries = _by_uuid(libvirtd.every_domain(connection))
+        connection = connect(self._uri, read_only=True)
+        with subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
+            self.entries = _by_uuid(every_domain(connection))
             self.listed = True
             if self.trouble:
                 self._tell("libvirt is back")
@@ -143,7 +146,7 @@ class Inventory:
             self._changed(self.entries)
             while (changed := self._next_changed(changes)) is not None:
                 if changed:
-                    found = [domain for uuid in changed if (domain := libvirtd.lookup_uuid(connection, uuid))]
+                    found = [domain for uuid in changed if (domain := lookup_uuid(connection, uuid))]
                     others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
                     self.entries = others | _by_uuid(found)
                     self._changed(changed)
@@ -180,7 +183,7 @@ class Inventory:
         """Take in which domains run, without libvirt; definitions cannot be seen and stay as they were."""
         entries = {uuid: _without_dead_process(entry) for uuid, entry in self.entries.items()}
         for found in running_domains():
-            mark = "live" if _is_marked(found.xml) else ""
+            mark = "live" if _is_marked(functools.partial(Definition.parse, found.xml)) else ""
             entries[found.uuid] = Entry(
                 name=found.name,
                 uuid=found.uuid,
@@ -193,7 +196,7 @@ class Inventory:
         self.entries = entries
 
 
-def _by_uuid(found: Iterable[libvirtd.Domain]) -> dict[str, Entry]:
+def _by_uuid(found: Iterable[Domain]) -> dict[str, Entry]:
     return {entry.uuid: entry for entry in describe_all(found)}
 
 

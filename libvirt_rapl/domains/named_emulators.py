@@ -1,12 +1,13 @@
 """The emulators that libvirt and its domains name: each is to have a wrapper."""
 
-import contextlib
 from typing import Any
 
 from lxml import etree
 
-from libvirt_rapl.domains import domxml
-from libvirt_rapl.domains.libvirtd import DomainGoneError, LibvirtError, every_domain
+from libvirt_rapl.domains.connection import LibvirtError
+from libvirt_rapl.domains.definition import UnreadableError
+from libvirt_rapl.domains.domain import DomainGoneError, every_domain
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 
 
@@ -23,10 +24,9 @@ def named_emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-pyth
     ]
     for domain in every_domain(connection):
         try:
-            xml = domain.live_xml()
-        except DomainGoneError:
+            definition = domain.live()
+        except (DomainGoneError, UnreadableError):  # what cannot be read names nothing that could be run
             continue
-        with contextlib.suppress(VirtRaplError):  # what cannot be read names nothing that could be run
-            if domxml.is_x86_64_kvm(xml):
-                named.append(domxml.original_emulator(xml))
-    return list(dict.fromkeys(path.removesuffix(domxml.WRAPPER_SUFFIX) for path in named))
+        if definition.is_x86_64_kvm:
+            named.append(definition.emulator())
+    return list(dict.fromkeys(path.removesuffix(WRAPPER_SUFFIX) for path in named))

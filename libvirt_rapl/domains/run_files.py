@@ -16,8 +16,11 @@ TIDs from QEMU, but takes no two that are the same, and knows how many vCPUs the
 
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
+from lxml import etree
+from lxml.etree import _Element
+
+from libvirt_rapl.domains.xml_parser import parse
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.machine_cgroup import machine_number
 
@@ -57,14 +60,14 @@ def running_domains(root: Path = LIBVIRT_RUN, proc: Path = processes.PROC, sys: 
     found = []
     for path in sorted(root.glob("*.xml")):
         try:
-            status = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - written by libvirtd
+            status = parse(path.read_bytes())
             (domain,) = status.findall("domain")
             uuid, pid, number = domain.findtext("uuid", ""), int(status.attrib["pid"]), int(domain.attrib["id"])
             if uuid and _is_of(uuid, number, pid, proc, sys):
-                xml, state = ElementTree.tostring(domain, encoding="unicode"), status.attrib["state"]
+                xml, state = etree.tostring(domain, encoding="unicode", with_tail=False), str(status.attrib["state"])
                 name, vcpu_tids = domain.findtext("name", ""), _vcpu_tids(status)
                 found.append(RunningDomain(name, uuid, number, state, pid, vcpu_tids, xml))
-        except (OSError, ElementTree.ParseError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError):
             continue
     return found
 
@@ -104,10 +107,10 @@ def written(name: str, root: Path = LIBVIRT_RUN) -> tuple[int, int] | None:
 
 def _status(path: Path) -> tuple[int | None, dict[int, int]]:
     try:
-        status = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - written by libvirtd, in a directory of root's
+        status = parse(path.read_bytes())
         pid = int(status.attrib["pid"])
         return pid, _vcpu_tids(status)
-    except (FileNotFoundError, ElementTree.ParseError, KeyError, ValueError):
+    except (FileNotFoundError, KeyError, ValueError):
         return None, {}
 
 
@@ -118,5 +121,5 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _vcpu_tids(status: ElementTree.Element) -> dict[int, int]:
+def _vcpu_tids(status: _Element) -> dict[int, int]:
     return {int(vcpu.attrib["id"]): int(vcpu.attrib["pid"]) for vcpu in status.findall("vcpus/vcpu")}

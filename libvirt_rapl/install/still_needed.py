@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.definition import Definition, UnreadableError
+from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain
+from libvirt_rapl.domains.domxml import MARK, WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
-from libvirt_rapl.domains.libvirtd import Domain, DomainGoneError, every_domain
-from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install.manifest import Manifest
 
 RUNS = "runs with its meter"
 ENABLED = "is enabled"
 SAVED = "is saved with its meter"
 UNMARKED = "names the emulator wrapper without our mark"
-WRAPPED = re.compile(rf"{domxml.WRAPPER_SUFFIX}</emulator>")
+WRAPPED = re.compile(rf"{WRAPPER_SUFFIX}</emulator>")
 
 
 @dataclass(frozen=True)
@@ -58,29 +58,40 @@ def disable(dependent: Dependent) -> None:
     """Take the meter out of the domain's definition, or of its saved state. Raises VirtRaplError."""
     domain = dependent.domain
     if dependent.why == ENABLED:
-        domain.define(domxml.strip(domain.inactive_xml(secrets=True)))
-    elif dependent.why == SAVED and (saved := domain.saved_xml()):
-        domain.define_saved(domxml.strip(saved))
+        domain.define(domain.definition(secrets=True).strip())
+    elif dependent.why == SAVED and (saved := domain.saved()):
+        domain.define_saved(saved.strip())
 
 
 def _wrappers() -> set[str]:
     """Return the paths of our wrappers: those that are installed, and those that a package brings."""
-    return {f"/{name}" for name in Manifest.load(Path("/")).files} | {path + domxml.WRAPPER_SUFFIX for path in KNOWN}
+    return {f"/{name}" for name in Manifest.load(Path("/")).files} | {path + WRAPPER_SUFFIX for path in KNOWN}
 
 
 def _reasons(domain: Domain, wrappers: set[str]) -> Iterator[str]:
-    if domain.active and _holds(domain.live_xml(), domxml.is_marked):
+    if domain.active and _ours(domain.live, wrappers)[0]:
         yield RUNS
-    for why, xml in ((ENABLED, domain.inactive_xml() if domain.persistent else None), (SAVED, domain.saved_xml())):
-        if xml and _holds(xml, domxml.is_marked):
+    kept: list[tuple[str, Callable[[], Definition | None]]] = [(SAVED, domain.saved)]
+    if domain.persistent:
+        kept.insert(0, (ENABLED, domain.definition))
+    for why, read in kept:
+        marked, wrapped = _ours(read, wrappers)
+        if marked:
             yield why
-        if xml and _holds(xml, lambda xml: domxml.original_emulator(domxml.strip(xml)) in wrappers):
+        if wrapped:
             yield UNMARKED
 
 
-def _holds(xml: str, question: Callable[[str], bool]) -> bool:
-    """Ask something of the XML. Where it cannot be read, what looks like ours counts: better once too often."""
+def _ours(read: Callable[[], Definition | None], wrappers: set[str]) -> tuple[bool, bool]:
+    """Return whether a definition carries the mark, and whether it names a wrapper of ours without it.
+
+    Where it cannot be read, what looks like ours counts as both: better once too often.
+    """
     try:
-        return question(xml)
-    except VirtRaplError:
-        return domxml.MARK in xml or bool(WRAPPED.search(xml))
+        definition = read()
+    except UnreadableError as error:
+        looks_like_ours = MARK in error.xml or bool(WRAPPED.search(error.xml))
+        return looks_like_ours, looks_like_ours
+    if definition is None:
+        return False, False
+    return definition.is_marked, definition.strip().emulator() in wrappers

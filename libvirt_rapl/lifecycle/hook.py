@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import TextIO
 
 from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
-from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.run_files import read_run_state
 from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle.enabling import enabled
 
 OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
 """How libvirt begins; a name holds no line feed."""
@@ -42,27 +44,28 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
     settings, uuid, result, reason = Config(), "", "failed", ""
     try:
         settings, config_error = _config_or_defaults(config)
-        xml = stdin.read()
-        uuid = _uuid(xml)
+        uuid, definition = _read(stdin.read())
         restores = operation in ("restore", "migrate")
-        if not (restores or _is_ours(xml, uuid, operation, settings)):
+        if isinstance(definition, UnreadableError) and (restores or operation == "start"):
+            raise definition
+        if not (restores or _is_ours(definition, uuid, operation, settings)):
             return 0
         turn = contextlib.nullcontext() if restores else Registry(settings.run_directory).locked(uuid)
         with turn, contextlib.nullcontext() if operation == "start" else _within(settings.hook_deadline):
-            match operation:
-                case "restore" | "migrate":
+            match operation, definition:
+                case "restore" | "migrate", Definition():
                     if config_error:
                         raise config_error
-                    output, result, reason = filtered(xml, settings)
+                    output, result, reason = filtered(definition, settings)
                     stdout.write(output)
-                case "start":
-                    record = start(xml, settings, config_error, stderr)
+                case "start", Definition():
+                    record = start(definition, settings, config_error, stderr)
                     result, reason = record.state, record.reason
-                case "started" | "reconnect":
-                    record = follow(name, uuid, xml, settings)
+                case "started" | "reconnect", _:
+                    record = follow(name, uuid, definition, settings)
                     result, reason = record.state, record.reason
-                case "stopped" | "release":
-                    result = end(name, uuid, xml, settings, operation)
+                case "stopped" | "release", _:
+                    result = end(name, uuid, definition, settings, operation)
     except Exception as error:  # a domain shall not die of our mistakes
         reason = _one_line(error)
         if operation == "start" and settings.on_failure == "refuse":
@@ -73,25 +76,22 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
     return int(operation == "start" and result == "refuse")
 
 
-def _uuid(xml: str) -> str:
-    """Return the domain's UUID, also where metadata has made the rest of what libvirt has written unreadable."""
+def _read(xml: str) -> tuple[str, Definition | UnreadableError]:
+    """Return the domain's UUID and definition; why there is none where metadata has made the rest of it unreadable."""
     try:
-        return domxml.identity(xml)[1]
-    except VirtRaplError:
+        definition = Definition.parse(xml)
+        return definition.uuid, definition
+    except UnreadableError as error:
         if found := OPENING.match(xml):
-            return found[1]
+            return found[1], error
         raise
 
 
-def _is_ours(xml: str, uuid: str, operation: str, config: Config) -> bool:
-    """Tell whether the domain has the mark, or, its mark taken out or unreadable since it started, a record still."""
-    try:
-        if domxml.is_marked(xml):
-            return True
-    except VirtRaplError:
-        if operation == "start":
-            raise
-    return operation != "start" and any(registry.read(uuid) for registry in _registries(xml, config))
+def _is_ours(definition: Definition | UnreadableError, uuid: str, operation: str, config: Config) -> bool:
+    """Return whether the domain has the mark, or, that taken out or unreadable since it started, a record still."""
+    if isinstance(definition, Definition) and definition.is_marked:
+        return True
+    return operation != "start" and any(registry.read(uuid) for registry in _registries(definition, config))
 
 
 class _LateError(Exception):
@@ -114,60 +114,57 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def filtered(xml: str, config: Config) -> tuple[str, str, str]:
+def filtered(definition: Definition, config: Config) -> tuple[str, str, str]:
     """Return the XML a restored or incoming domain shall have here, empty when it may stay as it is; result and reason.
 
     A domain with the mark gets this host's socket; one that the operator chose gets the meter; where that is not
     possible on this host, the meter is taken out, so that the domain arrives.
     """
     registry = Registry(config.run_directory)
-    traits = domxml.traits(xml)
+    traits = definition.traits
     told = registry.how_to_restore(traits.uuid)
     chosen = told == "with" or config.domains.selects(traits) or _definition_is_marked(traits.name)
-    if not (chosen or domxml.is_marked(xml)):
+    if not (chosen or definition.is_marked):
         return "", "unchanged", ""
     try:
         if told == "without":
             raise VirtRaplError("it could not be restored with its meter")
-        wanted = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
-        emulator.check(domxml.original_emulator(wanted))
-        result, reason = "injected", ""
+        wanted, result, reason = enabled(definition, registry, emulator.check), "injected", ""
     except VirtRaplError as error:
-        wanted, result, reason = domxml.strip(xml), "stripped", error.message
+        wanted, result, reason = definition.strip(), "stripped", error.message
     # libvirt writes other quotes than we do, and marks a domain as tainted whenever a hook has changed it.
-    changed = domxml.difference(xml, wanted, traits.name)
-    return (wanted, result, reason) if changed else ("", "unchanged", reason)
+    return (wanted.xml, result, reason) if definition.difference(wanted) else ("", "unchanged", reason)
 
 
 def _definition_is_marked(name: str) -> bool:
     """Tell whether the domain was enabled while it ran: then only its definition on disk knows."""
     try:
-        return domxml.is_marked((DEFINITIONS / f"{name}.xml").read_text(encoding="utf-8"))
-    except (OSError, VirtRaplError):
+        return Definition.parse((DEFINITIONS / f"{name}.xml").read_text(encoding="utf-8")).is_marked
+    except (OSError, UnreadableError):
         return False
 
 
-def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: TextIO) -> Record:
+def start(definition: Definition, config: Config, config_error: VirtRaplError | None, stderr: TextIO) -> Record:
     """Bring the helper up before QEMU. The state is `refuse` only where the owner wants no domain without its meter."""
-    name, uuid = domxml.identity(xml)
-    registry, *former = _registries(xml, config)
+    name, uuid = definition.name, definition.uuid
+    registry, *former = _registries(definition, config)
     for left in (*former, *([Registry(WORDS)] if config.run_directory != WORDS else [])):
         with contextlib.suppress(OSError):
             left.remove(uuid)  # or the wrapper takes for ready what was when the domain ran there
     failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
-    record.id, record.pid, record.vcpu_tids = domxml.number(xml), None, {}  # those of a run that a crash has ended
+    record.id, record.pid, record.vcpu_tids = definition.id, None, {}  # those of a run that a crash has ended
     try:
         if config_error:
             raise config_error
         with _within(config.hook_deadline):
-            record.owner_uid, record.owner_gid = _owner(domxml.dac_label(xml))
+            record.owner_uid, record.owner_gid = _owner(definition.dac_label)
             # Before anything can go wrong: what the wrapper reads if we do not come back.
             registry.write(record)
             socket = str(registry.path(uuid, "sock"))
-            domxml.check(xml, socket)
-            domxml.check_takes_effect(xml, socket)
+            definition.check(socket)
+            definition.check_takes_effect(socket)
             check_host()
             instances.start(record, registry, config.hook_deadline * HELPER_SHARE)
             _enter(record, "ready", "")
@@ -194,12 +191,12 @@ def _fail(record: Record, registry: Registry, state: str, error: Exception, stde
     _say(f"virt-rapl: {record.name} {what} without RAPL: {record.reason}", stderr)
 
 
-def follow(name: str, uuid: str, xml: str, config: Config) -> Record:
+def follow(name: str, uuid: str, definition: Definition | UnreadableError, config: Config) -> Record:
     """Record the processes of a domain that runs, and whether its helper still does."""
-    found = [(registry, registry.read(uuid)) for registry in _registries(xml, config)]
+    found = [(registry, registry.read(uuid)) for registry in _registries(definition, config)]
     registry, record = next((each for each in found if each[1]), found[0])
     if record is None:
-        uid, gid = _owner(domxml.dac_label(xml))
+        uid, gid = _owner(definition.dac_label if isinstance(definition, Definition) else None)
         record = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=uid, owner_gid=gid)
         record.reason = instances.UNRECORDED
     run_state = read_run_state(name)
@@ -210,17 +207,19 @@ def follow(name: str, uuid: str, xml: str, config: Config) -> Record:
         _enter(record, "degraded", instances.HELPER_ENDED)
         record.since = since or record.since
     registry.write(record)
-    if not record.qemu_version:  # asked last: a QEMU that hangs may cost its version, which matters for `status` only
+    if (
+        isinstance(definition, Definition) and not record.qemu_version
+    ):  # asked last: a QEMU that hangs may cost its version, which matters for `status` only
         with contextlib.suppress(VirtRaplError):
-            record.qemu_version = emulator.version(domxml.original_emulator(xml))
+            record.qemu_version = emulator.version(definition.emulator())
             registry.write(record)
     return record
 
 
-def end(name: str, uuid: str, xml: str, config: Config, operation: str) -> str:
+def end(name: str, uuid: str, definition: Definition | UnreadableError, config: Config, operation: str) -> str:
     """End the helper of a domain that is gone, and forget the domain. `release` finds nothing left by `stopped`."""
     ended = False
-    for registry in _registries(xml, config):
+    for registry in _registries(definition, config):
         record = registry.read(uuid)
         if record or operation == "stopped":  # a helper outlives its record where that was lost
             unknown = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
@@ -229,16 +228,14 @@ def end(name: str, uuid: str, xml: str, config: Config, operation: str) -> str:
     return "ended" if ended else "unchanged"
 
 
-def _registries(xml: str, config: Config) -> list[Registry]:
+def _registries(definition: Definition | UnreadableError, config: Config) -> list[Registry]:
     """Return the registry that the configuration names, and those where else the domain may have been started.
 
     That is beside the socket of its own argument, and in the default directory, which goes for a broken configuration.
     XML may name any directory: what is not as we make them is none of ours.
     """
-    named = []
-    with contextlib.suppress(VirtRaplError):
-        if socket := domxml.helper_socket(xml):
-            named = [Path(socket).parent]
+    socket = definition.helper_socket if isinstance(definition, Definition) else None
+    named = [Path(socket).parent] if socket else []
     others = dict.fromkeys([*named, Config().run_directory])
     former = [Registry(directory) for directory in others if directory != config.run_directory]
     return [Registry(config.run_directory), *(registry for registry in former if registry.is_made_by_us())]

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_rapl import paths
-from libvirt_rapl.domains import domxml, emulator, inventory
-from libvirt_rapl.domains.libvirtd import NO_JOB, SAVE_JOB, Domain, LibvirtError, lookup_uuid
+from libvirt_rapl.domains import emulator, inventory
+from libvirt_rapl.domains.connection import LibvirtError
+from libvirt_rapl.domains.domain import NO_JOB, SAVE_JOB, Domain, lookup_uuid
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host import processes
@@ -92,18 +94,18 @@ def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry
     if pid is None:
         raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
     check_host()
-    xml = domain.live_xml()
-    domxml.check(xml, str(registry.path(domain.uuid, "sock")))
+    running = domain.live()
+    running.check(str(registry.path(domain.uuid, "sock")))
     hook = Path("/", paths.HOOK)
     if not os.access(hook, os.X_OK):
         raise VirtRaplError(f"there is no hook {hook}", emulator.INSTALL)
-    path = domxml.original_emulator(xml)
+    path = running.emulator()
     emulator.check(path)
     try:
         # libvirt starts a QEMU or two for an answer, which it remembers: now, and not while the guest waits.
-        domain.handle.connect().getDomainCapabilities(path + domxml.WRAPPER_SUFFIX, "x86_64", None, "kvm")
+        domain.handle.connect().getDomainCapabilities(path + WRAPPER_SUFFIX, "x86_64", None, "kvm")
     except LibvirtError as error:
-        raise VirtRaplError(f"libvirt cannot use {path}{domxml.WRAPPER_SUFFIX}: {error}", "see its log") from error
+        raise VirtRaplError(f"libvirt cannot use {path}{WRAPPER_SUFFIX}: {error}", "see its log") from error
     _check_jobs(domain)
     used, free = _used_bytes(pid), _free_bytes()
     if free < used:

@@ -17,10 +17,14 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from libvirt_rapl.config import Config
-from libvirt_rapl.domains import domxml, emulator, libvirtd
+from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains.connection import connect
+from libvirt_rapl.domains.definition import Definition, UnreadableError
+from libvirt_rapl.domains.domain import Domain, DomainGoneError, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
+from libvirt_rapl.lifecycle.enabling import enabled, is_enabled
 from libvirt_rapl.selection import Selection
 
 RULE = "/etc/polkit-1/rules.d/60-virt-rapl.rules"
@@ -38,19 +42,16 @@ MOST_CHANGES = 5
 """So often within RETRY_SECONDS is a domain changed. Then somebody else wants it otherwise, and has their way."""
 
 
-def wanted(xml: str, selection: Selection, registry: Registry, check_emulator: Callable[[str], None]) -> str | None:
+def wanted(
+    definition: Definition, selection: Selection, registry: Registry, check_emulator: Callable[[str], None]
+) -> Definition | None:
     """Return the definition that a domain shall have instead of this one; None when this one may stay.
 
     Raises VirtRaplError when the domain is chosen and cannot have a meter.
     """
-    traits = domxml.traits(xml)
-    if not selection.selects(traits):
+    if not selection.selects(definition.traits) or is_enabled(definition, registry):
         return None
-    injected = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
-    if not domxml.difference(xml, injected, traits.name):
-        return None
-    check_emulator(domxml.original_emulator(injected))
-    return injected
+    return enabled(definition, registry, check_emulator)
 
 
 def gives_right_to_manage(rule: str) -> bool:
@@ -155,42 +156,46 @@ class Policy:
 
     def _apply(self, uuids: Iterable[str]) -> None:
         """Bring these domains in order. Raises VirtRaplError when libvirt cannot be had."""
-        connection = libvirtd.connect(self._uri)
+        connection = connect(self._uri)
         emulators = Emulators()
         try:
             for uuid in sorted(uuids):
                 try:
                     self._bring_in_order(connection, uuid, emulators)
-                except libvirtd.DomainGoneError:
+                except DomainGoneError:
                     self._refusals.pop(uuid, None)
         finally:
             connection.close()
 
     def _bring_in_order(self, connection: Any, uuid: str, emulators: Emulators) -> None:  # noqa: ANN401
-        domain, xml = _definition(connection, uuid)
-        refusal = self._refusals.get(uuid)
-        if refusal and refusal.final and refusal.definition == hash(xml):
-            return
+        domain = _persistent(connection, uuid)
+        xml = ""
         try:
-            while definition := wanted(xml, self._selection, self._registry, emulators.check):
+            definition = domain.definition(secrets=True)
+            xml, refusal = definition.xml, self._refusals.get(uuid)
+            if refusal and refusal.final and refusal.definition == hash(xml):
+                return
+            while changed := wanted(definition, self._selection, self._registry, emulators.check):
                 self._check_that_it_is_no_fight(uuid)
-                read, (domain, xml) = xml, _definition(connection, uuid)
+                domain = _persistent(connection, uuid)
+                definition = domain.definition(secrets=True)
+                read, xml = xml, definition.xml
                 if xml == read:
-                    domain.define(definition)
+                    domain.define(changed)
                     break
                 # Somebody has changed it meanwhile: that is what counts now.
         except _FightError as error:
             self._refuse(domain, xml, error, final=True)
             return
         except VirtRaplError as error:
-            if isinstance(error, libvirtd.DomainGoneError) or not connection.isAlive():
+            if isinstance(error, DomainGoneError) or not connection.isAlive():
                 raise
-            self._refuse(domain, xml, error)
+            self._refuse(domain, error.xml if isinstance(error, UnreadableError) else xml, error)
             return
         self._refusals.pop(uuid, None)
-        if definition:
+        if changed:
             self._changed_at[uuid].append(time.monotonic())
-            verb = "repaired" if domxml.is_marked(xml) else "enabled"
+            verb = "repaired" if definition.is_marked else "enabled"
             self._tell(f"{domain.name}: {verb}, as the configuration's `domains` say; takes effect at the next start")
 
     def _check_that_it_is_no_fight(self, uuid: str) -> None:
@@ -204,7 +209,7 @@ class Policy:
                 "exclude it, or find out what defines it anew",
             )
 
-    def _refuse(self, domain: libvirtd.Domain, xml: str, error: VirtRaplError, *, final: bool = False) -> None:
+    def _refuse(self, domain: Domain, xml: str, error: VirtRaplError, *, final: bool = False) -> None:
         """Note why, and tell it unless that is what was told last: an edit alone is no news."""
         before = self._refusals.get(domain.uuid)
         if before is None or before.reason != error.message:
@@ -217,9 +222,9 @@ class _FightError(VirtRaplError):
     """Somebody changes the domain back again and again."""
 
 
-def _definition(connection: Any, uuid: str) -> tuple[libvirtd.Domain, str]:  # noqa: ANN401
-    """Return a domain and what defines it. Raises DomainGoneError when it is gone or transient, VirtRaplError."""
-    domain = libvirtd.lookup_uuid(connection, uuid)
+def _persistent(connection: Any, uuid: str) -> Domain:  # noqa: ANN401
+    """Return a domain that has a definition. Raises DomainGoneError when it is gone or transient, VirtRaplError."""
+    domain = lookup_uuid(connection, uuid)
     if domain is None or not domain.persistent:
-        raise libvirtd.DomainGoneError(f"there is no definition of {uuid}")
-    return domain, domain.inactive_xml(secrets=True)
+        raise DomainGoneError(f"there is no definition of {uuid}")
+    return domain

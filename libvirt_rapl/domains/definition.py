@@ -1,0 +1,190 @@
+"""A domain's XML, parsed once: what it says, and the same XML with the meter in it or without."""
+
+import copy
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Self
+
+from lxml import etree
+from lxml.etree import _Element
+
+from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains.xml_layout import PROLOG, as_in, string
+from libvirt_rapl.domains.xml_parser import parse
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.selection import Traits
+
+ANOTHER_DOCUMENT = re.compile(r"</domain\s*>(?:\s|<\?.*?\?>|<!--.*?-->)*+<domain[\s>]", re.DOTALL)
+
+
+class UnreadableError(VirtRaplError):
+    """This is not the XML of a domain, or not XML."""
+
+    def __init__(self, xml: str, message: str, hint: str) -> None:
+        """Keep the text, for those who look whether anything in it looks like ours."""
+        super().__init__(message, hint)
+        self.xml = xml
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Definition:
+    """What libvirt has of a domain in XML: its definition, or how it runs. inject() and strip() make others of it."""
+
+    _original: str
+    """The text that this was parsed from, or made from."""
+    _domain: _Element
+    """<domain>. It never changes."""
+    _is_changed: bool = field(default=False, kw_only=True)
+    _after: str = field(kw_only=True)
+    """What stands after the domain: comments and processing instructions."""
+
+    @classmethod
+    def parse(cls, xml: str) -> Self:
+        """Parse the XML. Raises UnreadableError."""
+        domain = _parse(xml)
+        after = (etree.tostring(node, encoding="unicode", with_tail=False) for node in domain.itersiblings())
+        return cls(xml, domain, _after="".join("\n" + text for text in after))
+
+    @property
+    def xml(self) -> str:
+        """The text; as it was read where nothing was changed."""
+        return self.rewritten if self._is_changed else self._original
+
+    @cached_property
+    def rewritten(self) -> str:
+        """The text as we write it, where quotes and the like are always the same; it may hold passwords.
+
+        The domain stands in it as in what was read, with what stood around it: declaration, comments, line ends.
+        """
+        prolog = PROLOG.match(self._original)
+        assert prolog is not None  # it may be empty
+        written = etree.tostring(self._domain, encoding="unicode", with_tail=False) + self._after
+        return prolog.group() + as_in(self._original, written) + self._original[len(self._original.rstrip()) :]
+
+    @property
+    def name(self) -> str:
+        """Empty where there is none."""
+        return string(self._domain.find("name"))
+
+    @property
+    def uuid(self) -> str:
+        """Lower case, with dashes. Raises VirtRaplError where there is none."""
+        return domxml.uuid_of(self._domain)
+
+    @property
+    def id(self) -> int | None:
+        """libvirt's number of a domain that runs or is about to; None of any other."""
+        value = self._domain.get("id", "")
+        return int(value) if value.isdecimal() else None
+
+    @property
+    def traits(self) -> Traits:
+        """What a domain is chosen by. Raises VirtRaplError where there is no UUID."""
+        names = [etree.QName(element) for element in self._domain.iterfind("metadata/*")]
+        metadata = frozenset((name.namespace or "", name.localname) for name in names)
+        return Traits(self.name, self.uuid, string(self._domain.find("title")), metadata)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it carries the mark."""
+        return domxml.find_mark(self._domain) is not None
+
+    @property
+    def is_x86_64_kvm(self) -> bool:
+        """Whether it is a KVM guest of this architecture, as libvirt writes that."""
+        return self._domain.get("type") == "kvm" and self._domain.find("os/type[@arch='x86_64']") is not None
+
+    @property
+    def helper_socket(self) -> str | None:
+        """The socket that our argument names; None where there is no such argument."""
+        return domxml.helper_socket(self._domain)
+
+    @property
+    def dac_label(self) -> str | None:
+        """The label (`+64055:+64055`, `libvirt-qemu:kvm`) that QEMU runs under; None where the XML has none."""
+        label = self._domain.find("seclabel[@model='dac']/label")
+        return None if label is None else string(label)
+
+    def emulator(self, default: str = domxml.DEFAULT_EMULATOR) -> str:
+        """Return the path of the real emulator, whether there is a mark or not; `default` where the XML names none.
+
+        What the mark says counts only where <emulator> is the wrapper of that.
+        """
+        emulator = self._domain.find("devices/emulator")
+        if emulator is None:
+            return default
+        path, mark = string(emulator), domxml.find_mark(self._domain)
+        wrapped = mark is not None and domxml.names_wrapper(path, mark)
+        return path.removesuffix(domxml.WRAPPER_SUFFIX) if wrapped else path
+
+    def check(self, socket: str) -> None:
+        """Raise VirtRaplError when this domain, with the mark or without, cannot have a meter at `socket`."""
+        domxml.check(self._cleared(socket), socket)
+
+    def check_kind(self) -> None:
+        """Raise VirtRaplError when no change could give this kind of domain a meter: said before what can be mended."""
+        domxml.check_kind(self._domain)
+
+    def check_takes_effect(self, socket: str) -> None:
+        """Raise VirtRaplError when the mark is there, and the guest would have no meter at `socket` all the same.
+
+        The XML may have been edited since, be a copy of another domain's, or the run directory may have changed.
+        """
+        domxml.check_takes_effect(self._domain, socket)
+
+    def inject(self, *, socket: str, default_emulator: str = domxml.DEFAULT_EMULATOR) -> Self:
+        """Return it with the meter in it, reading through the helper at `socket`.
+
+        One that carries the mark already is brought to this socket; so is one that has lost it, if our argument for
+        this very socket is there still together with a wrapper. `default_emulator` is taken where it names none.
+        Raises VirtRaplError for what check() refuses.
+        """
+        domain = self._cleared(socket)
+        domxml.check(domain, socket)
+        domxml.inject(domain, socket, default_emulator)
+        return dataclasses.replace(self, _domain=domain, _is_changed=True)
+
+    def strip(self) -> Self:
+        """Return it as it was before inject(); itself where there is no mark."""
+        if not self.is_marked:
+            return self
+        domain = copy.deepcopy(self._domain)
+        domxml.strip(domain)
+        return dataclasses.replace(self, _domain=domain, _is_changed=True)
+
+    def difference(self, other: "Definition") -> str:
+        """Return what the other one changes as a unified diff, blind to quotes and whatever else means nothing in XML.
+
+        Empty where nothing changes.
+        """
+        old, new = ((each.rewritten.rstrip() + "\n").splitlines(keepends=True) for each in (self, other))
+        return "".join(difflib.unified_diff(old, new, f"{self.name} (now)", f"{self.name} (new)"))
+
+    def _cleared(self, socket: str) -> _Element:
+        """Return a copy of <domain> without what inject() is about to put in."""
+        domain = copy.deepcopy(self._domain)
+        domxml.clear(domain, socket)
+        return domain
+
+
+def _parse(xml: str) -> _Element:
+    try:
+        domain = parse(xml.encode())
+    except ValueError as error:  # of which UnicodeEncodeError is one
+        if ANOTHER_DOCUMENT.search(xml):
+            raise UnreadableError(
+                xml,
+                "there is more than one document, each with a <domain>",
+                "pass one alone; `virt-install --print-xml` prints one for each step, `--print-xml 1` the first",
+            ) from error
+        message = f"the domain XML is not well-formed: {' '.join(str(error).split())}"
+        raise UnreadableError(xml, message, "`xmllint --noout` shows the place") from error
+    if domain.getroottree().docinfo.internalDTD is not None:
+        raise UnreadableError(xml, "the domain XML has a document type declaration", "remove the <!DOCTYPE ...>")
+    if domain.tag != "domain":
+        message = f"the XML describes no domain: it begins with <{domain.tag}>"
+        raise UnreadableError(xml, message, "expected <domain ...>")
+    return domain
