@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from walking import ALONE, CONSTANT_100_WATTS, LOG, NewGuest, StartDaemon, asked, wait_until
 
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.errors import VirtRaplError
@@ -20,8 +21,6 @@ from libvirt_rapl.host.topology import Processor, model_name, processor
 from libvirt_rapl.simulator import server
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
-
-CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
 
 OURS = (
     "/etc/virt-rapl*",
@@ -107,7 +106,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-def new_guest(world: World) -> Iterator[Callable[..., str]]:
+def new_guest(world: World) -> Iterator[NewGuest]:
     """A function like World.define_guest without the name, which it returns; the guests go with the test."""
     names: list[str] = []
 
@@ -131,6 +130,27 @@ def default_configuration(world: World) -> Iterator[None]:
     original = path.read_bytes()
     yield
     path.write_bytes(original)
+
+
+@pytest.fixture
+def start_daemon(world: World) -> Iterator[StartDaemon]:
+    """A function that starts the daemon in the world, waits until it answers, and returns its PID inside."""
+    pids: list[int] = []
+
+    def start_daemon(**environment: str) -> int:
+        world.path(ALONE).write_text("run_directory: /run/nobody\n")
+        command = " ".join(["env", *(f"{name}={value}" for name, value in environment.items()), "virt-rapl daemon"])
+        pids.append(int(world.run(["sh", "-c", f"exec {command} >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
+        wait_until(lambda: asked(world) is not None, 30, "the daemon answers")
+        return pids[-1]
+
+    yield start_daemon
+    for pid in pids:
+        if world.path(f"/proc/{pid}").exists():
+            world.kill(pid, "TERM")
+    for path in (LOG, ALONE):
+        world.path(path).unlink(missing_ok=True)
+    world.run(["sh", "-c", "rm -f /var/lib/virt-rapl/ledger.db*"])
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import libvirt
 import pytest
-from fixtures import Host, Thread, stat, write
+from fakes.host import Host, Thread, stat, write
 
 from libvirt_rapl.domains import domxml, inventory, libvirtd, run_files
 from libvirt_rapl.domains.inventory import Entry, Inventory
