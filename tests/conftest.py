@@ -155,25 +155,33 @@ def start_daemon(world: World) -> Iterator[StartDaemon]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
-    """Fail a test after which there are more processes, mounts or files of ours than before."""
-    before = _traces()
+    """Fail a test after which there are processes, mounts or files of ours that were not there before."""
+    files, processes = _files_and_mounts(), _all_processes()
+
+    def left() -> set[str]:
+        return (_files_and_mounts() - files) | set(_ours(_all_processes() - processes))
+
     yield
     deadline = time.monotonic() + GRACE_SECONDS
-    while (left := _traces() - before) and time.monotonic() < deadline:
+    while found := left():
+        assert time.monotonic() < deadline, f"left behind by this test: {found}"
         time.sleep(0.05)
-    assert not left, "left behind by this test"
 
 
-def _traces() -> set[str]:
+def _files_and_mounts() -> set[str]:
     places = (*OURS, f"{tempfile.gettempdir()}/*virt-rapl*")
     files = {f"file {path}" for place in places for path in Path("/").glob(place.lstrip("/"))}
-    mounts = {f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    return files | mounts | set(_processes())
+    return files | {f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
-def _processes() -> Iterator[str]:
-    """Tell those of ours: children, and whatever else has our mark. Others may run what they like meanwhile."""
-    for directory in Path("/proc").glob("[0-9]*"):
+def _all_processes() -> set[str]:
+    """Return every PID of the machine. Only of those that are new after a test more is read: there may be hundreds."""
+    return {path.name for path in Path("/proc").glob("[0-9]*")}
+
+
+def _ours(pids: set[str]) -> Iterator[str]:
+    """Yield those of ours: children, and whatever else has our mark. Others may run what they like meanwhile."""
+    for directory in (Path("/proc") / pid for pid in pids):
         try:
             state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
             if int(directory.name) == os.getpid() or state == "Z" or int(parent) in (0, KTHREADD):
