@@ -38,11 +38,15 @@ OURS = (
 GRACE_SECONDS = 20.0
 """How long processes that were told to end may take to do so."""
 
+MOST_WORKERS = 8
+"""More of them would take longer to begin than the fast tests take."""
+
 EXEC_ATTEMPTS = 20
 """Milliseconds that a process is given to have an environment; some have none for good."""
 KTHREADD = 2
 """Parent of all kernel threads."""
 
+os.environ["PATH"] += ":/usr/sbin"  # what is there can be asked by an ordinary user, too
 os.umask(0o022)  # or files that a test makes are open to a group, and not trusted
 
 # Where tests run side by side, none may see another's files come and go: each process has a directory of its own.
@@ -55,14 +59,38 @@ SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
 
 
-def pytest_report_header() -> str:
-    """Say which machine this is: what passes on one vendor's processors has to pass on the other's."""
-    return f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which machine this is, as all has to pass on both vendors' processors, and which tests are left out."""
+    lines = [f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"]
+    if fast_only(config):
+        lines.append("fast tests only; ./tests/run runs all, and a file that is named runs whole")
+    return lines
+
+
+def fast_only(config: pytest.Config) -> bool:
+    """Return whether the user has chosen nothing: neither a file or a test in it, nor a mark."""
+    return not config.option.markexpr and not any(Path(arg.partition("::")[0]).is_file() for arg in config.args)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the fast tests on all CPUs, and what the user has chosen in one process, where it can be debugged."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS) if fast_only(config) else 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not fast, where the user has chosen nothing."""
+    if fast_only(config):
+        fast = {item: not any(item.get_closest_marker(mark) for mark in ("e2e", "slow")) for item in items}
+        config.hook.pytest_deselected(items=[item for item in items if not fast[item]])
+        items[:] = [item for item in items if fast[item]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip an end-to-end test where the machine cannot run it; fail it where CI=true."""
-    if item.get_closest_marker("e2e") and (reason := missing()):
+    """Skip a test where the machine lacks what it takes; fail it where CI=true."""
+    reasons = [missing()] if item.get_closest_marker("e2e") else []
+    for mark in item.iter_markers("needs"):
+        reasons += [f"{name} is missing; ./tests/run installs it" for name in mark.args if not shutil.which(name)]
+    if reason := next(filter(None, reasons), ""):
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)

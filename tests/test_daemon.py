@@ -174,6 +174,7 @@ def test_totals_outlive_it_however_it_ends(bench: Bench) -> None:
         assert bench.document()["host"]["since"] == since
 
 
+@pytest.mark.slow
 def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) -> None:
     bench.joules(10)
     with bench.daemon() as process:

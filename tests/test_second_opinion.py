@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakes.host import Host
-from node_exporter import joules_by_directory, node_exporter, program
+from node_exporter import joules_by_directory, node_exporter
 
 from libvirt_rapl.host.powercap import powercap_zones
 
@@ -20,6 +20,7 @@ TURBOSTATS_FILES = 0x8000
 """turbostat raises its limit of open files to that, or gives up."""
 
 
+@pytest.mark.needs("prometheus-node-exporter")
 def test_node_exporter_sees_the_same_zones_and_values(tmp_path: Path) -> None:
     host = Host(tmp_path)
     names = {
@@ -61,8 +62,8 @@ print(json.dumps(readings))
 
 
 @pytest.mark.e2e
+@pytest.mark.needs("prometheus-node-exporter")
 def test_node_exporter_reads_the_simulated_zones() -> None:
-    program("prometheus-node-exporter", "prometheus-node-exporter")
     command = [*SIMULATE, sys.executable, "-c", IN_SIMULATION, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -107,8 +108,9 @@ OWN_COLUMNS = {"Pkg_J": "package", "Cor_J": "core", "RAM_J": "dram"}
 
 
 @pytest.mark.e2e
+@pytest.mark.needs("turbostat", "strace")
 def test_turbostat_reads_the_same_registers(tmp_path: Path) -> None:
-    turbostat = [program("turbostat", "linux-cpupower"), "--quiet", "--Joules", f"--out={tmp_path}/out"]
+    turbostat = ["turbostat", "--quiet", "--Joules", f"--out={tmp_path}/out"]
     for column, (register, _) in REGISTERS.items():
         turbostat.append(f"--add=msr{register:#x},u32,package,delta,{column}")
     turbostat.append(f"--show={','.join([*REGISTERS, *OWN_COLUMNS])}")
@@ -137,4 +139,4 @@ def _with_enough_files() -> list[str]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard >= TURBOSTATS_FILES:
         return []
-    return [program("strace", "strace"), "-f", "-qq", "-o", "/dev/null", "-e", "inject=prlimit64:retval=0"]
+    return ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=prlimit64:retval=0"]
