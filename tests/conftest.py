@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from walking import ALONE, CONSTANT_100_WATTS, LOG, NewGuest, StartDaemon, asked, wait_until
 
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.errors import VirtRaplError
@@ -20,8 +21,6 @@ from libvirt_rapl.host.topology import Processor, model_name, processor
 from libvirt_rapl.simulator import server
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
-
-CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
 
 OURS = (
     "/etc/virt-rapl*",
@@ -39,11 +38,15 @@ OURS = (
 GRACE_SECONDS = 20.0
 """How long processes that were told to end may take to do so."""
 
+MOST_WORKERS = 8
+"""More of them would take longer to begin than the fast tests take."""
+
 EXEC_ATTEMPTS = 20
 """Milliseconds that a process is given to have an environment; some have none for good."""
 KTHREADD = 2
 """Parent of all kernel threads."""
 
+os.environ["PATH"] += ":/usr/sbin"  # what is there can be asked by an ordinary user, too
 os.umask(0o022)  # or files that a test makes are open to a group, and not trusted
 
 # Where tests run side by side, none may see another's files come and go: each process has a directory of its own.
@@ -56,14 +59,38 @@ SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
 
 
-def pytest_report_header() -> str:
-    """Say which machine this is: what passes on one vendor's processors has to pass on the other's."""
-    return f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which machine this is, as all has to pass on both vendors' processors, and which tests are left out."""
+    lines = [f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"]
+    if fast_only(config):
+        lines.append("fast tests only; ./tests/run runs all, and a file that is named runs whole")
+    return lines
+
+
+def fast_only(config: pytest.Config) -> bool:
+    """Return whether the user has chosen nothing: neither a file or a test in it, nor a mark."""
+    return not config.option.markexpr and not any(Path(arg.partition("::")[0]).is_file() for arg in config.args)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the fast tests on all CPUs, and what the user has chosen in one process, where it can be debugged."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS) if fast_only(config) else 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not fast, where the user has chosen nothing."""
+    if fast_only(config):
+        fast = {item: not any(item.get_closest_marker(mark) for mark in ("e2e", "slow")) for item in items}
+        config.hook.pytest_deselected(items=[item for item in items if not fast[item]])
+        items[:] = [item for item in items if fast[item]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip an end-to-end test where the machine cannot run it; fail it where CI=true."""
-    if item.get_closest_marker("e2e") and (reason := missing()):
+    """Skip a test where the machine lacks what it takes; fail it where CI=true."""
+    reasons = [missing()] if item.get_closest_marker("e2e") else []
+    for mark in item.iter_markers("needs"):
+        reasons += [f"{name} is missing; ./tests/run installs it" for name in mark.args if not shutil.which(name)]
+    if reason := next(filter(None, reasons), ""):
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
@@ -107,7 +134,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-def new_guest(world: World) -> Iterator[Callable[..., str]]:
+def new_guest(world: World) -> Iterator[NewGuest]:
     """A function like World.define_guest without the name, which it returns; the guests go with the test."""
     names: list[str] = []
 
@@ -133,27 +160,56 @@ def default_configuration(world: World) -> Iterator[None]:
     path.write_bytes(original)
 
 
+@pytest.fixture
+def start_daemon(world: World) -> Iterator[StartDaemon]:
+    """A function that starts the daemon in the world, waits until it answers, and returns its PID inside."""
+    pids: list[int] = []
+
+    def start_daemon(**environment: str) -> int:
+        world.path(ALONE).write_text("run_directory: /run/nobody\n")
+        command = " ".join(["env", *(f"{name}={value}" for name, value in environment.items()), "virt-rapl daemon"])
+        pids.append(int(world.run(["sh", "-c", f"exec {command} >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
+        wait_until(lambda: asked(world) is not None, 30, "the daemon answers")
+        return pids[-1]
+
+    yield start_daemon
+    for pid in pids:
+        if world.path(f"/proc/{pid}").exists():
+            world.kill(pid, "TERM")
+    for path in (LOG, ALONE):
+        world.path(path).unlink(missing_ok=True)
+    world.run(["sh", "-c", "rm -f /var/lib/virt-rapl/ledger.db*"])
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
-    """Fail a test after which there are more processes, mounts or files of ours than before."""
-    before = _traces()
+    """Fail a test after which there are processes, mounts or files of ours that were not there before."""
+    files, processes = _files_and_mounts(), _all_processes()
+
+    def left() -> set[str]:
+        return (_files_and_mounts() - files) | set(_ours(_all_processes() - processes))
+
     yield
     deadline = time.monotonic() + GRACE_SECONDS
-    while (left := _traces() - before) and time.monotonic() < deadline:
+    while found := left():
+        assert time.monotonic() < deadline, f"left behind by this test: {found}"
         time.sleep(0.05)
-    assert not left, "left behind by this test"
 
 
-def _traces() -> set[str]:
+def _files_and_mounts() -> set[str]:
     places = (*OURS, f"{tempfile.gettempdir()}/*virt-rapl*")
     files = {f"file {path}" for place in places for path in Path("/").glob(place.lstrip("/"))}
-    mounts = {f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    return files | mounts | set(_processes())
+    return files | {f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
-def _processes() -> Iterator[str]:
-    """Tell those of ours: children, and whatever else has our mark. Others may run what they like meanwhile."""
-    for directory in Path("/proc").glob("[0-9]*"):
+def _all_processes() -> set[str]:
+    """Return every PID of the machine. Only of those that are new after a test more is read: there may be hundreds."""
+    return {path.name for path in Path("/proc").glob("[0-9]*")}
+
+
+def _ours(pids: set[str]) -> Iterator[str]:
+    """Yield those of ours: children, and whatever else has our mark. Others may run what they like meanwhile."""
+    for directory in (Path("/proc") / pid for pid in pids):
         try:
             state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
             if int(directory.name) == os.getpid() or state == "Z" or int(parent) in (0, KTHREADD):

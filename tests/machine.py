@@ -4,6 +4,7 @@ Everything it writes is on a tmpfs in a private mount namespace and vanishes wit
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from walking import CONSTANT_100_WATTS
 
 BOOT = """
 set -eu
@@ -51,9 +55,6 @@ mount --bind /opt/powercap /sys/class/powercap
 mount --bind /opt/powercap/virt-rapl-simulator/cpuinfo /proc/cpuinfo
 umount -l /mnt
 """
-
-
-CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
 
 
 class Machine:
@@ -154,6 +155,12 @@ class Machine:
             if state in ("running", "degraded"):
                 return
         raise AssertionError(f"the machine did not come up: {state}")
+
+
+def document(machine: Machine) -> dict[str, Any]:
+    found = json.loads(machine.run(["virt-rapl", "status", "--json"]).stdout)
+    assert isinstance(found, dict)
+    return found
 
 
 def _attempts(seconds: float) -> Iterator[None]:

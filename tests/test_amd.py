@@ -8,9 +8,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from conftest import CONSTANT_100_WATTS
 from machine import Machine
-from walking import CONFIGURATION, wait_until
+from walking import CONFIGURATION, CONSTANT_100_WATTS, wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.daemon import status_socket

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).parent / "bench/bench.py"
 
 
+@pytest.mark.slow
 def test_a_tiny_benchmark(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     options = ["--domains", "2,3", "--ticks", "2", "--seconds", "0.5", "--guests", "0", "--json", str(figures)]

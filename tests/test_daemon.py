@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import Host
-from walking import NewGuest, start_enabled, wait_until
+from fakes.host import Host
+from walking import ALONE, LOG, NewGuest, StartDaemon, asked, start_enabled, wait_until
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.daemon import status_socket
@@ -174,6 +174,7 @@ def test_totals_outlive_it_however_it_ends(bench: Bench) -> None:
         assert bench.document()["host"]["since"] == since
 
 
+@pytest.mark.slow
 def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) -> None:
     bench.joules(10)
     with bench.daemon() as process:
@@ -453,40 +454,6 @@ def test_no_energy_and_no_run_directory(bench: Bench) -> None:
     (bench.root / "run").unlink()
     bench.host.zone("intel-rapl:0", "psys")
     assert words() == ["virt-rapl", "hint"]
-
-
-LOG = "/mnt/daemon.log"
-ALONE = "/etc/alone.yaml"
-"""A configuration whose run directory has no daemon."""
-
-StartDaemon = Callable[..., int]
-
-
-@pytest.fixture
-def start_daemon(world: World) -> Iterator[StartDaemon]:
-    """A function that starts the daemon in the world, waits until it answers, and returns its PID inside."""
-    pids: list[int] = []
-
-    def start_daemon(**environment: str) -> int:
-        world.path(ALONE).write_text("run_directory: /run/nobody\n")
-        command = " ".join(["env", *(f"{name}={value}" for name, value in environment.items()), "virt-rapl daemon"])
-        pids.append(int(world.run(["sh", "-c", f"exec {command} >/dev/null 2>>{LOG} </dev/null & echo $!"]).stdout))
-        wait_until(lambda: asked(world) is not None, 30, "the daemon answers")
-        return pids[-1]
-
-    yield start_daemon
-    for pid in pids:
-        if world.path(f"/proc/{pid}").exists():
-            world.kill(pid, "TERM")
-    for path in (LOG, ALONE):
-        world.path(path).unlink(missing_ok=True)
-    world.run(["sh", "-c", "rm -f /var/lib/virt-rapl/ledger.db*"])
-
-
-def asked(world: World) -> dict[str, dict[str, Any]] | None:
-    """Return what the daemon tells of each domain, by name; None where there is no daemon."""
-    document = status_socket.ask(world.path(f"/run/virt-rapl/{paths.STATUS_SOCKET}"))
-    return None if document is None else {domain["name"]: domain for domain in document["domains"]}
 
 
 def energies(world: World, *names: str) -> list[float]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from machine import Machine
-from test_systemd import document
+from machine import Machine, document
 
 from libvirt_rapl import cli
 from libvirt_rapl.config import load

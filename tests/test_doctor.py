@@ -14,18 +14,9 @@ from typing import Any
 
 import libvirt
 import pytest
-from fixtures import Host, write
-from test_enable import (
-    GREETING,
-    OTHER_UUID,
-    UUID,
-    WITH_RAPL,
-    WITHOUT_RAPL,
-    FakeDomain,
-    FakeLibvirt,
-    definition,
-    fake_qemu,
-)
+from fakes.host import Host, write
+from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+from fakes.qemu import GREETING, WITH_RAPL, WITHOUT_RAPL, fake_qemu
 from walking import NewGuest, start_enabled, status, wait_until
 
 from libvirt_rapl import doctor, paths

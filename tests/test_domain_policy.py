@@ -8,7 +8,7 @@ from typing import Any
 
 import libvirt
 import pytest
-from test_enable import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
 
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator

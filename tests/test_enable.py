@@ -5,11 +5,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import libvirt
 import pytest
+from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+from fakes.qemu import GREETING, WITH_RAPL, WITHOUT_KVM, WITHOUT_RAPL, fake_qemu, script
 
 from libvirt_rapl.cli import main
 from libvirt_rapl.domains import domxml, emulator
@@ -21,14 +21,6 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.simulator.world import World
 
-UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
-OTHER_UUID = "3c4d5e6f-7081-4a92-83c4-d5e6f708192b"
-
-GREETING = '{"QMP": {"version": {"qemu": {"micro": 2, "minor": %d, "major": %d}, "package": ""}, "capabilities": []}}'
-WITH_RAPL = '{"return": [{"name": "rapl", "type": "bool"}, {"name": "device", "type": "string"}], "id": "properties"}'
-WITHOUT_RAPL = '{"return": [{"name": "device", "type": "string"}], "id": "properties"}'
-WITHOUT_KVM = '{"id": "properties", "error": {"class": "DeviceNotFound", "desc": "..."}}'
-
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
@@ -36,18 +28,6 @@ def directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
-
-
-def script(path: Path, text: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def fake_qemu(directory: Path, *answers: str) -> Path:
-    """An emulator, and the wrapper beside it, that answers in this way."""
-    script(directory / "qemu-rapl", "exit 1")
-    return script(directory / "qemu", "cat >/dev/null\ncat <<'X'\n" + "\n".join(answers) + "\nX")
 
 
 @pytest.fixture
@@ -210,90 +190,6 @@ def test_the_real_emulator_can(world: World) -> None:
 
 
 # enable and disable, on a libvirt that keeps definitions as they are.
-
-
-def definition(name: str, uuid: str, emulator_path: Path, *, more: str = "", domain_type: str = "kvm") -> str:
-    return f"""<domain type='{domain_type}'>
-  <name>{name}</name>
-  <uuid>{uuid}</uuid>
-  <vcpu>2</vcpu>
-  <devices>
-    <emulator>{emulator_path}</emulator>
-    <graphics type='vnc' passwd='s&lt;cret'/>
-  </devices>{more}
-</domain>
-"""
-
-
-@dataclass
-class FakeDomain:
-    """As much of libvirt.virDomain as we use."""
-
-    libvirt: "FakeLibvirt"
-    xml: str
-    number: int = -1
-    persistent: bool = True
-
-    def name(self) -> str:
-        return Definition.parse(self.xml).name
-
-    def UUIDString(self) -> str:  # noqa: N802
-        return Definition.parse(self.xml).uuid
-
-    def ID(self) -> int:  # noqa: N802
-        return self.number
-
-    def state(self) -> list[int]:
-        return [libvirt.VIR_DOMAIN_RUNNING if self.number >= 0 else libvirt.VIR_DOMAIN_SHUTOFF, 0]
-
-    def isPersistent(self) -> int:  # noqa: N802
-        return int(self.persistent)
-
-    def XMLDesc(self, flags: int) -> str:  # noqa: N802
-        assert flags & libvirt.VIR_DOMAIN_XML_INACTIVE
-        return self.xml if flags & libvirt.VIR_DOMAIN_XML_SECURE else self.xml.replace(" passwd='s&lt;cret'", "")
-
-    def connect(self) -> "FakeLibvirt":
-        return self.libvirt
-
-
-@dataclass
-class FakeLibvirt:
-    """As much of libvirt.virConnect as we use."""
-
-    domains: list[FakeDomain] = field(default_factory=list)
-    defined: int = 0
-
-    def add(self, xml: str, *, number: int = -1, persistent: bool = True) -> FakeDomain:
-        self.domains.append(FakeDomain(self, xml, number, persistent))
-        return self.domains[-1]
-
-    def lookupByName(self, name: str) -> FakeDomain:  # noqa: N802
-        return self._only(domain for domain in self.domains if domain.name() == name)
-
-    def lookupByUUIDString(self, uuid: str) -> FakeDomain:  # noqa: N802
-        return self._only(domain for domain in self.domains if domain.UUIDString() == uuid)
-
-    def listAllDomains(self) -> list[FakeDomain]:  # noqa: N802
-        return self.domains
-
-    def defineXML(self, xml: str) -> None:  # noqa: N802
-        self.defined += 1
-        self.lookupByUUIDString(Definition.parse(xml).uuid).xml = xml
-
-    def isAlive(self) -> int:  # noqa: N802
-        return 1
-
-    def setKeepAlive(self, seconds: int, count: int) -> None:  # noqa: N802
-        assert seconds * count > 0
-
-    @staticmethod
-    def _only(found: Iterator[FakeDomain]) -> FakeDomain:
-        for domain in found:
-            return domain
-        error = libvirt.libvirtError("Domain not found")
-        error.err = (libvirt.VIR_ERR_NO_DOMAIN, 0, "Domain not found", 0, None, None, None, 0, 0)
-        raise error
 
 
 @pytest.fixture

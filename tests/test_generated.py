@@ -29,6 +29,7 @@ def test_every_key_is_in_the_shipped_configuration() -> None:
     assert EXPECTED.keys() == keys
 
 
+@pytest.mark.needs("mandoc")
 @pytest.mark.parametrize("page", MAN, ids=lambda page: page.name)
 def test_man_pages_are_well_formed(page: Path) -> None:
     done = subprocess.run(["mandoc", "-Tlint", "-Wwarning", page], capture_output=True, text=True, check=False)
@@ -62,6 +63,7 @@ def test_bash_completes_commands_options_and_domains(world: World) -> None:
             world.run(["virsh", "undefine", name])
 
 
+@pytest.mark.needs("zsh")
 def test_zsh_takes_its_completions() -> None:
     script = (
         'fpath=("$1" $fpath); autoload -Uz compinit && compinit -D -u && print $_comps[virt-rapl] && zsh -n "$1/$2"'

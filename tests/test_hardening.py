@@ -25,6 +25,7 @@ def run(*command: str | Path, stdin: str = "") -> str:
     return done.stdout
 
 
+@pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize(("unit", "most"), [("virt-rapld.service", 1.1), ("virt-rapl-helper@.service", 1.7)])
 def test_the_exposure_of_the_units(tmp_path: Path, unit: str, most: float) -> None:
     """0.9 and 1.5 by systemd 254; another version may count a setting more."""
@@ -55,6 +56,7 @@ def parsed(profiles: Path, profile: Path, *options: str) -> str:
     return run("apparmor_parser", *options, "--skip-kernel-load", "--skip-cache", "--base", profiles, profile)
 
 
+@pytest.mark.needs("apparmor_parser", "/usr/lib/libvirt/virt-aa-helper")
 def test_apparmor_understands_the_profile_that_libvirt_makes_for_a_domain(profiles: Path) -> None:
     xml = guest.domain_xml("web", "/var/lib/libvirt/images/web.rom", "/var/log/libvirt/qemu/web.out", uuid=UUID)
     xml = Definition.parse(xml).inject(socket=f"/run/virt-rapl/{UUID}.sock").xml
@@ -76,11 +78,13 @@ def parsed_size(profiles: Path, profile: Path) -> int:
     return len(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
+@pytest.mark.needs("apparmor_parser", "/usr/lib/libvirt/virt-aa-helper")
 @pytest.mark.parametrize("name", ["usr.sbin.libvirtd", "usr.lib.libvirt.virt-aa-helper"])
 def test_apparmor_understands_libvirts_own_profiles_beside_ours(profiles: Path, name: str) -> None:
     parsed(profiles, profiles / name)
 
 
+@pytest.mark.needs("checkmodule", "semodule_package")
 def test_selinux_understands_the_module(tmp_path: Path) -> None:
     module, package = tmp_path / "virt_rapl.mod", tmp_path / "virt_rapl.pp"
     run("checkmodule", "-M", "-m", "-o", module, ETC / "selinux/virt_rapl.te")

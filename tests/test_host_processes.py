@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fixtures import stat, write
+from fakes.host import stat, write
 
 from libvirt_rapl.host.processes import has_environment, start_time, with_environment
 

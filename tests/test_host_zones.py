@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fixtures import RANGE, Host, write
+from fakes.host import RANGE, Host, write
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.vmsr.energy import Package

@@ -9,7 +9,7 @@ from typing import Any
 
 import libvirt
 import pytest
-from fixtures import Host, Thread, stat, write
+from fakes.host import Host, Thread, stat, write
 
 from libvirt_rapl.domains import connection, inventory, run_files
 from libvirt_rapl.domains.definition import Definition

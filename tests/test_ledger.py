@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fixtures import Host, Thread
+from fakes.host import Host, Thread
 
 from libvirt_rapl.energy import snapshot
 from libvirt_rapl.energy.ledger import Ledger

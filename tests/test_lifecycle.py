@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
-from conftest import CONSTANT_100_WATTS
 from lifecycle import PATIENCE_SECONDS, SETTLE_SECONDS, Host
-from walking import domain_log, grows, start_enabled, wait_until
+from walking import CONSTANT_100_WATTS, domain_log, grows, start_enabled, wait_until
 
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.lifecycle import events

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from conftest import CONSTANT_100_WATTS
 from lifecycle import Host
-from walking import wait_until
+from walking import CONSTANT_100_WATTS, wait_until
 
 from libvirt_rapl.simulator.world import World
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import pytest
-from conftest import CONSTANT_100_WATTS
 from lifecycle import PATIENCE_SECONDS, Host
-from walking import wait_until
+from walking import CONSTANT_100_WATTS, wait_until
 
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.simulator import guest

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures import Host, Thread
+from fakes.host import Host, Thread
 
 from libvirt_rapl.host import machine_clock
 from libvirt_rapl.host.machine_cgroup import machine_cgroup

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fixtures import RANGE, Host, Thread
+from fakes.host import RANGE, Host, Thread
 
 from libvirt_rapl.energy.meter import Meter, Running, Usage
 from libvirt_rapl.host.energy_source import open_source

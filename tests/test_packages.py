@@ -56,6 +56,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_the_index_would_take_both(distributions: Path) -> None:
     files = sorted(map(str, distributions.glob("virt_rapl-*")))
     assert [Path(file).name for file in files] == [
@@ -65,6 +66,7 @@ def test_the_index_would_take_both(distributions: Path) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=distributions)
 
 
+@pytest.mark.slow
 def test_the_wheel_has_what_is_installed_and_nothing_else(distributions: Path) -> None:
     with zipfile.ZipFile(next(distributions.glob("*.whl"))) as wheel:
         names = wheel.namelist()
@@ -81,6 +83,7 @@ def test_the_wheel_has_what_is_installed_and_nothing_else(distributions: Path) -
     }
 
 
+@pytest.mark.slow
 def test_the_wheel_is_the_trees_own_and_installs_what_the_tree_does(distributions: Path, tmp_path: Path) -> None:
     """The wheel here is made of the source distribution: nothing is lost on the way, and nothing of the tests is in."""
     run(
@@ -160,6 +163,8 @@ def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
+@pytest.mark.needs("dpkg-buildpackage", "lintian")
 def test_lintian_finds_no_error(deb: Path) -> None:
     said = run("lintian", "--fail-on", "error", *deb.glob("*.changes"), cwd=deb, env=SYSTEM)
     tags = {line.split(": ", 2)[2].split()[0] for line in said.splitlines()}
@@ -167,6 +172,8 @@ def test_lintian_finds_no_error(deb: Path) -> None:
     assert tags <= {"no-manual-page", "command-with-path-in-maintainer-script"}
 
 
+@pytest.mark.slow
+@pytest.mark.needs("dpkg-buildpackage")
 def test_the_files_of_the_deb_are_those_that_install_puts_in_place(deb: Path, tmp_path: Path) -> None:
     run("dpkg-deb", "-R", next(deb.glob("*.deb")), tmp_path, cwd=deb)
     for item in packaged.contents():

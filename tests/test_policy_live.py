@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_daemon import LOG, asked, start_daemon
-from walking import configure, grows, wait_until
+from walking import LOG, asked, configure, grows, wait_until
 
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
@@ -13,8 +12,6 @@ from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e
-
-__all__ = ["start_daemon"]
 
 UUID = "5d6e7f80-9102-4b34-a5b6-c7d8e9f0a1b{}"
 Define = Callable[[str, str], None]

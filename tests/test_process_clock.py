@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import Host, Thread
+from fakes.host import Host, Thread
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

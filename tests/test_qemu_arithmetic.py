@@ -1,10 +1,10 @@
 """The model of QEMU's thread: equal to an independent one, which is held against a real QEMU, and its inverse."""
 
 import pytest
+from fakes.qemu_oracle import CPUS, TICKS_PER_SECOND
+from fakes.qemu_oracle import Qemu as Oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_qemu_oracle import CPUS, TICKS_PER_SECOND
-from test_qemu_oracle import Qemu as Oracle
 
 from libvirt_rapl.helper.vmsr.qemu_arithmetic import MOST, Qemu, known
 

@@ -4,6 +4,7 @@ This table is the rule; CONTRIBUTING.md draws it. An import that is not in it fa
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from libvirt_rapl.cli import COMMANDS
 
-PACKAGE = Path(__file__).parent.parent / "libvirt_rapl"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "libvirt_rapl"
 GROUND = "ground"
 ROOMS = {
     GROUND: {GROUND},
@@ -112,3 +114,13 @@ def test_what_a_start_waits_for_imports_little(module: str) -> None:
             waiting += imports(MODULES[name], at_start_only=True)
             waiting += [parent for parent in [name.rpartition(".")[0]] if parent]
     assert {name.removeprefix("/") for name in seen if name.startswith("/")} & TOO_MUCH == set()
+
+
+IMPORT_OF_A_TEST = re.compile(r"^\s*(?:from|import) (test_\w+|conftest)\b", re.MULTILINE)
+
+
+def test_nobody_imports_a_test_file() -> None:
+    """Not in programs that stand in strings either. What several files need is in fakes/, or a helper beside them."""
+    assert IMPORT_OF_A_TEST.findall("import os\nfrom test_rooms import TESTS\n") == ["test_rooms"]
+    texts = {path.relative_to(TESTS): path.read_text(encoding="utf-8") for path in TESTS.rglob("*.py")}
+    assert {str(path): found for path, text in texts.items() if (found := IMPORT_OF_A_TEST.findall(text))} == {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fixtures import Host, Thread, write
+from fakes.host import Host, Thread, write
 
 from libvirt_rapl.domains.run_files import RunState, read_run_state, written
 

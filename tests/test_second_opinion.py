@@ -3,70 +3,24 @@
 A counter that moves is read by us before and after the other does: what it says lies between.
 """
 
-import contextlib
 import json
-import os
-import re
 import resource
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import Host
+from fakes.host import Host
+from node_exporter import joules_by_directory, node_exporter
 
 from libvirt_rapl.host.powercap import powercap_zones
 
-SECONDS = 20.0
 SIMULATE = [sys.executable, "-m", "libvirt_rapl", "simulate", "--idle-watts=100", "--"]
 TURBOSTATS_FILES = 0x8000
 """turbostat raises its limit of open files to that, or gives up."""
 
 
-def program(name: str, package: str) -> str:
-    """Find a program; without it the test is skipped, or fails where CI=true."""
-    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    if path is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{name} is missing: apt install {package}")
-    return path
-
-
-@contextlib.contextmanager
-def node_exporter(*prefix: str, sysfs: Path = Path("/sys")) -> Iterator[str]:
-    """Run it on a free port; give the URL of its metrics when they can be had."""
-    command = program("prometheus-node-exporter", "prometheus-node-exporter")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    options = ["--collector.disable-defaults", "--collector.rapl", f"--path.sysfs={sysfs}"]
-    process = subprocess.Popen(
-        [*prefix, command, *options, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://{address}/").close()
-                break
-            time.sleep(0.05)
-        yield f"http://{address}/metrics"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def joules_by_directory(url: str) -> dict[str, float]:
-    """Scrape the energy of each powercap directory."""
-    with urllib.request.urlopen(url) as answer:
-        text = answer.read().decode()
-    found = re.findall(r'^node_rapl_\w+_joules_total{.*path="[^"]*/([^"/]+)"} (\S+)$', text, re.MULTILINE)
-    return {directory: float(value) for directory, value in found}
-
-
+@pytest.mark.needs("prometheus-node-exporter")
 def test_node_exporter_sees_the_same_zones_and_values(tmp_path: Path) -> None:
     host = Host(tmp_path)
     names = {
@@ -96,7 +50,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from libvirt_rapl.host.powercap import powercap_zones
-from test_second_opinion import joules_by_directory, node_exporter
+from node_exporter import joules_by_directory, node_exporter
 
 def ours():
     return {zone.path.name: zone.read() / 1_000_000 for zone in powercap_zones(Path("/sys"))}
@@ -108,8 +62,8 @@ print(json.dumps(readings))
 
 
 @pytest.mark.e2e
+@pytest.mark.needs("prometheus-node-exporter")
 def test_node_exporter_reads_the_simulated_zones() -> None:
-    program("prometheus-node-exporter", "prometheus-node-exporter")
     command = [*SIMULATE, sys.executable, "-c", IN_SIMULATION, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -154,8 +108,9 @@ OWN_COLUMNS = {"Pkg_J": "package", "Cor_J": "core", "RAM_J": "dram"}
 
 
 @pytest.mark.e2e
+@pytest.mark.needs("turbostat", "strace")
 def test_turbostat_reads_the_same_registers(tmp_path: Path) -> None:
-    turbostat = [program("turbostat", "linux-cpupower"), "--quiet", "--Joules", f"--out={tmp_path}/out"]
+    turbostat = ["turbostat", "--quiet", "--Joules", f"--out={tmp_path}/out"]
     for column, (register, _) in REGISTERS.items():
         turbostat.append(f"--add=msr{register:#x},u32,package,delta,{column}")
     turbostat.append(f"--show={','.join([*REGISTERS, *OWN_COLUMNS])}")
@@ -184,4 +139,4 @@ def _with_enough_files() -> list[str]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard >= TURBOSTATS_FILES:
         return []
-    return [program("strace", "strace"), "-f", "-qq", "-o", "/dev/null", "-e", "inject=prlimit64:retval=0"]
+    return ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=prlimit64:retval=0"]

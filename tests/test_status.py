@@ -15,7 +15,7 @@ from typing import Any
 
 import libvirt
 import pytest
-from fixtures import Host, Thread
+from fakes.host import Host, Thread
 
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main, status

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import CONSTANT_100_WATTS, Machine
-from walking import wait_until
+from machine import Machine, document
+from walking import CONSTANT_100_WATTS, wait_until
 
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.files import who_else_may_write
@@ -99,12 +99,6 @@ def confinement(machine: Machine, pid: str) -> dict[str, int]:
         name: int(fields[name], 16 if name.startswith("Cap") else 10)
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
     }
-
-
-def document(machine: Machine) -> dict[str, Any]:
-    found = json.loads(machine.run(["virt-rapl", "status", "--json"]).stdout)
-    assert isinstance(found, dict)
-    return found
 
 
 def zone_joules(document: dict[str, Any]) -> float:

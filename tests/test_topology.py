@@ -7,7 +7,7 @@ from pathlib import Path
 from time import clock_gettime_ns
 
 import pytest
-from fixtures import Host, write
+from fakes.host import Host, write
 
 from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK, BusyClock, model_name, packages
 

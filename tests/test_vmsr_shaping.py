@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fixtures import stat
+from fakes.host import stat
+from fakes.qemu_oracle import CPUS
+from fakes.qemu_oracle import Qemu as Oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_qemu_oracle import CPUS
-from test_qemu_oracle import Qemu as Oracle
 
 from libvirt_rapl.helper.vmsr.cpus import Cpus
 from libvirt_rapl.helper.vmsr.energy import Package

@@ -5,13 +5,23 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from libvirt_rapl import paths
+from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 
+CONSTANT_100_WATTS = ("--idle-watts=100", "--cpu-watts=0")
+"""Options of a simulated package."""
 CONFIGURATION = "/etc/virt-rapl/virt-rapl.yaml"
+LOG = "/mnt/daemon.log"
+"""What the daemon logged that the fixture start_daemon started."""
+ALONE = "/etc/alone.yaml"
+"""A configuration whose run directory has no daemon; there while start_daemon is used."""
 
 NewGuest = Callable[..., str]
 """The fixture new_guest: duties -> name of a guest that is defined."""
+StartDaemon = Callable[..., int]
+"""The fixture start_daemon: variables of its environment -> PID of a daemon that answers, inside the world."""
 
 
 def configure(world: World, **settings: object) -> None:
@@ -31,6 +41,12 @@ def status(world: World, name: str) -> dict[str, Any]:
     assert document["host"]["source"] == "simulated"
     assert isinstance(domain, dict)
     return domain
+
+
+def asked(world: World) -> dict[str, dict[str, Any]] | None:
+    """Return what the daemon tells of each domain, by name; None where there is no daemon."""
+    document = status_socket.ask(world.path(f"/run/virt-rapl/{paths.STATUS_SOCKET}"))
+    return None if document is None else {domain["name"]: domain for domain in document["domains"]}
 
 
 def grows(world: World, name: str) -> bool:

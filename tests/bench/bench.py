@@ -27,7 +27,7 @@ from libvirt_rapl.simulator.world import World, check_machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fixtures import Host
+from fakes.host import Host
 
 HERE = Path(__file__).parent
 DAEMON_DOMAINS = 500

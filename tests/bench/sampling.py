@@ -23,7 +23,7 @@ import programs
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fixtures import Host
+from fakes.host import Host
 
 from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.host.energy_source import open_source
