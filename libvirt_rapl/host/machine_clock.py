@@ -8,8 +8,7 @@ from pathlib import Path
 
 from libvirt_rapl.host.machine_cgroup import BELOW, machine_cgroup
 from libvirt_rapl.host.process_clock import ProcessClock, ThreadRun
-from libvirt_rapl.host.processes import PROC, start_time
-from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
+from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK, PROC, start_time
 
 SYS = Path("/sys")
 
