@@ -39,6 +39,7 @@ from libvirt_rapl.energy import ledger
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.install import installer, packaged, wrappers
@@ -765,7 +766,7 @@ def test_what_a_user_may_not_see_is_told_and_no_failure(patient: Patient) -> Non
     patient.patch.setattr(os, "geteuid", lambda: 1000)
     patient.patch.setattr(events, "told", forbid)
     patient.patch.setattr("libvirt_rapl.host.powercap.PowercapZone.read", forbid)
-    patient.patch.setattr(Registry, "stranger", forbid)
+    patient.patch.setattr(RunDirectory, "stranger", forbid)
     found = patient.examine()
     assert found["run-directory"][0].state == "ok"
     for name in ("energy", "events"):

@@ -51,7 +51,7 @@ class Host:
         self.run = root / "run"
         self.definitions = root / "definitions"
         self.registry = Registry(self.run)
-        self.socket = str(self.registry.path(UUID, "sock"))
+        self.socket = self.registry.socket(UUID)
         self.marked = domxml.inject(PLAIN, socket=self.socket)
         self.trouble: Exception | None = None
         self.helpers = 0

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     def with_meter(domain: Domain, xml: str) -> str:
         check_processor()  # before what can be mended in the domain
-        injected = domxml.inject(xml, socket=str(registry.path(domain.uuid, "sock")))
+        injected = domxml.inject(xml, socket=registry.socket(domain.uuid))
         path = domxml.original_emulator(injected)
         emulator.check(path)
         if path not in looked_at:

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     xml, encoding = read_xml()
     domxml.check_kind(xml)
     _, uuid = domxml.identity(xml)
-    injected = domxml.inject(xml, socket=str(registry.path(uuid, "sock")), default_emulator=emulator.installed())
+    injected = domxml.inject(xml, socket=registry.socket(uuid), default_emulator=emulator.installed())
     path = domxml.original_emulator(injected)
     if Path(path).exists():
         try:

@@ -116,7 +116,7 @@ class View:
         return {
             "backend": record.backend,
             "pid": record.helper_pid,
-            "socket": str(self._registry.path(record.uuid, "sock")),
+            "socket": self._registry.socket(record.uuid),
             "healthy": not instances.trouble(record, self._registry),
             "note": unknown_qemu(record),
         }

@@ -129,4 +129,4 @@ def _chosen(machine: Machine, domain: Domain, xml: str, emulators: policy.Emulat
 
 
 def _socket(machine: Machine, domain: Domain) -> str:
-    return str(Registry(machine.config.run_directory).path(domain.uuid, "sock"))
+    return Registry(machine.config.run_directory).socket(domain.uuid)

@@ -18,7 +18,7 @@ from libvirt_rapl.domains.domxml import check_socket
 from libvirt_rapl.domains.libvirtd import every_domain
 from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.install import activation
 from libvirt_rapl.install.installer import PROGRAM, closed_directory, to_open
@@ -63,7 +63,7 @@ def libvirt(machine: Machine) -> Iterator[Finding]:
 def run_directory(machine: Machine) -> Iterator[Finding]:
     """Whether QEMU, as its own user, gets to its socket, and nobody else can put one there."""
     path = machine.config.run_directory
-    check_socket(str(Registry(path).path(SOME_UUID, "sock")))
+    check_socket(RunDirectory(path).socket(SOME_UUID))
     if path.is_symlink():
         yield Finding(FAILED, f"{path} is a link", f"rm {path}: it is made anew")
     elif not path.exists():
@@ -73,7 +73,7 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
     elif trouble := _not_ours(path):
         yield Finding(FAILED, f"{trouble.message}: no domain gets its meter", trouble.hint)
     elif (found := path.stat()).st_mode & 0o777 != 0o711:
-        if stranger := Registry(path).stranger():
+        if stranger := RunDirectory(path).stranger():
             message = f"{path} is not virt-rapl's own, {stranger} is in it: no domain gets its meter"
             yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
             return
@@ -86,7 +86,7 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
 
 def _not_ours(path: Path) -> NotOursError | None:
     try:
-        Registry(path).check_directory()
+        RunDirectory(path).check_directory()
     except NotOursError as error:
         return error
     return None

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from libvirt_rapl import paths, systemd
+from libvirt_rapl import systemd
 from libvirt_rapl.commands import run
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import is_left_over
-from libvirt_rapl.helper.records import SHARED, UUID, Registry
+from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.install.manifest import Manifest
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
@@ -66,12 +65,12 @@ def before_uninstall() -> Iterator[Step]:
 
 def after_uninstall(config: Config) -> Iterator[Step]:
     """Yield what makes the running system forget what is gone, and what nobody needs any more. The ledger stays."""
-    run_directory, state_directory = config.run_directory, config.state_directory
+    run_directory, state_directory = RunDirectory(config.run_directory), config.state_directory
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
     yield from _tell_libvirt("does without")
-    if _holds_no_domain(run_directory):  # one may run on, by --force
-        yield f"removed   {run_directory}", partial(_discard, run_directory)
+    if run_directory.holds_no_record():  # a domain may run on, by --force
+        yield f"removed   {run_directory.run_directory}", run_directory.clear
     if state_directory.is_dir() and any(state_directory.iterdir()):
         yield f"kept      {state_directory}, the energy that was counted", lambda: None
     elif state_directory.is_dir() and not state_directory.is_mount():
@@ -113,25 +112,6 @@ def _label() -> None:
     """Give what was installed the labels that SELinux's policy has for these paths: libvirt runs no other wrapper."""
     files = [f"/{target}" for target in Manifest.load(Path("/")).files]
     _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
-
-
-def _holds_no_domain(run_directory: Path) -> bool:
-    """Tell whether there is a run directory of ours, and no domain's record in it."""
-    try:
-        Registry(run_directory).check_directory()
-    except OSError:
-        return False
-    return not any(run_directory.glob("*.json"))
-
-
-def _discard(run_directory: Path) -> None:
-    """Remove the run directory with what we leave in it; with anything else in it, it stays."""
-    for path in run_directory.iterdir():
-        if UUID.fullmatch(path.stem) or is_left_over(path.name) or (path.name in SHARED and path.is_file()):
-            path.unlink()
-    for directory in (run_directory / paths.DAEMON, run_directory):
-        with contextlib.suppress(OSError):
-            directory.rmdir()
 
 
 def _tell_libvirt(verb: str) -> Iterator[Step]:

@@ -129,7 +129,7 @@ def filtered(xml: str, config: Config) -> tuple[str, str, str]:
     try:
         if told == "without":
             raise VirtRaplError("it could not be restored with its meter")
-        wanted = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
+        wanted = domxml.inject(xml, socket=registry.socket(traits.uuid))
         emulator.check(domxml.original_emulator(wanted))
         result, reason = "injected", ""
     except VirtRaplError as error:
@@ -165,7 +165,7 @@ def start(xml: str, config: Config, config_error: VirtRaplError | None, stderr: 
             record.owner_uid, record.owner_gid = _owner(domxml.dac_label(xml))
             # Before anything can go wrong: what the wrapper reads if we do not come back.
             registry.write(record)
-            socket = str(registry.path(uuid, "sock"))
+            socket = registry.socket(uuid)
             domxml.check(xml, socket)
             domxml.check_takes_effect(xml, socket)
             check_host()

@@ -93,7 +93,7 @@ def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry
         raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
     check_host()
     xml = domain.live_xml()
-    domxml.check(xml, str(registry.path(domain.uuid, "sock")))
+    domxml.check(xml, registry.socket(domain.uuid))
     hook = Path("/", paths.HOOK)
     if not os.access(hook, os.X_OK):
         raise VirtRaplError(f"there is no hook {hook}", emulator.INSTALL)

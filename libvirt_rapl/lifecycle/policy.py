@@ -46,7 +46,7 @@ def wanted(xml: str, selection: Selection, registry: Registry, check_emulator: C
     traits = domxml.traits(xml)
     if not selection.selects(traits):
         return None
-    injected = domxml.inject(xml, socket=str(registry.path(traits.uuid, "sock")))
+    injected = domxml.inject(xml, socket=registry.socket(traits.uuid))
     if not domxml.difference(xml, injected, traits.name):
         return None
     check_emulator(domxml.original_emulator(injected))
