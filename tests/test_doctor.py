@@ -43,7 +43,8 @@ from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.install import installer, packaged, wrappers
-from libvirt_rapl.install.installer import PLACES, install
+from libvirt_rapl.install.installer import install
+from libvirt_rapl.install.places import PLACES
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.paths import DISPATCHER, HOOK
 from libvirt_rapl.simulator.world import World
@@ -111,7 +112,7 @@ class Patient:
         monkeypatch.setattr(service, "closed_directory", lambda *_: None)
         monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
         monkeypatch.setattr(
-            "libvirt_rapl.install.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py")
+            "libvirt_rapl.install.program.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py")
         )
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")

@@ -15,14 +15,9 @@ from libvirt_rapl.domains import security_modules
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import activation, packaged, wrappers
-from libvirt_rapl.install.installer import (
-    PROGRAM,
-    changeable_program,
-    closed_directory,
-    install,
-    to_open,
-)
+from libvirt_rapl.install.installer import install
 from libvirt_rapl.install.manifest import Manifest
+from libvirt_rapl.install.program import PROGRAM, changeable_program, closed_directory, to_open
 from libvirt_rapl.paths import DISPATCHER, HOOK
 
 

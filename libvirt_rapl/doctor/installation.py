@@ -17,7 +17,8 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.confinement import seccomp
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import qemu_helper
-from libvirt_rapl.install import activation, installer, packaged, wrappers
+from libvirt_rapl.install import activation, packaged, places, wrappers
+from libvirt_rapl.install.program import changeable_program
 from libvirt_rapl.lifecycle import events
 
 SHOWN = 3
@@ -200,7 +201,7 @@ def files(machine: Machine) -> Iterator[Finding]:
         now = machine.tree.digest(item.target)
         if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
             wrong.append(str(machine.root / item.target))
-    others = installer.changeable_program() | installer.changeable_files(machine.tree, machine.items)
+    others = changeable_program() | places.changeable_files(machine.tree, machine.items)
     if unsafe := list(map(str, others)):
         names = " ".join(unsafe[:SHOWN])
         more = f" and {len(unsafe) - SHOWN} more" if unsafe[SHOWN:] else ""
@@ -219,12 +220,12 @@ def files(machine: Machine) -> Iterator[Finding]:
 def _shadows(machine: Machine) -> list[str]:
     """Return units of the administrator's that systemd reads instead of the package's; one that is masked is a link."""
     packages = [Path(item.target) for item in machine.items if item.target.startswith(packaged.UNITS)]
-    units = [machine.root / installer.UNITS / path.name for path in packages]
+    units = [machine.root / places.UNITS / path.name for path in packages]
     return [str(path) for path in units if path.is_file()]
 
 
-def _has_a_check_of_its_own(item: installer.Item) -> bool:
-    return item.target == paths.HOOK or installer.is_wrapper(item.target)
+def _has_a_check_of_its_own(item: places.Item) -> bool:
+    return item.target == paths.HOOK or places.is_wrapper(item.target)
 
 
 def apparmor(machine: Machine) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.install import activation
-from libvirt_rapl.install.installer import PROGRAM, closed_directory, to_open
+from libvirt_rapl.install.program import PROGRAM, closed_directory, to_open
 from libvirt_rapl.lifecycle import events as told_events
 
 USER = "virt-rapl"
