@@ -22,12 +22,10 @@ from libvirt_rapl.cli import count, warn
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import topology
 from libvirt_rapl.host.busy_clock import BusyClock
+from libvirt_rapl.paths import PROC, SYS
 from libvirt_rapl.simulator import keeper, namespace, processor, server
 from libvirt_rapl.simulator.files import Files
 from libvirt_rapl.simulator.power import Model, PackageEnergy, Simulation, deal
-
-PROC = Path("/proc")
-SYS = Path("/sys")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from libvirt_rapl.lifecycle import events
 
 SHOWN = 3
 """So many names of files are enough in a line."""
-WATCH = "virt-rapl-wrappers.path"
+WATCH = paths.WRAPPERS_PATH_UNIT
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 
 
@@ -166,7 +166,8 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
     elif not daemons:
         yield Finding(OK, "no libvirtd or virtqemud runs now; it looks when it starts")
     for daemon, began in daemons.items() if placed else ():
-        reload = f"systemctl reload {daemon}" if systemd.runs() else f"kill -HUP $(cat /run/{daemon}.pid)"
+        hang_up = f"kill -HUP $(cat /{activation.pid_file(daemon)})"
+        reload = f"systemctl reload {daemon}" if systemd.runs() else hang_up
         if min(placed) < began:
             yield Finding(OK, f"{daemon} has looked for hooks since there are any")
         elif any(event.time > began for event in events.told(machine.config.run_directory)):
@@ -183,7 +184,7 @@ def _last_look(machine: Machine, daemon: str) -> float | None:
     """Tell when libvirt's daemon started, or was reloaded by systemd if later; None when it does not run."""
     if activation.pid_of(daemon, machine.root) is None:
         return None
-    started = (machine.root / f"run/{daemon}.pid").stat().st_mtime
+    started = (machine.root / activation.pid_file(daemon)).stat().st_mtime
     if machine.root != Path("/") or not systemd.runs():
         return started
     try:
@@ -219,8 +220,8 @@ def files(machine: Machine) -> Iterator[Finding]:
 
 def _shadows(machine: Machine) -> list[str]:
     """Return units of the administrator's that systemd reads instead of the package's; one that is masked is a link."""
-    packages = [Path(item.target) for item in machine.items if item.target.startswith(packaged.UNITS)]
-    units = [machine.root / places.UNITS / path.name for path in packages]
+    packages = [Path(item.target) for item in machine.items if item.target.startswith(paths.PACKAGED_UNITS)]
+    units = [machine.root / paths.UNITS / path.name for path in packages]
     return [str(path) for path in units if path.is_file()]
 
 
@@ -237,9 +238,9 @@ def apparmor(machine: Machine) -> Iterator[Finding]:
     if not confines:
         yield Finding(OK, "AppArmor is on and does not confine libvirt")
         return
-    rules = [item for item in machine.items if item.target.startswith("etc/apparmor.d/")]
+    rules = [item for item in machine.items if item.target.startswith(f"{paths.APPARMOR}/")]
     missing = [item.target for item in rules if not (machine.root / item.target).exists()]
-    abstraction = machine.root / "etc/apparmor.d/abstractions/libvirt-qemu"
+    abstraction = machine.root / paths.APPARMOR / "abstractions/libvirt-qemu"
     if missing:
         message = f"AppArmor confines libvirt, and rules are missing: {', '.join(missing)}"
         yield Finding(FAILED, message, machine.to_install())

@@ -21,9 +21,9 @@ from libvirt_rapl.host.energy_counter import EnergyCounter
 from libvirt_rapl.host.energy_source import Source
 from libvirt_rapl.host.machine_clock import MachineClock
 from libvirt_rapl.host.process_clock import ThreadRun
-from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.topology import packages
 from libvirt_rapl.host.zones import Zone
+from libvirt_rapl.paths import PROC
 
 LIST_AGAIN_NS = 10_000_000_000
 """How often zones are looked for that were not there before."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from libvirt_rapl import systemd
+from libvirt_rapl import paths, systemd
 from libvirt_rapl.commands import run
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
@@ -19,15 +19,14 @@ from libvirt_rapl.install.manifest import Manifest
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 FIRST_WITH_DIRECTORIES = (6, 5)
 """The libvirt that looks into hooks/qemu.d."""
-UNIT_NAMES = ("virt-rapld.service", "virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
+UNIT_NAMES = (paths.DAEMON_UNIT, paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
 SECONDS = 120.0
 """The most that one program may take; SELinux rebuilds its whole policy."""
-MSR = Path("/dev/cpu/0/msr")
-SELINUX = Path("/sys/fs/selinux/enforce")
-MODULE = Path("/usr/share/selinux/packages/virt-rapl/virt_rapl.te")
+MSR = paths.DEV / "cpu/0/msr"
+SELINUX = Path("/", paths.SELINUX)
+MODULE = Path("/", paths.SELINUX_MODULE, "virt_rapl.te")
 SELINUX_HINT = "install checkpolicy and policycoreutils, then run this again"
-RUN_DIRECTORY = Path("/run/virt-rapl")
-"""The default one, which the policies of SELinux and systemd know."""
+RUN_DIRECTORY = Path("/", paths.RUN_DIRECTORY)
 
 Step = tuple[str, Callable[[], object]]
 """What is told of it once it is done, and what does it, which may raise VirtRaplError."""
@@ -46,7 +45,7 @@ def after_install() -> Iterator[Step]:
         yield "labelled  what was installed", _label
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
-        yield "restarted virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
+        yield f"restarted {paths.WRAPPERS_PATH_UNIT}", partial(_systemctl, "restart", paths.WRAPPERS_PATH_UNIT)
     yield from _tell_libvirt("sees")
 
 
@@ -55,9 +54,9 @@ def before_uninstall() -> Iterator[Step]:
     for unit in UNIT_NAMES:
         if not systemd.runs():
             break
-        if Path("/etc/systemd/system", unit).exists():
+        if Path("/", paths.UNITS, unit).exists():
             yield f"stopped   {unit}", partial(_systemctl, "disable", "--now", unit)
-        elif Path("/usr/lib/systemd/system", unit).exists():  # its package enables and disables it
+        elif Path("/", paths.PACKAGED_UNITS, unit).exists():  # its package enables and disables it
             yield f"stopped   {unit}", partial(_systemctl, "stop", unit)
     if SELINUX.exists() and "virt_rapl" in _run("semodule", "--list-modules").split():
         yield "unloaded  SELinux's module virt_rapl", partial(_run, "semodule", "--remove=virt_rapl")
@@ -126,10 +125,15 @@ def _hang_up(pid: int) -> None:
         os.kill(pid, signal.SIGHUP)
 
 
+def pid_file(daemon: str) -> str:
+    """Return where a daemon of libvirt's has written its PID, relative to the root."""
+    return f"run/{daemon}.pid"
+
+
 def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
     """Return the PID of a running system daemon, by its PID file and checked against its name."""
     try:
-        pid = int((root / f"run/{daemon}.pid").read_text())
+        pid = int((root / pid_file(daemon)).read_text())
         return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None
     except (OSError, ValueError):
         return None

@@ -17,9 +17,8 @@ from libvirt_rapl.install.manifest import parents
 from libvirt_rapl.install.places import Item
 from libvirt_rapl.tree import Tree
 
-UNITS = "usr/lib/systemd/system"
 PLACES = {
-    places.UNITS: UNITS,
+    paths.UNITS: paths.PACKAGED_UNITS,
     "etc/tmpfiles.d": "usr/lib/tmpfiles.d",
     "etc/modules-load.d": "usr/lib/modules-load.d",
     "etc/sysusers.d": "usr/lib/sysusers.d",
@@ -81,7 +80,7 @@ def in_place(emulators: list[str]) -> list[Item]:
 
 def owns(root: Path) -> bool:
     """Tell whether a package has put virt-rapl's files in place under `root`."""
-    return (root / UNITS / "virt-rapld.service").exists()
+    return (root / paths.PACKAGED_UNITS / paths.DAEMON_UNIT).exists()
 
 
 def _place(target: str) -> str:

@@ -14,19 +14,17 @@ from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.tree import Others, Tree, digest_of
 
 WRAPPER = "hooks/qemu-system-rapl"
-CONFIGURATION = "etc/virt-rapl/virt-rapl.yaml"
-UNITS = "etc/systemd/system"
 
 PLACES = {
     "hooks/qemu": paths.HOOK,
-    "etc/virt-rapl.yaml": CONFIGURATION,
-    "etc/systemd": UNITS,
+    "etc/virt-rapl.yaml": paths.CONFIGURATION,
+    "etc/systemd": paths.UNITS,
     "etc/tmpfiles.d": "etc/tmpfiles.d",
     "etc/modules-load.d": "etc/modules-load.d",
     "etc/sysusers.d": "etc/sysusers.d",
-    "etc/polkit-1/rules.d": "etc/polkit-1/rules.d",
-    "etc/apparmor.d": "etc/apparmor.d",
-    "etc/selinux": "usr/share/selinux/packages/virt-rapl",
+    "etc/polkit-1/rules.d": paths.POLKIT_RULES,
+    "etc/apparmor.d": paths.APPARMOR,
+    "etc/selinux": paths.SELINUX_MODULE,
     "etc/completions/virt-rapl.bash": "usr/local/share/bash-completion/completions/virt-rapl",
     "etc/completions/_virt-rapl": "usr/local/share/zsh/site-functions/_virt-rapl",
     "etc/man/virt-rapl.1": "usr/local/share/man/man1/virt-rapl.1",
@@ -39,12 +37,12 @@ PLACES = {
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's from the day they are put in place: what was changed stays."""
-SHARED = ("etc/polkit-1/rules.d/", "usr/local/share/")
+SHARED = (f"{paths.POLKIT_RULES}/", "usr/local/share/")
 """What may belong to others, to polkitd and to Debian's group staff: root runs nothing of ours there."""
-ENABLED = ("virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
-BY_HAND = f"{UNITS}/virt-rapl-wrappers.service"
+ENABLED = (paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
+BY_HAND = f"{paths.UNITS}/{paths.WRAPPERS_UNIT}"
 """What is there where `virt-rapl install` was run; a package has its units elsewhere."""
-LINKS = {f"{UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
+LINKS = {f"{paths.UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
 """How units are enabled that need no decision of the operator's, and what these links hold."""
 
 

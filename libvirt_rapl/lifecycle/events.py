@@ -19,7 +19,7 @@ from libvirt_rapl.helper.run_directory import RunDirectory
 
 LIMIT = 1 << 20
 """Bytes after which the file is set aside as `events.jsonl.1`, in place of the one before."""
-JOURNAL = "/run/systemd/journal/socket"
+JOURNAL = f"/{paths.JOURNAL}"
 NOTICE, WARNING = 5, 4
 TROUBLE = ("failed", "degraded", "refuse")
 

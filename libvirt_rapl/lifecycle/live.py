@@ -26,9 +26,9 @@ from libvirt_rapl.host import processes
 from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.lifecycle.meter_state import vrapl_state
+from libvirt_rapl.paths import PROC
 
-SAVES = Path("/var/lib/libvirt/qemu/save")
-"""Where libvirt puts managed saves."""
+SAVES = Path("/", paths.LIBVIRT_SAVES)
 TRIAL_BYTES = 64 << 20
 """So much is written there at most, and forgotten, to see how fast that goes."""
 RESTART_SECONDS = 2.0
@@ -278,7 +278,7 @@ def _restore(plan: Plan, tell_hook: Callable[[str], None]) -> None:
     raise VirtRaplError(
         f"{name}: {'runs on as before' if _is_active(plan) else 'has ended since'}, "
         f"as it could not be restored with its meter: {trouble}",
-        f"see /var/log/libvirt/qemu/{name}.log",
+        f"see /{paths.LIBVIRT_LOGS}/{name}.log",
     ) from trouble
 
 
@@ -316,7 +316,7 @@ def _check(domain: Domain, registry: Registry) -> None:
 
 def _used_bytes(pid: int) -> int:
     """Return what QEMU's memory holds, in RAM and swapped out: what is written at most, but for some kilobytes."""
-    status = processes.read(processes.PROC / str(pid) / "status") or ""
+    status = processes.read(PROC / str(pid) / "status") or ""
     lines = (line.split() for line in status.splitlines())
     return sum(int(words[1]) << 10 for words in lines if words[0] in ("VmRSS:", "VmSwap:", "HugetlbPages:"))
 
