@@ -15,8 +15,6 @@ CONFIGURATION = "etc/virt-rapl/virt-rapl.yaml"
 MANIFEST = "etc/virt-rapl/installed.json"
 """What `virt-rapl install` has put in place."""
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
-DISPATCHER = "etc/libvirt/hooks/qemu"
-"""What a libvirt before 6.5 runs alone."""
 POLKIT_RULES = "etc/polkit-1/rules.d"
 POLKIT_RULE = f"{POLKIT_RULES}/60-virt-rapl.rules"
 APPARMOR = "etc/apparmor.d"
@@ -45,6 +43,8 @@ LEDGER = "ledger.db"
 
 # libvirt's.
 
+LIBVIRT_HOOK = "etc/libvirt/hooks/qemu"
+"""Somebody else's, which libvirt runs before those in qemu.d."""
 LIBVIRT_DEFINITIONS = "etc/libvirt/qemu"
 LIBVIRT_RUN = "run/libvirt/qemu"
 LIBVIRT_SAVES = "var/lib/libvirt/qemu/save"

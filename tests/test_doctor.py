@@ -46,7 +46,7 @@ from libvirt_rapl.install import installer, packaged, wrappers
 from libvirt_rapl.install.installer import install
 from libvirt_rapl.install.places import PLACES
 from libvirt_rapl.lifecycle import events
-from libvirt_rapl.paths import DISPATCHER, HOOK
+from libvirt_rapl.paths import HOOK
 from libvirt_rapl.simulator.world import World
 
 QEMU = "usr/bin/qemu-system-x86_64"
@@ -530,8 +530,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("hook", text(HOOK, "#!/bin/sh\n"), "failed", "is not the hook of virt-rapl"),
     ("hook", replaced(HOOK, "python='", "python='/gone"), "failed", "which is gone"),
     ("hook", replaced(HOOK, "set -u", "set -eu"), "warning", "not the hook of this virt-rapl"),
-    ("hook", old_libvirt, "failed", "older than 6.5"),
-    ("libvirt", old_libvirt, "warning", "6.4.0 is older than 6.5"),
+    ("libvirt", old_libvirt, "failed", "6.4.0 is older than 6.5"),
     ("hook-seen", hook_after_libvirt, "warning", "nobody can tell whether it knows it"),
     ("hook-seen", remove(HOOK), "skipped", "no hook to be seen"),
     ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),
@@ -738,7 +737,6 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
         "helpers read the CPUs' registers",
     ),
     ("registers", zeros, "helpers read powercap"),
-    ("hook", both(old_libvirt, text(DISPATCHER, "for hook in qemu.d/*\n"), mode(DISPATCHER, 0o755)), "in place"),
     ("hook-seen", both(hook_after_libvirt, event(result="ready")), "has called the hook"),
     ("hook-seen", remove("run/libvirtd.pid"), "it looks when it starts"),
     ("libvirt", both(remove("run/libvirtd.pid"), lambda patient: patient.daemon("virtqemud", 0)), "virtqemud"),

@@ -50,7 +50,7 @@ def uninstall(root: Path) -> list[str]:
     return lines
 
 
-EVERY_ITEM = list(places.shipped_items(["/usr/bin/qemu-system-x86_64"], True))
+EVERY_ITEM = list(places.shipped_items(["/usr/bin/qemu-system-x86_64"]))
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:
@@ -89,7 +89,7 @@ def test_everything_that_is_shipped_has_its_place() -> None:
     sources = {str(path) for top in ("etc", "hooks") for path in Path(top).rglob("*") if path.is_file()}
     placed = {path for path in sources if any(path == place or path.startswith(f"{place}/") for place in places.PLACES)}
     others = {path for path in sources - placed if not path.startswith(("etc/examples/", "etc/ansible/"))}
-    assert others == {"etc/bootstrap", "etc/build-deb", "etc/quickstart", "hooks/dispatcher", "hooks/qemu-system-rapl"}
+    assert others == {"etc/bootstrap", "etc/build-deb", "etc/quickstart", "hooks/qemu-system-rapl"}
 
 
 def test_the_documentation_names_every_place() -> None:
@@ -139,15 +139,16 @@ def test_what_a_newer_version_does_not_have_any_more_goes_but_for_wrappers(
 ) -> None:
     with monkeypatch.context() as older:
         older.setitem(places.PLACES, "etc/virt-rapl.yaml", "etc/default/virt-rapl")
-        list(installer.install(root, ["/usr/bin/qemu-system-x86_64"], dispatcher=True))
-    assert os.access(root / paths.DISPATCHER, os.X_OK)
+        older.setitem(places.PLACES, places.WRAPPER, paths.LIBVIRT_HOOK)  # once libvirt before 6.5 got a file there
+        list(installer.install(root, ["/usr/bin/qemu-system-x86_64"]))
+    assert os.access(root / paths.LIBVIRT_HOOK, os.X_OK)
     (root / "usr/bin/qemu-system-x86_64").unlink()  # as for a moment while it is being replaced
     assert [line.split()[0] for line in install(root) if not line.startswith("unchanged")] == [
         "installed",
         "removed",
         "removed",
     ]
-    assert not (root / paths.DISPATCHER).exists()
+    assert not (root / paths.LIBVIRT_HOOK).exists()
     assert not (root / "etc/default/virt-rapl").exists()
     assert (root / WRAPPER).exists()
     uninstall(root)

@@ -130,8 +130,6 @@ def hook(machine: Machine) -> Iterator[Finding]:
         yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", to_install)
     elif text != machine.item(paths.HOOK).text:
         yield Finding(WARNING, f"{path} is not the hook of this virt-rapl {__version__}", to_install)
-    elif _libvirt_passes_over(machine):
-        yield Finding(FAILED, f"this libvirt is older than 6.5 and passes over {path}", INSTALL)
     else:
         yield Finding(OK, f"{path} is in place")
 
@@ -143,22 +141,12 @@ def _is_there(program: str) -> bool:
     return False
 
 
-def _libvirt_passes_over(machine: Machine) -> bool:
-    """Tell whether libvirt is too old for qemu.d, and nothing runs what is there in its place."""
-    try:
-        old = machine.libvirt_version()[:2] < activation.FIRST_WITH_DIRECTORIES
-    except VirtRaplError:
-        return False  # another check tells that
-    runs = os.access(machine.root / paths.DISPATCHER, os.X_OK)
-    return old and not (runs and "qemu.d" in machine.tree.text(paths.DISPATCHER))
-
-
 def hook_seen(machine: Machine) -> Iterator[Finding]:
     """Whether libvirt knows that there are hooks: it looks when it starts, and when it gets SIGHUP.
 
     It looks for any hook of QEMU, not for ours. What it found cannot be asked for; so this goes by what came when.
     """
-    hooks = [machine.root / paths.DISPATCHER, *(machine.root / paths.HOOK).parent.glob("*")]
+    hooks = [machine.root / paths.LIBVIRT_HOOK, *(machine.root / paths.HOOK).parent.glob("*")]
     placed = [path.stat().st_ctime for path in hooks if path.is_file() and os.access(path, os.X_OK)]
     daemons = {daemon: began for daemon in activation.LIBVIRT_DAEMONS if (began := _last_look(machine, daemon))}
     if not placed:

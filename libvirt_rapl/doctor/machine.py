@@ -66,12 +66,12 @@ class Machine:
 
     @cached_property
     def items(self) -> list[places.Item]:
-        """What `virt-rapl install` or a package would put in place, but for the dispatcher of old libvirts."""
+        """What `virt-rapl install` or a package would put in place."""
         names = [f"/{path.relative_to(self.root)}" for path in self.emulators]
         emulators = [name for name in names if not wrappers.refusal(self.root, name)]
         if packaged.owns(self.root):
             return packaged.in_place(emulators)
-        return list(places.shipped_items(emulators, dispatcher=False))
+        return list(places.shipped_items(emulators))
 
     @cached_property
     def is_installed(self) -> bool:

@@ -30,6 +30,8 @@ SOME_UUID = "00000000-0000-0000-0000-000000000000"
 FREE_BYTES = 1 << 20
 """What records, sockets' names and a write of the ledger need at most."""
 DAY_SECONDS = 86400.0
+OLDEST_LIBVIRT = (6, 5)
+"""It runs what is in hooks/qemu.d."""
 
 
 def configuration(machine: Machine) -> Iterator[Finding]:
@@ -48,9 +50,12 @@ def libvirt(machine: Machine) -> Iterator[Finding]:
             raise
         yield Finding(SKIPPED, error.message, error.hint)  # which may be for us only
         return
-    if machine.libvirt_version()[:2] < (oldest := activation.FIRST_WITH_DIRECTORIES):
-        message = f"libvirt {version} is older than {oldest[0]}.{oldest[1]}, the oldest that virt-rapl is made for"
-        yield Finding(WARNING, message, "upgrade libvirt; until then try one domain first")
+    if machine.libvirt_version()[:2] < OLDEST_LIBVIRT:
+        oldest = ".".join(map(str, OLDEST_LIBVIRT))
+        message = (
+            f"libvirt {version} is older than {oldest} and runs no hook of ours: domains start without their meter"
+        )
+        yield Finding(FAILED, message, "upgrade libvirt")
         return
     daemons = [daemon for daemon in activation.LIBVIRT_DAEMONS if activation.pid_of(daemon, machine.root)]
     if len(daemons) > 1:

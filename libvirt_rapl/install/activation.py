@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,8 +16,6 @@ from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.install.manifest import Manifest
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
-FIRST_WITH_DIRECTORIES = (6, 5)
-"""The libvirt that looks into hooks/qemu.d."""
 UNIT_NAMES = (paths.DAEMON_UNIT, paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
 SECONDS = 120.0
 """The most that one program may take; SELinux rebuilds its whole policy."""
@@ -74,15 +71,6 @@ def after_uninstall(config: Config) -> Iterator[Step]:
         yield f"kept      {state_directory}, the energy that was counted", lambda: None
     elif state_directory.is_dir() and not state_directory.is_mount():
         yield f"removed   {state_directory}", state_directory.rmdir
-
-
-def libvirt_version() -> tuple[int, int] | None:
-    """Return the version of libvirt that is installed; None where there is none."""
-    for daemon in LIBVIRT_DAEMONS:
-        with contextlib.suppress(VirtRaplError):
-            if numbers := re.search(r"(\d+)\.(\d+)\.\d+", _run(daemon, "--version")):
-                return int(numbers[1]), int(numbers[2])
-    return None
 
 
 def _run(*command: str) -> str:

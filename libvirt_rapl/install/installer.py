@@ -34,22 +34,20 @@ def install(
     root: Path,
     emulators: Iterable[str],
     *,
-    dispatcher: bool = False,
     wrappers_only: bool = False,
     dry_run: bool = False,
 ) -> Iterator[str]:
     """Put everything in place under `root`; yields a line for each thing when it is done, or found done.
 
-    `emulators` get a wrapper each (absolute paths, as seen under the root); with `dispatcher` there is one for a
-    libvirt that knows no qemu.d. With `wrappers_only` the rest is there already, as files of a package. With `dry_run`
-    nothing is written. Raises VirtRaplError: before anything is written where a file of somebody else's is in the way,
-    or others can change a directory that something goes into; else what was written before stays, and a second run
-    completes it.
+    `emulators` get a wrapper each (absolute paths, as seen under the root). With `wrappers_only` the rest is there
+    already, as files of a package. With `dry_run` nothing is written. Raises VirtRaplError: before anything is written
+    where a file of somebody else's is in the way, or others can change a directory that something goes into; else what
+    was written before stays, and a second run completes it.
     """
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     tree, emulators = Tree(root), list(emulators)
-    every = places.wrapper_items(emulators) if wrappers_only else places.shipped_items(emulators, dispatcher)
+    every = places.wrapper_items(emulators) if wrappers_only else places.shipped_items(emulators)
     items = {item.target: item for item in every}
     with _explained():
         if not dry_run:

@@ -61,7 +61,7 @@ def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 
 def contents() -> Iterator[Item]:
     """Yield the files of the package."""
-    for item in places.shipped_items([DEFAULT_EMULATOR], False):
+    for item in places.shipped_items([DEFAULT_EMULATOR]):
         if item.link:
             continue
         text = item.text.replace(BEGINNING, GUARD, 1) if item.target == paths.HOOK else item.text

@@ -63,7 +63,7 @@ class Item:
         return f"link to {self.text}" if self.link else digest_of(self.text.encode())
 
 
-def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
+def shipped_items(emulators: list[str]) -> Iterator[Item]:
     """Yield what install() puts in place."""
     directories = dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators]))
     watched = "\n".join(f"PathChanged={path.replace('%', '%%')}" for path in directories)
@@ -71,8 +71,6 @@ def shipped_items(emulators: list[str], dispatcher: bool) -> Iterator[Item]:
         for name in _files(_shipped() / source):
             yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), watched)
     yield from wrapper_items(emulators)
-    if dispatcher:
-        yield _item("hooks/dispatcher", paths.DISPATCHER)
     for link, text in LINKS.items():
         yield Item(target=link, text=text, link=True)
 
