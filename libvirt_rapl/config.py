@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from libvirt_rapl import paths
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import KINDS, LISTS, Selection
 
-DEFAULT_PATH = Path("/etc/virt-rapl/virt-rapl.yaml")
+DEFAULT_PATH = Path("/", paths.CONFIGURATION)
 STANDARD_INPUT = Path("/dev/stdin")
 
 CONSTRUCTORS = (ValueError, KeyError, AttributeError, TypeError)
@@ -51,9 +52,9 @@ class Config:
     """How energy is given out to domains on the host; see libvirt_rapl.energy.attribution."""
     shaping: bool = True
     """Whether the native helper makes its answers so that a guest counts what its domain is charged."""
-    run_directory: Path = Path("/run/virt-rapl")
+    run_directory: Path = Path("/", paths.RUN_DIRECTORY)
     """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
-    state_directory: Path = Path("/var/lib/virt-rapl")
+    state_directory: Path = Path("/", paths.STATE_DIRECTORY)
     """Holds the daemon's ledger of energy."""
     interval: float = 1.0
     """Seconds between two samples of the daemon."""

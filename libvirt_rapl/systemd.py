@@ -5,6 +5,7 @@ import os
 import socket
 from pathlib import Path
 
+from libvirt_rapl import paths
 from libvirt_rapl.commands import run
 from libvirt_rapl.errors import VirtRaplError
 
@@ -17,7 +18,7 @@ SHOW_SECONDS = 10.0
 
 def runs() -> bool:
     """Tell whether systemd is this machine's init (sd_booted(3))."""
-    return Path("/run/systemd/system").is_dir()
+    return Path("/", paths.SYSTEMD).is_dir()
 
 
 def notify(state: str) -> None:

@@ -16,7 +16,7 @@ from walking import run_files, wait_until
 from libvirt_rapl import paths
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import status_socket
-from libvirt_rapl.helper.records import UUID
+from libvirt_rapl.helper.run_directory import UUID
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World
 

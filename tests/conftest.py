@@ -16,8 +16,8 @@ from walking import ALONE, CONSTANT_100_WATTS, LOG, NewGuest, StartDaemon, asked
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import requirements
-from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.topology import Processor, model_name, processor
+from libvirt_rapl.paths import PROC
 from libvirt_rapl.simulator import server
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine

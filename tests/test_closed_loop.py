@@ -18,8 +18,8 @@ import pytest
 from walking import wait_until
 
 from libvirt_rapl import paths
-from libvirt_rapl.host.processes import fields
-from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK, packages
+from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK, fields
+from libvirt_rapl.host.topology import packages
 from libvirt_rapl.simulator.world import World
 
 pytestmark = pytest.mark.e2e

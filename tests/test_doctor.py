@@ -31,12 +31,14 @@ from libvirt_rapl.energy import ledger
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.install import installer, packaged, wrappers
-from libvirt_rapl.install.installer import PLACES, install
+from libvirt_rapl.install.installer import install
+from libvirt_rapl.install.places import PLACES
 from libvirt_rapl.lifecycle import events
-from libvirt_rapl.paths import DISPATCHER, HOOK
+from libvirt_rapl.paths import HOOK
 from libvirt_rapl.simulator.world import World
 
 QEMU = "usr/bin/qemu-system-x86_64"
@@ -102,7 +104,7 @@ class Patient:
         monkeypatch.setattr(service, "closed_directory", lambda *_: None)
         monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: False)
         monkeypatch.setattr(
-            "libvirt_rapl.install.installer.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py")
+            "libvirt_rapl.install.program.PROGRAM", (self.path(PYTHON), self.path(PACKAGE) / "installer.py")
         )
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")
@@ -520,8 +522,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("hook", text(HOOK, "#!/bin/sh\n"), "failed", "is not the hook of virt-rapl"),
     ("hook", replaced(HOOK, "python='", "python='/gone"), "failed", "which is gone"),
     ("hook", replaced(HOOK, "set -u", "set -eu"), "warning", "not the hook of this virt-rapl"),
-    ("hook", old_libvirt, "failed", "older than 6.5"),
-    ("libvirt", old_libvirt, "warning", "6.4.0 is older than 6.5"),
+    ("libvirt", old_libvirt, "failed", "6.4.0 is older than 6.5"),
     ("hook-seen", hook_after_libvirt, "warning", "nobody can tell whether it knows it"),
     ("hook-seen", remove(HOOK), "skipped", "no hook to be seen"),
     ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),
@@ -728,7 +729,6 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
         "helpers read the CPUs' registers",
     ),
     ("registers", zeros, "helpers read powercap"),
-    ("hook", both(old_libvirt, text(DISPATCHER, "for hook in qemu.d/*\n"), mode(DISPATCHER, 0o755)), "in place"),
     ("hook-seen", both(hook_after_libvirt, event(result="ready")), "has called the hook"),
     ("hook-seen", remove("run/libvirtd.pid"), "it looks when it starts"),
     ("libvirt", both(remove("run/libvirtd.pid"), lambda patient: patient.daemon("virtqemud", 0)), "virtqemud"),
@@ -757,7 +757,7 @@ def test_what_a_user_may_not_see_is_told_and_no_failure(patient: Patient) -> Non
     patient.patch.setattr(os, "geteuid", lambda: 1000)
     patient.patch.setattr(events, "told", forbid)
     patient.patch.setattr("libvirt_rapl.host.powercap.PowercapZone.read", forbid)
-    patient.patch.setattr(Registry, "stranger", forbid)
+    patient.patch.setattr(RunDirectory, "stranger", forbid)
     found = patient.examine()
     assert found["run-directory"][0].state == "ok"
     for name in ("energy", "events"):

@@ -53,7 +53,7 @@ class Host:
         self.run = root / "run"
         self.definitions = root / "definitions"
         self.registry = Registry(self.run)
-        self.socket = str(self.registry.path(UUID, "sock"))
+        self.socket = self.registry.socket(UUID)
         self.marked = Definition.parse(PLAIN).inject(socket=self.socket).xml
         self.trouble: Exception | None = None
         self.helpers = 0

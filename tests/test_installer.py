@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.install import installer, wrappers
+from libvirt_rapl.install import installer, places, program, wrappers
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
@@ -50,7 +50,7 @@ def uninstall(root: Path) -> list[str]:
     return lines
 
 
-EVERY_ITEM = list(installer.shipped_items(["/usr/bin/qemu-system-x86_64"], True))
+EVERY_ITEM = list(places.shipped_items(["/usr/bin/qemu-system-x86_64"]))
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:
@@ -87,11 +87,9 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
 
 def test_everything_that_is_shipped_has_its_place() -> None:
     sources = {str(path) for top in ("etc", "hooks") for path in Path(top).rglob("*") if path.is_file()}
-    placed = {
-        path for path in sources if any(path == place or path.startswith(f"{place}/") for place in installer.PLACES)
-    }
+    placed = {path for path in sources if any(path == place or path.startswith(f"{place}/") for place in places.PLACES)}
     others = {path for path in sources - placed if not path.startswith(("etc/examples/", "etc/ansible/"))}
-    assert others == {"etc/bootstrap", "etc/build-deb", "etc/quickstart", "hooks/dispatcher", "hooks/qemu-system-rapl"}
+    assert others == {"etc/bootstrap", "etc/build-deb", "etc/quickstart", "hooks/qemu-system-rapl"}
 
 
 def test_the_documentation_names_every_place() -> None:
@@ -128,9 +126,9 @@ def test_a_wrapper_for_every_emulator_that_is_there(root: Path) -> None:
 
 
 def test_a_default_that_nobody_has_changed_follows_the_new_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older = installer.Item(target=CONFIGURATION, text="# an older default of virt-rapl\n", keep=True)
+    older = places.Item(target=CONFIGURATION, text="# an older default of virt-rapl\n", keep=True)
     with monkeypatch.context() as patch:
-        patch.setattr(installer, "shipped_items", lambda *_: iter([older]))
+        patch.setattr(places, "shipped_items", lambda *_: iter([older]))
         install(root)
     install(root)
     assert (root / CONFIGURATION).read_text() == Path("etc/virt-rapl.yaml").read_text()
@@ -140,16 +138,17 @@ def test_what_a_newer_version_does_not_have_any_more_goes_but_for_wrappers(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setitem(installer.PLACES, "etc/virt-rapl.yaml", "etc/default/virt-rapl")
-        list(installer.install(root, ["/usr/bin/qemu-system-x86_64"], dispatcher=True))
-    assert os.access(root / paths.DISPATCHER, os.X_OK)
+        older.setitem(places.PLACES, "etc/virt-rapl.yaml", "etc/default/virt-rapl")
+        older.setitem(places.PLACES, places.WRAPPER, paths.LIBVIRT_HOOK)  # once libvirt before 6.5 got a file there
+        list(installer.install(root, ["/usr/bin/qemu-system-x86_64"]))
+    assert os.access(root / paths.LIBVIRT_HOOK, os.X_OK)
     (root / "usr/bin/qemu-system-x86_64").unlink()  # as for a moment while it is being replaced
     assert [line.split()[0] for line in install(root) if not line.startswith("unchanged")] == [
         "installed",
         "removed",
         "removed",
     ]
-    assert not (root / paths.DISPATCHER).exists()
+    assert not (root / paths.LIBVIRT_HOOK).exists()
     assert not (root / "etc/default/virt-rapl").exists()
     assert (root / WRAPPER).exists()
     uninstall(root)
@@ -281,15 +280,15 @@ def test_a_disk_that_gets_full_half_way(root: Path, survives: int) -> None:
 
 
 FEW = [
-    installer.Item(target=HOOK, text="hook", mode=0o755),
-    installer.Item(target=CONFIGURATION, text="# default", keep=True),
-    installer.Item(target="etc/systemd/system/x.service", text="unit"),
-    installer.Item(target="etc/systemd/system/multi-user.target.wants/x.service", text="../x.service", link=True),
-    installer.Item(target="usr/local/share/deep/below/page.1", text="page"),
-    installer.Item(target=WRAPPER, text="wrapper", mode=0o755),
+    places.Item(target=HOOK, text="hook", mode=0o755),
+    places.Item(target=CONFIGURATION, text="# default", keep=True),
+    places.Item(target="etc/systemd/system/x.service", text="unit"),
+    places.Item(target="etc/systemd/system/multi-user.target.wants/x.service", text="../x.service", link=True),
+    places.Item(target="usr/local/share/deep/below/page.1", text="page"),
+    places.Item(target=WRAPPER, text="wrapper", mode=0o755),
 ]
 OLDER = [replace(item, text=f"{item.text} of old") for item in FEW[:4]]
-OLDER += [installer.Item(target="etc/gone/old", text="not any more")]
+OLDER += [places.Item(target="etc/gone/old", text="not any more")]
 
 
 def nothing(_root: Path) -> None:
@@ -309,11 +308,11 @@ def somebody_elses(root: Path) -> None:
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[installer.Item]], None]:
+def few(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[places.Item]], None]:
     """Ship these files instead of all."""
 
-    def ship(items: list[installer.Item]) -> None:
-        monkeypatch.setattr(installer, "shipped_items", lambda *_: iter(items))
+    def ship(items: list[places.Item]) -> None:
+        monkeypatch.setattr(places, "shipped_items", lambda *_: iter(items))
 
     return ship
 
@@ -321,7 +320,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[installer.Item]], Non
 @pytest.mark.parametrize("given", [nothing, directories, somebody_elses])
 @pytest.mark.parametrize("killed", ["install", "update", "uninstall"])
 def test_killed_at_any_moment(
-    tmp_path: Path, few: Callable[[list[installer.Item]], None], killed: str, given: Callable[[Path], None]
+    tmp_path: Path, few: Callable[[list[places.Item]], None], killed: str, given: Callable[[Path], None]
 ) -> None:
     """Before each call that changes something, in turn: uninstall leaves what was there before, a new try all of it."""
     survives, done = 0, False
@@ -478,9 +477,9 @@ def test_a_directory_that_virt_rapld_does_not_get_through_is_found() -> None:
         inside = Path(directory) / "bin"
         inside.mkdir()
         Path(directory).chmod(0o711)
-        assert installer.closed_directory(inside / "python") is None
+        assert program.closed_directory(inside / "python") is None
         Path(directory).chmod(0o700)
-        assert installer.closed_directory(inside / "python") == Path(directory)
+        assert program.closed_directory(inside / "python") == Path(directory)
 
 
 @pytest.mark.parametrize("python", ["/opt/it's/bin/python", "/opt/a b/bin/python", "/opt/$x/bin/python", "/o%i/python"])

@@ -9,7 +9,7 @@ from fakes.host import Host, Thread
 from libvirt_rapl.host import machine_clock
 from libvirt_rapl.host.machine_cgroup import machine_cgroup
 from libvirt_rapl.host.machine_clock import MachineClock
-from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
+from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK
 
 SCOPE = "machine.slice/machine-qemu\\x2d1\\x2dweb.scope"
 S = 1_000_000_000

@@ -12,7 +12,7 @@ from fakes.host import RANGE, Host, Thread
 from libvirt_rapl.energy.meter import Meter, Running, Usage
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.process_clock import ProcessClock, ThreadRun
-from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
+from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK
 
 S = 1_000_000_000
 JOULE = 1_000_000

@@ -17,7 +17,7 @@ from walking import wait_until
 
 from libvirt_rapl import __version__
 from libvirt_rapl.cli import main
-from libvirt_rapl.install import installer, packaged
+from libvirt_rapl.install import packaged, places
 from libvirt_rapl.simulator import guest
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def test_the_wheel_has_what_is_installed_and_nothing_else(distributions: Path) -
     package = ROOT / "libvirt_rapl"
     ours = {path for pattern in ("*.py", "*.S", "*.rom", "py.typed") for path in package.rglob(pattern)}
     shipped = {path for path in (ROOT / "hooks").iterdir() if path.is_file()}
-    for source in installer.PLACES:
+    for source in places.PLACES:
         shipped |= {path for path in [ROOT / source, *(ROOT / source).rglob("*")] if path.is_file()}
     assert files == {str(path.relative_to(ROOT)) for path in ours} | {
         f"libvirt_rapl/shipped/{path.relative_to(ROOT)}" for path in shipped

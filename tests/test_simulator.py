@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
+from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK
 from libvirt_rapl.simulator import power
 from libvirt_rapl.simulator.power import Model
 from libvirt_rapl.simulator.registers import Counters
@@ -30,6 +30,7 @@ PRELUDE = """
 import errno, json, os, struct, sys, time
 from pathlib import Path
 from libvirt_rapl.host import topology
+from libvirt_rapl.host.busy_clock import BusyClock
 from libvirt_rapl.host.powercap import powercap_zones
 
 POWERCAP = Path("/sys/class/powercap")
@@ -172,7 +173,7 @@ def test_power_follows_the_load() -> None:
     """Busy time is what another clock tells, and energy what the model makes of it."""
     answers = inside(
         """
-clock = topology.BusyClock(Path("/proc"))
+clock = BusyClock(Path("/proc"))
 def busy():
     return sum(clock.read().values())
 around = [busy()]

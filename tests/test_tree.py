@@ -14,7 +14,7 @@ import pytest
 from libvirt_rapl import files, tree
 from libvirt_rapl.cli import main
 from libvirt_rapl.files import is_left_over, replace, who_else_may_write
-from libvirt_rapl.install import installer
+from libvirt_rapl.install import program
 from libvirt_rapl.tree import NO_FILE, Tree, digest_of
 
 SOMEBODY = 1234
@@ -253,9 +253,9 @@ def test_install_refuses_a_program_that_others_can_change(
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     (root / "opt/bin/python3").symlink_to(root / "opt/bin/python")
-    program = [root / name for name in ("opt/bin/python3", "opt/lib/package/installer.py", "usr/lib/lxml/etree.so")]
-    monkeypatch.setattr(installer, "PROGRAM", program)
-    assert not installer.changeable_program()
+    parts = [root / name for name in ("opt/bin/python3", "opt/lib/package/installer.py", "usr/lib/lxml/etree.so")]
+    monkeypatch.setattr(program, "PROGRAM", parts)
+    assert not program.changeable_program()
     name = {
         "python": "opt/bin/python",
         "package": "opt/lib/package/hook.py",
@@ -279,7 +279,7 @@ def test_install_refuses_a_program_that_others_can_change(
 
 
 def test_all_of_the_package_is_looked_at() -> None:
-    package = installer.PROGRAM[1].parent
+    package = program.PROGRAM[1].parent
     assert (package / "lifecycle/hook.py").exists()
     assert (package.name, package.parent) == ("libvirt_rapl", Path(__file__).parent.parent)
 
@@ -290,11 +290,11 @@ def test_a_directory_that_python_looks_into_may_get_no_file_of_others(
     """Nor with the sticky bit: a .pth file is run."""
     (root / "lib/package").mkdir(parents=True)
     (root / "lib/package/installer.py").touch()
-    monkeypatch.setattr(installer, "PROGRAM", [root / "lib/package/installer.py"] * 2)
+    monkeypatch.setattr(program, "PROGRAM", [root / "lib/package/installer.py"] * 2)
     monkeypatch.setattr(sys, "path", [str(root / "lib")])
-    assert not installer.changeable_program()
+    assert not program.changeable_program()
     (root / "lib").chmod(0o1777)
-    assert list(installer.changeable_program()) == [root / "lib"]
+    assert list(program.changeable_program()) == [root / "lib"]
 
 
 @needs_root

@@ -14,7 +14,6 @@ from libvirt_rapl.simulator.world import World
 pytestmark = pytest.mark.e2e
 
 OWN_QEMU = "/opt/own/bin/qemu-system-x86_64"
-OLD_LIBVIRT = "#!/bin/sh\necho 'libvirtd (libvirt) 6.4.0'\n"
 HOOKS = "/etc/libvirt/hooks"
 
 
@@ -32,37 +31,6 @@ def other_world() -> Iterator[World]:
         world.start_libvirtd()
         world.define_guest("plain", 0)
         yield world
-
-
-def put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def test_a_libvirt_without_qemu_d_gets_a_dispatcher(other_world: World) -> None:
-    daemon, hook = other_world.path("/usr/local/sbin/libvirtd"), other_world.path(f"{HOOKS}/qemu")
-    put(daemon, OLD_LIBVIRT)
-    put(hook, "#!/bin/sh\n# somebody else's\n")
-    try:
-        before = files(other_world)
-        done = other_world.run(["virt-rapl", "install", "--force", "--dry-run"])
-        assert files(other_world) == before
-        assert f"this libvirt runs {HOOKS}/qemu alone, which is not virt-rapl's" in done.stderr
-        assert f'hint: let it run `{HOOKS}/qemu.d/virt-rapl "$@"`' in done.stderr
-        assert f"{HOOKS}/qemu\n" not in done.stdout
-        hook.write_text('#!/bin/sh\n/etc/libvirt/hooks/qemu.d/virt-rapl "$@"\n')  # as the hint says
-        done = other_world.run(["virt-rapl", "install", "--force", "--dry-run"])
-        assert f"this libvirt runs {HOOKS}/qemu alone" in done.stderr
-        assert f"{HOOKS}/qemu\n" not in done.stdout
-        hook.unlink()
-        assert (
-            f"would be installed {HOOKS}/qemu\n"
-            in other_world.run(["virt-rapl", "install", "--force", "--dry-run"]).stdout
-        )
-    finally:
-        daemon.unlink()
-    assert f"{HOOKS}/qemu\n" not in other_world.run(["virt-rapl", "install", "--force", "--dry-run"]).stdout
 
 
 def test_every_emulator_that_a_domain_names_gets_a_wrapper(other_world: World) -> None:

@@ -9,13 +9,13 @@ import json
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from libvirt_rapl.cli import aligned, count
 from libvirt_rapl.errors import VirtRaplError, message_of
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.requirements import check_host
+from libvirt_rapl.paths import DEV, SYS
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _lacks_rapl() -> bool:
     try:
-        open_source("auto", sys=Path("/sys"), dev=Path("/dev"))
+        open_source("auto", sys=SYS, dev=DEV)
     except VirtRaplError:
         return True
     return False

@@ -4,29 +4,10 @@ The libvirt hook starts it; there is no reason to run it by hand.
 """
 
 import argparse
-import marshal
-import os
-import socket
-import sys
-from pathlib import Path
 from typing import NoReturn
 
-from libvirt_rapl.config import Config, load
-from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper.confinement import drop_privileges, filter_system_calls, open_program
-from libvirt_rapl.helper.instances import OWNER
-from libvirt_rapl.helper.records import Record, Registry
-from libvirt_rapl.helper.vmsr import serving
-from libvirt_rapl.helper.vmsr.registers import find
-from libvirt_rapl.host.requirements import check_processes_are_seen, qemu_helper
-from libvirt_rapl.sockets import listen
-
-PACKAGES = Path(__file__).parents[2]
-SERVE = f"import sys; sys.path.append(sys.argv[1]); from {serving.__name__} import main; main(*sys.argv[2:])"
-"""What an instance runs. The interpreter imports no more than that: its memory is spent for each domain.
-
-It is imported here, too, so that Python finds it compiled there: an instance cannot write.
-"""
+from libvirt_rapl.config import load
+from libvirt_rapl.helper.process import become_helper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,61 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("uuid", metavar="UUID", help="the domain, as recorded by the hook")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Prepare all that takes privileges, give them up, and become the program that serves."""
-    config = load(options.config)
-    registry = Registry(config.run_directory)
-    try:
-        record, path = registry.read(options.uuid), registry.path(options.uuid, "sock")
-    except ValueError as error:
-        raise VirtRaplError(str(error), "give the domain's UUID, as `virsh domuuid` prints it") from error
-    if record is None:
-        raise VirtRaplError(f"no record of domain {options.uuid}", "helpers are started by the hook at `virsh start`")
-    if record.reason:
-        raise VirtRaplError(f"{record.name} was started without its helper: {record.reason}", "restart the domain")
-    check_processes_are_seen()
-    if record.backend == "qemu":
-        _exec_qemu_helper(qemu_helper(), _listen(path))
-    _exec_native(record, registry, config, _listen(path))
-
-
-def _listen(path: Path) -> socket.socket:
-    """Listen for ourselves alone: whoever started us lets the domain's user in."""
-    try:
-        return listen(path)
-    except OSError as error:
-        raise VirtRaplError(f"cannot listen on {path}: {error}", "it takes root and free space") from error
-
-
-def _exec_native(record: Record, registry: Registry, config: Config, listener: socket.socket) -> NoReturn:
-    try:
-        found = find(config.source)
-    except (OSError, ValueError) as error:
-        raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
-    registers = marshal.dumps((*found[:1], tuple(map(tuple, found.counters)), *found[2:])).hex()
-    life = os.open(registry.path(record.uuid, "alive"), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    for descriptor in (listener.fileno(), life):
-        os.set_inheritable(descriptor, True)
-    state_file = registry.path(record.uuid, "state")
-    shaping = "on" if config.shaping else "off"
-    machine = "" if record.id is None else record.id
-    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, machine, shaping, registers))
-    program = open_program(sys.executable)
-    drop_privileges(registers=any(counter.register for counter in found.counters))
-    filter_system_calls(program)
-    os.execve(program, [sys.executable, "-I", "-S", "-c", SERVE, *arguments], os.environ)
-
-
-def _exec_qemu_helper(path: str, listener: socket.socket) -> NoReturn:
-    """Become qemu-vmsr-helper, handing it the socket as systemd's socket activation would (sd_listen_fds(3)).
-
-    By itself it would make the socket root's with mode 0600, which the domain's QEMU cannot open. It means to drop its
-    privileges and does not; so they are dropped here.
-    """
-    os.dup2(listener.fileno(), 3)
-    os.set_inheritable(3, True)  # also when it was 3 already and dup2 had nothing to do
-    program = open_program(path)
-    drop_privileges(registers=True)
-    filter_system_calls(program, as_qemu=True)
-    owner = {OWNER: os.environ[OWNER]} if OWNER in os.environ else {}
-    os.execve(program, [path], {**owner, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+def run(options: argparse.Namespace) -> NoReturn:
+    """Become the domain's helper."""
+    become_helper(options.uuid, load(options.config))

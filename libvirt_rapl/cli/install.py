@@ -15,15 +15,8 @@ from libvirt_rapl.domains import security_modules
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import activation, packaged, wrappers
-from libvirt_rapl.install.installer import (
-    PROGRAM,
-    changeable_program,
-    closed_directory,
-    install,
-    to_open,
-)
-from libvirt_rapl.install.manifest import Manifest
-from libvirt_rapl.paths import DISPATCHER, HOOK
+from libvirt_rapl.install.installer import install
+from libvirt_rapl.install.program import PROGRAM, changeable_program, closed_directory, to_open
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,18 +41,10 @@ def run(options: argparse.Namespace) -> int:
     named = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
     refusals = {path: wrappers.refusal(root, path) for path in named}
     emulators = [path for path, refusal in refusals.items() if refusal is None]
-    old_libvirt = here and (activation.libvirt_version() or (99, 0)) < activation.FIRST_WITH_DIRECTORIES
-    foreign_hook = old_libvirt and (root / DISPATCHER).exists() and DISPATCHER not in Manifest.load(root).files
     if is_packaged:
         say(packaged.NOT_OURS)
         emulators = [path for path in emulators if path != DEFAULT_EMULATOR]
-    for line in install(
-        root,
-        emulators,
-        dispatcher=old_libvirt and not foreign_hook,
-        wrappers_only=is_packaged,
-        dry_run=options.dry_run,
-    ):
+    for line in install(root, emulators, wrappers_only=is_packaged, dry_run=options.dry_run):
         say(line)
     for line in wrappers.refresh(root, dry_run=options.dry_run):
         say(line)
@@ -69,10 +54,6 @@ def run(options: argparse.Namespace) -> int:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
     warnings = [refusal for refusal in refusals.values() if refusal]
     warnings += _of_this_system(emulators) if here else []
-    if foreign_hook:
-        message = f"this libvirt runs {root / DISPATCHER} alone, which is not virt-rapl's"
-        hint = f'let it run `/{HOOK} "$@"` with the XML that it gets on standard input, and pass on its output'
-        warnings.append(VirtRaplError(message, hint))
     for warning in warnings:
         warn(warning.message, warning.hint)
     return 0

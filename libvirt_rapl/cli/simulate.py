@@ -21,12 +21,11 @@ from typing import get_args
 from libvirt_rapl.cli import count, warn
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host import topology
+from libvirt_rapl.host.busy_clock import BusyClock
+from libvirt_rapl.paths import PROC, SYS
 from libvirt_rapl.simulator import keeper, namespace, processor, server
 from libvirt_rapl.simulator.files import Files
 from libvirt_rapl.simulator.power import Model, PackageEnergy, Simulation, deal
-
-PROC = Path("/proc")
-SYS = Path("/sys")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         )
 
     def prepare() -> None:
-        busy = topology.BusyClock(PROC)
+        busy = BusyClock(PROC)
         simulation = Simulation(model, packages, time.monotonic_ns(), busy.read(), cores)
 
         def sample() -> list[PackageEnergy]:

@@ -6,7 +6,6 @@ One place for the daemon, which counts on, and for the command, which samples by
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from libvirt_rapl.config import Config
@@ -19,8 +18,8 @@ from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.host.topology import model_name
 from libvirt_rapl.lifecycle.meter_state import unknown_qemu, vrapl_state
+from libvirt_rapl.paths import DEV, PROC, SYS
 
-SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
 SCHEMA = 1
 
 
@@ -116,7 +115,7 @@ class View:
         return {
             "backend": record.backend,
             "pid": record.helper_pid,
-            "socket": str(self._registry.path(record.uuid, "sock")),
+            "socket": self._registry.socket(record.uuid),
             "healthy": not instances.trouble(record, self._registry),
             "note": unknown_qemu(record),
         }

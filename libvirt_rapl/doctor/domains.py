@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from libvirt_rapl import systemd
+from libvirt_rapl import paths, systemd
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import inventory
@@ -125,11 +125,11 @@ def _chosen(machine: Machine, domain: Domain, definition: Definition, emulators:
     told = {entry["uuid"]: entry["reason"] for entry in (machine.status or {}).get("domains", [])}
     reason = told.get(domain.uuid) or "it is not enabled"
     hint = f"virt-rapld enables it, see virt-rapld above and its journal; or `virt-rapl enable {domain.name}`"
-    rule = machine.root / policy.RULE.lstrip("/")
+    rule = machine.root / paths.POLKIT_RULE
     if systemd.runs() and not os.geteuid() and not policy.gives_right_to_manage(read(rule) or ""):
         hint = f"give virt-rapld the right to manage: {policy.GRANT}; or `virt-rapl enable {domain.name}`"
     yield Finding(WARNING, f"{chosen} {reason}", hint)
 
 
 def _socket(machine: Machine, domain: Domain) -> str:
-    return str(Registry(machine.config.run_directory).path(domain.uuid, "sock"))
+    return Registry(machine.config.run_directory).socket(domain.uuid)

@@ -17,12 +17,13 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.confinement import seccomp
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import qemu_helper
-from libvirt_rapl.install import activation, installer, packaged, wrappers
+from libvirt_rapl.install import activation, packaged, places, wrappers
+from libvirt_rapl.install.program import changeable_program
 from libvirt_rapl.lifecycle import events
 
 SHOWN = 3
 """So many names of files are enough in a line."""
-WATCH = "virt-rapl-wrappers.path"
+WATCH = paths.WRAPPERS_PATH_UNIT
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 
 
@@ -129,8 +130,6 @@ def hook(machine: Machine) -> Iterator[Finding]:
         yield Finding(FAILED, f"{path} needs {python[1]}, which is gone", to_install)
     elif text != machine.item(paths.HOOK).text:
         yield Finding(WARNING, f"{path} is not the hook of this virt-rapl {__version__}", to_install)
-    elif _libvirt_passes_over(machine):
-        yield Finding(FAILED, f"this libvirt is older than 6.5 and passes over {path}", INSTALL)
     else:
         yield Finding(OK, f"{path} is in place")
 
@@ -142,22 +141,12 @@ def _is_there(program: str) -> bool:
     return False
 
 
-def _libvirt_passes_over(machine: Machine) -> bool:
-    """Tell whether libvirt is too old for qemu.d, and nothing runs what is there in its place."""
-    try:
-        old = machine.libvirt_version()[:2] < activation.FIRST_WITH_DIRECTORIES
-    except VirtRaplError:
-        return False  # another check tells that
-    runs = os.access(machine.root / paths.DISPATCHER, os.X_OK)
-    return old and not (runs and "qemu.d" in machine.tree.text(paths.DISPATCHER))
-
-
 def hook_seen(machine: Machine) -> Iterator[Finding]:
     """Whether libvirt knows that there are hooks: it looks when it starts, and when it gets SIGHUP.
 
     It looks for any hook of QEMU, not for ours. What it found cannot be asked for; so this goes by what came when.
     """
-    hooks = [machine.root / paths.DISPATCHER, *(machine.root / paths.HOOK).parent.glob("*")]
+    hooks = [machine.root / paths.LIBVIRT_HOOK, *(machine.root / paths.HOOK).parent.glob("*")]
     placed = [path.stat().st_ctime for path in hooks if path.is_file() and os.access(path, os.X_OK)]
     daemons = {daemon: began for daemon in activation.LIBVIRT_DAEMONS if (began := _last_look(machine, daemon))}
     if not placed:
@@ -165,7 +154,8 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
     elif not daemons:
         yield Finding(OK, "no libvirtd or virtqemud runs now; it looks when it starts")
     for daemon, began in daemons.items() if placed else ():
-        reload = f"systemctl reload {daemon}" if systemd.runs() else f"kill -HUP $(cat /run/{daemon}.pid)"
+        hang_up = f"kill -HUP $(cat /{activation.pid_file(daemon)})"
+        reload = f"systemctl reload {daemon}" if systemd.runs() else hang_up
         if min(placed) < began:
             yield Finding(OK, f"{daemon} has looked for hooks since there are any")
         elif any(event.time > began for event in events.told(machine.config.run_directory)):
@@ -182,7 +172,7 @@ def _last_look(machine: Machine, daemon: str) -> float | None:
     """Tell when libvirt's daemon started, or was reloaded by systemd if later; None when it does not run."""
     if activation.pid_of(daemon, machine.root) is None:
         return None
-    started = (machine.root / f"run/{daemon}.pid").stat().st_mtime
+    started = (machine.root / activation.pid_file(daemon)).stat().st_mtime
     if machine.root != Path("/") or not systemd.runs():
         return started
     try:
@@ -200,7 +190,7 @@ def files(machine: Machine) -> Iterator[Finding]:
         now = machine.tree.digest(item.target)
         if now != item.digest and not (now and item.keep) and not _has_a_check_of_its_own(item):
             wrong.append(str(machine.root / item.target))
-    others = installer.changeable_program() | installer.changeable_files(machine.tree, machine.items)
+    others = changeable_program() | places.changeable_files(machine.tree, machine.items)
     if unsafe := list(map(str, others)):
         names = " ".join(unsafe[:SHOWN])
         more = f" and {len(unsafe) - SHOWN} more" if unsafe[SHOWN:] else ""
@@ -218,13 +208,13 @@ def files(machine: Machine) -> Iterator[Finding]:
 
 def _shadows(machine: Machine) -> list[str]:
     """Return units of the administrator's that systemd reads instead of the package's; one that is masked is a link."""
-    packages = [Path(item.target) for item in machine.items if item.target.startswith(packaged.UNITS)]
-    units = [machine.root / installer.UNITS / path.name for path in packages]
+    packages = [Path(item.target) for item in machine.items if item.target.startswith(paths.PACKAGED_UNITS)]
+    units = [machine.root / paths.UNITS / path.name for path in packages]
     return [str(path) for path in units if path.is_file()]
 
 
-def _has_a_check_of_its_own(item: installer.Item) -> bool:
-    return item.target == paths.HOOK or installer.is_wrapper(item.target)
+def _has_a_check_of_its_own(item: places.Item) -> bool:
+    return item.target == paths.HOOK or places.is_wrapper(item.target)
 
 
 def apparmor(machine: Machine) -> Iterator[Finding]:
@@ -236,9 +226,9 @@ def apparmor(machine: Machine) -> Iterator[Finding]:
     if not confines:
         yield Finding(OK, "AppArmor is on and does not confine libvirt")
         return
-    rules = [item for item in machine.items if item.target.startswith("etc/apparmor.d/")]
+    rules = [item for item in machine.items if item.target.startswith(f"{paths.APPARMOR}/")]
     missing = [item.target for item in rules if not (machine.root / item.target).exists()]
-    abstraction = machine.root / "etc/apparmor.d/abstractions/libvirt-qemu"
+    abstraction = machine.root / paths.APPARMOR / "abstractions/libvirt-qemu"
     if missing:
         message = f"AppArmor confines libvirt, and rules are missing: {', '.join(missing)}"
         yield Finding(FAILED, message, machine.to_install())

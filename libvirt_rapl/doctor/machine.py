@@ -15,7 +15,7 @@ from libvirt_rapl.domains.emulator import INSTALL
 from libvirt_rapl.domains.named_emulators import named_emulators
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import processor
-from libvirt_rapl.install import installer, packaged, wrappers
+from libvirt_rapl.install import packaged, places, wrappers
 from libvirt_rapl.tree import Tree
 
 
@@ -65,20 +65,20 @@ class Machine:
         return [self.root / path.lstrip("/") for path in wrappers.emulators(self.root, named)]
 
     @cached_property
-    def items(self) -> list[installer.Item]:
-        """What `virt-rapl install` or a package would put in place, but for the dispatcher of old libvirts."""
+    def items(self) -> list[places.Item]:
+        """What `virt-rapl install` or a package would put in place."""
         names = [f"/{path.relative_to(self.root)}" for path in self.emulators]
         emulators = [name for name in names if not wrappers.refusal(self.root, name)]
         if packaged.owns(self.root):
             return packaged.in_place(emulators)
-        return list(installer.shipped_items(emulators, dispatcher=False))
+        return list(places.shipped_items(emulators))
 
     @cached_property
     def is_installed(self) -> bool:
         """Whether anything of ours is in place; a configuration alone may have been written beforehand, or kept."""
         return any((self.root / item.target).exists() for item in self.items if not item.keep)
 
-    def item(self, target: str) -> installer.Item:
+    def item(self, target: str) -> places.Item:
         """Return what would be put in place there."""
         return next(item for item in self.items if item.target == target)
 

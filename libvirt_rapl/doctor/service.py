@@ -18,10 +18,10 @@ from libvirt_rapl.domains.domain import every_domain
 from libvirt_rapl.domains.domxml import check_socket
 from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.install import activation
-from libvirt_rapl.install.installer import PROGRAM, closed_directory, to_open
+from libvirt_rapl.install.program import PROGRAM, closed_directory, to_open
 from libvirt_rapl.lifecycle import events as told_events
 
 USER = "virt-rapl"
@@ -30,6 +30,8 @@ SOME_UUID = "00000000-0000-0000-0000-000000000000"
 FREE_BYTES = 1 << 20
 """What records, sockets' names and a write of the ledger need at most."""
 DAY_SECONDS = 86400.0
+OLDEST_LIBVIRT = (6, 5)
+"""It runs what is in hooks/qemu.d."""
 
 
 def configuration(machine: Machine) -> Iterator[Finding]:
@@ -48,9 +50,12 @@ def libvirt(machine: Machine) -> Iterator[Finding]:
             raise
         yield Finding(SKIPPED, error.message, error.hint)  # which may be for us only
         return
-    if machine.libvirt_version()[:2] < (oldest := activation.FIRST_WITH_DIRECTORIES):
-        message = f"libvirt {version} is older than {oldest[0]}.{oldest[1]}, the oldest that virt-rapl is made for"
-        yield Finding(WARNING, message, "upgrade libvirt; until then try one domain first")
+    if machine.libvirt_version()[:2] < OLDEST_LIBVIRT:
+        oldest = ".".join(map(str, OLDEST_LIBVIRT))
+        message = (
+            f"libvirt {version} is older than {oldest} and runs no hook of ours: domains start without their meter"
+        )
+        yield Finding(FAILED, message, "upgrade libvirt")
         return
     daemons = [daemon for daemon in activation.LIBVIRT_DAEMONS if activation.pid_of(daemon, machine.root)]
     if len(daemons) > 1:
@@ -63,7 +68,7 @@ def libvirt(machine: Machine) -> Iterator[Finding]:
 def run_directory(machine: Machine) -> Iterator[Finding]:
     """Whether QEMU, as its own user, gets to its socket, and nobody else can put one there."""
     path = machine.config.run_directory
-    check_socket(str(Registry(path).path(SOME_UUID, "sock")))
+    check_socket(RunDirectory(path).socket(SOME_UUID))
     if path.is_symlink():
         yield Finding(FAILED, f"{path} is a link", f"rm {path}: it is made anew")
     elif not path.exists():
@@ -73,7 +78,7 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
     elif trouble := _not_ours(path):
         yield Finding(FAILED, f"{trouble.message}: no domain gets its meter", trouble.hint)
     elif (found := path.stat()).st_mode & 0o777 != 0o711:
-        if stranger := Registry(path).stranger():
+        if stranger := RunDirectory(path).stranger():
             message = f"{path} is not virt-rapl's own, {stranger} is in it: no domain gets its meter"
             yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
             return
@@ -86,7 +91,7 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
 
 def _not_ours(path: Path) -> NotOursError | None:
     try:
-        Registry(path).check_directory()
+        RunDirectory(path).check_directory()
     except NotOursError as error:
         return error
     return None

@@ -20,12 +20,13 @@ from pathlib import Path
 from lxml import etree
 from lxml.etree import _Element
 
+from libvirt_rapl import paths
 from libvirt_rapl.domains.xml_parser import parse
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.machine_cgroup import machine_number
+from libvirt_rapl.paths import PROC, SYS
 
-LIBVIRT_RUN = Path("/run/libvirt/qemu")
-SYS = Path("/sys")
+LIBVIRT_RUN = Path("/", paths.LIBVIRT_RUN)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class RunningDomain:
     """Its live XML."""
 
 
-def running_domains(root: Path = LIBVIRT_RUN, proc: Path = processes.PROC, sys: Path = SYS) -> list[RunningDomain]:
+def running_domains(root: Path = LIBVIRT_RUN, proc: Path = PROC, sys: Path = SYS) -> list[RunningDomain]:
     """Return the domains that libvirt recorded as running and whose process is there; what cannot be read is left out.
 
     The record may be old, when libvirt itself does not run: the process must be in the cgroup of that domain, which
@@ -82,7 +83,7 @@ def _is_of(uuid: str, number: int, pid: int, proc: Path, sys: Path) -> bool:
     return uuid in (processes.read(proc / str(pid) / "cmdline") or "").split("\0")
 
 
-def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = processes.PROC) -> RunState | None:
+def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = PROC) -> RunState | None:
     """Return the run state of the domain `name`; None when it does not run.
 
     Where the status file is absent NAME.pid tells the process, and nobody the vCPUs. Raises PermissionError when the

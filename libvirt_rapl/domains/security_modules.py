@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
 
-APPARMOR = Path("etc/apparmor.d")
+APPARMOR = Path(paths.APPARMOR)
 LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(enforce\)")
 DAEMONS = ("usr.sbin.libvirtd", "usr.sbin.virtqemud")
 """Files with the profiles of libvirt's daemons, which run an emulator to ask what it can do."""
@@ -36,7 +37,7 @@ def apparmor_confines_libvirt(root: Path) -> bool | None:
 
 def selinux_enforces(root: Path) -> bool | None:
     """Tell whether SELinux enforces its policy; None where it is not on."""
-    enforce = read(root / "sys/fs/selinux/enforce")
+    enforce = read(root / paths.SELINUX)
     return None if enforce is None else enforce.strip() == "1"
 
 

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.energy.roaming import Places, settle
+from libvirt_rapl.host.busy_clock import BusyClock
 from libvirt_rapl.host.energy_counter import EnergyCounter
 from libvirt_rapl.host.energy_source import Source
 from libvirt_rapl.host.machine_clock import MachineClock
 from libvirt_rapl.host.process_clock import ThreadRun
-from libvirt_rapl.host.processes import PROC
-from libvirt_rapl.host.topology import BusyClock, packages
+from libvirt_rapl.host.topology import packages
 from libvirt_rapl.host.zones import Zone
+from libvirt_rapl.paths import PROC
 
 LIST_AGAIN_NS = 10_000_000_000
 """How often zones are looked for that were not there before."""

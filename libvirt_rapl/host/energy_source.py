@@ -8,8 +8,8 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.energy_counter import reading
 from libvirt_rapl.host.msr import msr_zones
 from libvirt_rapl.host.powercap import powercap_zones
-from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.zones import Zone
+from libvirt_rapl.paths import PROC
 
 TRY_SIMULATOR = "to try it without: virt-rapl simulate -- COMMAND"
 REGISTERS = "virt-rapld sees registers only with the drop-in that docs/status.md shows"

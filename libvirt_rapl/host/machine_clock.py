@@ -8,10 +8,8 @@ from pathlib import Path
 
 from libvirt_rapl.host.machine_cgroup import BELOW, machine_cgroup
 from libvirt_rapl.host.process_clock import ProcessClock, ThreadRun
-from libvirt_rapl.host.processes import PROC, start_time
-from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
-
-SYS = Path("/sys")
+from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK, start_time
+from libvirt_rapl.paths import PROC, SYS
 
 PROCESSES_SECONDS = 2.0
 """How often processes are looked for that were not there before."""

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from libvirt_rapl.host.processes import PROC, fields, read
-from libvirt_rapl.host.topology import NANOSECONDS_PER_TICK
+from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK, fields, read
+from libvirt_rapl.paths import PROC
 
 NOT_COUNTED = "0 0 0\n"
 """schedstat of every thread where Linux before 5.14 keeps none (no CONFIG_SCHEDSTATS, delay accounting off)."""

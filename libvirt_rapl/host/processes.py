@@ -1,9 +1,13 @@
 """Processes and their threads: who they are, as /proc tells. What has vanished is None, never an error."""
 
 import contextlib
+import os
 from pathlib import Path
 
-PROC = Path("/proc")
+from libvirt_rapl.paths import PROC
+
+NANOSECONDS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+"""/proc counts CPU time in clock ticks, 10 ms as a rule."""
 
 
 def start_time(pid: int, proc: Path = PROC) -> int | None:

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.topology import processor
+from libvirt_rapl.paths import PROC, SYS
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
@@ -16,7 +16,7 @@ class ProcessorError(VirtRaplError):
     """No guest of this host can have RAPL, whatever the domain and the configuration."""
 
 
-def check_host(sys: Path = Path("/sys"), proc: Path = PROC) -> None:
+def check_host(sys: Path = SYS, proc: Path = PROC) -> None:
     """Raise VirtRaplError when QEMU would refuse to give a guest RAPL on this host."""
     check_processor(proc)
     check_enabled(sys)
@@ -67,7 +67,7 @@ def check_cpus(sys: Path) -> None:
         )
 
 
-def check_processes_are_seen(mounts: Path = Path("/proc/self/mountinfo")) -> None:
+def check_processes_are_seen(mounts: Path = PROC / "self/mountinfo") -> None:
     """QEMU is another user's process. A helper that cannot see its threads answers 0, and QEMU does not start then."""
     options = ""
     for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,22 +12,18 @@ from libvirt_rapl import paths, systemd
 from libvirt_rapl.commands import run
 from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import is_left_over
-from libvirt_rapl.helper.records import SHARED, UUID, Registry
+from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.install.manifest import Manifest
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
-FIRST_WITH_DIRECTORIES = (6, 5)
-"""The libvirt that looks into hooks/qemu.d."""
-UNIT_NAMES = ("virt-rapld.service", "virt-rapl-wrappers.path", "virt-rapl-wrappers.service")
+UNIT_NAMES = (paths.DAEMON_UNIT, paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
 SECONDS = 120.0
 """The most that one program may take; SELinux rebuilds its whole policy."""
-MSR = Path("/dev/cpu/0/msr")
-SELINUX = Path("/sys/fs/selinux/enforce")
-MODULE = Path("/usr/share/selinux/packages/virt-rapl/virt_rapl.te")
+MSR = paths.DEV / "cpu/0/msr"
+SELINUX = Path("/", paths.SELINUX)
+MODULE = Path("/", paths.SELINUX_MODULE, "virt_rapl.te")
 SELINUX_HINT = "install checkpolicy and policycoreutils, then run this again"
-RUN_DIRECTORY = Path("/run/virt-rapl")
-"""The default one, which the policies of SELinux and systemd know."""
+RUN_DIRECTORY = Path("/", paths.RUN_DIRECTORY)
 
 Step = tuple[str, Callable[[], object]]
 """What is told of it once it is done, and what does it, which may raise VirtRaplError."""
@@ -47,7 +42,7 @@ def after_install() -> Iterator[Step]:
         yield "labelled  what was installed", _label
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
-        yield "restarted virt-rapl-wrappers.path", partial(_systemctl, "restart", "virt-rapl-wrappers.path")
+        yield f"restarted {paths.WRAPPERS_PATH_UNIT}", partial(_systemctl, "restart", paths.WRAPPERS_PATH_UNIT)
     yield from _tell_libvirt("sees")
 
 
@@ -56,9 +51,9 @@ def before_uninstall() -> Iterator[Step]:
     for unit in UNIT_NAMES:
         if not systemd.runs():
             break
-        if Path("/etc/systemd/system", unit).exists():
+        if Path("/", paths.UNITS, unit).exists():
             yield f"stopped   {unit}", partial(_systemctl, "disable", "--now", unit)
-        elif Path("/usr/lib/systemd/system", unit).exists():  # its package enables and disables it
+        elif Path("/", paths.PACKAGED_UNITS, unit).exists():  # its package enables and disables it
             yield f"stopped   {unit}", partial(_systemctl, "stop", unit)
     if SELINUX.exists() and "virt_rapl" in _run("semodule", "--list-modules").split():
         yield "unloaded  SELinux's module virt_rapl", partial(_run, "semodule", "--remove=virt_rapl")
@@ -66,25 +61,16 @@ def before_uninstall() -> Iterator[Step]:
 
 def after_uninstall(config: Config) -> Iterator[Step]:
     """Yield what makes the running system forget what is gone, and what nobody needs any more. The ledger stays."""
-    run_directory, state_directory = config.run_directory, config.state_directory
+    run_directory, state_directory = RunDirectory(config.run_directory), config.state_directory
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
     yield from _tell_libvirt("does without")
-    if _holds_no_domain(run_directory):  # one may run on, by --force
-        yield f"removed   {run_directory}", partial(_discard, run_directory)
+    if run_directory.holds_no_record():  # a domain may run on, by --force
+        yield f"removed   {run_directory.run_directory}", run_directory.clear
     if state_directory.is_dir() and any(state_directory.iterdir()):
         yield f"kept      {state_directory}, the energy that was counted", lambda: None
     elif state_directory.is_dir() and not state_directory.is_mount():
         yield f"removed   {state_directory}", state_directory.rmdir
-
-
-def libvirt_version() -> tuple[int, int] | None:
-    """Return the version of libvirt that is installed; None where there is none."""
-    for daemon in LIBVIRT_DAEMONS:
-        with contextlib.suppress(VirtRaplError):
-            if numbers := re.search(r"(\d+)\.(\d+)\.\d+", _run(daemon, "--version")):
-                return int(numbers[1]), int(numbers[2])
-    return None
 
 
 def _run(*command: str) -> str:
@@ -115,25 +101,6 @@ def _label() -> None:
     _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
 
 
-def _holds_no_domain(run_directory: Path) -> bool:
-    """Tell whether there is a run directory of ours, and no domain's record in it."""
-    try:
-        Registry(run_directory).check_directory()
-    except OSError:
-        return False
-    return not any(run_directory.glob("*.json"))
-
-
-def _discard(run_directory: Path) -> None:
-    """Remove the run directory with what we leave in it; with anything else in it, it stays."""
-    for path in run_directory.iterdir():
-        if UUID.fullmatch(path.stem) or is_left_over(path.name) or (path.name in SHARED and path.is_file()):
-            path.unlink()
-    for directory in (run_directory / paths.DAEMON, run_directory):
-        with contextlib.suppress(OSError):
-            directory.rmdir()
-
-
 def _tell_libvirt(verb: str) -> Iterator[Step]:
     for daemon in LIBVIRT_DAEMONS:
         if pid := pid_of(daemon):
@@ -146,10 +113,15 @@ def _hang_up(pid: int) -> None:
         os.kill(pid, signal.SIGHUP)
 
 
+def pid_file(daemon: str) -> str:
+    """Return where a daemon of libvirt's has written its PID, relative to the root."""
+    return f"run/{daemon}.pid"
+
+
 def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
     """Return the PID of a running system daemon, by its PID file and checked against its name."""
     try:
-        pid = int((root / f"run/{daemon}.pid").read_text())
+        pid = int((root / pid_file(daemon)).read_text())
         return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None
     except (OSError, ValueError):
         return None

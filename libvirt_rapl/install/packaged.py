@@ -12,14 +12,13 @@ from pathlib import Path
 from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.install import activation, installer, wrappers
-from libvirt_rapl.install.installer import Item
+from libvirt_rapl.install import activation, places, wrappers
 from libvirt_rapl.install.manifest import parents
+from libvirt_rapl.install.places import Item
 from libvirt_rapl.tree import Tree
 
-UNITS = "usr/lib/systemd/system"
 PLACES = {
-    installer.UNITS: UNITS,
+    paths.UNITS: paths.PACKAGED_UNITS,
     "etc/tmpfiles.d": "usr/lib/tmpfiles.d",
     "etc/modules-load.d": "usr/lib/modules-load.d",
     "etc/sysusers.d": "usr/lib/sysusers.d",
@@ -62,7 +61,7 @@ def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 
 def contents() -> Iterator[Item]:
     """Yield the files of the package."""
-    for item in installer.shipped_items([DEFAULT_EMULATOR], False):
+    for item in places.shipped_items([DEFAULT_EMULATOR]):
         if item.link:
             continue
         text = item.text.replace(BEGINNING, GUARD, 1) if item.target == paths.HOOK else item.text
@@ -76,12 +75,12 @@ def in_place(emulators: list[str]) -> list[Item]:
     That is also what `virt-rapl install` puts beside those of the emulators that the package does not know.
     """
     others = [path for path in emulators if path != DEFAULT_EMULATOR]
-    return [item for item in contents() if "/man/" not in item.target] + list(installer.wrapper_items(others))
+    return [item for item in contents() if "/man/" not in item.target] + list(places.wrapper_items(others))
 
 
 def owns(root: Path) -> bool:
     """Tell whether a package has put virt-rapl's files in place under `root`."""
-    return (root / UNITS / "virt-rapld.service").exists()
+    return (root / paths.PACKAGED_UNITS / paths.DAEMON_UNIT).exists()
 
 
 def _place(target: str) -> str:

@@ -16,8 +16,8 @@ from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.install.installer import is_wrapper
 from libvirt_rapl.install.manifest import Manifest
+from libvirt_rapl.install.places import is_wrapper
 from libvirt_rapl.tree import Tree
 
 QUIET_SECONDS = 3.0

@@ -18,7 +18,7 @@ def enabled(
     Raises VirtRaplError when this domain cannot have one, or what `check_emulator` raises of the path of its emulator
     (as a rule emulator.check: one that cannot give it a meter on this host).
     """
-    socket = str(registry.path(definition.uuid, "sock"))
+    socket = registry.socket(definition.uuid)
     changed = definition.inject(socket=socket, default_emulator=default_emulator)
     check_emulator(changed.emulator())
     return changed
@@ -26,5 +26,5 @@ def enabled(
 
 def is_enabled(definition: Definition, registry: Registry) -> bool:
     """Return whether enabled() would change nothing that means anything. Raises VirtRaplError where inject() does."""
-    changed = definition.inject(socket=str(registry.path(definition.uuid, "sock")))
+    changed = definition.inject(socket=registry.socket(definition.uuid))
     return not definition.difference(changed)

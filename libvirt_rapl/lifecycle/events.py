@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from libvirt_rapl import paths
-from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.helper.run_directory import RunDirectory
 
 LIMIT = 1 << 20
 """Bytes after which the file is set aside as `events.jsonl.1`, in place of the one before."""
-JOURNAL = "/run/systemd/journal/socket"
+JOURNAL = f"/{paths.JOURNAL}"
 NOTICE, WARNING = 5, 4
 TROUBLE = ("failed", "degraded", "refuse")
 
@@ -61,7 +61,7 @@ def told(run_directory: Path) -> Iterator[Event]:
     Raises NotOursError, OSError.
     """
     try:
-        Registry(run_directory).check_directory()
+        RunDirectory(run_directory).check_directory()
     except FileNotFoundError:
         return
     yield from written(run_directory)
@@ -89,7 +89,7 @@ def _event(line: bytes) -> Event | None:
 
 
 def _append(run_directory: Path, line: bytes) -> None:
-    Registry(run_directory).create_directory()
+    RunDirectory(run_directory).create_directory()
     path = run_directory / paths.EVENTS
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from libvirt_rapl import paths
 from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition, UnreadableError
@@ -33,7 +34,7 @@ OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f
 """How libvirt begins; a name holds no line feed."""
 WORDS = Config.run_directory
 """Where the wrapper also looks for a word, whatever directory a domain's XML names: only root can put one there."""
-DEFINITIONS = Path("/etc/libvirt/qemu")
+DEFINITIONS = Path("/", paths.LIBVIRT_DEFINITIONS)
 HELPER_SHARE = 0.9
 """Of the time a start has: what the helper gets to answer. In the rest it is told that it did not."""
 
@@ -162,7 +163,7 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
             record.owner_uid, record.owner_gid = _owner(definition.dac_label)
             # Before anything can go wrong: what the wrapper reads if we do not come back.
             registry.write(record)
-            socket = str(registry.path(uuid, "sock"))
+            socket = registry.socket(uuid)
             definition.check(socket)
             definition.check_takes_effect(socket)
             check_host()

@@ -28,9 +28,9 @@ from libvirt_rapl.host import processes
 from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.lifecycle.meter_state import vrapl_state
+from libvirt_rapl.paths import PROC
 
-SAVES = Path("/var/lib/libvirt/qemu/save")
-"""Where libvirt puts managed saves."""
+SAVES = Path("/", paths.LIBVIRT_SAVES)
 TRIAL_BYTES = 64 << 20
 """So much is written there at most, and forgotten, to see how fast that goes."""
 RESTART_SECONDS = 2.0
@@ -95,7 +95,7 @@ def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry
         raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
     check_host()
     running = domain.live()
-    running.check(str(registry.path(domain.uuid, "sock")))
+    running.check(registry.socket(domain.uuid))
     hook = Path("/", paths.HOOK)
     if not os.access(hook, os.X_OK):
         raise VirtRaplError(f"there is no hook {hook}", emulator.INSTALL)
@@ -280,7 +280,7 @@ def _restore(plan: Plan, tell_hook: Callable[[str], None]) -> None:
     raise VirtRaplError(
         f"{name}: {'runs on as before' if _is_active(plan) else 'has ended since'}, "
         f"as it could not be restored with its meter: {trouble}",
-        f"see /var/log/libvirt/qemu/{name}.log",
+        f"see /{paths.LIBVIRT_LOGS}/{name}.log",
     ) from trouble
 
 
@@ -318,7 +318,7 @@ def _check(domain: Domain, registry: Registry) -> None:
 
 def _used_bytes(pid: int) -> int:
     """Return what QEMU's memory holds, in RAM and swapped out: what is written at most, but for some kilobytes."""
-    status = processes.read(processes.PROC / str(pid) / "status") or ""
+    status = processes.read(PROC / str(pid) / "status") or ""
     lines = (line.split() for line in status.splitlines())
     return sum(int(words[1]) << 10 for words in lines if words[0] in ("VmRSS:", "VmSwap:", "HugetlbPages:"))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from libvirt_rapl import paths
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.connection import connect
@@ -27,7 +28,7 @@ from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.lifecycle.enabling import enabled, is_enabled
 from libvirt_rapl.selection import Selection
 
-RULE = "/etc/polkit-1/rules.d/60-virt-rapl.rules"
+RULE = f"/{paths.POLKIT_RULE}"
 """Where polkit is told that virt-rapld, which is no root, may change definitions: `org.libvirt.unix.manage`.
 
 That is a comment there until the operator makes it a line, as the right is as good as root's.

@@ -43,8 +43,9 @@ def entry_of(pid: int) -> Entry:
 
 def main() -> None:
     sys_root, directory, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    document.SYS = sys_root
-    setattr(loop, "Inventory", Told)  # noqa: B010  to mypy the name there is not for others
+    # To mypy these names there are not for others.
+    setattr(document, "SYS", sys_root)  # noqa: B010
+    setattr(loop, "Inventory", Told)  # noqa: B010
     figures = {}
 
     def measure() -> None:

@@ -12,8 +12,8 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
 from libvirt_rapl.host.powercap import PowercapZone, powercap_zones
-from libvirt_rapl.host.processes import PROC
 from libvirt_rapl.host.topology import packages
+from libvirt_rapl.paths import DEV, PROC, SYS
 
 UNITS = 0xA0E03
 """Power in 2**-3 W (bits 0-3), energy in 2**-14 J (bits 8-12), time in 2**-10 s (bits 16-19)."""
@@ -46,7 +46,7 @@ class Registers(NamedTuple):
     """Microjoules of ENERGY's unit, a fraction."""
 
 
-def find(source: str, *, sys: Path = Path("/sys"), dev: Path = Path("/dev"), proc: Path = PROC) -> Registers:
+def find(source: str, *, sys: Path = SYS, dev: Path = DEV, proc: Path = PROC) -> Registers:
     """Tell where registers are found.
 
     `source` is `msr`, `powercap`, or `auto`: the CPU's own registers where they read anything (on some CPUs they are

@@ -25,8 +25,8 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
     """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose times are the
-    instance's signs of life. `state_file` may tell QEMU's PID; see libvirt_rapl.helper.records for both. `machine` is
-    libvirt's number of the domain, empty where nobody knows it. `registers` are those of
+    instance's signs of life. `state_file` may hold QEMU's PID; see libvirt_rapl.helper.run_directory for both.
+    `machine` is libvirt's number of the domain, empty where nobody knows it. `registers` are those of
     libvirt_rapl.helper.vmsr.registers, as marshal has them, in hexadecimal digits.
     """
     found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec

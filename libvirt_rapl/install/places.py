@@ -1,0 +1,122 @@
+"""What is installed where: the files that are shipped, their places, and links that enable units."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
+
+from libvirt_rapl import paths
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.emulator import KNOWN
+from libvirt_rapl.tree import Others, Tree, digest_of
+
+WRAPPER = "hooks/qemu-system-rapl"
+
+PLACES = {
+    "hooks/qemu": paths.HOOK,
+    "etc/virt-rapl.yaml": paths.CONFIGURATION,
+    "etc/systemd": paths.UNITS,
+    "etc/tmpfiles.d": "etc/tmpfiles.d",
+    "etc/modules-load.d": "etc/modules-load.d",
+    "etc/sysusers.d": "etc/sysusers.d",
+    "etc/polkit-1/rules.d": paths.POLKIT_RULES,
+    "etc/apparmor.d": paths.APPARMOR,
+    "etc/selinux": paths.SELINUX_MODULE,
+    "etc/completions/virt-rapl.bash": "usr/local/share/bash-completion/completions/virt-rapl",
+    "etc/completions/_virt-rapl": "usr/local/share/zsh/site-functions/_virt-rapl",
+    "etc/man/virt-rapl.1": "usr/local/share/man/man1/virt-rapl.1",
+    "etc/man/virt-rapl.yaml.5": "usr/local/share/man/man5/virt-rapl.yaml.5",
+    "etc/man/virt-rapld.8": "usr/local/share/man/man8/virt-rapld.8",
+}
+"""A file, or a directory with all that is in it, of those that are shipped, and where it goes (relative to the root).
+
+@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators.
+"""
+KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
+"""The operator's from the day they are put in place: what was changed stays."""
+SHARED = (f"{paths.POLKIT_RULES}/", "usr/local/share/")
+"""What may belong to others, to polkitd and to Debian's group staff: root runs nothing of ours there."""
+ENABLED = (paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
+BY_HAND = f"{paths.UNITS}/{paths.WRAPPERS_UNIT}"
+"""What is there where `virt-rapl install` was run; a package has its units elsewhere."""
+LINKS = {f"{paths.UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
+"""How units are enabled that need no decision of the operator's, and what these links hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One file of ours: where it goes (relative to the root), what it says and its mode. Or a link to `text`."""
+
+    target: str
+    text: str
+    mode: int = 0o644
+    keep: bool = False
+    """The operator's from then on: what was changed stays."""
+    link: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What Tree.digest() tells of it once it is in place."""
+        return f"link to {self.text}" if self.link else digest_of(self.text.encode())
+
+
+def shipped_items(emulators: list[str]) -> Iterator[Item]:
+    """Yield what install() puts in place."""
+    directories = dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators]))
+    watched = "\n".join(f"PathChanged={path.replace('%', '%%')}" for path in directories)
+    for source, target in PLACES.items():
+        for name in _files(_shipped() / source):
+            yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), watched)
+    yield from wrapper_items(emulators)
+    for link, text in LINKS.items():
+        yield Item(target=link, text=text, link=True)
+
+
+def wrapper_items(emulators: list[str]) -> Iterator[Item]:
+    """Yield what install() puts beside emulators."""
+    for emulator in emulators:
+        yield _item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}")
+
+
+def is_wrapper(target: str) -> bool:
+    """Tell a wrapper by its name; several of our other files are called virt-rapl."""
+    return target.endswith(WRAPPER_SUFFIX) and not target.endswith("/virt-rapl")
+
+
+def changeable_files(tree: Tree, items: Iterable[Item]) -> Others:
+    """Tell who else can change what is installed, as far as root runs or reads it.
+
+    A unit that is masked, a link to /dev/null, is no file, and everybody may write there.
+    """
+    others = Others()
+    for item in items:
+        if not (item.link or item.target.startswith(SHARED)) and (tree.root / item.target).is_file():
+            others |= tree.changeable(item.target)
+    return others
+
+
+def _item(source: str, target: str, watched: str = "") -> Item:
+    text = (_shipped() / source).read_text(encoding="utf-8")
+    return Item(
+        target=target,
+        text=text.replace("@PYTHON@", sys.executable).replace("@WATCHED@", watched),
+        mode=0o755 if source.startswith("hooks/") else 0o644,
+        keep=source in KEPT,
+    )
+
+
+def _shipped() -> Traversable:
+    return resources.files("libvirt_rapl") / "shipped"
+
+
+def _files(source: Traversable) -> Iterator[str]:
+    """Yield the paths below a shipped directory, in the order of their names; of a file the empty one, "."."""
+    if source.is_file():
+        yield "."
+        return
+    for entry in sorted(source.iterdir(), key=lambda entry: entry.name):
+        for name in _files(entry):
+            yield str(PurePosixPath(entry.name, name))
