@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Bring what the docs say of commands and configuration up to date: .venv/bin/python docs/generate.py [--check]
+"""Update what the docs say about commands and configuration: .venv/bin/python docs/generate.py [--check]
 
 The command line is read from argparse, the configuration from etc/virt-rapl.yaml and libvirt_rapl.config. In README,
-docs/configuration.md and the man pages what stands between two marks is replaced; completions are whole files.
+docs/configuration.md and the man pages the text between two marks is replaced; completions are whole files.
 """
 
 import argparse
@@ -48,7 +48,7 @@ COMPLETE = {
 
 @dataclass(frozen=True)
 class Key:
-    """What there is to say of one key of the configuration."""
+    """The documentation of one key of the configuration."""
 
     name: str
     default: str
@@ -57,7 +57,7 @@ class Key:
 
 
 def main() -> int:
-    """Write what is not current; with --check only name it. Exit status 1 when something was not."""
+    """Write the files that are not current; with --check only name them, and return 1 if there are any."""
     stale = [path for path, text in made().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} is not current" if "--check" in sys.argv else path.relative_to(ROOT))
@@ -176,7 +176,7 @@ def configuration(path: Path) -> Iterator[Key]:
 
 
 def paragraphs(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the parts of a Key's text: (`text`|`item`|`code`, what it says)."""
+    """Yield the parts of a Key's text: (`text`|`item`|`code`, the text of the part)."""
     kind, lines = "text", list[str]()
     for line in [*text.splitlines(), ""]:
         now = "code" if line.startswith("    ") else "item" if line.startswith("- ") else "text"

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, or a crash, finds the old text or the new one; and who else may write one."""
+"""Write a file so that a reader, or a crash, finds the old text or the new one; and find out who else may write it."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ def replace(path: Path, text: str, mode: int) -> None:
             replace_in(directory, path.name, text, mode)
         finally:
             os.close(directory)
-    except OSError as error:  # a full disk names no file
+    except OSError as error:  # the error of a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -27,7 +27,7 @@ def replace_in(directory: int, name: str, text: str, mode: int) -> None:
     aside = temporary(name)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside, dir_fd=directory)  # of a process that was killed and had our number
+            os.unlink(aside, dir_fd=directory)  # left by a process that had our PID and was killed
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(aside, flags, 0o600, dir_fd=directory)
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -37,28 +37,28 @@ def replace_in(directory: int, name: str, text: str, mode: int) -> None:
             os.fsync(descriptor)
         os.rename(aside, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
-        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed
+        with contextlib.suppress(OSError):  # where we cannot write, we cannot remove
             os.unlink(aside, dir_fd=directory)
         raise
 
 
 def temporary(name: str) -> str:
-    """Return the name under which this process writes what shall be `name`."""
+    """Return the name under which this process writes a file before it is renamed to `name`."""
     return f".{name}.{os.getpid()}.virt-rapl"
 
 
 def is_left_over(name: str) -> bool:
-    """Tell whether it is a temporary() name of a process that runs no more. Ask while none of this one is in use."""
+    """Return whether it is a temporary() name of a process that has ended. Call it while this process uses none."""
     found = _TEMPORARY.fullmatch(name)
     return found is not None and (int(found[1]) == os.getpid() or not Path("/proc", found[1]).exists())
 
 
 def who_else_may_write(place: Path | int) -> str:
-    """Tell in a few words who may change a file or directory besides root and us; empty when nobody does.
+    """Return in a few words who may change a file or directory besides root and us; empty when nobody may.
 
-    `place` is a path or a descriptor. A group counts, whichever it is: who is in it changes. The bit of the group is
-    also set where an ACL lets a user or group write. In a directory with the sticky bit, as /tmp has it, others may
-    only add files. Raises OSError.
+    `place` is a path or a descriptor. Any group counts, because its members change. The group's bit is also set where
+    an ACL lets a user or group write. In a directory with the sticky bit, such as /tmp, others may only add files.
+    Raises OSError.
     """
     status = os.fstat(place) if isinstance(place, int) else place.stat()
     if status.st_uid not in (0, os.geteuid()):

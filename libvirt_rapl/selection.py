@@ -1,4 +1,4 @@
-"""Which domains the operator chose: the key `domains` of the configuration. Pure; what is chosen by is in Traits."""
+"""Which domains the operator chose: the key `domains` of the configuration. Pure; Traits has what a choice goes by."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 LISTS = ("include", "exclude")
 KINDS = ("title", "metadata")
-"""What an item may choose by, beside name and UUID."""
+"""What an item may choose by, in addition to name and UUID."""
 EXPECTED = (
     "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
     "or include: and exclude: with such lists"
@@ -14,13 +14,13 @@ EXPECTED = (
 
 
 class Traits(NamedTuple):
-    """What of a domain a choice is made by."""
+    """The properties of a domain that a choice goes by."""
 
     name: str
     uuid: str
     """Lower case, with dashes."""
     title: str
-    """Empty where there is none."""
+    """Empty if there is none."""
     metadata: frozenset[tuple[str, str]]
     """Namespace and name of each element directly under <metadata>."""
 
@@ -33,7 +33,7 @@ class Selector(NamedTuple):
     text: str
 
     def matches(self, domain: Traits) -> bool:
-        """Tell whether it chooses this domain."""
+        """Return whether it chooses this domain."""
         match self.kind:
             case "metadata":
                 namespace, *name = self.text.split()
@@ -55,7 +55,7 @@ class Selection:
 
     @classmethod
     def parse(cls, value: object) -> Self | None:
-        """Understand the value in the configuration; None for what does not say which domains."""
+        """Parse the value in the configuration; None for a value that is no choice of domains."""
         lists = value if isinstance(value, dict) else {"include": value}
         if not lists.keys() <= set(LISTS):
             return None
@@ -65,11 +65,11 @@ class Selection:
         return cls(*(parsed.get(name) or () for name in LISTS))
 
     def selects(self, domain: Traits) -> bool:
-        """Tell whether the operator wants this domain to have a meter."""
+        """Return whether the operator wants this domain to have a meter."""
         return any(selector.matches(domain) for selector in self.include) and not self.excludes(domain)
 
     def excludes(self, domain: Traits) -> bool:
-        """Tell whether the operator has excluded this domain, whatever includes it."""
+        """Return whether the operator has excluded this domain, even if an item includes it."""
         return any(selector.matches(domain) for selector in self.exclude)
 
 

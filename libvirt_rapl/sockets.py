@@ -1,4 +1,4 @@
-"""Making a Unix socket to listen on."""
+"""Make a Unix socket to listen on."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """Listen on a Unix socket at `path`, ours and with this mode, which appears there only when it is ready.
+    """Listen on a Unix socket at `path`, owned by us and with this mode; it appears there only when it is ready.
 
     An old socket of that name is replaced. Raises OSError.
     """
@@ -15,9 +15,9 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _unlink(aside, directory)  # as a process of our number has left it that was killed
-        os.fchmod(listener.fileno(), mode)  # of what bind() makes, less the umask
-        # By way of the descriptor: the name beside the final path may be too long for a socket address.
+        _unlink(aside, directory)  # left by a process that had our PID and was killed
+        os.fchmod(listener.fileno(), mode)  # bind() takes the mode from here, less the umask
+        # Through the descriptor: the name beside the final path may be too long for a socket address.
         listener.bind(f"/proc/self/fd/{directory}/{aside}")
         os.chmod(aside, mode, dir_fd=directory)
         listener.listen()

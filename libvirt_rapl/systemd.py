@@ -1,4 +1,4 @@
-"""Talking to systemd, where it runs."""
+"""Commands and messages to systemd, where it runs."""
 
 import contextlib
 import os
@@ -10,19 +10,19 @@ from libvirt_rapl.commands import run
 from libvirt_rapl.errors import VirtRaplError
 
 NOTIFY_SECONDS = 0.2
-"""A systemd that does not listen holds nobody up for longer."""
+"""A systemd that does not listen delays us for no longer."""
 
 SHOW_SECONDS = 10.0
-"""The most that a question to systemd may take."""
+"""A question to systemd may take this long at most."""
 
 
 def runs() -> bool:
-    """Tell whether systemd is this machine's init (sd_booted(3))."""
+    """Return whether systemd is this machine's init (sd_booted(3))."""
     return Path("/", paths.SYSTEMD).is_dir()
 
 
 def notify(state: str) -> None:
-    """Tell the systemd that started us, if any, how we are: `READY=1`, `WATCHDOG=1` (sd_notify(3))."""
+    """Report our state to the systemd that started us, if any: `READY=1`, `WATCHDOG=1` (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -33,7 +33,7 @@ def notify(state: str) -> None:
 
 
 def told(unit: str, name: str) -> str:
-    """Return a property of a unit, as `systemctl show` has it; empty where systemd does not tell."""
+    """Return a property of a unit, as `systemctl show` prints it; empty if systemd does not answer."""
     with contextlib.suppress(VirtRaplError):
         return systemctl("show", f"--property={name}", "--value", unit, timeout=SHOW_SECONDS).strip()
     return ""

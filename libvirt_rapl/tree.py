@@ -1,8 +1,8 @@
-"""Files under a root directory, reached through directories that are held open: nothing is looked up twice.
+"""Files under a root directory, reached through directories that are held open: no name is looked up twice.
 
-Root also works where others may write, as beside an emulator. Whoever can change a directory may put a link, a pipe or
-another file in the place of one that was looked at. So a link on the way is followed only where nobody but root and we
-can have made it, one at the end never; only regular files are opened; and what is changed is what was opened.
+Root also works where others may write, for example beside an emulator. Whoever can change a directory may put a link, a
+pipe or another file in the place of one that was checked. So a link on the way is followed only if nobody but root and
+us can have made it, and one at the end never; only regular files are opened; and what is changed is what was opened.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from typing import NamedTuple
 from libvirt_rapl.files import is_left_over, replace_in, temporary, who_else_may_write
 
 MOST_LINKS = 40
-"""As the kernel has it."""
+"""The kernel's limit."""
 MOST_BYTES = 1 << 20
 """No file of ours is larger."""
 NO_FILE = "no regular file of a size that ours have"
-"""What digest() tells of anything else."""
+"""What digest() returns for anything else."""
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -42,14 +42,14 @@ class Tree:
         self.root = root
 
     def changeable(self, name: str) -> Others:
-        """Tell who else can change this file or directory, or anything on the way to it, through all links."""
+        """Return who else can change this file or directory, or anything on the way to it, through all links."""
         others: Others = {}
         with contextlib.ExitStack() as opened, contextlib.suppress(_ForeignLinkError):
             self._walk(name, opened, others)
         return others
 
     def writable(self, name: str) -> Others:
-        """Tell who else can change the directory that a file is in or will be in, or add one to it."""
+        """Return who else can change the directory that a file is in or will be in, or add one to it."""
         others: Others = {}
         for directory in Path(name).parents:
             with contextlib.ExitStack() as opened:
@@ -63,14 +63,14 @@ class Tree:
         return others
 
     def text(self, name: str) -> str:
-        """Return what a regular file says, through links; what is no UTF-8 in it is replaced."""
+        """Return the text of a regular file, through links; bytes that are not UTF-8 are replaced."""
         with contextlib.ExitStack() as opened:
             path = self._walk(name, opened, {}).path
         with self._file(str(path.relative_to(self.root))) as descriptor:
             return _content(descriptor).decode(errors="replace")
 
     def digest(self, name: str) -> str | None:
-        """Tell what is at `name` in a form that differs when it does; None when nothing is there."""
+        """Return a text that changes when what is at `name` changes; None when nothing is there."""
         try:
             with self._parent(name) as directory, _named(self.root / name):
                 status = os.stat(_last(name), dir_fd=directory, follow_symlinks=False)
@@ -87,17 +87,17 @@ class Tree:
             return NO_FILE
 
     def is_ours(self, name: str) -> bool:
-        """Tell whether a file belongs to root or us."""
+        """Return whether a file belongs to root or us."""
         with self._parent(name) as directory, _named(self.root / name):
             return os.stat(_last(name), dir_fd=directory, follow_symlinks=False).st_uid in (0, os.geteuid())
 
     def write(self, name: str, text: str, mode: int) -> None:
-        """Give a file this text and mode, at once."""
+        """Give a file this text and mode, in one step."""
         with self._parent(name) as directory, _named(self.root / name):
             replace_in(directory, _last(name), text, mode)
 
     def link(self, name: str, text: str) -> None:
-        """Make `name` a link to `text`, at once."""
+        """Make `name` a link to `text`, in one step."""
         with self._parent(name) as directory, _named(self.root / name):
             aside = temporary(_last(name))
             with contextlib.suppress(FileNotFoundError):
@@ -106,7 +106,7 @@ class Tree:
             os.rename(aside, _last(name), src_dir_fd=directory, dst_dir_fd=directory)
 
     def set_mode(self, name: str, mode: int, digest: str) -> None:
-        """Give a regular file this mode if it says what has this digest."""
+        """Give a regular file this mode if its content has this digest."""
         with self._file(name) as descriptor:
             if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode and digest_of(_content(descriptor)) == digest:
                 os.fchmod(descriptor, mode)
@@ -128,7 +128,7 @@ class Tree:
             os.unlink(_last(name), dir_fd=directory)
 
     def is_directory(self, name: str) -> bool:
-        """Tell whether it is a directory, through links."""
+        """Return whether it is a directory, through links."""
         try:
             with contextlib.ExitStack() as opened:
                 return stat.S_ISDIR(os.fstat(self._walk(name, opened, {}).descriptor).st_mode)
@@ -136,7 +136,7 @@ class Tree:
             return False
 
     def make_directories(self, names: Iterable[str]) -> None:
-        """Make directories that all may read, whatever the umask is, parents first; those that are there stay."""
+        """Make directories that everybody may read, whatever the umask is, parents first; existing ones stay."""
         before = os.umask(0o022)
         try:
             for name in names:
@@ -146,13 +146,13 @@ class Tree:
             os.umask(before)
 
     def remove_directory(self, name: str) -> None:
-        """Remove a directory if it is there; raises OSError where something is in it."""
+        """Remove a directory if it is there; raises OSError if it is not empty."""
         missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with missing, self._parent(name) as directory, _named(self.root / name):
             os.rmdir(_last(name), dir_fd=directory)
 
     def left_over(self, directory: str) -> list[str]:
-        """Return the names, of files in a directory, under which a process of ours that was killed was writing."""
+        """Return the files in a directory that a process of ours was writing when it was killed."""
         with contextlib.ExitStack() as opened, contextlib.suppress(FileNotFoundError, NotADirectoryError):
             step = self._walk(directory, opened, {})
             readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=step.descriptor)
@@ -164,10 +164,10 @@ class Tree:
 
     @contextlib.contextmanager
     def directory(self, name: str, *, make: int | None = None) -> Iterator[tuple[int, Others]]:
-        """Open a directory, which a link is not, and tell who else can change it or what is on the way to it.
+        """Open a directory, not a link to one, and return who else can change it or what is on the way to it.
 
-        What is not there is made where `make` gives a mode, which is for the directory itself; but not in directories
-        that others can change.
+        If `make` gives a mode, missing directories are made, the last one with that mode; but none in directories that
+        others can change.
         """
         others: Others = {}
         with contextlib.ExitStack() as opened:
@@ -201,7 +201,7 @@ class Tree:
 
     @contextlib.contextmanager
     def _file(self, name: str) -> Iterator[int]:
-        """Open a regular file; of a pipe nobody waits for the other end."""
+        """Open a regular file; for a pipe, do not wait for the other end."""
         with self._parent(name) as directory, _named(self.root / name):
             descriptor = os.open(_last(name), _REGULAR, dir_fd=directory)
             try:
@@ -246,12 +246,12 @@ class Tree:
 
 
 class _ForeignLinkError(OSError):
-    """Where this link leads to others can change."""
+    """Others can change where this link leads."""
 
 
 def digest_of(content: bytes) -> str:
-    """Tell what Tree.digest() tells of a file with this content."""
-    import hashlib  # which the hook does not wait for
+    """Return what Tree.digest() returns for a file with this content."""
+    import hashlib  # here, so that the hook need not wait for it
 
     return hashlib.sha256(content).hexdigest()
 
@@ -271,14 +271,14 @@ def _last(name: str) -> str:
 
 
 def _content(descriptor: int) -> bytes:
-    """Return all of a file that is of a size that ours have, and a bit too much of another one."""
+    """Return a whole file of at most MOST_BYTES, and one byte more of a larger one."""
     with open(os.dup(descriptor), "rb") as file:
         return file.read(MOST_BYTES + 1)
 
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Have errors tell the whole path, where only a part of it was used, or none, as of a full disk."""
+    """Put the whole path into errors that have only a part of it, or none, as when the disk is full."""
     try:
         yield
     except OSError as error:

@@ -62,7 +62,7 @@ def cpu_off_line(world: World, policy: str) -> Iterator[str]:
     configure(world, on_failure=policy)
     last = os.sysconf("SC_NPROCESSORS_CONF") - 1
     with mounted(world, "mode=755", f"/sys/devices/system/cpu/cpu{last}"):
-        yield f"all CPUs are on line, and CPU {last} is not"
+        yield f"all CPUs are online, and CPU {last} is not"
 
 
 @contextmanager

@@ -149,9 +149,9 @@ def test_what_qemu_insists_on(host: Host, vendor: str, enabled: str, told: str |
 @pytest.mark.parametrize(
     ("topologies", "told"),
     [
-        ({0: 0, 1: 0, 10: None}, r"all CPUs are on line, and CPU 2 is not"),
-        ({0: 0, 1: None, 2: 0}, r"all CPUs are on line, and CPU 1 is not"),
-        ({0: None}, r"all CPUs are on line, and CPU 0 is not"),
+        ({0: 0, 1: 0, 10: None}, r"all CPUs are online, and CPU 2 is not"),
+        ({0: 0, 1: None, 2: 0}, r"all CPUs are online, and CPU 1 is not"),
+        ({0: None}, r"all CPUs are online, and CPU 0 is not"),
         ({0: 1, 1: 1}, r"numbered from 0 without a gap; here they are 1$"),
         ({0: 0, 1: 2}, r"numbered from 0 without a gap; here they are 0, 2$"),
         ({0: 1, 1: 0, 2: 1}, None),
@@ -164,7 +164,7 @@ def test_qemu_wants_all_cpus_on_line_and_packages_without_a_gap(
     host.write("sys/class/powercap/intel-rapl/enabled", "1\n")
     shutil.rmtree(host.sys / "devices/system/cpu")
     for cpu, package in topologies.items():
-        if package is None:  # as Linux shows one that is off line
+        if package is None:  # as Linux shows one that is offline
             host.write(f"sys/devices/system/cpu/cpu{cpu}/online", "0\n")
         else:
             host.write(f"sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id", f"{package}\n")

@@ -1,5 +1,5 @@
-"""What the host shows: its energy zones, registers, CPUs and processes, and the clocks made of them.
+"""What the host shows: its energy zones, registers, CPUs and processes, and the clocks made from them.
 
-Readers only, each on a root that is a parameter, so that tests give them files. What has vanished is None or left out.
-May import the ground alone; energy, helper and all above use it.
+Readers only; the root that each reads is a parameter, so that tests can give it files. What has vanished is None or
+left out. May import only the ground; energy, helper and all rooms above use it.
 """

@@ -1,4 +1,4 @@
-"""Choosing where energy is read: powercap where it has package zones, else model-specific registers."""
+"""Choose where energy is read: powercap if it has package zones, else model-specific registers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +27,11 @@ class Source:
     name: str
     """`powercap`, `msr`, or `simulated` when the energy is not this machine's."""
     zones: tuple[Zone, ...]
-    """When it was opened; at least one of kind `package`."""
+    """As of when it was opened; at least one of kind `package`."""
     list_zones: Callable[[], list[Zone]] = field(repr=False)
-    """Tells the zones that can be read now. Raises OSError or ValueError."""
+    """Returns the zones that can be read now. Raises OSError or ValueError."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Zones that were there when it was opened and could not be read, by name, and why."""
+    """Zones that were there when it was opened but could not be read: name and reason."""
 
 
 def open_source(choice: str, *, sys: Path, dev: Path, proc: Path = PROC) -> Source:
@@ -63,7 +63,7 @@ def open_source(choice: str, *, sys: Path, dev: Path, proc: Path = PROC) -> Sour
 
 
 def _trouble(zone: Zone) -> str:
-    """Tell why a zone cannot be read; empty when it can."""
+    """Return why a zone cannot be read; empty when it can."""
     try:
         reading(zone)
     except PermissionError:

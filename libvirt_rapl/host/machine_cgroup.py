@@ -1,12 +1,12 @@
 """The cgroup of a virtual machine. Imports next to nothing: a helper's memory is counted.
 
-Where a QEMU process is in the hierarchy decides which cgroup is its machine's:
+The place of a QEMU process in the hierarchy shows which cgroup is its machine's:
 
     /machine.slice/machine-qemu\\x2d1\\x2dNAME.scope/libvirt/emulator   made by systemd
     /machine/qemu-1-NAME.libvirt-qemu/emulator                        made without
     /libvirt/qemu/NAME/emulator                                       long ago
 
-The vCPU and iothread cgroups below it hold threads of QEMU alone and are not looked at.
+The vCPU and iothread cgroups below it hold only threads of QEMU and are not read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BELOW = ("", "emulator", "libvirt", "libvirt/emulator")
 def machine_cgroup(pid: int, *, sys: str | PathLike[str], proc: str | PathLike[str]) -> tuple[str, int] | None:
     """Return the directory of the cgroup of the machine that process `pid` runs, and its version: 2 or 1.
 
-    None when it has none: libvirt was told to use no cgroups, or does not run as root.
+    None when it has none: libvirt is configured to use no cgroups, or does not run as root.
     """
     try:
         with open(f"{os.fspath(proc)}/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
@@ -33,7 +33,7 @@ def machine_cgroup(pid: int, *, sys: str | PathLike[str], proc: str | PathLike[s
         return None
     for line in lines:
         number, controllers, path = line.split(":", 2)
-        # name=systemd is systemd's own; what libvirt moves it moves where there are controllers.
+        # name=systemd is systemd's own; libvirt moves processes only in hierarchies with controllers.
         if (machine := _machine(path)) and not controllers.startswith("name="):
             directory = f"{os.fspath(sys)}/fs/cgroup/{controllers}{'/' if controllers else ''}{machine}"
             if os.path.isdir(directory):  # noqa: PTH112 (pathlib takes a megabyte)
@@ -42,9 +42,9 @@ def machine_cgroup(pid: int, *, sys: str | PathLike[str], proc: str | PathLike[s
 
 
 def machine_number(pid: int, *, sys: str | PathLike[str] = "/sys", proc: str | PathLike[str] = "/proc") -> int | None:
-    """Return libvirt's number of the domain in whose cgroup a process is; None when it is in none, or that has none.
+    """Return libvirt's number of the domain in whose cgroup a process is; None without such a cgroup or number.
 
-    Libvirt puts a QEMU there before it runs, and only root takes a process elsewhere.
+    Libvirt puts a QEMU there before it runs, and only root can move a process elsewhere.
     """
     place = machine_cgroup(pid, sys=sys, proc=proc)
     if place is None:
@@ -56,7 +56,7 @@ def machine_number(pid: int, *, sys: str | PathLike[str] = "/sys", proc: str | P
 
 
 def _machine(path: str) -> str:
-    """Return the part of a process's cgroup that is its machine's, without the slash before; empty when none is."""
+    """Return the machine's part of a process's cgroup path, without the leading slash; empty if there is none."""
     names = path.split("/")[1:]
     for depth, name in enumerate(names):
         if (

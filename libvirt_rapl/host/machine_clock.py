@@ -1,4 +1,4 @@
-"""The processes that serve one virtual machine: QEMU, and those beside it in its cgroup (swtpm, passt, vhost, ...)."""
+"""How long the processes of one virtual machine ran: QEMU, and those in its cgroup (swtpm, passt, vhost, ...)."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK, start_time
 from libvirt_rapl.paths import PROC, SYS
 
 PROCESSES_SECONDS = 2.0
-"""How often processes are looked for that were not there before."""
+"""How often to look for new processes."""
 
 
 class MachineClock:
-    """Follows a QEMU process, and those which serve it, to its end."""
+    """Follows a QEMU process, and the processes that serve it, until QEMU ends."""
 
     def __init__(
         self, pid: int, *, with_cpu: bool, vcpu_tids: Mapping[int, int], sys: Path = SYS, proc: Path = PROC
@@ -39,9 +39,9 @@ class MachineClock:
     def advance(self) -> list[ThreadRun]:
         """Return what each living thread ran since the previous call. Raises ProcessLookupError when QEMU has gone.
 
-        Threads of other processes than QEMU are no vCPUs. Such a process is found
-        PROCESSES_SECONDS after it has come at most. A new one is told whole then, one that was moved there from then
-        on; what it runs after the last call before its end is not told.
+        Threads of other processes than QEMU are no vCPUs. Such a process is found within PROCESSES_SECONDS. A new one
+        is then reported with all its time, one that was moved there from then on; what it runs between the last call
+        and its end is not reported.
         """
         now = time.monotonic()
         if now >= self._processes_due:
@@ -62,14 +62,14 @@ class MachineClock:
         return self._qemu.vcpu_tids()
 
     def close(self) -> None:
-        """Let go of all processes."""
+        """Close the files of all processes."""
         for clock in (self._qemu, *self._servants.values()):
             clock.close()
         self._servants.clear()
         self._close_lists()
 
     def _list_servants(self) -> None:
-        """Take up processes that are new, and let go those that are no longer listed."""
+        """Start to follow new processes, and drop those that are no longer listed."""
         before, self._listed = self._listed, _now()
         pids = {pid for each in self._lists for pid in each.read()}
         pids -= {0, self.pid}  # those of another PID namespace read as 0
@@ -96,7 +96,7 @@ class MachineClock:
             return
         directory, version = place
         for below in BELOW:
-            with contextlib.suppress(OSError):  # it is not there, or holds threads only (v2) and answers EOPNOTSUPP
+            with contextlib.suppress(OSError):  # not there, or holds threads only (v2) and answers EOPNOTSUPP
                 self._lists.append(_ProcessList(Path(directory, below, "cgroup.procs"), keep=version == 2))
 
     def _close_lists(self) -> None:
@@ -105,10 +105,10 @@ class MachineClock:
 
 
 class _ProcessList:
-    """A cgroup.procs. Kept open it is twice as cheap to read; in v1 it would show for ever what it showed at first."""
+    """A cgroup.procs. Reading is twice as cheap if it stays open; in v1 it would then always show its first content."""
 
     def __init__(self, path: Path, *, keep: bool) -> None:
-        """Read the file once. Raises OSError when that does not work."""
+        """Read the file once. Raises OSError if that fails."""
         self._path = path
         self._kept: int | None = None
         descriptor = self._open()

@@ -1,6 +1,6 @@
-"""Zones read from model-specific registers, /dev/cpu/N/msr, where powercap does not show them.
+"""Zones read from model-specific registers, /dev/cpu/N/msr, for hosts where powercap does not show them.
 
-The address of a register is the offset in the file, its 64 bits come in native byte order. Registers and units: Intel
+The address of a register is the offset in the file; its 64 bits are in native byte order. Registers and units: Intel
 SDM volumes 3B ("RAPL Interfaces") and 4, AMD PPR ("RAPL"). Where models differ from that, the lists are those of the
 Linux kernel (rapl_ids in drivers/powercap/intel_rapl_common.c, model numbers in arch/x86/include/asm/intel-family.h).
 """
@@ -16,7 +16,7 @@ from libvirt_rapl.host.topology import Processor, dies, first_of_each_core, pack
 from libvirt_rapl.host.zones import most_watts
 
 POWER_UNIT, AMD_POWER_UNIT = 0x606, 0xC0010299
-"""Bits 0 to 3 hold n: power is told in units of 2**-n W. Bits 8 to 12: energy counts in units of 2**-n J."""
+"""Bits 0 to 3 hold n: power is in units of 2**-n W. Bits 8 to 12: energy is in units of 2**-n J."""
 
 ENERGY_STATUS = {"package": 0x611, "core": 0x639, "uncore": 0x641, "dram": 0x619}
 """Intel's energy registers of a die: 32 bits, wrap. core is the SDM's PP0, uncore its PP1."""
@@ -26,7 +26,7 @@ PACKAGE_POWER_INFO = 0x614
 """Intel's. Bits 0 to 14: thermal power of the package."""
 
 AMD_PACKAGE_ENERGY, AMD_CORE_ENERGY = 0xC001029B, 0xC001029A
-"""32 bits, wrap. Each core has a register of its own; one of the package is what all its CPUs read."""
+"""32 bits, wrap. Each core has its own register; all CPUs of a package read the same package register."""
 AMD_VENDORS = ("AuthenticAMD", "HygonGenuine")
 
 DRAM_IN_15_MICROJOULES = {
@@ -38,11 +38,11 @@ DRAM_IN_15_MICROJOULES = {
     0x6C,  # Ice Lake-D
     0x85,  # Xeon Phi, Knights Mill
 }
-"""Models of Intel's family 6 whose dram counts in 15.3 uJ (2**-16 J), whatever POWER_UNIT says."""
+"""Models of Intel's family 6 whose dram unit is 15.3 uJ (2**-16 J), whatever POWER_UNIT says."""
 PSYS_IN_JOULES = {0x8F, 0xCF}
 """Sapphire Rapids, Emerald Rapids: psys counts whole joules."""
 MICROJOULE_UNITS = {0x37, 0x4A, 0x4C, 0x5A}
-"""Atoms of the Silvermont and Airmont kind: the unit is 2**n microjoules."""
+"""Silvermont and Airmont Atoms: the unit is 2**n microjoules."""
 
 _REGISTER = struct.Struct("=Q")
 _RANGE = 1 << 32
@@ -65,7 +65,7 @@ class MsrZone:
     """A zone read from the same register of one or several CPUs; see libvirt_rapl.host.zones.Zone."""
 
     name: str
-    """As powercap names it."""
+    """Powercap's name for it."""
     kind: str
     package: int | None
     register: int
@@ -82,7 +82,7 @@ class MsrZone:
         return int(_RANGE * self.unit)
 
     def read(self) -> int:
-        """Return microjoules. A sum wraps as its parts do: modulo 2**32 each of their wraps vanishes."""
+        """Return microjoules. A sum wraps as its parts do: modulo 2**32 their wraps cancel out."""
         units = sum(read_register(self.dev, cpu, self.register) for cpu in self.cpus) % _RANGE
         return units * self.unit.numerator // self.unit.denominator
 
@@ -90,8 +90,8 @@ class MsrZone:
 def msr_zones(*, sys: Path, proc: Path, dev: Path) -> list[MsrZone]:
     """Return the zones whose register counts, ordered by name; none when the CPUs have no RAPL.
 
-    A register that is not there, or reads 0 as some do that are, has no zone. Raises PermissionError when registers
-    may not be read, OSError or ValueError when sysfs or /proc does not tell of the CPUs.
+    A register that does not exist, or reads 0 (as some existing ones do), has no zone. Raises PermissionError when
+    registers may not be read, OSError or ValueError when sysfs or /proc does not describe the CPUs.
     """
     identity = processor(proc)
     zones = _amd(sys, dev) if identity.vendor in AMD_VENDORS else _intel(identity, sys, dev)
@@ -117,7 +117,7 @@ def _intel(identity: Processor, sys: Path, dev: Path) -> Iterator[MsrZone]:
 
 
 def _unit(identity: Processor, kind: str, exponent: int) -> Fraction:
-    """Return microjoules of a unit."""
+    """Return the microjoules of one unit."""
     model = identity.model if identity.family == 6 else None
     if kind == "dram" and model in DRAM_IN_15_MICROJOULES:
         return Fraction(1_000_000, 1 << 16)

@@ -1,8 +1,8 @@
 """Zones of the kernel's powercap tree: /sys/class/powercap/intel-rapl:P and intel-rapl:P:S.
 
-AMD's counters appear under the same names; mind that the kernel's `core` is there one core of the package only, while
-the registers (libvirt_rapl.host.msr) give them all. Any control type `intel-rapl*` is read; `intel-rapl-mmio` shows
-the package by another way and is used only where nothing else shows it.
+AMD's counters have the same names, but there the kernel's `core` is only one core of the package, while the registers
+(libvirt_rapl.host.msr) show all of them. Any control type `intel-rapl*` is read; `intel-rapl-mmio` shows the package in
+another way and is used only where nothing else shows it.
 """
 
 import re
@@ -28,7 +28,7 @@ class PowercapZone:
 
     def read(self) -> int:
         """Return microjoules."""
-        with open(f"{self.path}/energy_uj", "rb", buffering=0) as file:  # once a second: half the time of read_text()
+        with open(f"{self.path}/energy_uj", "rb", buffering=0) as file:  # half the time of read_text(), each second
             return int(file.read())
 
 
@@ -40,7 +40,7 @@ def powercap_zones(sys: Path) -> list[PowercapZone]:
             zone = _zone(entry)
         except PermissionError:
             raise
-        except (OSError, ValueError):  # it vanishes, or does not tell what it is
+        except (OSError, ValueError):  # it has vanished, or does not describe itself
             continue
         zones.setdefault(zone.name, zone)
     return [zones[name] for name in sorted(zones)]
@@ -67,13 +67,13 @@ def _zone(path: Path) -> PowercapZone:
 
 
 def _wrap(zone: Path) -> int:
-    """Return what is one more than the highest value that the counter shows: it is 0 again then. 0: nobody knows."""
+    """Return the highest value that the counter shows, plus one: there it wraps to 0. 0 if unknown."""
     highest = _text(zone / "max_energy_range_uj")
     return max(0, int(highest) + 1) if highest.lstrip("-").isdecimal() else 0
 
 
 def _thermal_watts(package: Path) -> int:
-    """Return the thermal power of a package; 0 where powercap does not tell."""
+    """Return the thermal power of a package; 0 if powercap does not have it."""
     try:
         return int(_text(package / "constraint_0_max_power_uw")) // 1_000_000
     except (OSError, ValueError):

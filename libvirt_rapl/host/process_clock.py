@@ -1,14 +1,14 @@
 """How long a process, and the vCPUs' threads in it, ran, in nanoseconds.
 
-Two clocks are read. The CPU clock of the process (clock_gettime(2)) is the sum of all threads it ever had: those that
-came and went between two readings are in it. /proc/PID/task/TID/schedstat is a thread's own, and cheap through a
-descriptor that stays open. What the threads that are followed do not explain of the sum, others ran.
+Two clocks are read. The CPU clock of the process (clock_gettime(2)) is the sum of all threads it ever had, including
+those that came and went between two readings. /proc/PID/task/TID/schedstat is a thread's own clock, and cheap to read
+through a descriptor that stays open. The part of the sum that the followed threads do not explain was run by others.
 
-Threads only divide what the process ran, and which of them are vCPUs the caller says: a process may give its threads
-any names, and make thousands of them. Beside the vCPUs' threads, up to MOST_OTHERS are followed where it matters on
-which CPU something ran. Clocks never go back: while the sum stands still no thread has run.
+Threads only divide what the process ran, and the caller says which of them are vCPUs: a process may give its threads
+any names, and make thousands of them. In addition to the vCPUs' threads, up to MOST_OTHERS are followed if it matters
+on which CPU they ran. Clocks never go back: while the sum stands still no thread has run.
 
-Where the kernel keeps no schedstat, threads have the clock of /proc/PID/task/TID/stat, which counts ticks.
+If the kernel keeps no schedstat, the clock of a thread is /proc/PID/task/TID/stat, which counts ticks.
 """
 
 import contextlib
@@ -24,34 +24,34 @@ from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK, fields, read
 from libvirt_rapl.paths import PROC
 
 NOT_COUNTED = "0 0 0\n"
-"""schedstat of every thread where Linux before 5.14 keeps none (no CONFIG_SCHEDSTATS, delay accounting off)."""
+"""schedstat of every thread if Linux before 5.14 keeps none (no CONFIG_SCHEDSTATS, delay accounting off)."""
 
 MOST_OTHERS = 256
-"""Threads of a process that are followed though they are no vCPU's, the oldest: QEMU has 64 workers, and few others."""
+"""How many threads are followed that are no vCPU's, the oldest ones: QEMU has 64 workers, and few others."""
 
 
 def allow_many_descriptors() -> None:
-    """Raise this process's limit of open files as far as it may: a clock keeps one or two for each thread."""
+    """Raise this process's limit of open files as far as possible: a clock keeps one or two for each thread."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass(slots=True)
 class ThreadRun:
-    """What one thread did in one interval. Its clock writes the next interval over it."""
+    """What one thread did in one interval. Its clock overwrites it with the next interval."""
 
     tid: int
     vcpu: int | None = None
-    """Number of the vCPU it runs, if that is what it does."""
+    """Number of the vCPU it runs, if it runs one."""
     nanoseconds: int = 0
     cpu_before: int | None = None
-    """Where it had run last when the interval began; None when that is not asked for."""
+    """CPU it had last run on when the interval began; None if not requested."""
     cpu: int | None = None
-    """Where it ran last."""
+    """CPU it last ran on."""
 
 
 class ProcessClock:
-    """Follows one process to its end, whatever becomes of its PID: the descriptors kept are bound to this process."""
+    """Follows one process to its end, even if its PID is used again: the open descriptors belong to this process."""
 
     def __init__(
         self,
@@ -62,26 +62,26 @@ class ProcessClock:
         whole: bool = False,
         proc: Path = PROC,
     ) -> None:
-        """Start from now, or with the `whole` time it has run. Raises ProcessLookupError when it has gone.
+        """Start from now, or with the `whole` time it has run so far. Raises ProcessLookupError when it has gone.
 
-        `with_cpu`: say where threads ran last. `vcpu_tids`: the thread of each vCPU, by vCPU number.
+        `with_cpu`: report where threads ran last. `vcpu_tids`: the thread of each vCPU, by vCPU number.
         """
         self.pid = pid
         self._with_cpu = with_cpu
         self._proc = proc
         self._real = proc == PROC
-        # The main thread has run. Some kernels have no such file at all.
+        # The main thread has run, so a clock of 0 counts nothing. Some kernels have no such file at all.
         self._in_ticks = (read(proc / f"{pid}/task/{pid}/schedstat") or NOT_COUNTED) == NOT_COUNTED
         self._exact = self._real and not self._in_ticks
-        """Whether both clocks count nanoseconds. One that counts ticks cannot tell that nothing ran."""
+        """Whether both clocks count nanoseconds. A clock that counts ticks cannot show that nothing ran."""
         self._vcpu_tids: Mapping[int, int] = {}
         self._threads: dict[int, _Thread] = {}
-        """Those that are followed, by TID."""
+        """The followed threads, by TID."""
         self._rest = ThreadRun(pid)
-        """What all others ran."""
+        """What all other threads ran."""
         self._look = False
-        """Whether there may be threads that are to be followed and are not."""
-        self._told = 0
+        """Whether there may be threads that should be followed and are not yet."""
+        self._reported = 0
         try:
             self._task = os.open(proc / str(pid) / "task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -95,7 +95,7 @@ class ProcessClock:
             raise
 
     def set_vcpus(self, vcpu_tids: Mapping[int, int]) -> None:
-        """Take which thread is each vCPU's, by vCPU number. One thread is one vCPU; what is no thread here is none."""
+        """Set the thread of each vCPU, by vCPU number. One thread is one vCPU; other TIDs are ignored."""
         if vcpu_tids == self._vcpu_tids:
             return
         self._vcpu_tids = vcpu_tids
@@ -109,22 +109,22 @@ class ProcessClock:
     def advance(self) -> list[ThreadRun]:
         """Return what the process ran since the previous call, nothing when it slept.
 
-        Threads that are not followed, and those that have ended, come first, together under the TID of the main thread.
-        All calls together tell the whole time of the process. Raises ProcessLookupError when it has gone.
+        The first element, under the TID of the main thread, is for all threads that are not followed or have ended.
+        All calls together return the whole time of the process. Raises ProcessLookupError when it has gone.
         """
-        # The total comes first: the threads then explain at least as much, and nothing is told twice.
-        ran = self._total() - self._start - self._told
+        # The total is read first: the threads then explain at least as much, and nothing is counted twice.
+        ran = self._total() - self._start - self._reported
         if not ran and self._exact:
             return []
-        told = self._read()
-        # Where all are followed, what they do not explain was run by one that is new.
-        if self._look or (self._with_cpu and told < ran) or not self._exact:
-            told += self._take_up(ran - told)
-        # Another process may have the PID by now; of the threads that were followed none is left then.
+        explained = self._read()
+        # If all are followed, what they do not explain was run by a new thread.
+        if self._look or (self._with_cpu and explained < ran) or not self._exact:
+            explained += self._take_up(ran - explained)
+        # Another process may have the PID by now; then none of the followed threads is left.
         if ran < 0 or not self._threads or not self._exact:
             self._check_that_it_lives()
-        self._rest.nanoseconds = max(0, ran - told)
-        self._told += max(ran, told)
+        self._rest.nanoseconds = max(0, ran - explained)
+        self._reported += max(ran, explained)
         return [self._rest, *self._threads.values()]
 
     def vcpu_tids(self) -> dict[int, int]:
@@ -132,14 +132,14 @@ class ProcessClock:
         return {thread.vcpu: thread.tid for thread in self._threads.values() if thread.vcpu is not None}
 
     def close(self) -> None:
-        """Let go of the process."""
+        """Close all files."""
         for thread in self._threads.values():
             thread.close()
         self._threads.clear()
         os.close(self._task)
 
     def _total(self) -> int:
-        """Nanoseconds of all threads there ever were. A tree that is not the real /proc has them in ticks only."""
+        """Return the nanoseconds of all threads there ever were. A tree that is not the real /proc has only ticks."""
         try:
             if self._real:
                 return time.clock_gettime_ns(~self.pid << 3 | 2)  # the CPU clock of a process, clock_getcpuclockid(3)
@@ -149,47 +149,47 @@ class ProcessClock:
         return (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK
 
     def _read(self) -> int:
-        """Read the followed threads and return what they ran; one that has ended is let go."""
-        told = 0
+        """Read the followed threads and return what they ran; drop those that have ended."""
+        explained = 0
         ended = []
         for tid, thread in self._threads.items():
             try:
-                told += thread.advance()
+                explained += thread.advance()
             except ProcessLookupError:
                 ended.append(tid)
         for tid in ended:
             self._threads.pop(tid).close()
         if self._with_cpu and (main := self._threads.get(self.pid)):
             self._rest.cpu_before, self._rest.cpu = main.cpu_before, main.cpu
-        return told
+        return explained
 
     def _take_up(self, unexplained: int) -> int:
-        """Follow threads that are to be followed and are not yet; return what these ran.
+        """Start to follow threads that should be followed and are not yet; return what these ran.
 
-        That is no more than is `unexplained`: what one ran before it was followed was told with the rest.
+        That is at most `unexplained`: what a thread ran before it was followed was reported with the rest.
         """
         vcpu_of = {tid: vcpu for vcpu, tid in self._vcpu_tids.items()}
-        told = 0
+        explained = 0
         for tid in [*vcpu_of, *self._others(vcpu_of)]:
             if tid in self._threads:
                 continue
-            # It may end at any time: it then is as if it had not been there.
+            # It may end at any time; then it is as if it had never been there.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 thread = _Thread(self._task, tid, in_ticks=self._in_ticks, with_cpu=self._with_cpu)
                 self._threads[tid] = thread
                 thread.vcpu = vcpu_of.get(tid)
                 thread.advance()
-                thread.nanoseconds = max(0, min(thread.nanoseconds, unexplained - told))
-                told += thread.nanoseconds
+                thread.nanoseconds = max(0, min(thread.nanoseconds, unexplained - explained))
+                explained += thread.nanoseconds
         self._look = False
-        return told
+        return explained
 
     def _others(self, vcpu_of: Mapping[int, int]) -> list[int]:
-        """Return the oldest threads that are no vCPU's, as many as are followed; none where nobody asks for CPUs."""
+        """Return the oldest threads that are no vCPU's, at most MOST_OTHERS; none if CPUs are not requested."""
         if not self._with_cpu:
             return []
         with contextlib.suppress(FileNotFoundError), os.scandir(self._task) as entries:
-            # The kernel names the oldest first. Of thousands the rest is not even asked for.
+            # The kernel lists the oldest first. If there are thousands the rest is not even read.
             tids = (int(entry.name) for entry in entries)
             return list(itertools.islice((tid for tid in tids if tid not in vcpu_of), MOST_OTHERS))
         return []
@@ -202,7 +202,7 @@ class ProcessClock:
 
 
 class _Thread(ThreadRun):
-    """One thread's open files. Those of an ended thread answer ESRCH, also when its TID is in use again."""
+    """One thread's open files. For an ended thread they answer ESRCH, even when its TID is in use again."""
 
     __slots__ = ("_run_ns", "_schedstat", "_stat", "_with_cpu")
 
@@ -221,7 +221,7 @@ class _Thread(ThreadRun):
             raise
 
     def advance(self) -> int:
-        """Return, and note, nanoseconds since the previous call, or since the thread began."""
+        """Return, and keep, the nanoseconds run since the previous call, or since the thread began."""
         if self._schedstat is None:
             stat = self._fields()
             run_ns = (int(stat[11]) + int(stat[12])) * NANOSECONDS_PER_TICK

@@ -1,4 +1,4 @@
-"""Processes and their threads: who they are, as /proc tells. What has vanished is None, never an error."""
+"""What /proc says about processes and their threads. What has vanished is None, never an error."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ NANOSECONDS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def start_time(pid: int, proc: Path = PROC) -> int | None:
-    """Tell when a process started, in clock ticks since boot: with the PID it names one process for ever.
+    """Return when a process started, in clock ticks since boot: with the PID this identifies one process for ever.
 
-    None when there is no such process or it has ended and only waits to be collected by its parent.
+    None when there is no such process, or when it has ended and only waits for its parent.
     """
     text = read(proc / str(pid) / "stat")
     if text is None:
@@ -23,15 +23,15 @@ def start_time(pid: int, proc: Path = PROC) -> int | None:
 
 
 def is_stopped(pid: int, proc: Path = PROC) -> bool:
-    """Tell whether a process was stopped, by SIGSTOP or a debugger, and has not been continued."""
+    """Return whether a process was stopped, by SIGSTOP or a debugger, and has not been continued."""
     text = read(proc / str(pid) / "stat")
     return text is not None and fields(text)[0] in "Tt"
 
 
 def fields(stat: str) -> list[str]:
-    """Split what a stat file holds after the name: field n of proc(5) is at index n - 3.
+    """Split the text of a stat file after the name: field n of proc(5) is at index n - 3.
 
-    The name stands in parentheses and may itself hold spaces and parentheses, so the last one counts.
+    The name is in parentheses and may itself contain spaces and parentheses, so the last one counts.
     """
     return stat[stat.rindex(")") + 2 :].split()
 
@@ -43,9 +43,9 @@ def with_environment(name: str, value: str, proc: Path = PROC) -> list[int]:
 
 
 def has_environment(pid: int, name: str, value: str, proc: Path = PROC) -> bool:
-    """Tell whether a process is root's and was started with a variable of this value.
+    """Return whether a process is root's and was started with a variable of this value.
 
-    Not one that a user has started, as set-user-ID programs are, with an environment that he has chosen.
+    This excludes set-user-ID programs, which a user has started with an environment of his choice.
     """
     with contextlib.suppress(OSError):  # it has ended
         directory = proc / str(pid)
@@ -57,7 +57,7 @@ def has_environment(pid: int, name: str, value: str, proc: Path = PROC) -> bool:
 
 
 def unit(pid: int, proc: Path = PROC) -> str:
-    """Return the systemd unit that a process is of, by the cgroup that systemd put it into; empty when it has gone."""
+    """Return the systemd unit of a process, by the cgroup that systemd put it into; empty when it has gone."""
     for line in (read(proc / str(pid) / "cgroup") or "").splitlines():
         number, controllers, path = line.split(":", 2)
         if (number == "0" or controllers == "name=systemd") and path != "/":

@@ -1,4 +1,4 @@
-"""What QEMU insists on in a host before it starts with rapl=true, where it exits otherwise; and what a helper does."""
+"""What QEMU requires of a host to start with rapl=true (it exits otherwise), and what a helper requires."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ HOST_ONLY = "`virt-rapl status` on the host shows the energy of every domain, en
 
 
 class ProcessorError(VirtRaplError):
-    """No guest of this host can have RAPL, whatever the domain and the configuration."""
+    """No guest of this host can have RAPL, whatever its domain and the configuration."""
 
 
 def check_host(sys: Path = SYS, proc: Path = PROC) -> None:
@@ -24,13 +24,13 @@ def check_host(sys: Path = SYS, proc: Path = PROC) -> None:
 
 
 def check_processor(proc: Path = PROC) -> None:
-    """Raise ProcessorError unless it is Intel's."""
+    """Raise ProcessorError unless the processor is Intel's."""
     if processor(proc).vendor != "GenuineIntel":
         raise ProcessorError("QEMU gives guests RAPL on Intel hosts only", HOST_ONLY)
 
 
 def check_enabled(sys: Path) -> None:
-    """Raise VirtRaplError unless powercap's driver for RAPL is there and switched on."""
+    """Raise VirtRaplError unless powercap's driver for RAPL is loaded and enabled."""
     try:
         enabled = (sys / "class/powercap/intel-rapl/enabled").read_text().strip()
     except OSError:
@@ -42,10 +42,10 @@ def check_enabled(sys: Path) -> None:
 
 
 def check_cpus(sys: Path) -> None:
-    """Raise VirtRaplError where a CPU is off line or packages are not numbered as QEMU wants them.
+    """Raise VirtRaplError if a CPU is offline or packages are not numbered as QEMU needs them.
 
-    QEMU counts the directories of CPUs, and wants to know the package of as many from CPU 0 on. Linux tells of those
-    that are on line only. The packages found are to be those from 0 on, without a gap.
+    QEMU counts the directories of CPUs, and reads the package of that many CPUs from CPU 0 on. Linux shows it only for
+    CPUs that are online. The packages must be numbered from 0 on, without a gap.
     """
     directory = sys / "devices/system/cpu"
     count = len(list(directory.glob("cpu[0-9]*")))
@@ -55,8 +55,8 @@ def check_cpus(sys: Path) -> None:
             packages.add(int((directory / f"cpu{cpu}/topology/physical_package_id").read_text()))
         except (OSError, ValueError) as error:
             raise VirtRaplError(
-                f"QEMU gives guests RAPL only where all CPUs are on line, and CPU {cpu} is not",
-                f"echo 1 > /sys/devices/system/cpu/cpu{cpu}/online, or, where it was taken off line with its siblings, "
+                f"QEMU gives guests RAPL only where all CPUs are online, and CPU {cpu} is not",
+                f"echo 1 > /sys/devices/system/cpu/cpu{cpu}/online, or, if it was taken offline with its siblings, "
                 "echo on > /sys/devices/system/cpu/smt/control",
             ) from error
     if packages != set(range(len(packages))):
@@ -68,19 +68,19 @@ def check_cpus(sys: Path) -> None:
 
 
 def check_processes_are_seen(mounts: Path = PROC / "self/mountinfo") -> None:
-    """QEMU is another user's process. A helper that cannot see its threads answers 0, and QEMU does not start then."""
+    """Raise VirtRaplError if /proc hides QEMU's threads: a helper then answers 0, and QEMU does not start."""
     options = ""
     for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
         fields = line.split()
         if fields[4] == "/proc":
-            options = fields[-1]  # the last one mounted there is the one that is seen
+            options = fields[-1]  # the last file system mounted there is the visible one
     hidden = {option.removeprefix("hidepid=") for option in options.split(",") if option.startswith("hidepid=")}
     if hidden - {"0", "off"}:
         raise VirtRaplError("/proc hides other users' processes (hidepid)", "mount -o remount,hidepid=0 /proc")
 
 
 def qemu_helper() -> str:
-    """Return the path of qemu-vmsr-helper. Raises VirtRaplError where there is none."""
+    """Return the path of qemu-vmsr-helper. Raises VirtRaplError if there is none."""
     program = shutil.which(QEMU_HELPER, path=QEMU_HELPER_PATH)
     if program is None:
         raise VirtRaplError(f"{QEMU_HELPER} is not installed", "install it with QEMU, or set `helper: native`")

@@ -1,11 +1,11 @@
-"""RAPL zones: what counts energy."""
+"""RAPL zones, which count energy."""
 
 from typing import Protocol
 
 MOST_WATTS = 1000
-"""What a zone draws at most, where the machine tells no more: packages of today have up to 500 W."""
+"""The most that a zone draws if the machine does not say more: today's packages have up to 500 W."""
 MOST_PSYS_WATTS = 4000
-"""The same of a whole machine."""
+"""The same for a whole machine."""
 
 
 class Zone(Protocol):
@@ -29,16 +29,16 @@ class Zone(Protocol):
 
     @property
     def most_watts(self) -> int:
-        """Power that it does not exceed; see `most_watts` below."""
+        """Power that it never exceeds; see `most_watts` below."""
 
     def read(self) -> int:
         """Return microjoules, from 0 to `wrap` - 1. Raises OSError or ValueError when the counter cannot be read."""
 
 
-def most_watts(kind: str, told: int = 0) -> int:
-    """Return power that a zone of this kind does not exceed, in watts.
+def most_watts(kind: str, thermal_watts: int = 0) -> int:
+    """Return power that a zone of this kind never exceeds, in watts.
 
-    `told` is the thermal power of its package, 0 when it is not known: short peaks may be well above it. More than a
-    whole machine draws is not believed.
+    `thermal_watts` is the thermal power of its package, 0 if unknown: short peaks may be well above it. A value above
+    what a whole machine draws is not believed.
     """
-    return max(MOST_PSYS_WATTS if kind == "psys" else MOST_WATTS, min(2 * told, MOST_PSYS_WATTS))
+    return max(MOST_PSYS_WATTS if kind == "psys" else MOST_WATTS, min(2 * thermal_watts, MOST_PSYS_WATTS))
