@@ -22,7 +22,7 @@ from walking import ALONE, LOG, NewGuest, StartDaemon, asked, start_enabled, wai
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.daemon import status_socket
-from libvirt_rapl.energy.ledger import seal
+from libvirt_rapl.energy.ledger_content import seal
 from libvirt_rapl.simulator.world import World
 
 DAY = 86400.0

@@ -27,7 +27,7 @@ from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import RunState
-from libvirt_rapl.energy import ledger
+from libvirt_rapl.energy import ledger, ledger_content
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.helper.records import Record, Registry
@@ -388,7 +388,7 @@ def wrapper_is_pipe(patient: Patient) -> None:
 def simulated_ledger(patient: Patient) -> None:
     with sqlite3.connect(patient.state_directory / "ledger.db") as database:
         database.execute("UPDATE ledger SET simulated = 1")
-        ledger.seal(database)
+        ledger_content.seal(database)
     database.close()
 
 

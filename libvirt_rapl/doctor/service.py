@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pwd
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains.domain import every_domain
 from libvirt_rapl.domains.domxml import check_socket
 from libvirt_rapl.energy import ledger as ledger_file
+from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.energy_source import open_source
@@ -188,7 +188,7 @@ def ledger(machine: Machine) -> Iterator[Finding]:
         return
     try:
         since, simulated, domains = ledger_file.summary(path)
-    except (sqlite3.Error, UnicodeDecodeError, ledger_file.DamagedError) as error:
+    except DamagedError as error:
         if not os.access(path, os.R_OK):
             raise PermissionError(0, "not readable", str(path)) from error
         hint = f"{to_start('restart')}: it sets the file aside and begins a new one"

@@ -1,9 +1,8 @@
 """The ledger: totals of energy that outlive the process, the machine's uptime and a kill -9, in an SQLite file.
 
-Beside them it keeps the lowest power of each zone, when each domain ran last, and a digest of it all. Totals are
-written as they are, never as differences: writing twice changes nothing, and whoever dies between two writes loses only
-what came after the first. The file is opened for each write, so that it may be moved away, and is whole on the disk
-when the write is done.
+What is in it is libvirt_rapl.energy.ledger_content's; this is the care for the file. It is opened for each write, so
+that it may be moved away, and is whole on the disk when the write is done: whoever dies between two writes loses only
+what came after the first.
 
 A disk may change a bit, and no total shall be another thereby. What does not match its digest is set aside: when it is
 loaded, and before it is written, while its owner still has in memory all that it held. A new file is made under
@@ -12,7 +11,6 @@ as a link or a FIFO, is set aside unopened.
 """
 
 import contextlib
-import hashlib
 import os
 import sqlite3
 import stat
@@ -21,33 +19,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from libvirt_rapl.energy.snapshot import Kept, Part, imbalance
+from libvirt_rapl.energy import ledger_content as content
+from libvirt_rapl.energy.ledger_content import SCHEMA, DamagedError
+from libvirt_rapl.energy.snapshot import Kept
 from libvirt_rapl.errors import VirtRaplError
-
-TABLES = (
-    "CREATE TABLE ledger (since REAL NOT NULL, simulated INTEGER NOT NULL)",
-    """CREATE TABLE total (
-        owner TEXT NOT NULL, vcpu INTEGER NOT NULL, zone TEXT NOT NULL,
-        microjoules INTEGER NOT NULL CHECK (typeof(microjoules) = 'integer' AND microjoules >= 0),
-        PRIMARY KEY (owner, vcpu, zone)
-    ) WITHOUT ROWID""",
-)
-TABLES_SINCE_2 = (
-    """CREATE TABLE lowest (
-        zone TEXT NOT NULL PRIMARY KEY,
-        microjoules INTEGER NOT NULL CHECK (typeof(microjoules) = 'integer' AND microjoules >= 0),
-        nanoseconds INTEGER NOT NULL CHECK (typeof(nanoseconds) = 'integer' AND nanoseconds > 0)
-    ) WITHOUT ROWID""",
-    "CREATE TABLE domain (uuid TEXT NOT NULL PRIMARY KEY, last_ran REAL NOT NULL) WITHOUT ROWID",
-)
-TABLES_SINCE_3 = (
-    "ALTER TABLE ledger ADD COLUMN metered REAL NOT NULL DEFAULT 0",
-    "ALTER TABLE ledger ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-    "DELETE FROM domain",  # dates by a clock that may have been wrong; ages begin anew
-)
-STATEMENTS = {0: (*TABLES, *TABLES_SINCE_2, *TABLES_SINCE_3), 1: (*TABLES_SINCE_2, *TABLES_SINCE_3), 2: TABLES_SINCE_3}
-"""What makes a file of each older schema one of ours; 0 is a new file."""
-SCHEMA = 3
 
 NO_DAMAGE = {
     sqlite3.SQLITE_PERM,
@@ -110,31 +85,15 @@ class Ledger:
         return True
 
     def _store(self, database: sqlite3.Connection, kept: Kept) -> bool:
-        filed = _verified(database)
-        retired = [(uuid,) for uuid in self._retired]
-        database.executemany("DELETE FROM total WHERE owner = ?", retired)
-        database.executemany("DELETE FROM domain WHERE uuid = ?", retired)
-        # A total never goes back, whoever has written it. Only what has changed is written.
-        rows = (
-            (*part, microjoules)
-            for part, microjoules in kept.totals.items()
-            if microjoules > filed.totals.get(part, -1) or part.owner in self._retired
-        )
-        database.executemany("REPLACE INTO total VALUES (?, ?, ?, ?)", rows)
-        lowest = ((zone, *low) for zone, low in kept.lowest.items() if low != filed.lowest.get(zone))
-        database.executemany("REPLACE INTO lowest VALUES (?, ?, ?)", lowest)
-        last_ran = (item for item in kept.last_ran.items() if item not in filed.last_ran.items())
-        database.executemany("REPLACE INTO domain VALUES (?, ?)", last_ran)
-        database.execute("UPDATE ledger SET metered = max(metered, ?)", (kept.metered,))
-        seal(database)
+        content.store(database, kept, self._retired)
         return True
 
     def _read(self, database: sqlite3.Connection) -> Kept:
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise DamagedError(verdict)
-        kept = _verified(database)
-        (self.since,) = database.execute("SELECT since FROM ledger").fetchone()
+        kept = content.verified(database)
+        self.since, _ = content.origin(database)
         return kept
 
     def _attempt(self, work: Callable[[sqlite3.Connection], Result]) -> Result | None:
@@ -180,9 +139,8 @@ class Ledger:
         os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE))
         with contextlib.closing(_connect(aside)) as database:
             database.execute("BEGIN")
-            _furnish(database, 0)
-            database.execute("INSERT INTO ledger VALUES (?, ?, 0, '')", (self.since, self._simulated))
-            seal(database)
+            content.furnish(database)
+            content.begin(database, self.since, simulated=self._simulated)
             database.execute("COMMIT")
         aside.rename(self._path)
 
@@ -203,19 +161,9 @@ class Ledger:
 
     def _check(self, database: sqlite3.Connection) -> None:
         """Add to a file of an older schema; refuse one that is not ours or holds another kind of energy."""
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA:
-            if version not in STATEMENTS or not version:
-                raise DamagedError(f"it has version {version}, not {SCHEMA}" if version else "it is empty")
-            _furnish(database, version)
-            if difference := imbalance(_content(database)[0].totals):  # there is no digest yet
-                raise DamagedError(difference)
-            seal(database)
-        row = database.execute("SELECT simulated FROM ledger").fetchone()
-        if row is None:
-            raise DamagedError("it does not tell since when it counts")
-        if bool(row[0]) != self._simulated:
-            _verified(database)
+        content.upgrade(database)
+        if content.origin(database)[1] != self._simulated:
+            content.verified(database)
             if self._simulated:
                 raise VirtRaplError("it holds measured energy, and this is simulated")
             raise DamagedError("it holds simulated energy")
@@ -226,10 +174,6 @@ class Ledger:
             with contextlib.suppress(FileNotFoundError):
                 self._path.with_name(self._path.name + suffix).rename(self._path.with_name(stem + suffix))
         self._tell(f"{self._path} cannot be used: {reason}; it is now {stem}, and totals are kept in a new file")
-
-
-class DamagedError(Exception):
-    """The file is readable, but not what it should be."""
 
 
 def check_files(path: Path) -> None:
@@ -253,62 +197,17 @@ def _kind(mode: int) -> str:
 
 def summary(path: Path) -> tuple[float, bool, int]:
     """Return since when a ledger counts, in seconds since the epoch, whether its energy is simulated, and how many
-    domains it has. Raises DamagedError, UnicodeDecodeError, sqlite3.Error or OSError when it cannot be read.
+    domains it has. Raises DamagedError when it cannot be read, or OSError.
     """
     check_files(path)
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        database.execute("BEGIN")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == SCHEMA:
-            _verified(database)
-        elif version not in STATEMENTS or not version:
-            raise DamagedError(f"it has version {version}, not {SCHEMA}")
-        since, simulated = database.execute("SELECT since, simulated FROM ledger").fetchone() or (0.0, 0)
-        (domains,) = database.execute(
-            "SELECT count(DISTINCT owner) FROM total WHERE owner NOT IN ('host', 'other', 'idle', 'gone')"
-        ).fetchone()
-        return float(since), bool(simulated), int(domains)
-
-
-def seal(database: sqlite3.Connection) -> None:
-    """Write the digest of what the ledger holds."""
-    database.execute("UPDATE ledger SET digest = ?", (_content(database)[1],))
-
-
-def _verified(database: sqlite3.Connection) -> Kept:
-    """Return what the ledger holds. Raises DamagedError, or sqlite3.Error, where that is not what was written."""
-    (written,) = database.execute("SELECT digest FROM ledger").fetchone() or ("",)
-    kept, digest = _content(database)
-    if digest != written:
-        raise DamagedError("it does not hold what was written")
-    return kept
-
-
-def _content(database: sqlite3.Connection) -> tuple[Kept, str]:
-    """Return what the ledger holds, and a digest of all that is in the file and has a meaning."""
-    _, own, totals, lowest, last_ran = everything = [
-        database.execute(query).fetchall()
-        for query in (
-            "SELECT type, name, sql FROM sqlite_schema ORDER BY name",
-            "SELECT since, simulated, metered FROM ledger",
-            "SELECT owner, vcpu, zone, microjoules FROM total ORDER BY owner, vcpu, zone",
-            "SELECT zone, microjoules, nanoseconds FROM lowest ORDER BY zone",
-            "SELECT uuid, last_ran FROM domain ORDER BY uuid",
-        )
-    ]
-    kept = Kept(
-        totals={Part(owner, vcpu, zone): microjoules for owner, vcpu, zone, microjoules in totals},
-        lowest={zone: (microjoules, nanoseconds) for zone, microjoules, nanoseconds in lowest},
-        last_ran=dict(last_ran),
-        metered=own[0][2] if own else 0.0,
-    )
-    return kept, hashlib.sha256(repr(everything).encode(errors="surrogatepass")).hexdigest()
-
-
-def _furnish(database: sqlite3.Connection, version: int) -> None:
-    for statement in STATEMENTS[version]:
-        database.execute(statement)
-    database.execute(f"PRAGMA user_version = {SCHEMA}")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("BEGIN")
+            if content.check_version(database) == SCHEMA:
+                content.verified(database)
+            return *content.origin(database), content.domains(database)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise DamagedError(str(error)) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,0 +1,147 @@
+"""What is in a ledger: its tables, of this schema and of older ones, and the digest of it all.
+
+Beside totals there are the lowest power of each zone, and when each domain ran last. Totals are written as they are,
+never as differences: writing twice changes nothing.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Collection
+
+from libvirt_rapl.energy.snapshot import Kept, Part, imbalance
+
+TABLES = (
+    "CREATE TABLE ledger (since REAL NOT NULL, simulated INTEGER NOT NULL)",
+    """CREATE TABLE total (
+        owner TEXT NOT NULL, vcpu INTEGER NOT NULL, zone TEXT NOT NULL,
+        microjoules INTEGER NOT NULL CHECK (typeof(microjoules) = 'integer' AND microjoules >= 0),
+        PRIMARY KEY (owner, vcpu, zone)
+    ) WITHOUT ROWID""",
+)
+TABLES_SINCE_2 = (
+    """CREATE TABLE lowest (
+        zone TEXT NOT NULL PRIMARY KEY,
+        microjoules INTEGER NOT NULL CHECK (typeof(microjoules) = 'integer' AND microjoules >= 0),
+        nanoseconds INTEGER NOT NULL CHECK (typeof(nanoseconds) = 'integer' AND nanoseconds > 0)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE domain (uuid TEXT NOT NULL PRIMARY KEY, last_ran REAL NOT NULL) WITHOUT ROWID",
+)
+TABLES_SINCE_3 = (
+    "ALTER TABLE ledger ADD COLUMN metered REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE ledger ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+    "DELETE FROM domain",  # dates by a clock that may have been wrong; ages begin anew
+)
+STATEMENTS = {0: (*TABLES, *TABLES_SINCE_2, *TABLES_SINCE_3), 1: (*TABLES_SINCE_2, *TABLES_SINCE_3), 2: TABLES_SINCE_3}
+"""What makes a file of each older schema one of ours; 0 is a new file."""
+SCHEMA = 3
+
+
+class DamagedError(Exception):
+    """The file is readable, but not what it should be."""
+
+
+def furnish(database: sqlite3.Connection, version: int = 0) -> None:
+    """Make the tables; of an older version, what it lacks."""
+    for statement in STATEMENTS[version]:
+        database.execute(statement)
+    database.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def upgrade(database: sqlite3.Connection) -> None:
+    """Make what is of an older schema one of ours. Raises DamagedError where it is of none, or makes no sense."""
+    if (version := check_version(database)) != SCHEMA:
+        furnish(database, version)
+        if difference := imbalance(_content(database)[0].totals):  # there is no digest yet
+            raise DamagedError(difference)
+        seal(database)
+
+
+def check_version(database: sqlite3.Connection) -> int:
+    """Return the schema that it has. Raises DamagedError where that is none of ours."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if not version:
+        raise DamagedError("it is empty")
+    if version != SCHEMA and version not in STATEMENTS:
+        raise DamagedError(f"it has version {version}, not {SCHEMA}")
+    return int(version)
+
+
+def begin(database: sqlite3.Connection, since: float, *, simulated: bool) -> None:
+    """Write since when it counts, in seconds since the epoch, and which kind of energy, into one that is new."""
+    database.execute("INSERT INTO ledger VALUES (?, ?, 0, '')", (since, simulated))
+    seal(database)
+
+
+def origin(database: sqlite3.Connection) -> tuple[float, bool]:
+    """Return since when it counts, in seconds since the epoch, and whether its energy is simulated.
+
+    Raises DamagedError where it does not say.
+    """
+    row = database.execute("SELECT since, simulated FROM ledger").fetchone()
+    if row is None:
+        raise DamagedError("it does not say since when it counts")
+    return float(row[0]), bool(row[1])
+
+
+def domains(database: sqlite3.Connection) -> int:
+    """Return how many domains it has totals of."""
+    (count,) = database.execute(
+        "SELECT count(DISTINCT owner) FROM total WHERE owner NOT IN ('host', 'other', 'idle', 'gone')"
+    ).fetchone()
+    return int(count)
+
+
+def store(database: sqlite3.Connection, kept: Kept, retired: Collection[str]) -> None:
+    """Write this, and take out the rows of `retired` domains. Raises DamagedError."""
+    filed = verified(database)
+    gone = [(uuid,) for uuid in retired]
+    database.executemany("DELETE FROM total WHERE owner = ?", gone)
+    database.executemany("DELETE FROM domain WHERE uuid = ?", gone)
+    # A total never goes back, whoever has written it. Only what has changed is written.
+    rows = (
+        (*part, microjoules)
+        for part, microjoules in kept.totals.items()
+        if microjoules > filed.totals.get(part, -1) or part.owner in retired
+    )
+    database.executemany("REPLACE INTO total VALUES (?, ?, ?, ?)", rows)
+    lowest = ((zone, *low) for zone, low in kept.lowest.items() if low != filed.lowest.get(zone))
+    database.executemany("REPLACE INTO lowest VALUES (?, ?, ?)", lowest)
+    last_ran = (item for item in kept.last_ran.items() if item not in filed.last_ran.items())
+    database.executemany("REPLACE INTO domain VALUES (?, ?)", last_ran)
+    database.execute("UPDATE ledger SET metered = max(metered, ?)", (kept.metered,))
+    seal(database)
+
+
+def seal(database: sqlite3.Connection) -> None:
+    """Write the digest of what the ledger holds."""
+    database.execute("UPDATE ledger SET digest = ?", (_content(database)[1],))
+
+
+def verified(database: sqlite3.Connection) -> Kept:
+    """Return what the ledger holds. Raises DamagedError, or sqlite3.Error, where that is not what was written."""
+    (written,) = database.execute("SELECT digest FROM ledger").fetchone() or ("",)
+    kept, digest = _content(database)
+    if digest != written:
+        raise DamagedError("it does not hold what was written")
+    return kept
+
+
+def _content(database: sqlite3.Connection) -> tuple[Kept, str]:
+    """Return what the ledger holds, and a digest of all that is in the file and has a meaning."""
+    _, own, totals, lowest, last_ran = everything = [
+        database.execute(query).fetchall()
+        for query in (
+            "SELECT type, name, sql FROM sqlite_schema ORDER BY name",
+            "SELECT since, simulated, metered FROM ledger",
+            "SELECT owner, vcpu, zone, microjoules FROM total ORDER BY owner, vcpu, zone",
+            "SELECT zone, microjoules, nanoseconds FROM lowest ORDER BY zone",
+            "SELECT uuid, last_ran FROM domain ORDER BY uuid",
+        )
+    ]
+    kept = Kept(
+        totals={Part(owner, vcpu, zone): microjoules for owner, vcpu, zone, microjoules in totals},
+        lowest={zone: (microjoules, nanoseconds) for zone, microjoules, nanoseconds in lowest},
+        last_ran=dict(last_ran),
+        metered=own[0][2] if own else 0.0,
+    )
+    return kept, hashlib.sha256(repr(everything).encode(errors="surrogatepass")).hexdigest()
