@@ -59,9 +59,9 @@ class TimedMeter(Meter):
             process._processes_due = 0.0 if wanted else math.inf
 
     @property
-    def told_ns(self) -> int:
+    def reported_ns(self) -> int:
         """What all domains ran since the meter began, by the clocks that were read."""
-        return sum(process._qemu._told for process in self._processes.values())
+        return sum(process._qemu._reported for process in self._processes.values())
 
 
 @contextlib.contextmanager
@@ -89,11 +89,11 @@ class Rivals:
         turns = ["ours", *self._programs, "psutil"]
         for name in turns[first % 4 :] + turns[: first % 4]:
             if name == "ours":
-                before = self._meter.told_ns
+                before = self._meter.reported_ns
                 self._meter.set_listing(listing)
                 with stop_watch(took, name):
                     self._meter.sample(self._processes)
-                ran[name] = self._meter.told_ns - before
+                ran[name] = self._meter.reported_ns - before
             elif name == "psutil":
                 with stop_watch(took, name):
                     self._ask_psutil()
