@@ -13,7 +13,7 @@ from fakes.host import Host, Thread, stat, write
 
 from libvirt_rapl.domains import connection, inventory, run_files
 from libvirt_rapl.domains.definition import Definition
-from libvirt_rapl.domains.inventory import Entry, Inventory
+from libvirt_rapl.domains.inventory import Entry, Inventory, Mark
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
 
@@ -134,7 +134,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibvirt]:
     eventually(lambda: len(fake.opened) > fake.closed)  # the thread, which has no end, comes to rest
 
 
-def entry(number: int, *, running: bool = True, mark: str = "") -> Entry:
+def entry(number: int, *, running: bool = True, mark: Mark | None = None) -> Entry:
     state, pid = ("running", 1) if running else ("shut off", None)
     return Entry(
         name=f"vm{number}", uuid=UUID.format(number), id=number if running else None, state=state, pid=pid, mark=mark

@@ -20,7 +20,7 @@ from libvirt_rapl.cli import main
 from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
-from libvirt_rapl.lifecycle import events, live
+from libvirt_rapl.lifecycle import events, live, live_plan
 from libvirt_rapl.simulator.world import World
 
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
@@ -41,7 +41,7 @@ class Handle:
         self.registry, self.trouble, self.restores = registry, save, list(restores)
         self.active, self.enabled, self.aborted, self.told = True, False, threading.Event(), list[str]()
         self.job, self.operation = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
-        self.image = live.SAVES / "web.save"
+        self.image = live_plan.SAVES / "web.save"
 
     def managedSave(self) -> int:  # noqa: N802
         if self.trouble == "slow":
@@ -92,7 +92,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setattr(live, "_check", lambda *_: None)
     monkeypatch.setattr(live, "is_active", lambda *_: False)
     monkeypatch.setattr(live, "lookup_uuid", lambda handle, _: domain(handle))
-    monkeypatch.setattr(live, "SAVES", tmp_path)
+    monkeypatch.setattr(live_plan, "SAVES", tmp_path)
     monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
     return Registry(tmp_path / "run")
 
@@ -101,8 +101,8 @@ def domain(handle: Handle) -> Domain:
     return Domain(name="web", uuid=UUID, id=1 if handle.active else None, state="running", handle=handle)
 
 
-def plan(handle: Handle, *, persistent: bool = True) -> live.Plan:
-    return live.Plan(
+def plan(handle: Handle, *, persistent: bool = True) -> live_plan.Plan:
+    return live_plan.Plan(
         domain=domain(handle),
         enable=handle.enable,
         persistent=persistent,
@@ -240,9 +240,9 @@ def test_what_another_does_to_a_domain_is_not_taken_for_its_trouble(
     handle = Handle(registry)
     handle.active = False
     with registry.switching_on(UUID), pytest.raises(VirtRaplError, match="another `enable --live` works on it"):
-        live.plan(domain(handle), handle.enable, registry)
+        live_plan.plan(domain(handle), handle.enable, registry)
     with pytest.raises(VirtRaplError, match="does not run"):
-        live.plan(domain(handle), handle.enable, registry)
+        live_plan.plan(domain(handle), handle.enable, registry)
 
 
 def test_what_another_has_done_meanwhile_is_not_done_again(
@@ -323,7 +323,7 @@ def test_ctrl_z_waits_until_the_domain_runs_again(registry: Registry, monkeypatc
 def test_memory_that_is_swapped_out_counts(swap: int, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"Name:\tqemu\nVmRSS:\t  1000 kB\nRssAnon:\t 900 kB\nVmSwap:\t {swap} kB\nHugetlbPages:\t 2048 kB\n"
     monkeypatch.setattr("libvirt_rapl.host.processes.read", lambda _: text)
-    assert live._used_bytes(1) == (3048 + swap) * 1024
+    assert live_plan._used_bytes(1) == (3048 + swap) * 1024
 
 
 def test_only_this_machines_libvirt(capsys: pytest.CaptureFixture[str]) -> None:
@@ -522,8 +522,8 @@ def test_too_little_space_is_seen_beforehand_and_survived(world: World, running:
         assert f"{SAVES} has 8 MiB free" in trouble
         # And where the guest has more memory than seen beforehand: here it is not looked at.
         world.run(["sh", "-c", f"cat /dev/zero >{SAVES}/filler; truncate --size=-8K {SAVES}/filler"], check=False)
-        blind = "live._used_bytes = lambda _: 0; live._bytes_per_second = lambda _: 1e9"
-        imports = "from libvirt_rapl.lifecycle import live; from libvirt_rapl.cli import main"
+        blind = "live_plan._used_bytes = lambda _: 0; live_plan._bytes_per_second = lambda _: 1e9"
+        imports = "from libvirt_rapl.lifecycle import live_plan; from libvirt_rapl.cli import main"
         command = f"{imports}; {blind}; raise SystemExit(main())"
         python = [sys.executable, "-I", "-c", command, "enable", "--live", running]
         done = world.run(python, check=False)

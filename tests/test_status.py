@@ -326,8 +326,8 @@ def test_how_far_a_domain_is(
 
 
 @pytest.mark.usefixtures("host")
-@pytest.mark.parametrize(("mark", "reason"), [("", "it can grow"), ("next", "it can grow"), ("live", "no helper")])
-def test_why_a_chosen_domain_has_no_meter(tmp_path: Path, mark: str, reason: str) -> None:
+@pytest.mark.parametrize(("mark", "reason"), [(None, "it can grow"), ("next", "it can grow"), ("live", "no helper")])
+def test_why_a_chosen_domain_has_no_meter(tmp_path: Path, mark: inventory.Mark | None, reason: str) -> None:
     registry = Registry(tmp_path / "run")
     registry.write(Record(uuid=UUID, name="vm", backend="native", owner_uid=0, owner_gid=0, reason="no helper"))
     entry = inventory.Entry(name="vm", uuid=UUID, id=None, state="shut off", pid=None, mark=mark)

@@ -18,7 +18,7 @@ from libvirt_rapl.domains.domain import Domain, lookup
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
-from libvirt_rapl.lifecycle import live
+from libvirt_rapl.lifecycle import live, live_plan
 from libvirt_rapl.lifecycle.enabling import enabled
 from libvirt_rapl.lifecycle.policy import wanted
 from libvirt_rapl.selection import Selection
@@ -95,7 +95,7 @@ def _enable_live(
 
 def _plan_live(
     domain: Domain, with_meter: Callable[[Definition], Definition], registry: Registry
-) -> tuple[live.Plan, str]:
+) -> tuple[live_plan.Plan, str]:
     """Return what shall happen to a running domain, and the difference that it will make to the definition."""
     difference = plan_change(domain, with_meter).difference if domain.persistent else ""
 
@@ -108,4 +108,4 @@ def _plan_live(
             domain.define(change.after)
 
     with named(domain):
-        return live.plan(domain, enable, registry), difference
+        return live_plan.plan(domain, enable, registry), difference

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import Literal
 
 from libvirt_rapl.domains.connection import connect, subscribed
 from libvirt_rapl.domains.definition import Definition, UnreadableError
@@ -23,6 +24,10 @@ STARTING_SECONDS, VCPUS_SECONDS = 1.0, 2.0
 """How often is looked for the process of a domain that starts, and for vCPUs that were plugged or unplugged."""
 
 
+Mark = Literal["live", "next"]
+"""Our mark is in the domain as it runs, or only in what its next start uses."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One domain."""
@@ -36,13 +41,13 @@ class Entry:
     """QEMU's main process; None when the domain does not run."""
     vcpu_tids: dict[int, int] = field(default_factory=dict)
     """Thread of each vCPU by its number, as far as libvirt has written them down."""
-    mark: str
-    """Where our mark is: in the `live` domain, only in what its `next` start uses, or nowhere (empty)."""
+    mark: Mark | None
+    """Where our mark is; None where it is nowhere."""
 
 
 def describe(domain: Domain) -> Entry:
     """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
-    mark = ""
+    mark: Mark | None = None
     if domain.active and _is_marked(domain.live):
         mark = "live"
     elif _is_marked(domain.definition):
@@ -183,7 +188,7 @@ class Inventory:
         """Take in which domains run, without libvirt; definitions cannot be seen and stay as they were."""
         entries = {uuid: _without_dead_process(entry) for uuid, entry in self.entries.items()}
         for found in running_domains():
-            mark = "live" if _is_marked(functools.partial(Definition.parse, found.xml)) else ""
+            marked = _is_marked(functools.partial(Definition.parse, found.xml))
             entries[found.uuid] = Entry(
                 name=found.name,
                 uuid=found.uuid,
@@ -191,7 +196,7 @@ class Inventory:
                 state=found.state,
                 pid=found.pid,
                 vcpu_tids=found.vcpu_tids,
-                mark=mark,
+                mark="live" if marked else None,
             )
         self.entries = entries
 
@@ -205,5 +210,5 @@ def _without_dead_process(entry: Entry) -> Entry:
         return entry
     # Whether its next start will have the mark only libvirt knows; as a rule it will.
     return dataclasses.replace(
-        entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark="next" if entry.mark else ""
+        entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark="next" if entry.mark else None
     )

@@ -6,35 +6,21 @@ is restored, with its meter or, when that fails, without.
 """
 
 import contextlib
-import os
 import re
 import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 from libvirt_rapl import paths
-from libvirt_rapl.domains import emulator, inventory
+from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.connection import LibvirtError
-from libvirt_rapl.domains.domain import NO_JOB, SAVE_JOB, Domain, lookup_uuid
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.domain import SAVE_JOB, Domain, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
-from libvirt_rapl.host import processes
-from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle.live_plan import Plan, check_image, check_jobs
 from libvirt_rapl.lifecycle.meter_state import vrapl_state
-from libvirt_rapl.paths import PROC
-
-SAVES = Path("/", paths.LIBVIRT_SAVES)
-TRIAL_BYTES = 64 << 20
-"""So much is written there at most, and forgotten, to see how fast that goes."""
-RESTART_SECONDS = 2.0
-"""What a pause takes however small the domain: the new QEMU, and the hook."""
 
 KILLED = re.compile(
     r"terminating on signal"
@@ -44,100 +30,9 @@ KILLED = re.compile(
 """What libvirt says of a QEMU that something has killed as it was starting; of another it tells the last words."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What shall happen to a running domain."""
-
-    domain: Domain
-    enable: Callable[[], None]
-    """Enables its definition, as that is then, once the domain has its meter."""
-    persistent: bool
-    used_bytes: int
-    """Memory that QEMU uses: as much is written, and read again."""
-    bytes_per_second: float
-
-    def __str__(self) -> str:
-        """Tell it in one line."""
-        seconds = RESTART_SECONDS + 2 * self.used_bytes / self.bytes_per_second
-        return (
-            f"{self.domain.name}: pauses for about {seconds:.0f} s: it is saved to {SAVES} and restored with its meter "
-            f"({_mib(self.used_bytes)} of memory; written at {_mib(self.bytes_per_second)}/s)"
-        )
-
-    @property
-    def image(self) -> Path:
-        """The file that holds the domain while it does not run."""
-        return SAVES / (f"{self.domain.name}.save" if self.persistent else f"{self.domain.uuid}.virt-rapl")
-
-    @property
-    def command(self) -> str:
-        """What restores the domain from that file."""
-        return f"virsh start {self.domain.name}" if self.persistent else f"virsh restore {self.image}"
-
-
 def is_active(domain: Domain, registry: Registry) -> bool:
     """Tell whether the guest reads its joules already."""
     return vrapl_state(inventory.describe(domain), registry.read(domain.uuid), registry)[0] == "active"
-
-
-def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan:
-    """Check all that can be checked beforehand. Raises VirtRaplError when the domain cannot have its meter now."""
-    if os.geteuid():
-        raise VirtRaplError("saving a running domain and restoring it with its meter takes root", "use sudo")
-    with registry.switching_on(domain.uuid):  # so that we do not take for its trouble what another one does to it
-        return _checked_plan(domain, enable, registry)
-
-
-def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan:
-    state = inventory.run_state(domain)
-    pid = state.pid if state else None
-    if pid is None:
-        raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
-    check_host()
-    running = domain.live()
-    running.check(registry.socket(domain.uuid))
-    hook = Path("/", paths.HOOK)
-    if not os.access(hook, os.X_OK):
-        raise VirtRaplError(f"there is no hook {hook}", emulator.INSTALL)
-    path = running.emulator()
-    emulator.check(path)
-    try:
-        # libvirt starts a QEMU or two for an answer, which it remembers: now, and not while the guest waits.
-        domain.handle.connect().getDomainCapabilities(path + WRAPPER_SUFFIX, "x86_64", None, "kvm")
-    except LibvirtError as error:
-        raise VirtRaplError(f"libvirt cannot use {path}{WRAPPER_SUFFIX}: {error}", "see its log") from error
-    _check_jobs(domain)
-    used, free = _used_bytes(pid), _free_bytes()
-    if free < used:
-        raise VirtRaplError(f"it uses {_mib(used)} of memory, and {SAVES} has {_mib(free)} free", "make room there")
-    made = Plan(
-        domain=domain,
-        enable=enable,
-        persistent=domain.persistent,
-        used_bytes=used,
-        bytes_per_second=_bytes_per_second(min(used, TRIAL_BYTES)),
-    )
-    _check_image(made)
-    return made
-
-
-def _check_jobs(domain: Domain) -> None:
-    """Raise VirtRaplError while libvirt does something else with the domain: a save would end or spoil it."""
-    try:
-        kind = domain.handle.jobInfo()[0]
-    except LibvirtError as error:
-        raise VirtRaplError(f"cannot ask for the jobs of the domain: {error}", "is it still there?") from error
-    if kind != NO_JOB:
-        raise VirtRaplError("libvirt is busy with it (a backup, a migration, ...)", "`virsh domjobinfo` shows it; wait")
-
-
-def _check_image(plan: Plan) -> None:
-    """Raise VirtRaplError where we would write over an image of ours that was left."""
-    if not plan.persistent and plan.image.exists():
-        raise VirtRaplError(
-            f"{plan.image} is left of an `enable --live` that was killed",
-            "remove it: the domain runs again, and it would set it back",
-        )
 
 
 def switch_on(plan: Plan, registry: Registry, tell: Callable[[str], None]) -> None:
@@ -156,8 +51,8 @@ def switch_on(plan: Plan, registry: Registry, tell: Callable[[str], None]) -> No
             if is_active(before, registry):
                 tell(f"{name}: its meter is already active")
                 return
-            _check_jobs(before)
-            _check_image(plan)
+            check_jobs(before)
+            check_image(plan)
             tell_hook("with")
         except VirtRaplError as error:
             raise VirtRaplError(f"{name}: {error.message}", error.hint) from error
@@ -314,36 +209,3 @@ def _check(domain: Domain, registry: Registry) -> None:
         f"{domain.name}: runs on as before: its meter was not put in as it was restored",
         "see `virt-rapl events`; without a line there, libvirt does not know the hook: systemctl reload libvirtd",
     )
-
-
-def _used_bytes(pid: int) -> int:
-    """Return what QEMU's memory holds, in RAM and swapped out: what is written at most, but for some kilobytes."""
-    status = processes.read(PROC / str(pid) / "status") or ""
-    lines = (line.split() for line in status.splitlines())
-    return sum(int(words[1]) << 10 for words in lines if words[0] in ("VmRSS:", "VmSwap:", "HugetlbPages:"))
-
-
-def _free_bytes() -> int:
-    space = os.statvfs(SAVES)
-    return space.f_bavail * space.f_frsize
-
-
-def _bytes_per_second(size: int) -> float:
-    """Return how fast a file of about this size gets onto the disk as libvirt does it: through another process."""
-    block = os.urandom(1 << 20)
-    blocks = max(1, size // len(block))
-    began = time.monotonic()
-    try:
-        with tempfile.TemporaryFile(dir=SAVES) as trial:
-            with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=trial) as copier:
-                assert copier.stdin is not None
-                for _ in range(blocks):
-                    copier.stdin.write(block)
-            os.fsync(trial.fileno())
-    except OSError as error:
-        raise VirtRaplError(f"cannot write to {SAVES}: {error}", "make room there") from error
-    return blocks * len(block) / (time.monotonic() - began)
-
-
-def _mib(size: float) -> str:
-    return f"{size / (1 << 20):.0f} MiB"

@@ -38,7 +38,7 @@ class Told(Inventory):
 
 def entry_of(pid: int) -> Entry:
     uuid = f"00000000-0000-0000-0000-{pid:012}"
-    return Entry(name=f"domain-{pid}", uuid=uuid, id=pid, state="running", pid=pid, vcpu_tids=vcpu_tids(pid), mark="")
+    return Entry(name=f"domain-{pid}", uuid=uuid, id=pid, state="running", pid=pid, vcpu_tids=vcpu_tids(pid), mark=None)
 
 
 def main() -> None:
