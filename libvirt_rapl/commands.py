@@ -1,22 +1,24 @@
 """Running a program for what it does or prints: one of the system's, or one that somebody has named.
 
 Each runs in a session of its own, without a terminal, dumps no core, and may print so much within so much time. Then it
-is ended, with what it has started.
+is ended, with what it has started. Nobody but this module runs programs: where VIRT_RAPL_DEBUG is set it logs each one
+as a line that can be pasted into a shell.
 """
 
 import contextlib
 import fcntl
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, debug
 
 MOST_BYTES = 1 << 20
 """More than this none of them prints."""
@@ -43,10 +45,10 @@ def run(*command: str, timeout: float, hint: str = "run this again once that is 
 
     Raises VirtRaplError if it fails.
     """
-    shown = f"`{' '.join(command)}`"
+    shown = f"`{shlex.join(command)}`"
     try:
         done = _run(command, "", max(timeout, 0.1))
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         raise VirtRaplError(f"{shown}: {error}", hint) from error
     if done.status:
         raise VirtRaplError(f"{shown} failed: {' '.join(done.stderr.split())}", hint)
@@ -56,12 +58,27 @@ def run(*command: str, timeout: float, hint: str = "run this again once that is 
 def ask(*command: str, question: str, timeout: float) -> Done:
     """Run one that somebody has named, with `question` on its standard input; where we are root it runs as nobody.
 
-    Raises OSError where it cannot be run, subprocess.TimeoutExpired after `timeout` seconds.
+    Raises OSError where it cannot be run, TimeoutError after `timeout` seconds.
     """
     if os.geteuid():
         return _run(command, question, timeout, MINIMAL)
     with _one_at_a_time, _adopting():
         return _run(command, question, timeout, MINIMAL, NOBODY)
+
+
+def start(*command: str, environment: Mapping[str, str], output: BinaryIO) -> int:
+    """Start a program of ours that goes on without us and prints to `output`. Returns its PID. Raises OSError."""
+    debug(f"+ {shlex.join(command)}")
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd="/",
+        start_new_session=True,
+    )
+    return process.pid
 
 
 def _run(
@@ -71,6 +88,7 @@ def _run(
     environment: Mapping[str, str] | None = None,
     user: int | None = None,
 ) -> Done:
+    debug(f"+ {shlex.join(command)}")
     with _paper(question.encode()) as stdin, _paper() as stdout, _paper() as stderr:
         with _no_core():
             process = subprocess.Popen(
@@ -91,7 +109,7 @@ def _run(
             # As long as we have not taken its status its number is nobody else's, nor that of its group.
             while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
                 if time.monotonic() > until:
-                    raise subprocess.TimeoutExpired(command, timeout)
+                    raise TimeoutError(f"it timed out after {timeout:g} s")
                 time.sleep(POLL_SECONDS)
         finally:
             os.killpg(process.pid, signal.SIGKILL)

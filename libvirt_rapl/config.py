@@ -29,7 +29,6 @@ CHOICES = {
 
 EXPECTED = {
     **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
-    "shaping": "on or off",
     "run_directory": "a directory of its own, such as /run/virt-rapl",
     "state_directory": "a directory of its own, such as /var/lib/virt-rapl",
     "interval": "seconds from 0.1 to 60",
@@ -43,15 +42,14 @@ class Config:
     """What an operator can choose. Field names are the keys of the file; an absent key keeps the default."""
 
     helper: str = "native"
-    """Backend of the helper instances: `native` (ours) or `qemu` (qemu-vmsr-helper)."""
+    """Backend of the helper instances: `native` (ours: a guest counts what its domain is charged) or `qemu`
+    (qemu-vmsr-helper: it passes the energy of the package through)."""
     on_failure: str = "degrade"
     """When a domain's meter cannot be set up: `degrade` (it starts without RAPL) or `refuse` (it does not start)."""
     source: str = "auto"
     """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
     model: str = "capacity"
     """How energy is given out to domains on the host; see libvirt_rapl.energy.attribution."""
-    shaping: bool = True
-    """Whether the native helper makes its answers so that a guest counts what its domain is charged."""
     run_directory: Path = Path("/", paths.RUN_DIRECTORY)
     """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
     state_directory: Path = Path("/", paths.STATE_DIRECTORY)
@@ -203,8 +201,6 @@ def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.Saf
     near = get_close_matches(word, words, 1) if word not in words else []
     hint = f"did you mean {near[0]}?" if near else f"correct {place}"
     expected = EXPECTED[key]
-    if key == "shaping" and word.lower() in yaml.SafeLoader.bool_values:
-        expected += ", without quotes"
     found = " ".join(as_yaml(written).split())
     raise VirtRaplError(f"{place}: {key}: expected {expected}, found {found}", hint)
 
@@ -214,8 +210,6 @@ def _value(key: str, written: Any) -> object | None:  # noqa: ANN401 (whatever Y
     match key:
         case _ if key in CHOICES and written in CHOICES[key]:
             return str(written)
-        case "shaping" if isinstance(written, bool):
-            return written
         case "run_directory" | "state_directory" if isinstance(written, str):
             return _directory_of_its_own(written)
         case "interval" if type(written) in (int, float) and 0.1 <= written <= 60:

@@ -1,6 +1,12 @@
-"""The one exception that a user may see, and lines that he may."""
+"""The one exception that a user may see, lines that he may, and what is logged of the others for who debugs."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
+
+DEBUG = "VIRT_RAPL_DEBUG"
+"""The environment variable that asks for tracebacks and for the commands that are run; empty is as if it were unset."""
 
 
 class VirtRaplError(Exception):
@@ -20,6 +26,32 @@ def message_of(check: Callable[[], object]) -> str:
     except VirtRaplError as error:
         return error.message
     return ""
+
+
+def explain(error: BaseException) -> str:
+    """Return an error as one line. Whoever catches what nobody has foreseen calls this: it logs the traceback."""
+    if os.environ.get(DEBUG) and not isinstance(error, VirtRaplError):
+        import traceback  # which the hook does not wait for
+
+        debug("".join(traceback.format_exception(error)))
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def debug(text: str) -> None:
+    """Write lines to stderr where DEBUG is set; also to the system's log where stderr is neither that nor a terminal.
+
+    libvirt drops what a hook says on stderr unless the hook fails.
+    """
+    if not os.environ.get(DEBUG):
+        return
+    with contextlib.suppress(OSError, ValueError):  # it is closed
+        print(text.rstrip(), file=sys.stderr, flush=True)
+        if "JOURNAL_STREAM" not in os.environ and not sys.stderr.isatty():
+            import syslog
+
+            syslog.openlog("virt-rapl", syslog.LOG_PID)
+            for line in text.splitlines():
+                syslog.syslog(syslog.LOG_INFO, line)
 
 
 def printable(line: str) -> str:

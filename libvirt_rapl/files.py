@@ -53,6 +53,12 @@ def is_left_over(name: str) -> bool:
     return found is not None and (int(found[1]) == os.getpid() or not Path("/proc", found[1]).exists())
 
 
+def free_bytes(directory: Path) -> int:
+    """Return how many bytes anybody may still write there. Raises OSError."""
+    space = os.statvfs(directory)
+    return space.f_bavail * space.f_frsize
+
+
 def who_else_may_write(place: Path | int) -> str:
     """Return in a few words who may change a file or directory besides root and us; empty when nobody may.
 

@@ -60,7 +60,6 @@ class Instance:
         backend: str = "native",
         number: int = 1,
         source: str = "auto",
-        shaping: str = "on",
         program: Sequence[str] = (sys.executable, "-I", "-m", "libvirt_rapl"),
     ) -> None:
         self.uuid = UUID.format(number)
@@ -68,7 +67,7 @@ class Instance:
         self.record = {"uuid": self.uuid, "name": "vm", "backend": backend, "owner_uid": 0, "owner_gid": 0}
         self.directory = directory
         configuration = directory / "virt-rapl.yaml"
-        configuration.write_text(f"run_directory: {directory}\nsource: {source}\nshaping: {shaping}\n")
+        configuration.write_text(f"run_directory: {directory}\nsource: {source}\n")
         (directory / f"{self.uuid}.json").write_text(json.dumps({**self.record, "vcpu_tids": {}}))
         command = [*program, f"--config={configuration}", "helper", self.uuid]
         with open(directory / f"{self.uuid}.log", "w") as log:

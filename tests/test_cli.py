@@ -73,5 +73,7 @@ def test_a_mistake_of_ours_is_no_traceback_unless_asked_for(
     assert main(["install", "--prefix-root", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("virt-rapl: error: internal error: RuntimeError: a bug\nhint: ")
     monkeypatch.setenv("VIRT_RAPL_DEBUG", "1")
-    with pytest.raises(RuntimeError):
-        main(["install", "--prefix-root", str(tmp_path)])
+    assert main(["install", "--prefix-root", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-3:-1] == ["RuntimeError: a bug", "virt-rapl: error: internal error: RuntimeError: a bug"]

@@ -1,6 +1,8 @@
 """Programs that are run for what they say: what they get of us, and what they may cost."""
 
+import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,7 +126,7 @@ def test_nobody_outlives_the_question(script: Path, how: str) -> None:
         pytest.skip("only root runs others' programs")
     try:
         ask(script, f"{LEAVES[how]}\nsleep 0.2", timeout=1.0)
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
         assert how in ("itself", "a child", "one in a session of its own")
     assert sleepers() == []
 
@@ -171,3 +173,30 @@ def test_the_systems_own_have_our_environment_and_an_end(script: Path, monkeypat
         commands.run(str(script.parent / "none"), timeout=20)
     # It has been killed; nobody waits for what is not our child.
     wait_until(lambda: not sleepers(), 10, "what the program had started has ended")
+
+
+def test_each_is_logged_as_it_can_be_pasted_for_who_debugs(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _, line: logged.append(line))
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    program = put(script, "true")
+    with open(os.devnull, "wb") as nothing:
+
+        def run_all() -> None:
+            commands.run(program, "it's", timeout=20)
+            commands.ask(program, "a b", question="", timeout=20)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(commands.start(program, "", environment={}, output=nothing), 0)
+
+        run_all()
+        assert (capsys.readouterr().err, logged) == ("", [])
+        monkeypatch.setenv("VIRT_RAPL_DEBUG", "1")
+        run_all()
+        lines = capsys.readouterr().err.splitlines()
+        assert [shlex.split(line) for line in lines] == [["+", program, word] for word in ("it's", "a b", "")]
+        assert logged == lines, "libvirt drops what a hook says on stderr"
+        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+        run_all()
+        assert logged == lines, "stderr is the journal"

@@ -47,7 +47,7 @@ LISTS = (
 )
 RUN = "a directory of its own, such as /run/virt-rapl"
 STATE = "a directory of its own, such as /var/lib/virt-rapl"
-KEYS = "helper, on_failure, source, model, shaping, run_directory, state_directory, interval, hook_deadline, domains"
+KEYS = "helper, on_failure, source, model, run_directory, state_directory, interval, hook_deadline, domains"
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,6 @@ KEYS = "helper, on_failure, source, model, shaping, run_directory, state_directo
         ),
         ("model: fair", 1, "model: expected one of capacity, active, baseline, found fair", ""),
         ("model:", 1, "model: expected one of capacity, active, baseline, found null", ""),
-        ("shaping: maybe", 1, "shaping: expected on or off, found maybe", ""),
-        ('shaping: "on"', 1, "shaping: expected on or off, without quotes, found 'on'", ""),
         *(
             (f"run_directory: {path}", 1, f"run_directory: expected {RUN}, found {path}", "")
             for path in (
@@ -192,7 +190,7 @@ def test_check_names_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path, "helper: qemu\n\nshaping: off\ninterval: 2\n")
+    path = write(tmp_path, "helper: qemu\n\nmodel: active\ninterval: 2\n")
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d/10.yaml").write_text("interval: 5\ndomains:\n- web*\n- title: 'a: b'\n")
     assert main(["--config", str(path), "config", "show"]) == 0
@@ -202,8 +200,7 @@ def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.
         ("helper: qemu", f"{path}:1"),
         ("on_failure: degrade", "default"),
         ("source: auto", "default"),
-        ("model: capacity", "default"),
-        ("shaping: off", f"{path}:3"),
+        ("model: active", f"{path}:3"),
         ("run_directory: /run/virt-rapl", "default"),
         ("state_directory: /var/lib/virt-rapl", "default"),
         ("interval: 5", f"{tmp_path}/conf.d/10.yaml:1"),

@@ -493,7 +493,6 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("helper", no_helper_program, "failed", "qemu-vmsr-helper is not installed"),
     ("helper", helper_of_qemu, "warning", "when a thread of QEMU ends"),
     ("helper", no_seccomp, "failed", "libno.so.2 is missing"),
-    ("helper", configured(shaping="off"), "warning", "`shaping: off`"),
     ("qemu", remove(QEMU), "failed", "there is no QEMU"),
     ("qemu", lambda patient: patient.qemu(GREETING % (0, 9), WITH_RAPL), "failed", "QEMU 9.0.2 .* too old"),
     ("qemu", lambda patient: patient.qemu(GREETING % (0, 10), WITHOUT_RAPL), "failed", "built without RAPL"),

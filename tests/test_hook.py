@@ -192,6 +192,22 @@ def test_trouble_at_start(host: Host, trouble: Exception, policy: str, status: i
     assert (event.operation, event.result, event.reason) == ("start", line.rstrip(": "), str(trouble))
 
 
+def test_a_mistake_of_ours_leaves_a_traceback_for_who_debugs(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "")  # nothing goes to the system's log
+    for trouble, setting, logged in (
+        (RuntimeError("a bug"), "", False),
+        (RuntimeError("a bug"), "1", True),
+        (VirtRaplError("no helper binary"), "1", False),
+    ):
+        monkeypatch.setenv("VIRT_RAPL_DEBUG", setting)
+        host.trouble = trouble
+        _, _, said = host.call("start", host.marked)
+        assert said == f"virt-rapl: web1 starts without RAPL: {trouble}\n"
+        assert ("Traceback" in capsys.readouterr().err) == logged
+
+
 @pytest.mark.parametrize(("policy", "status", "line"), [("degrade", 0, "degraded: "), ("refuse", 1, "refuse")])
 def test_whatever_hangs_at_start_is_ended_by_the_deadline(host: Host, policy: str, status: int, line: str) -> None:
     host.configure(on_failure=policy, hook_deadline="1")

@@ -34,6 +34,15 @@ SIMULATES = {"cli.simulate", "cli.demo"}
 """Nobody else in the package may import the simulator."""
 LIBVIRT = {"domains.connection", "domains.domain"}
 """Nobody else may import libvirt's own module."""
+RUN_PROGRAMS = {
+    "commands": "all others by it",
+    "lifecycle.live": "how fast a pipe is, as libvirt fills one",
+    "simulator.kvm": "talks with a QEMU",
+    "simulator.world": "talks with whatever runs in a world",
+}
+"""Who may import subprocess, and what for."""
+CATCH_ALL = {"helper.vmsr.server": "logs by itself: errors would take memory"}
+"""Who may catch every exception without explain(), which logs a traceback for who debugs."""
 WOKEN = {"lifecycle.hook", "helper.vmsr.serving"}
 """Where a process begins that a domain's start waits for, or of which each domain has one."""
 TOO_MUCH = {"libvirt", "argparse", "sqlite3", "http", "asyncio"}
@@ -94,11 +103,20 @@ def test_imports_go_down_the_table(module: str) -> None:
     for name in imports(MODULES[module]):
         if name.startswith("/"):
             assert name != "/libvirt" or module in LIBVIRT
+            assert name != "/subprocess" or module in RUN_PROGRAMS
             continue
         assert room(name) in ROOMS[room(module)], f"{module} is in {room(module)} and imports {name}"
         assert room(name) != "simulator" or room(module) == "simulator" or module in SIMULATES
         if room(module) == "cli" and name != "cli":
             assert not (name.startswith("cli.") and name.removeprefix("cli.") in COMMANDS), f"{module}: {name}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - CATCH_ALL.keys()))
+def test_who_catches_everything_explains_it(module: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Name) and node.type.id == "Exception":
+            names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            assert names & {"explain", "_fail"}, f"{module}:{node.lineno}"
 
 
 @pytest.mark.parametrize("module", sorted(WOKEN))

@@ -1,5 +1,6 @@
 """A helper's answers and QEMU's arithmetic together: nothing lost, nothing twice, no garbage, no jump."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from libvirt_rapl.helper.vmsr.cpus import Cpus
 from libvirt_rapl.helper.vmsr.energy import Package
-from libvirt_rapl.helper.vmsr.shaping import IDLE_NS, Shaper
+from libvirt_rapl.helper.vmsr.shaping import IDLE_NS, WINDOW_NS, Shaper
 from libvirt_rapl.helper.vmsr.threads import Thread
 
 SECOND, TICK = 1_000_000_000, 10_000_000
@@ -250,6 +251,89 @@ def test_who_asks_too_soon_gets_what_it_got() -> None:
     end = machine.shaper.energy(0)
     assert end > start
     assert [machine.shaper.energy(0) for _ in range(3)] == [end] * 3
+
+
+def test_however_it_is_asked_there_is_one_new_answer_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = settled()
+    looks: Counter[str] = Counter()
+
+    def threads() -> dict[int, Thread]:
+        looks["threads"] += 1
+        return Machine.threads(machine)
+
+    def advance() -> dict[int, int]:
+        looks["advance"] += 1
+        return Machine.advance(machine)
+
+    monkeypatch.setattr(machine, "threads", threads)
+    monkeypatch.setattr(machine, "advance", advance)
+    answers = set()
+    for _ in range(10_000):
+        machine.now += SECOND // 1000
+        machine.zone.value += 100_000
+        machine.run({100: SECOND // 2000, 101: SECOND // 4000})
+        answers.add(machine.shaper.energy(0))
+    windows = 10 * SECOND / WINDOW_NS
+    assert 5 < len(answers) <= windows + 1
+    assert max(looks.values()) <= windows + 1, "asking often costs nothing"
+
+
+def test_starts_and_ends_that_were_confused_are_right_again_after_a_window() -> None:
+    machine = settled()
+    machine.shaper.energy(0)  # somebody asked once before QEMU's thread began
+    machine.now += 5 * SECOND
+    machine.shaper.energy(0)  # its start is taken for an end,
+    machine.now += SECOND
+    machine.shaper.energy(0)  # its end for a start,
+    machine.now += SECOND // 10_000
+    machine.shaper.energy(0)  # so its next start goes unseen,
+    machine.now += SECOND
+    machine.shaper.energy(0)
+    for _ in range(3):  # and all that follow are seen as they are
+        assert machine.window(100_000, BUSY) * UNIT[0] / UNIT[1] == pytest.approx(100_000_000 * 3 / 8, rel=1e-3)
+
+
+def test_a_reading_that_fails_leaves_the_window_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = settled()
+
+    def gone() -> dict[int, Thread]:
+        raise OSError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "threads", gone)
+        with pytest.raises(OSError, match="gone"):
+            machine.shaper.energy(0)
+    assert machine.window(100_000, BUSY) * UNIT[0] / UNIT[1] == pytest.approx(100_000_000 * 3 / 8, rel=1e-6)
+
+
+def test_packages_have_windows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    monkeypatch.setattr(machine, "advance", lambda: {0: SECOND // 2, 1: SECOND // 4})
+    packages = {number: Package([cast(Any, machine.zone)]) for number in (0, 1)}
+    cpus = Cpus({0: 0, 1: 1}, "/nowhere/")
+    machine.cpu[101] = 1
+    shaper = Shaper(cast(Any, machine), packages, cpus, UNIT, machine.clock)
+
+    def window() -> list[bool]:
+        """Return of each package whether its end got another answer than its start."""
+        starts = [shaper.energy(package) for package in packages]
+        machine.now += SECOND
+        machine.zone.value += 100_000_000
+        machine.run(BUSY)
+        ends = [shaper.energy(package) for package in packages]
+        return [end != start for start, end in zip(starts, ends, strict=True)]
+
+    for _ in range(3):
+        window()
+    assert window() == [True, True]
+    first = shaper.energy(0)
+    machine.now += SECOND // 2
+    second = shaper.energy(1)
+    machine.now += SECOND // 2
+    machine.zone.value += 100_000_000
+    machine.run(BUSY)
+    assert shaper.energy(0) > first
+    assert shaper.energy(1) == second, "its window is half a second old"
 
 
 def on_line(directory: Path, cpus: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from libvirt_rapl import __version__
 from libvirt_rapl.config import DEFAULT_PATH
-from libvirt_rapl.errors import VirtRaplError, printable
+from libvirt_rapl.errors import DEBUG, VirtRaplError, explain, printable
 
 DEFAULT_URI = "qemu:///system"
 
@@ -55,13 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         _forget_output()
-        return fail(str(error), "is there space, and permission?")
+        return fail(explain(error), "is there space, and permission?")
     except Exception as error:
-        if os.environ.get("VIRT_RAPL_DEBUG"):
-            raise
-        return fail(
-            f"internal error: {type(error).__name__}: {error}", "set VIRT_RAPL_DEBUG=1 for a traceback and report it"
-        )
+        line = f"internal error: {type(error).__name__}: {explain(error)}"
+        return fail(line, f"set {DEBUG}=1 for a traceback and report it")
 
 
 def say(line: str) -> None:

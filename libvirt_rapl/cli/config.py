@@ -48,7 +48,5 @@ def _show(path: Path) -> int:
 
 def _shown(value: object) -> str:
     """Return a setting's value as one would write it in the file."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
     plain = [] if isinstance(value, Selection) else str(value) if isinstance(value, Path) else value
     return as_yaml(plain)

@@ -25,7 +25,7 @@ from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy import snapshot
 from libvirt_rapl.energy.ledger import DIRECTORY_MODE, Ledger
 from libvirt_rapl.energy.meter import Running
-from libvirt_rapl.errors import VirtRaplError, printable
+from libvirt_rapl.errors import VirtRaplError, explain, printable
 from libvirt_rapl.helper.confinement import keep_capabilities_from_programs
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
@@ -159,7 +159,7 @@ class Daemon:
                 self._answerers.close()
             self._answerers = status_socket.Answerers(self._socket, self._document, tell)
         except OSError as error:
-            trouble = str(error)
+            trouble = explain(error)
         if trouble and not self._mute:
             tell(f"cannot listen on {self._socket}: {trouble}; `virt-rapl status` samples for itself")
         self._mute = bool(trouble)
@@ -209,7 +209,7 @@ class Daemon:
                 sampled, trouble = True, self._view.meter.trouble
                 self._unkept = True
             except (OSError, ValueError) as error:
-                sampled, trouble = False, str(error)
+                sampled, trouble = False, explain(error)
             self._view.trouble, before = trouble, self._view.trouble
         if trouble and not before:
             tell(f"cannot meter: {trouble}; trying on")

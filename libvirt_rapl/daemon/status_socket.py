@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from libvirt_rapl.daemon.document import SCHEMA
+from libvirt_rapl.errors import explain
 from libvirt_rapl.sockets import listen
 
 DIRECTORY_MODE, MODE = 0o750, 0o660
@@ -71,9 +72,9 @@ class Answerers:
         try:
             text, self._trouble = self._text(), ""
         except Exception as error:
-            if not self._trouble:
-                self._tell(f"cannot answer `virt-rapl status`: {error!r}")
-            self._trouble = repr(error)
+            before, self._trouble = self._trouble, f"{type(error).__name__}: {explain(error)}"
+            if not before:
+                self._tell(f"cannot answer `virt-rapl status`: {self._trouble}")
             return b""
         return text
 

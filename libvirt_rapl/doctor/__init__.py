@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from libvirt_rapl.doctor import domains, host, installation, service
 from libvirt_rapl.doctor.finding import FAILED, SKIPPED, Finding
 from libvirt_rapl.doctor.machine import Machine
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, explain
 
 SCHEMA = 1
 CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
@@ -81,4 +81,4 @@ def _run(check: Callable[[Machine], Iterator[Finding]], machine: Machine) -> Ite
     except PermissionError as error:
         yield Finding(SKIPPED, f"may not look at {error.filename}", "run as root")
     except (OSError, ValueError) as error:
-        yield Finding(FAILED, f"cannot be looked at: {error}", "mend what the message says")
+        yield Finding(FAILED, f"cannot be looked at: {explain(error)}", "mend what the message says")

@@ -18,6 +18,7 @@ from libvirt_rapl.domains.domxml import check_socket
 from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import free_bytes
 from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.install import activation
@@ -83,7 +84,7 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
             yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
             return
         yield Finding(FAILED, f"{path} has mode {found.st_mode & 0o777:04o}, not 0711", f"chmod 0711 {path}")
-    elif _free_bytes(path) < FREE_BYTES:
+    elif free_bytes(path) < FREE_BYTES:
         yield Finding(FAILED, f"the disk of {path} is full: helpers cannot be started", "make room there")
     else:
         yield Finding(OK, f"{path} is root's, and QEMU gets through")
@@ -95,11 +96,6 @@ def _not_ours(path: Path) -> NotOursError | None:
     except NotOursError as error:
         return error
     return None
-
-
-def _free_bytes(path: Path) -> int:
-    space = os.statvfs(path)
-    return space.f_bavail * space.f_frsize
 
 
 def virt_rapld(machine: Machine) -> Iterator[Finding]:
@@ -201,7 +197,7 @@ def ledger(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             WARNING, f"others may read {path}: fine readings of energy tell what a guest does", f"chmod o= {path}"
         )
-    elif _free_bytes(path.parent) < FREE_BYTES:
+    elif free_bytes(path.parent) < FREE_BYTES:
         yield Finding(FAILED, f"the disk of {path} is full: totals are kept in memory only", "make room there")
     elif not _belongs(machine, simulated=simulated):
         which = ("measured", "simulated")

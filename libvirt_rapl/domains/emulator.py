@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
         _check_program(path)
         question = "".join(json.dumps(each) + "\n" for each in QUESTIONS)
         qemu = ask(path, *ARGUMENTS, question=question, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired as error:
+    except TimeoutError as error:
         raise VirtRaplError(f"{path} did not answer within {TIMEOUT:.0f} s", "is it QEMU?") from error
     except OSError as error:
         closed = isinstance(error, PermissionError)

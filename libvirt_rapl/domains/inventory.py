@@ -14,7 +14,7 @@ from libvirt_rapl.domains.connection import connect, subscribed
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, lookup_uuid
 from libvirt_rapl.domains.run_files import RunState, read_run_state, running_domains, written
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.host.processes import start_time
 
 BACKOFF_SECONDS = (1.0, 2.0, 3.0)
@@ -129,9 +129,9 @@ class Inventory:
             try:
                 self._follow()
             except Exception as error:  # whatever it is, domains come and go, and libvirt may be back soon
-                if not self.trouble:
-                    self._tell(f"without libvirt for now: {error}; domains that run are metered on")
-                self.trouble = str(error)
+                before, self.trouble = self.trouble, explain(error)
+                if not before:
+                    self._tell(f"without libvirt for now: {self.trouble}; domains that run are metered on")
             self._follow_run_state()
             self.attempted.set()
             time.sleep(BACKOFF_SECONDS[min(self._attempts, len(BACKOFF_SECONDS) - 1)])

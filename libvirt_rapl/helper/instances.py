@@ -13,12 +13,11 @@ import os
 import select
 import signal
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from libvirt_rapl import systemd
+from libvirt_rapl import commands, systemd
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.vmsr.client import probe
@@ -129,16 +128,8 @@ def _spawn(record: Record, registry: Registry) -> int:
     path = registry.path(record.uuid, "log")
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as log:
-        helper = subprocess.Popen(
-            [sys.executable, "-I", "-m", "libvirt_rapl", "helper", record.uuid],
-            env={**os.environ, OWNER: record.uuid},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
-    return helper.pid
+        command = (sys.executable, "-I", "-m", "libvirt_rapl", "helper", record.uuid)
+        return commands.start(*command, environment={**os.environ, OWNER: record.uuid}, output=log)
 
 
 def _admit(record: Record, socket: Path) -> None:

@@ -63,9 +63,8 @@ def _exec_native(record: Record, registry: Registry, config: Config, listener: s
     for descriptor in (listener.fileno(), life):
         os.set_inheritable(descriptor, True)
     state_file = registry.path(record.uuid, "state")
-    shaping = "on" if config.shaping else "off"
     machine = "" if record.id is None else record.id
-    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, machine, shaping, registers))
+    arguments = map(str, (PACKAGES, listener.fileno(), life, state_file, record.owner_uid, machine, registers))
     program = open_program(sys.executable)
     drop_privileges(registers=any(counter.register for counter in found.counters))
     filter_system_calls(program)

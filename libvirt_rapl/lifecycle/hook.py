@@ -23,7 +23,7 @@ from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.run_files import read_run_state
-from libvirt_rapl.errors import VirtRaplError, printable
+from libvirt_rapl.errors import VirtRaplError, explain, printable
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.requirements import check_host
@@ -68,7 +68,7 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                 case "stopped" | "release", _:
                     result = end(name, uuid, definition, settings, operation)
     except Exception as error:  # a domain shall not die of our mistakes
-        reason = _one_line(error)
+        reason = explain(error)
         if operation == "start" and settings.on_failure == "refuse":
             result = "refuse"
         _say(f"virt-rapl: {operation} of {name}: {reason}", stderr)
@@ -176,7 +176,7 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
 
 
 def _fail(record: Record, registry: Registry, state: str, error: Exception, stderr: TextIO) -> None:
-    _enter(record, state, _one_line(error))
+    _enter(record, state, explain(error))
     # Written first: a helper that only begins after this, as a slow systemd's may, reads it and ends.
     try:
         registry.write(record)
@@ -268,10 +268,6 @@ def _owner(label: str | None) -> tuple[int, int]:
 def _say(line: str, stderr: TextIO) -> None:
     with contextlib.suppress(OSError):  # libvirt, which reads it, may have been killed
         print(printable(line), file=stderr, flush=True)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

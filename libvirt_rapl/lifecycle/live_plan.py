@@ -16,6 +16,7 @@ from libvirt_rapl.domains.connection import LibvirtError
 from libvirt_rapl.domains.domain import NO_JOB, Domain
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.files import free_bytes
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.requirements import check_host
@@ -86,7 +87,7 @@ def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry
     except LibvirtError as error:
         raise VirtRaplError(f"libvirt cannot use {path}{WRAPPER_SUFFIX}: {error}", "see its log") from error
     check_jobs(domain)
-    used, free = _used_bytes(pid), _free_bytes()
+    used, free = _used_bytes(pid), free_bytes(SAVES)
     if free < used:
         raise VirtRaplError(f"it uses {_mib(used)} of memory, and {SAVES} has {_mib(free)} free", "make room there")
     made = Plan(
@@ -124,11 +125,6 @@ def _used_bytes(pid: int) -> int:
     status = processes.read(PROC / str(pid) / "status") or ""
     lines = (line.split() for line in status.splitlines())
     return sum(int(words[1]) << 10 for words in lines if words[0] in ("VmRSS:", "VmSwap:", "HugetlbPages:"))
-
-
-def _free_bytes() -> int:
-    space = os.statvfs(SAVES)
-    return space.f_bavail * space.f_frsize
 
 
 def _bytes_per_second(size: int) -> float:

@@ -32,4 +32,4 @@ def unknown_qemu(record: Record) -> str | None:
     version = record.qemu_version
     if record.backend != "native" or not version or known(version):
         return None
-    return f"QEMU {version} is not known; it is taken to compute as 11.x does (`shaping: off` switches that off)"
+    return f"QEMU {version} is not known; it is taken to compute as 11.x does (`helper: qemu` leaves it alone)"

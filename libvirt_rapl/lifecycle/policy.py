@@ -22,7 +22,7 @@ from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, lookup_uuid
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.lifecycle.enabling import enabled, is_enabled
@@ -133,10 +133,11 @@ class Policy:
             try:
                 self._apply(waiting)
             except Exception as error:  # whatever it is, libvirt may be back soon
+                trouble = explain(error)
                 if not self._trouble:
-                    right = f"; does {RULE} give the right to manage? {GRANT}" if "authentication" in str(error) else ""
-                    self._tell(f"cannot enable the configuration's `domains`: {error}{right}; domains are metered on")
-                self._trouble = str(error) or type(error).__name__
+                    right = f"; does {RULE} give the right to manage? {GRANT}" if "authentication" in trouble else ""
+                    self._tell(f"cannot enable the configuration's `domains`: {trouble}{right}; domains are metered on")
+                self._trouble = trouble
                 continue
             waiting.clear()
             if self._trouble:

@@ -1,43 +1,7 @@
-"""How often a peer gets an answer, and how often a new one. No I/O; times are seconds of any clock that only grows.
+"""How often a peer of a helper is answered. No I/O; times are seconds of any clock that only grows.
 
-Fine readings of energy tell what others on the package compute (CVE-2020-8694), so nobody gets finer ones than QEMU's
-thread makes. For each package it asks for energy, sleeps for a second, asks again, and begins anew at once.
+How often it gets a new reading of energy is the matter of libvirt_rapl.helper.vmsr.shaping.
 """
-
-from _collections_abc import Callable  # collections.abc, without the memory that the rest of collections takes
-
-from libvirt_rapl.helper.vmsr.protocol import ENERGY, ReadRegister
-
-WINDOW_SECONDS = 0.9
-"""QEMU sleeps for a second between the start and the end of a window; what asks sooner is not QEMU's thread."""
-
-
-class Windows:
-    """Lets a reader see the starts and ends of a peer's windows, package by package, and nothing in between.
-
-    The reader is asked for energy only, twice in WINDOW_SECONDS at most; what else is asked gets the last answer again.
-    """
-
-    def __init__(self, read: ReadRegister, package_of: Callable[[int], int], clock: Callable[[], float]) -> None:
-        """`package_of` tells the package of a CPU; it raises OSError where there is no such CPU, as `read` may."""
-        self._read = read
-        self._package_of = package_of
-        self._clock = clock
-        self._windows: dict[int, tuple[float | None, int]] = {}
-        """By package: when the window that is open was started, if one is, and what was answered last."""
-
-    def read(self, register: int, cpu: int) -> int:
-        """Return what the reader says, or said last. Raises OSError."""
-        assert register == ENERGY
-        package, now = self._package_of(cpu), self._clock()
-        started, answer = self._windows.get(package, (None, 0))
-        if started is None:
-            self._windows[package] = now, self._read(register, cpu)
-        elif now - started >= WINDOW_SECONDS:
-            self._windows[package] = None, self._read(register, cpu)
-        else:
-            return answer
-        return self._windows[package][1]
 
 
 class Bucket:

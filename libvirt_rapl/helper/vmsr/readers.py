@@ -1,4 +1,4 @@
-"""What each peer of a helper reads: energy made for its own windows or, without shaping, the package's as it is.
+"""What each peer of a helper reads: constants, and energy made for its own windows.
 
 Imports next to nothing, as libvirt_rapl.helper.vmsr.threads.
 """
@@ -6,7 +6,7 @@ Imports next to nothing, as libvirt_rapl.helper.vmsr.threads.
 from __future__ import annotations
 
 from libvirt_rapl.helper.vmsr.cpus import Cpus
-from libvirt_rapl.helper.vmsr.energy import Package, Zone, boot_nanoseconds
+from libvirt_rapl.helper.vmsr.energy import Package, Zone
 from libvirt_rapl.helper.vmsr.shaping import Shaper
 from libvirt_rapl.helper.vmsr.threads import Domain
 
@@ -15,14 +15,11 @@ if TYPE_CHECKING:
     from libvirt_rapl.helper.vmsr.protocol import ReadRegister
     from libvirt_rapl.helper.vmsr.registers import Registers
 
-FRESH_NS = 900_000_000
-"""Without shaping a package is read again after so long at the soonest; QEMU's windows take a second."""
-
 
 class Readers:
     """The registers of this host, and how each peer reads them."""
 
-    def __init__(self, registers: Registers, *, shaping: bool) -> None:
+    def __init__(self, registers: Registers) -> None:
         """Read every counter once. Raises OSError or ValueError when one cannot be read."""
         constants, counters, cpus, self._unit = registers
         self._constants = dict(constants)
@@ -31,8 +28,6 @@ class Readers:
             package: Package([Zone(counter, self._unit) for counter in counters if counter[0] == package])
             for package in sorted({counter[0] for counter in counters})
         }
-        self._shaping = shaping
-        self._read: dict[int, tuple[int, int]] = {}
 
     def reader_for(self, pid: int) -> ReadRegister:
         """Return how a peer reads registers: (register, cpu) -> value, raising OSError."""
@@ -43,8 +38,6 @@ class Readers:
             package = self.package_of(cpu)
             if register in self._constants:
                 return self._constants[register]
-            if not self._shaping:
-                return self._energy(package)
             if shaper is None:  # who asks for no energy, as a health check, costs nothing
                 domain = Domain(pid, by_cpu=len(self._packages) > 1)
                 shaper = Shaper(domain, self._packages, self._cpus, self._unit)
@@ -60,12 +53,3 @@ class Readers:
         if package not in self._packages:
             raise OSError(f"no package zone for CPU {cpu}")
         return package
-
-    def _energy(self, package: int) -> int:
-        """Return what a package has counted, in units; what it said last, if that was a moment ago."""
-        now = boot_nanoseconds()
-        read, energy = self._read.get(package, (0, 0))
-        if not read or now - read >= FRESH_NS:
-            energy = max(1, self._packages[package].advance(now) * self._unit[1] // self._unit[0])
-            self._read[package] = now, energy
-        return energy

@@ -66,6 +66,8 @@ class Peer:
             if not self.complained:
                 self.complained = True
                 _say(f"virt-rapl: error: register {register:#x} of CPU {cpu}: {error!r}")
+                if os.environ.get("VIRT_RAPL_DEBUG"):  # as libvirt_rapl.errors.explain, which would take memory
+                    sys.excepthook(type(error), error, error.__traceback__)
             return 0
 
 

@@ -11,8 +11,6 @@ import time
 from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # see server
 from _socket import socket
 
-from libvirt_rapl.helper.vmsr.pace import Windows
-from libvirt_rapl.helper.vmsr.protocol import ENERGY, ReadRegister
 from libvirt_rapl.helper.vmsr.readers import Readers
 from libvirt_rapl.helper.vmsr.server import Server
 from libvirt_rapl.host.machine_cgroup import machine_number
@@ -21,7 +19,7 @@ LAST_SECONDS = 2.0
 """How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
-def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str, shaping: str, registers: str) -> None:
+def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str, registers: str) -> None:
     """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose times are the
@@ -31,14 +29,9 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
     """
     found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
-        readers = Readers(found, shaping=shaping == "on")
+        readers = Readers(found)
     except (OSError, ValueError) as error:
         sys.exit(f"virt-rapl: error: cannot read energy: {error}")
-
-    def reader_for(pid: int) -> ReadRegister:
-        read = readers.reader_for(pid)
-        windows = Windows(read, readers.package_of, time.monotonic)
-        return lambda register, cpu: (windows.read if register == ENERGY else read)(register, cpu)
 
     def is_of_domain(pid: int) -> bool | None:
         number = machine_number(pid)
@@ -48,7 +41,7 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
     server = Server(
         socket(fileno=int(listener)),
         owner_uid=int(owner_uid),
-        reader_for=reader_for,
+        reader_for=readers.reader_for,
         qemu_pid=lambda: qemu_pid(state_file),
         is_of_domain=is_of_domain,
         tick=sign_of_life.give,

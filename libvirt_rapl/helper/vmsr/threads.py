@@ -5,7 +5,8 @@ taken over may name its threads as it likes, and have the helper reckon with vCP
 that guest's own counter, which such a QEMU could write as it likes anyway. What the domain owes is made of the clocks
 of its processes, which it can neither stop nor divide. Which thread is whose on the host's side libvirt says.
 
-Imports next to nothing: this is in the memory of each domain's helper.
+Imports next to nothing: this is in the memory of each domain's helper. libvirt_rapl.host.processes and process_clock
+read the same files, but with pathlib and contextlib, which would make a helper of 3.4 MB one of 5.1 MB.
 """
 
 from __future__ import annotations
