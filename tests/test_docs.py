@@ -24,7 +24,8 @@ from libvirt_rapl.simulator import guest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *ROOT.glob("SECURITY.md"), *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 NOT_RUN = {
     "./etc/quickstart": "installs from the network; tests/test_demo.py runs it where that is done",
@@ -120,7 +121,27 @@ def test_what_is_not_run_is_there(command: str) -> None:
     assert command in [block.text.strip() for block in blocks("sh")]
 
 
+def names_in_the_tree(text: str) -> list[str]:
+    """Return what looks like a path of this tree, but those that show where a name goes."""
+    names = re.findall(r"(?<![\w/.~@-])(?:\.?/)?((?:[\w.-]+/)+[\w.-]*|[\w-]+\.md)", text)
+    return [name for name in names if "NAME" not in name and not name.startswith(".venv/")]
+
+
+def test_paths_in_contributing_are_there() -> None:
+    text = CONTRIBUTING.read_text()
+    names = [name for code in re.findall(r"`([^`\n]+)`", prose(CONTRIBUTING)) for name in names_in_the_tree(code)]
+    names += [name for block in blocks("sh") if block.page == CONTRIBUTING for name in names_in_the_tree(block.text)]
+    assert len(names) > 30
+    homes = (ROOT, ROOT / "libvirt_rapl")
+    assert [name for name in names if not any((home / name).exists() for home in homes)] == []
+    for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", text):
+        assert f"def {test}(" in (ROOT / file).read_text()
+
+
 def to_run(page: Path) -> list[str]:
+    """Return the commands of a page, but of CONTRIBUTING, whose commands run the tests."""
+    if page == CONTRIBUTING:
+        return []
     return [block.text for block in blocks("sh") if block.page == page and block.text.strip() not in NOT_RUN]
 
 

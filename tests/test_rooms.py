@@ -96,6 +96,14 @@ def test_every_room_is_in_the_table_and_says_what_it_is_for() -> None:
         assert len(docstring.splitlines()) >= 2, f"{name}: what lives there, and what may it import?"
 
 
+def test_contributing_draws_every_room() -> None:
+    _, picture, rest = (TESTS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```", 2)
+    table = rest.partition("\n## ")[0]
+    for name in ROOMS:
+        assert re.search(rf"\b{name}\b", picture), name
+        assert re.search(rf"^\|[^|]*\b{name}\b[^|]*\|", table, re.MULTILINE), name
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_go_down_the_table(module: str) -> None:
     if module == "__main__":  # the door of the house: it opens into cli
