@@ -1,4 +1,4 @@
-"""What each peer of a helper reads: energy made for its own windows or, without shaping, the package's as it is.
+"""What each peer of a helper reads: energy shaped for its own windows or, without shaping, the package's energy.
 
 Imports next to nothing, as libvirt_rapl.helper.vmsr.threads.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from libvirt_rapl.helper.vmsr.registers import Registers
 
 FRESH_NS = 900_000_000
-"""Without shaping a package is read again after so long at the soonest; QEMU's windows take a second."""
+"""Without shaping a package is read at most this often; QEMU's windows take a second."""
 
 
 class Readers:
@@ -35,7 +35,7 @@ class Readers:
         self._read: dict[int, tuple[int, int]] = {}
 
     def reader_for(self, pid: int) -> ReadRegister:
-        """Return how a peer reads registers: (register, cpu) -> value, raising OSError."""
+        """Return the function that reads registers for a peer: (register, cpu) -> value; it raises OSError."""
         shaper: Shaper | None = None
 
         def read(register: int, cpu: int) -> int:
@@ -45,7 +45,7 @@ class Readers:
                 return self._constants[register]
             if not self._shaping:
                 return self._energy(package)
-            if shaper is None:  # who asks for no energy, as a health check, costs nothing
+            if shaper is None:  # a peer that asks for no energy, such as a health check, costs nothing
                 domain = Domain(pid, by_cpu=len(self._packages) > 1)
                 shaper = Shaper(domain, self._packages, self._cpus, self._unit)
             return shaper.energy(package)
@@ -53,7 +53,7 @@ class Readers:
         return read
 
     def package_of(self, cpu: int) -> int:
-        """Return the package of a CPU. Raises OSError where there is no such CPU, or its package has no counter."""
+        """Return the package of a CPU. Raises OSError if there is no such CPU, or its package has no counter."""
         if cpu not in self._cpus.package_of:
             self._cpus.look()
         package = self._cpus.package_of.get(cpu)
@@ -62,7 +62,7 @@ class Readers:
         return package
 
     def _energy(self, package: int) -> int:
-        """Return what a package has counted, in units; what it said last, if that was a moment ago."""
+        """Return what a package has counted, in units; the last value if that was read less than FRESH_NS ago."""
         now = boot_nanoseconds()
         read, energy = self._read.get(package, (0, 0))
         if not read or now - read >= FRESH_NS:
