@@ -75,7 +75,7 @@ def _report_ready(writer: int) -> None:
 def _attend(child: int, parent: int | None = None) -> int:
     """Pass signals on to `child` until it ends and return its exit status; then kill all other processes below us.
 
-    The end of `parent`, of which a signal informs us, ends the child, too.
+    The end of `parent`, which the kernel signals to us, ends the child, too.
     """
     _let_go_of_input_and_output()
     try:
