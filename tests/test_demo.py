@@ -88,7 +88,7 @@ def test_a_kvm_that_runs_no_guests_is_found_out() -> None:
     screens = demo("unshare", "--mount", "--propagation", "private", "sh", "-ec", broken, "sh", VIRT_RAPL, "demo")
     assert len(screens) == SECONDS
     for screen in screens:
-        assert "no guest can read its energy here: KVM is there (/dev/kvm) and does not run guests: qemu" in screen
+        assert re.search(r"no guest can read its energy here: .*/dev/kvm.* does not run guests: qemu", screen)
     assert re.search(r"^busy .* [0-9.]+ W +[0-9.]+ J +- +-$", screens[-1], re.MULTILINE)
 
 

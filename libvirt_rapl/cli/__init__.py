@@ -19,18 +19,18 @@ DEFAULT_URI = "qemu:///system"
 COMMANDS = {
     "status": "show the power and energy of every domain and vCPU",
     "events": "show what the hook did to domains, and how long it took",
-    "doctor": "check everything that a meter depends on, and tell what to do",
+    "doctor": "check everything that a meter depends on, and say what to do",
     "enable": "give a domain its own energy meter from its next start on, or now (--live)",
-    "disable": "take the meter out again and restore the domain's definition",
+    "disable": "remove the meter and restore the domain's definition",
     "inject": "filter: add the meter to the domain XML on standard input",
     "strip": "filter: undo inject",
     "config": "check the configuration, or show what is in force and where it is set",
     "install": "put hook, wrapper, units and default configuration in place",
-    "uninstall": "take out what install has put in place",
+    "uninstall": "remove what install has put in place",
     "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",
     "helper": "serve one domain's energy readings to QEMU (started by the hook)",
-    "simulate": "run a command on a machine that seems to have RAPL, Intel's or AMD's",
-    "demo": "start two real guests in a world of their own and compare what they read with status",
+    "simulate": "run a command on a simulated machine with RAPL, Intel's or AMD's",
+    "demo": "start two real guests in a private world and compare what they read with status",
 }
 
 

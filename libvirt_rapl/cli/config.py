@@ -1,6 +1,6 @@
 """Look at the configuration: /etc/virt-rapl/virt-rapl.yaml and conf.d/*.yaml beside it.
 
-check tells every mistake in the files. show prints what is in force and where each value comes from.
+check reports every mistake in the files. show prints what is in force and where each value comes from.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Meter all domains until told to end, keep their totals, and serve them to `virt-rapl status`.
+"""Meter all domains until SIGTERM, keep their totals, and serve them to `virt-rapl status`.
 
-systemd starts it as virt-rapld. It asks libvirt which domains there are, over a read-only connection; only where
+systemd starts it as virt-rapld. It asks libvirt which domains there are, over a read-only connection; only if
 `domains` in the configuration chooses some, it also enables these. Totals are kept in /var/lib/virt-rapl/ledger.db,
 written every 10 seconds and at the end.
 """

@@ -1,7 +1,7 @@
-"""Start two real guests in a world of their own, and compare what they read with what `virt-rapl status` says.
+"""Start two real guests in a private world, and compare what they read with what `virt-rapl status` says.
 
-The machine's own libvirt, guests and configuration are neither seen nor touched, and nothing is left afterwards. Where
-the machine has no RAPL the energy is simulated; where it has no KVM only the host's side can be shown.
+The machine's own libvirt, guests and configuration are neither seen nor touched, and nothing is left afterwards. If
+the machine has no RAPL the energy is simulated; if it has no KVM only the host's side can be shown.
 """
 
 import argparse

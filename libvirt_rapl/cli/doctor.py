@@ -1,6 +1,6 @@
-"""Check everything that a domain's meter depends on, and tell what to do about what is not in order. Changes nothing.
+"""Check everything that a domain's meter depends on, and say what to do about each problem. Changes nothing.
 
-Exit status: 0 when nothing failed, 1 otherwise. As another user than root it tells what it could not look at.
+Exit status: 0 when nothing failed, 1 otherwise. For a user who is not root it lists what it could not check.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Put the libvirt hook, the emulator wrappers, the systemd units and the default configuration in place.
 
-It can be run again at any time: what is there and right stays as it is, and so does a configuration that was changed.
-Where a package of the distribution has put these files in place, only wrappers for other emulators are added.
-It refuses where others than root can change what root would run: see --force.
+It can be run again at any time: files that are right stay as they are, and so does a configuration that was changed.
+If a package of the distribution has put these files in place, only wrappers for other emulators are added.
+It refuses if others than root can change what root would run: see --force.
 """
 
 import argparse

@@ -16,7 +16,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=_directory,
         default=Path("/"),
-        help="work on the files under DIR instead of /, and tell nobody",
+        help="work on the files under DIR instead of /, and notify no service",
     )
 
 

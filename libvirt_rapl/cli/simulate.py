@@ -1,11 +1,11 @@
-"""Run COMMAND on a machine that seems to have RAPL, Intel's or AMD's, with simulated energy.
+"""Run COMMAND on a simulated machine with RAPL, Intel's or AMD's, with simulated energy.
 
 COMMAND finds /dev/cpu/N/msr and /sys/class/powercap in a mount namespace of its own; its processes are ordinary
-processes of this host. Power follows the real load of the CPUs. /sys/class/powercap/virt-rapl-simulator/truth tells
-the energy that was really simulated. Where --cpu names another vendor than the processor's own, /proc/cpuinfo says so,
+processes of this host. Power follows the real load of the CPUs. /sys/class/powercap/virt-rapl-simulator/truth shows
+the energy that was really simulated. If --cpu names another vendor than the processor's own, /proc/cpuinfo says so,
 and QEMU and qemu-vmsr-helper are copies that believe it. A /proc that COMMAND mounts anew does not say so, until
-/sys/class/powercap/virt-rapl-simulator/cpuinfo is mounted on its cpuinfo. What COMMAND leaves running when it ends is
-killed.
+/sys/class/powercap/virt-rapl-simulator/cpuinfo is mounted on its cpuinfo. Processes that COMMAND leaves running when it
+ends are killed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cpu",
         choices=get_args(processor.Vendor),
         default=model.cpu,
-        help="whose processor it is; QEMU gives guests RAPL on Intel's only (default %(default)s)",
+        help="vendor of the processor; QEMU gives guests RAPL only on Intel's (default %(default)s)",
     )
     parser.add_argument(
         "--packages", metavar="N", type=count, default=model.packages, help="CPU packages (default %(default)s)"

@@ -1,8 +1,8 @@
-"""Take out what `virt-rapl install` has put in place, but for what was changed since.
+"""Remove what `virt-rapl install` has put in place, except what was changed since.
 
-Nothing is taken out while domains need it: those that are enabled can be disabled first with --disable-domains.
+Nothing is removed while domains need it: those that are enabled can be disabled first with --disable-domains.
 The ledger stays where it is. What a package of the distribution has put in place stays until the package is removed,
-which asks for the same.
+which makes the same checks.
 """
 
 import argparse

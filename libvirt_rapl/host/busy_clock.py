@@ -7,25 +7,25 @@ from pathlib import Path
 from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK
 
 _COARSE = 3 * NANOSECONDS_PER_TICK
-"""Each of idle, iowait and steal is told in whole ticks."""
+"""Each of idle, iowait and steal is in whole ticks."""
 
 
 class BusyClock:
     """How long each CPU has been busy: all the time, less what proc_stat(5) calls idle, iowait and steal.
 
-    Linux measures idle and iowait, from when a CPU has nothing to do until it has (CONFIG_NO_HZ_IDLE or _FULL, which
-    distributions set). What it tells of busy time itself (user, system, ...) most kernels guess, from who runs when the
-    timer ticks, so work of less than a tick is missed. Booted with nohz=off Linux guesses idle in the same way, and
+    Linux measures idle and iowait, from when a CPU runs out of work until it has some (CONFIG_NO_HZ_IDLE or _FULL,
+    which distributions set). Busy time itself (user, system, ...) most kernels only sample: they see what runs when the
+    timer ticks, so work of less than a tick is missed. Booted with nohz=off Linux samples idle in the same way, and
     this clock is no better than a sum of user, system and so on. Interrupts count as busy wherever they happen. steal
     is what a hypervisor below us took.
 
-    Other clocks are worse: /proc/schedstat (where there is one) tells of a thread when it leaves the CPU, which one
+    Other clocks are worse: /proc/schedstat (if there is one) counts a thread when it leaves the CPU, which a thread
     that has the CPU to itself may never do; cpuidle/state*/time is late in the same way for idle; cpuacct.usage_percpu
     is gone with version 1 of cgroups.
     """
 
     def __init__(self, proc: Path, clock: Callable[[int], int] = time.clock_gettime_ns) -> None:
-        """Nothing is read yet. `clock` tells the nanoseconds of a clock by its id."""
+        """Take the path of /proc; nothing is read yet. `clock` returns the nanoseconds of a clock by its id."""
         self._proc = proc
         self._clock = clock
         self._time = 0
@@ -35,7 +35,7 @@ class BusyClock:
     def read(self) -> dict[int, int]:
         """Return how many nanoseconds each CPU that is online has been busy since it was first read; it never falls.
 
-        What is told is off by no more than three clock ticks (_COARSE), however often it is read.
+        The result is off by no more than three clock ticks (_COARSE), however often it is read.
         """
         now = self._clock(time.CLOCK_MONOTONIC)  # no CPU idles while the machine is suspended
         elapsed, self._time = now - self._time, now

@@ -14,7 +14,7 @@ class Processor(NamedTuple):
 
 
 def packages(sys: Path) -> dict[int, list[int]]:
-    """Return the online CPUs of each physical package. Raises OSError or ValueError when sysfs does not tell."""
+    """Return the online CPUs of each physical package. Raises OSError or ValueError when sysfs does not say."""
     result: dict[int, list[int]] = {}
     for (package, _), cpus in dies(sys).items():
         result.setdefault(package, []).extend(cpus)
@@ -22,7 +22,7 @@ def packages(sys: Path) -> dict[int, list[int]]:
 
 
 def dies(sys: Path) -> dict[tuple[int, int], list[int]]:
-    """Return the online CPUs of each die, by package and die. Raises OSError or ValueError when sysfs does not tell."""
+    """Return the online CPUs of each die, by package and die. Raises OSError or ValueError when sysfs does not say."""
     result: dict[tuple[int, int], list[int]] = {}
     for cpu in _cpu_list((sys / "devices/system/cpu/online").read_text()):
         package = int((_topology(sys, cpu) / "physical_package_id").read_text())
@@ -40,23 +40,23 @@ def first_of_core(sys: Path, cpu: int) -> int:
 
 
 def first_of_each_core(sys: Path, cpus: list[int]) -> list[int]:
-    """Return one CPU of each core that `cpus` are threads of. Raises OSError or ValueError when sysfs does not tell."""
+    """Return one CPU of each core that `cpus` are threads of. Raises OSError or ValueError when sysfs does not say."""
     return sorted({first_of_core(sys, cpu) for cpu in cpus})
 
 
 def model_name(proc: Path) -> str:
-    """Return the processor's name for itself; empty when it does not tell."""
+    """Return the processor's name for itself; empty if it has none."""
     return _cpuinfo(proc).get("model name", "")
 
 
 def processor(proc: Path) -> Processor:
-    """Return what kind of processor this is; an empty vendor and zeros when it does not tell."""
+    """Return what kind of processor this is; an empty vendor and zeros if unknown."""
     cpuinfo = _cpuinfo(proc)
     return Processor(cpuinfo.get("vendor_id", ""), int(cpuinfo.get("cpu family", "0")), int(cpuinfo.get("model", "0")))
 
 
 def _cpuinfo(proc: Path) -> dict[str, str]:
-    """Return what /proc/cpuinfo tells of the first CPU."""
+    """Return what /proc/cpuinfo says about the first CPU."""
     first, _, _ = (proc / "cpuinfo").read_text().partition("\n\n")
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 

@@ -1,4 +1,4 @@
-"""A machine that seems to have Intel RAPL, and a libvirt of its own on it.
+"""A simulated machine with RAPL, Intel's or AMD's, and a separate libvirt on it.
 
 Only the commands `simulate` and `demo`, and the tests, import it.
 """

@@ -1,12 +1,12 @@
-"""The files that a machine with RAPL has, shaped as the kernel's.
+"""The files of a machine with RAPL, in the form that the kernel gives them.
 
     /cpu/N/msr    shown as /dev/cpu/N/msr
     /powercap     shown as /sys/class/powercap
     /topology/N   shown as /sys/devices/system/cpu/cpuN/topology/physical_package_id
 
-/powercap/virt-rapl-simulator tells whoever looks that the energy is simulated. Its file `truth` is a JSON document:
-the time, and each package's energy in microjoules since the start, unwrapped, as the model knows it. Its file
-`cpuinfo` is shown as /proc/cpuinfo, and for whoever mounts a /proc of their own to show it there again.
+/powercap/virt-rapl-simulator marks the energy as simulated. Its file `truth` is a JSON document: the time, and each
+package's energy in microjoules since the start, unwrapped, according to the model. Its file `cpuinfo` is shown as
+/proc/cpuinfo; a program that mounts its own /proc can show it there again.
 """
 
 import json
@@ -37,7 +37,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Registers:
-    """An msr file. `value` maps an address to the register's 64 bits; None where the CPU has none."""
+    """An msr file. `value` maps an address to the register's 64 bits; None if the CPU does not have it."""
 
     value: Callable[[int], int | None]
 
@@ -46,10 +46,10 @@ Entry = Text | Link | Registers
 
 
 class Files:
-    """All entries by path. What they tell of energy is of the instant they are asked."""
+    """All entries by path. Their energies are those of the instant they are read."""
 
     def __init__(self, simulation: Simulation, sample: Callable[[], list[PackageEnergy]], cpuinfo: str = "") -> None:
-        """Show `simulation`; `sample` brings it to this instant."""
+        """Show `simulation`; `sample` advances it to the present."""
         self.entries: dict[str, Entry] = {}
         self._simulation = simulation
         self._sample = sample
@@ -74,7 +74,7 @@ class Files:
         intel = self._simulation.model.cpu == "intel"  # AMD's have no limits that the kernel knows
         constraints = self._limits[package].constraints if intel else []
         self._add_zone(path, f"package-{package}", package, "package", enabled=int(intel), constraints=constraints)
-        # The kernel shows a limit for these too; firmware as a rule leaves it off.
+        # The kernel shows a limit for these, too; firmware usually leaves it off.
         no_limit = [("long_term", 0, 976)] if intel else []
         _, *parts = ZONES[self._simulation.model.cpu]
         for number, zone in enumerate(parts):
@@ -96,7 +96,7 @@ class Files:
             self._add(f"{base}/constraint_{number}_time_window_us", microseconds, mode=0o644)
 
     def _energy_uj(self, package: int, zone: str) -> int:
-        # Of AMD's cores the kernel shows one: that of the package's first CPU.
+        # The kernel shows only one of AMD's cores: that of the package's first CPU.
         return self._counters.energy_uj(*self._counted(package, self._simulation.packages[package][0], zone))
 
     def _register(self, package: int, cpu: int, address: int) -> int | None:
@@ -112,7 +112,7 @@ class Files:
         return {POWER_LIMIT: limits.power_limit, POWER_INFO: limits.power_info}.get(address)
 
     def _counted(self, package: int, cpu: int, zone: str) -> tuple[int, str, int]:
-        """Return place, zone and microjoules of the counter that a CPU shows of a zone."""
+        """Return place, zone and microjoules of the counter that a CPU shows for a zone."""
         energy = self._sample()[package]
         if zone == "core" and self._simulation.model.cpu == "amd":
             core = self._simulation.core_of[cpu]

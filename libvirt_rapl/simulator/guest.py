@@ -1,7 +1,7 @@
 """A guest that reads its own RAPL registers: 64 KiB of ROM (meter.S), a domain around it, and what it printed.
 
 Each vCPU is busy for its share of every 100 ms, sleeps for the rest, and prints a line ten times a second.
-The guest switches itself off when its power button is pressed: `virsh shutdown` and `virsh reboot` work.
+The guest powers off when its power button is pressed, so `virsh shutdown` and `virsh reboot` work.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ LINES_PER_SECOND = 10  # of each vCPU
 DEBUG_PORT = 0x402
 EMULATOR = "/usr/bin/qemu-system-x86_64"
 CPU = "host,arch-capabilities=off"
-"""QEMU's name for the CPU of a guest under KVM: the host's, less a feature that some KVMs show whose register they do
-not let QEMU set. QEMU does not survive that."""
+"""QEMU's name for the CPU of a guest under KVM: the host's, without a feature that some KVMs offer although they do not
+let QEMU set its register, upon which QEMU aborts."""
 EMULATED_CPU = "<cpu mode='maximum'/>"
 KVM_CPU = """\
 <cpu mode='host-passthrough'>
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
 
 def rom(*duties: int) -> bytes:
-    """Return the ROM of a guest whose vCPU n is busy for `duties[n]` per cent; the last one holds for all others."""
+    """Return the ROM of a guest whose vCPU n is busy for `duties[n]` per cent; the last duty holds for all others."""
     if not 0 < len(duties) <= MOST_VCPUS or not all(0 <= duty <= 100 for duty in duties):
         raise ValueError(f"1 to {MOST_VCPUS} duties of 0 to 100 per cent, not {duties}")
     image = bytearray(ROM_SIZE)
@@ -54,7 +54,7 @@ def rom(*duties: int) -> bytes:
 def domain_xml(
     name: str, rom_path: str, log_path: str, *, vcpus: int = 1, uuid: str | None = None, kvm: bool = True
 ) -> str:
-    """Return a plain domain around the ROM, as its user would write it. QEMU's user must be able to read `rom_path`.
+    """Return a plain domain that runs the ROM, as a user would write it. QEMU's user must be able to read `rom_path`.
 
     Without `kvm` QEMU emulates the CPU: slower, and it has no RAPL registers (they read 0).
     """
@@ -102,7 +102,7 @@ def readings(log_path: Path) -> list[Reading]:
 
 
 def unmoved_seconds(history: Iterable[Reading]) -> float:
-    """Return how long ago a counter moved last, to the tenth of a second between two lines of a vCPU."""
+    """Return how many seconds ago a counter last moved, to the tenth of a second between two lines of a vCPU."""
     last: dict[int, int] = {}
     unmoved: dict[int, int] = {}
     for vcpu, _, energy in history:
@@ -112,7 +112,7 @@ def unmoved_seconds(history: Iterable[Reading]) -> float:
 
 
 def joules(history: Iterable[Reading]) -> dict[int, float]:
-    """Return for each vCPU the joules it counted since its first reading; a wrap between two readings is understood."""
+    """Return for each vCPU the joules it counted since its first reading; handles a wrap between two readings."""
     last: dict[int, int] = {}
     total: dict[int, float] = {}
     for vcpu, unit, energy in history:

@@ -1,4 +1,4 @@
-"""The processes of a simulation, and their end: whichever of them dies and however, nothing of them stays.
+"""The processes of a simulation, and their end: whichever dies, and however, no process stays behind.
 
     simulate         the process the user started; it passes signals on
       keeper         lives in the simulated machine and has two children:
@@ -6,7 +6,7 @@
         COMMAND
 
 simulate and keeper adopt the orphans below them, and kill what is left when their child ends, such as daemons that
-COMMAND started. The kernel tells the keeper when simulate dies, and kills the server when the keeper dies.
+COMMAND started. The kernel sends the keeper a signal when simulate dies, and kills the server when the keeper dies.
 """
 
 import os
@@ -24,8 +24,8 @@ _WAITED_FOR = {*_FORWARDED, signal.SIGCHLD}
 def run(command: list[str], prepare: Callable[[], None]) -> int:
     """Run a command in a process that `prepare` has set up, and return its exit status: 128 + n after signal n.
 
-    Two processes come back from here, simulate and the keeper: each is to end with the status that it got, or with
-    the error that was raised (VirtRaplError: the command cannot be run, or what `prepare` raises).
+    This returns in two processes, simulate and the keeper: each must end with the status that it got, or with the error
+    that was raised (VirtRaplError: the command cannot be run, or what `prepare` raises).
     """
     signals = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     system.adopt_orphans()
@@ -49,7 +49,7 @@ def run(command: list[str], prepare: Callable[[], None]) -> int:
 def start_server(serve: Callable[[Callable[[], None]], None]) -> None:
     """Run `serve` in a child, which ends with this process. Return once it calls the function that it is given.
 
-    Raises VirtRaplError when the child ends before.
+    Raises VirtRaplError if the child ends before that.
     """
     keeper = os.getpid()
     reader, writer = os.pipe()
@@ -57,7 +57,7 @@ def start_server(serve: Callable[[Callable[[], None]], None]) -> None:
         try:
             system.signal_at_death_of_parent(signal.SIGKILL, keeper)
             _let_go_of_input_and_output()
-            serve(lambda: _tell(writer))
+            serve(lambda: _report_ready(writer))
         finally:
             os._exit(1)
     os.close(writer)
@@ -67,15 +67,15 @@ def start_server(serve: Callable[[Callable[[], None]], None]) -> None:
         raise VirtRaplError("the simulated files cannot be mounted: the FUSE server ended", "see what it printed above")
 
 
-def _tell(writer: int) -> None:
+def _report_ready(writer: int) -> None:
     os.write(writer, b".")
     os.close(writer)
 
 
 def _attend(child: int, parent: int | None = None) -> int:
-    """Pass signals on to `child` until it ends and return its exit status; then kill what else is below us.
+    """Pass signals on to `child` until it ends and return its exit status; then kill all other processes below us.
 
-    The end of `parent`, which signals it, ends the child too.
+    The end of `parent`, which the kernel signals to us, ends the child, too.
     """
     _let_go_of_input_and_output()
     try:
@@ -87,14 +87,14 @@ def _attend(child: int, parent: int | None = None) -> int:
                 if (status := _collect(child)) is not None:
                     return status
             elif received.si_code <= 0:
-                # Sent by a process. What the terminal sends (Ctrl-C) it sends to the child as well.
+                # Sent by a process. The terminal sends its signals (Ctrl-C) to the child itself.
                 os.kill(child, received.si_signo)
     finally:
         _kill_children()
 
 
 def _collect(child: int) -> int | None:
-    """Take leave of all children that have ended; return the exit status of `child` if it is one of them."""
+    """Reap all children that have ended; return the exit status of `child` if it is one of them."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:
@@ -105,7 +105,7 @@ def _collect(child: int) -> int | None:
 
 
 def _kill_children() -> None:
-    """Kill the children, then those which we adopt from them, until there is none."""
+    """Kill the children, then those that we adopt from them, until there is none."""
     while True:
         for pid in Path("/proc/thread-self/children").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
@@ -116,7 +116,7 @@ def _kill_children() -> None:
 
 
 def _let_go_of_input_and_output() -> None:
-    """Leave standard input and output to the command alone: who reads its output waits for it to close them, only."""
+    """Close standard input and output here, so that a reader of the command's output waits only for the command."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.dup2(null, 1)

@@ -1,7 +1,7 @@
 # A guest of a few hundred bytes: every vCPU is busy for its share of each 100 ms, sleeps for the rest, then reads its own
 # RAPL registers and prints "VCPU UNIT ENERGY" (each eight hexadecimal digits) on the debug port. It runs in real mode from
-# a ROM at F000:0000, needs an x2APIC, and uses of the RAM below 640 KiB only an interrupt vector, a lock and the stacks.
-# When the power button is pressed, as `virsh shutdown` and `virsh reboot` do, it switches itself off.
+# a ROM at F000:0000, needs an x2APIC, and uses only an interrupt vector, a lock and the stacks in RAM, below 640 KiB.
+# When the power button is pressed, as `virsh shutdown` and `virsh reboot` do, it powers off.
 #
 #   as --32 -o meter.o meter.S && ld -m elf_i386 -Ttext 0 --oformat binary -o meter.rom meter.o
 
@@ -56,7 +56,7 @@ start:  cli
         jz      everyone
 
         movb    $0, LOCK                # a reset may have come while it was held
-        mov     $0xff, %al              # the power button shall not interrupt: it is looked at
+        mov     $0xff, %al              # the power button must not interrupt: it is polled
         out     %al, $PIC_MASKS
         out     %al, $PIC_MASKS + 0x80
         pci_set POWER_MANAGER + 0x40, POWER_PORT + 1

@@ -1,7 +1,7 @@
-"""A mount namespace of our own, in which the simulated files stand where the real ones would.
+"""A mount namespace of our own, in which the simulated files are where the real ones would be.
 
-Nothing is written outside memory, and all of it goes with the last process of the namespace. A small tmpfs serves for
-setting up. It is mounted where every machine has a directory, and taken away again before the command runs.
+Everything is in memory and vanishes with the last process of the namespace. A small tmpfs serves for setting up: it is
+mounted where every machine has a directory, and unmounted again before the command runs.
 """
 
 import shutil
@@ -21,7 +21,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 def enter(cpus: Iterable[int], serve: Callable[[Path], None], programs: Mapping[Path, bytes]) -> None:
     """Move this process into a new mount namespace that shows the simulated files.
 
-    `serve` mounts them on a directory and returns when they can be read. `programs`: what is shown in place of these.
+    `serve` mounts them on a directory and returns when they can be read. `programs`: new contents of these programs.
     Raises VirtRaplError.
     """
     try:
@@ -61,14 +61,14 @@ def _show(source: Path, target: Path) -> None:
 
 
 def _add_directory(path: Path) -> None:
-    """Make a directory appear where none can, or may, be created: by an overlay on its parent.
+    """Make a directory appear where none can or may be created, by an overlay on its parent.
 
-    sysfs takes no directories, and the host's /dev is shared by all. The overlay is read-only.
+    In sysfs none can be created, and the host's /dev is shared by everybody. The overlay is read-only.
     """
     parent = path.parent
     addition = _STAGE / f"add-{path.name}"
     (addition / path.name).mkdir(parents=True)
-    # The overlay hides what is mounted below the parent (/dev/pts, /dev/shm): show that again on top of it.
+    # The overlay hides what is mounted below the parent (/dev/pts, /dev/shm), so mount that again on top of it.
     kept = []
     for number, point in enumerate(mount_points_in(parent)):
         aside = _STAGE / f"aside-{path.name}-{number}"
@@ -81,7 +81,7 @@ def _add_directory(path: Path) -> None:
 
 
 def mount_points_in(directory: Path) -> list[Path]:
-    """Return the mount points below a directory, once each, without those which are inside of another of them."""
+    """Return the mount points below a directory, each once, without those inside another of them."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = dict.fromkeys(Path(line.split()[4]) for line in lines)
     inside = [point for point in points if directory in point.parents and point.exists()]

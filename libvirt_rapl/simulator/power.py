@@ -3,12 +3,12 @@
 A package draws `idle_watts` all the time and `cpu_watts` more for each of its CPUs while that CPU is busy:
 
     package = idle_watts x time + cpu_watts x busy CPU time
-    core    = cpu_watts x busy CPU time: the part of the package that its cores add
-    dram    = a tenth of package; it comes on top of the package, as memory does in hardware
+    core    = cpu_watts x busy CPU time: the part of the package that its cores use
+    dram    = a tenth of package, in addition to the package, as memory is in hardware
 
-AMD's processors count no dram, and each core by itself.
+AMD's processors count no dram, and they count each core separately.
 
-Energy follows from the totals since the start. It is never added up from intervals, so no rounding is carried on,
+Energy is computed from the totals since the start, never added up from intervals, so rounding errors do not accumulate,
 however often it is read. Times are nanoseconds, energies microjoules.
 """
 
@@ -30,7 +30,7 @@ class Model:
     """What the user chooses."""
 
     cpu: Vendor = "intel"
-    """Whose processor it is."""
+    """The vendor of the processor."""
     packages: int = 1
     idle_watts: float = 20.0
     """What each package draws when nothing runs."""
@@ -62,7 +62,7 @@ class PackageEnergy:
     busy: int
     """Busy time of its CPUs, summed, in nanoseconds."""
     cores: dict[int, int]
-    """Microjoules of each of its cores, by the first of its CPUs; `core` is their sum, but for rounding."""
+    """Microjoules of each of its cores, by the core's first CPU; `core` is their sum, except for rounding."""
 
 
 class Simulation:
@@ -76,9 +76,9 @@ class Simulation:
         busy: Mapping[int, int],
         cores: Mapping[int, int] | None = None,
     ) -> None:
-        """Start at `time`, when each CPU had been `busy` so long; `packages` are the CPUs of each package.
+        """Start at `time`, when each CPU had been busy for `busy`; `packages` are the CPUs of each package.
 
-        `cores`: the first CPU of each CPU's core; None where each is a core by itself.
+        `cores`: the first CPU of each CPU's core; None if each CPU is a core of its own.
         """
         self.model = model
         self.packages = packages
@@ -89,9 +89,9 @@ class Simulation:
         self._busy = dict(self._busy_start)
 
     def advance(self, time: int, busy: Mapping[int, int]) -> list[PackageEnergy]:
-        """Return the energy of each package at `time`, when each CPU had been `busy` so long since boot.
+        """Return the energy of each package at `time`, when each CPU had been busy for `busy` since boot.
 
-        A CPU that is not told of (switched off) or whose clock goes back counts as idle meanwhile.
+        A CPU that is missing (switched off) or whose clock goes back counts as idle meanwhile.
         """
         self.time = max(self.time, time)
         for cpu, before in self._busy.items():
@@ -112,7 +112,7 @@ class Simulation:
 
 
 def deal(cores: Mapping[int, int], packages: int) -> list[list[int]]:
-    """Deal CPUs to packages, a core with all its threads to one, and equally many cores but for one to each.
+    """Deal CPUs to packages: a core with all its threads to one, and to each equally many cores, give or take one.
 
     `cores`: the first CPU of each CPU's core. Raises VirtRaplError if a package gets none.
     """

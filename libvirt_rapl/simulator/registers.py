@@ -13,7 +13,7 @@ from libvirt_rapl.simulator.processor import Vendor
 
 POWER_LIMIT = 0x610
 POWER_INFO = 0x614
-"""Intel's alone."""
+"""Only Intel has these two."""
 
 _RANGE = 1 << 32
 
@@ -23,17 +23,17 @@ class Layout:
     """The registers of a vendor's processors."""
 
     power_unit: int
-    """Address of the register that tells the units."""
+    """Address of the register that holds the units."""
     units: int
     """Its value: power in 2**-n W (bits 0 to 3), energy in 2**-n J (bits 8 to 12), time in 2**-n s (bits 16 to 19)."""
     energy_status: dict[int, str]
     """Zone of each energy register, by address. AMD's `core` is that of the CPU's own core, Intel's of all of them."""
     zeros: tuple[int, ...]
-    """Registers that turbostat gives up without: microcode revision, platform info, C- or P-states. They read 0."""
+    """Registers without which turbostat gives up: microcode revision, platform info, C- or P-states. They read 0."""
 
     @property
     def units_per_joule(self) -> int:
-        """What an energy register counts while a joule is used."""
+        """How far an energy register advances for a joule."""
         return 1 << (self.units >> 8 & 0x1F)
 
     @property
@@ -60,7 +60,7 @@ class Counters:
     """
 
     def __init__(self, model: Model) -> None:
-        """The model's seed decides where they start."""
+        """Take the model, whose seed decides where they start."""
         self.layout = LAYOUTS[model.cpu]
         self._model = model
         self._starts: dict[tuple[int, str], int] = {}
@@ -82,16 +82,16 @@ class Counters:
         return self._starts[place, zone]
 
     def _near_the_end(self, zone: str, chance: random.Random) -> int:
-        # Memory draws a tenth of what its package does, so its wrap must be nearer to come as soon.
+        # Memory uses a tenth of what its package does, so it must start nearer to its wrap to wrap as soon.
         joules = chance.uniform(4, 8) if zone == "dram" else chance.uniform(40, 80)
         return _RANGE - int(joules * self.layout.units_per_joule)
 
 
 class Limits:
-    """Power limits of a package. They limit nothing, but readers want them plausible, and QEMU not 0."""
+    """Power limits of a package. They limit nothing, but readers need plausible values, and QEMU none that is 0."""
 
     def __init__(self, model: Model, cpus: int) -> None:
-        """Take what the package draws when all its CPUs are busy as its design power."""
+        """Compute the design power: what the package draws when all its CPUs are busy."""
         watts = model.idle_watts + model.cpu_watts * cpus
         self._eighths = max(1, round(8 * watts))
         self._long = min(self._eighths, 0x7FFF)
@@ -113,7 +113,7 @@ class Limits:
     def constraints(self) -> list[tuple[str, int, int]]:
         """powercap's view of them: name, power in microwatts, window in microseconds (a unit is 976 us there).
 
-        Not cut to the 15 bits of the registers: readers judge by it what the zone can count.
+        Not cut to the 15 bits of the registers: readers estimate from it what the zone can count.
         """
         short = self._eighths + self._eighths // 4
         return [("long_term", self._eighths * 125_000, 27_983_872), ("short_term", short * 125_000, 2_440)]

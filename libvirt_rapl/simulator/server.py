@@ -1,4 +1,4 @@
-"""Serving the simulated files through FUSE."""
+"""Serve the simulated files through FUSE."""
 
 import errno
 import importlib
@@ -15,7 +15,7 @@ DEV = Path("/dev")
 
 
 def load_library(dev: Path = DEV) -> Any:  # noqa: ANN401 (the library has no types)
-    """Return the FUSE library. Raises VirtRaplError that tells what is missing."""
+    """Return the FUSE library. Raises VirtRaplError that says what is missing."""
     if not (dev / "fuse").exists():
         raise VirtRaplError(f"this kernel offers no FUSE: {dev / 'fuse'} does not exist", "modprobe fuse")
     try:
@@ -29,7 +29,7 @@ def load_library(dev: Path = DEV) -> Any:  # noqa: ANN401 (the library has no ty
 def serve(library: Any, entries: Mapping[str, Entry], mountpoint: Path, ready: Callable[[], None]) -> None:  # noqa: ANN401
     """Mount `entries` on `mountpoint` and serve them until unmounted; call `ready` when they can be read.
 
-    Modes are enforced for every user. Nothing is cached: each read comes here.
+    Modes apply to every user. Nothing is cached: each read comes here.
     """
     library.FUSE(
         Operations(entries, ready),
@@ -45,13 +45,13 @@ def serve(library: Any, entries: Mapping[str, Entry], mountpoint: Path, ready: C
 
 
 class Operations:
-    """FUSE operations on entries, called by their names. Raises OSError as the real files do."""
+    """FUSE operations on entries; the library calls them by their names. They raise OSError as the real files do."""
 
     use_ns = True
     """Times are whole nanoseconds; the library asks for this."""
 
     def __init__(self, entries: Mapping[str, Entry], ready: Callable[[], None]) -> None:
-        """Serve `entries`, by path; directories are what the paths imply."""
+        """Serve `entries`, by path; the paths imply the directories."""
         self._entries = entries
         self._ready = ready
         self._directories: dict[str, list[str]] = {"/": []}
@@ -64,11 +64,11 @@ class Operations:
         self._last_handle = 0
 
     def init(self, _path: str) -> None:
-        """Tell that the file system is mounted."""
+        """Report that the file system is mounted."""
         self._ready()
 
     def getattr(self, path: str, _handle: int | None = None) -> dict[str, int]:
-        """Return what stat(2) tells."""
+        """Return what stat(2) returns."""
         if path in self._directories:
             return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
         match self._entries.get(path):
@@ -99,8 +99,8 @@ class Operations:
     def read(self, path: str, size: int, offset: int, handle: int) -> bytes:
         """Read a register (8 bytes at its address), or a part of a text.
 
-        A text is made by the read at its beginning and stays as it is for reads further on, as in sysfs: a value
-        with more digits must not lengthen what was read already.
+        A read at its beginning makes the text; it stays the same for reads further on, as in sysfs: a new value with
+        more digits must not lengthen what was read already.
         """
         entry = self._entries[path]
         if isinstance(entry, Registers):

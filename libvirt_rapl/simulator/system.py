@@ -1,4 +1,4 @@
-"""The Linux system calls of the simulator that Python 3.11 has no names for. Each raises OSError."""
+"""Linux system calls that Python 3.11 does not offer. Each raises OSError."""
 
 import ctypes
 import os
@@ -17,13 +17,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare_mounts() -> None:
-    """Give this process a copy of all mounts, of which nothing shows outside."""
+    """Give this process a copy of all mounts; its changes are not visible outside."""
     _call("unshare", _CLONE_NEWNS)
     mount("none", Path("/"), flags=MS_REC | MS_PRIVATE)
 
 
 def mount(source: Path | str, target: Path, kind: str | None = None, flags: int = 0, options: str = "") -> None:
-    """Do mount(2)."""
+    """Call mount(2)."""
     _call(
         "mount",
         os.fsencode(source),
@@ -36,12 +36,12 @@ def mount(source: Path | str, target: Path, kind: str | None = None, flags: int 
 
 
 def detach(target: Path) -> None:
-    """Take a mount, and all mounts in it, out of the tree; what uses it keeps it."""
+    """Unmount a directory and all mounts in it; processes that use them keep them."""
     _call("umount2", os.fsencode(target), _MNT_DETACH, path=target)
 
 
 def signal_at_death_of_parent(number: int, parent: int) -> None:
-    """Have this process get a signal when its parent dies, however it does, or has died already."""
+    """Have the kernel send this process a signal when its parent dies in any way, or if it has died already."""
     _call("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(number))
     if os.getppid() != parent:
         os.kill(os.getpid(), number)

@@ -1,8 +1,8 @@
 """A throwaway world on this machine: a real libvirt with real KVM guests, apart from the machine's own.
 
-It has mount, PID, UTS, network and IPC namespaces of its own. In it /etc, /usr, /var and /opt can be written to and are
-forgotten afterwards; /run, and every directory of libvirt's and ours, starts empty. Nothing is left on the machine,
-however the world ends: see world_init.
+It has its own mount, PID, UTS, network and IPC namespaces. In it /etc, /usr, /var and /opt can be written to, and the
+changes are lost afterwards; /run, and every directory of libvirt's and ours, starts empty. Nothing is left on the
+machine, however the world ends: see world_init.
 """
 
 import os
@@ -30,21 +30,21 @@ NEEDED = {
     "virsh": "libvirt-clients",
     guest.EMULATOR: "qemu-system-x86",
 }
-"""Programs, and the Debian packages they come in."""
+"""Programs, and the Debian packages that contain them."""
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class World:
-    """One world, from `with` to its end. Inside, /mnt is for whatever the user of this class puts there."""
+    """One world, which lasts as long as the `with` block. In it, /mnt is for the user of this class."""
 
     def __init__(
         self, simulate: Sequence[str] | None = (), *, shared: Path | None = None, hostname: str = "world"
     ) -> None:
-        """Choose what it is like; entering starts it.
+        """Set its properties; entering starts it.
 
         `simulate`: options of `virt-rapl simulate`, whose energy the world then has; None: the machine's own energy.
-        `shared`: a directory to appear as /mnt, in several worlds at once if need be. Each has the sockets of its
-        libvirtd in /mnt/HOSTNAME then, so that domains can migrate between them.
+        `shared`: a directory to appear as /mnt, possibly in several worlds at once. Each then has the sockets of its
+        libvirtd in /mnt/HOSTNAME, so that domains can migrate between them.
         """
         self.simulate = simulate
         self.shared = shared
@@ -53,7 +53,7 @@ class World:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        """Start the world. Raises VirtRaplError when this machine lacks what it takes."""
+        """Start the world. Raises VirtRaplError when this machine lacks something for it."""
         check_machine()
         if self.simulate is not None:
             server.load_library()
@@ -85,12 +85,12 @@ class World:
         self.close()
 
     def close(self) -> None:
-        """End every process inside and forget everything; once is enough."""
+        """End every process inside and discard everything; later calls do nothing."""
         if self._process is None:
             return
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()  # its first process waits for just that
+        self._process.stdin.close()  # its first process waits for this
         try:
             self._process.wait(START_SECONDS)
         except subprocess.TimeoutExpired:
@@ -107,7 +107,7 @@ class World:
         input: str | None = None,  # noqa: A002 - subprocess's word
         timeout: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside as root, its working directory /, and return what it printed.
+        """Run a command inside, as root and in the directory /, and return what it printed.
 
         Raises VirtRaplError with its last line on stderr when it fails and `check` is set; subprocess.TimeoutExpired.
         """
@@ -127,7 +127,7 @@ class World:
         return done
 
     def popen(self, command: Sequence[str]) -> subprocess.Popen[str]:
-        """Start a command inside and return it, its output a pipe of text. Killing it kills the command."""
+        """Start a command inside and return its process, with a text pipe for output. Killing it kills the command."""
         return subprocess.Popen(
             self._inside(command),
             env=_environment(),
@@ -138,23 +138,23 @@ class World:
         )
 
     def path(self, inside: str) -> Path:
-        """Return where a file of the world is seen from outside, while the world lasts."""
+        """Return the path of a file of the world as seen from outside, while the world lasts."""
         return Path(f"/proc/{self._pid}/root{inside}")
 
     def start_libvirtd(self) -> None:
-        """Start libvirtd and wait until it serves and has taken up the domains that run."""
+        """Start libvirtd and wait until it serves and has reconnected to the running domains."""
         self.run(["libvirtd", "--daemon"])
         for name in self.run(["virsh", "list", "--name"]).stdout.split():
             # Asks QEMU, for which libvirtd must have reconnected to it, or have seen that it has ended.
             self.run(["virsh", "domblkerror", name], check=False)
 
     def stop_libvirtd(self, signal: str = "TERM") -> None:
-        """End libvirtd by a signal; domains stay."""
+        """End libvirtd by a signal; domains go on."""
         self.kill(int(self.path("/run/libvirtd.pid").read_text(encoding="ascii")), signal)
 
     def kill(self, pid: int, signal: str = "KILL") -> None:
         """Send a process, by its PID inside, a signal that ends it, and wait until it has ended."""
-        # The shell's own `kill`: the program is in a package that small systems do without.
+        # The shell's own `kill`: small systems do not have the program.
         self.run(["sh", "-c", 'kill -s "$1" "$2"', "sh", signal, str(pid)])
         while self.path(f"/proc/{pid}").exists():
             time.sleep(0.02)
@@ -172,7 +172,7 @@ class World:
         return guest.readings(self.path(f"/mnt/{name}.log"))
 
     def _inside(self, command: Sequence[str]) -> list[str]:
-        # Root and working directory are told, as a mount namespace alone knows nothing of a chroot around the world.
+        # With root and working directory, because a mount namespace does not include a chroot around the world.
         # The command dies with nsenter, and so with us.
         enter = ["nsenter", "--target", str(self._pid), *NAMESPACES, "--root", "--wd", "--"]
         return [*enter, "setpriv", "--pdeathsig", "KILL", *command]
@@ -188,14 +188,14 @@ class World:
         said = words.read()
         reason = _last_line(said) if ready else f"nothing happened within {START_SECONDS:g} s"
         hints = [line.removeprefix("hint: ") for line in said.splitlines() if line.startswith("hint: ")]
-        usual = "it takes root, namespaces, overlayfs and, where energy is simulated, FUSE: containers often lack them"
+        usual = "it needs root, namespaces, overlayfs and, where energy is simulated, FUSE: containers often lack them"
         raise VirtRaplError(f"cannot start a private world: {reason}", hints[-1] if hints else usual)
 
 
 def check_machine() -> None:
-    """Raise VirtRaplError unless this machine can hold a world with guests in it."""
+    """Raise VirtRaplError unless this machine can run a world with guests in it."""
     if os.geteuid():
-        raise VirtRaplError("a private world takes root", "run it as root, or with sudo")
+        raise VirtRaplError("a private world needs root", "run it as root, or with sudo")
     for program, package in NEEDED.items():
         if not shutil.which(program, path=SEARCH_PATH):
             raise VirtRaplError(f"{program} is not installed", f"on Debian: apt install {package}")
@@ -208,4 +208,4 @@ def _environment() -> dict[str, str]:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("hint: ")]
-    return lines[-1].strip().removeprefix("virt-rapl: error: ") if lines else "it said nothing"
+    return lines[-1].strip().removeprefix("virt-rapl: error: ") if lines else "it printed nothing"

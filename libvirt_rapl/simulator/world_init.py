@@ -1,7 +1,7 @@
-"""The first process of a World: furnishes the fresh namespaces it was started in, then waits for standard input to end.
+"""The first process of a World: sets up the new namespaces it was started in, then waits until standard input ends.
 
-The other end of that pipe is the World object's. When its process ends, however that happens, this one does, and with
-it, as the first of its PID namespace, everything in the world: processes, then mounts, then all that they held.
+The World object holds the other end of that pipe. When its process ends, in whatever way, this one ends, and because it
+is the first of its PID namespace, so does everything in the world: processes, then mounts, then what these held.
 
 usage: python -m libvirt_rapl.simulator.world_init HOSTNAME [SHARED]
 """
@@ -24,12 +24,12 @@ from libvirt_rapl.simulator.files import SIMULATOR
 from libvirt_rapl.simulator.namespace import mount_points_in
 
 STAGE = Path("/mnt")
-"""Holds the overlays' upper layers while they are mounted; then the world's own or shared directory is there."""
+"""Holds the overlays' upper layers until they are mounted; then the world's own or shared directory is there."""
 OVERLAYS = ("etc", "usr", "var", "opt")
 SIMULATED_CPUINFO = Path("/sys/class", SIMULATOR, "cpuinfo")
-"""There in a world whose energy is simulated."""
+"""Exists in a world whose energy is simulated."""
 MANIFEST = Path("/", paths.MANIFEST)
-"""Of virt-rapl where it is installed on the machine: what of it is in /usr and /etc is in the world as well."""
+"""virt-rapl's own, if it is installed on the machine: its files in /usr and /etc are in the world, too."""
 MASKED = (
     "/etc/libvirt",
     "/etc/virt-rapl",
@@ -40,9 +40,9 @@ MASKED = (
     "/run",
 )
 
-# No AppArmor or SELinux: their profiles and labels are the machine's, not the world's. QEMU's user is set all the same.
-# No /dev of its own for each QEMU: libvirt cannot make one where several file systems lie on top of each other on /dev.
-# Owners are not remembered in a file's attributes: two libvirts that share a directory would quarrel over them.
+# No AppArmor or SELinux: their profiles and labels are the machine's, not the world's. QEMU's user is set nevertheless.
+# No private /dev for each QEMU: libvirt cannot make one where several file systems are mounted over each other on /dev.
+# Owners are not remembered in a file's attributes: two libvirts that share a directory would overwrite each other's.
 QEMU_CONF = """\
 security_driver = "none"
 cgroup_controllers = []
@@ -61,7 +61,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1  # <linux/sockios.h>, <ne
 
 
 def furnish(hostname: str, shared: Path | None) -> None:
-    """Turn fresh mount, PID, UTS, network and IPC namespaces into the world."""
+    """Turn new mount, PID, UTS, network and IPC namespaces into the world."""
     shared_directory = os.open(shared, os.O_PATH | os.O_DIRECTORY) if shared else None
     python = Path(sys.executable)
     socket.sethostname(hostname)
@@ -83,7 +83,7 @@ def furnish(hostname: str, shared: Path | None) -> None:
     _open_kvm_to_all()
     system.detach(STAGE)
     if shared_directory is None:
-        # not sticky: libvirt opens files again that it gave to QEMU's user
+        # not sticky: libvirt reopens files that it gave to QEMU's user
         system.mount("tmpfs", STAGE, "tmpfs", options="mode=777")
     else:
         system.mount(f"/proc/self/fd/{shared_directory}", STAGE, flags=system.MS_BIND)
@@ -96,10 +96,10 @@ def furnish(hostname: str, shared: Path | None) -> None:
 
 
 def _overlay(directory: Path, layers: Path) -> None:
-    """Make a directory of the machine one that can be written to here.
+    """Make a directory of the machine writable here, by an overlay.
 
-    An overlay shows nothing of what is mounted below the directory. What is mounted on a file, as copies of QEMU are by
-    the simulator, is copied.
+    An overlay does not show what is mounted below the directory. Files that are mounted on files, such as the
+    simulator's copies of QEMU, are copied.
     """
     upper, work = layers / "upper", layers / "work"
     upper.mkdir(parents=True)
@@ -120,7 +120,7 @@ def _loopback_up() -> None:
 
 
 def _open_kvm_to_all() -> None:
-    """Put a node of our own over /dev/kvm, if there is one: QEMU's user need not be in the machine's kvm group."""
+    """Mount our own node over /dev/kvm, if there is one: QEMU's user may not be in the machine's kvm group."""
     kvm, node = Path("/dev/kvm"), STAGE / "kvm"
     if not kvm.is_char_device():
         return
@@ -130,7 +130,7 @@ def _open_kvm_to_all() -> None:
 
 
 def _share_libvirt_sockets(hostname: str) -> None:
-    """Let other worlds reach this libvirtd: what it keeps in /run/libvirt, its sockets too, is in SHARED/HOSTNAME."""
+    """Let other worlds reach this libvirtd: put /run/libvirt, including its sockets, into SHARED/HOSTNAME."""
     run, sockets = Path("/run/libvirt"), STAGE / hostname
     run.mkdir()
     sockets.mkdir(exist_ok=True)
@@ -143,7 +143,7 @@ def _configure_libvirt() -> None:
 
 
 def main(hostname: str, shared: str | None = None) -> int:
-    """Furnish, say so with our PID as the machine counts it, and stay until the World object is gone."""
+    """Set up the world, print our PID in the machine's PID namespace, and stay until the World object is gone."""
     pid = Path("/proc/self").readlink()  # this is still the machine's /proc
     try:
         furnish(hostname, Path(shared) if shared else None)
@@ -153,7 +153,7 @@ def main(hostname: str, shared: str | None = None) -> int:
     except OSError as error:
         print(f"{error.strerror}: {error.filename or ''}", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans come to the first process, which need not wait for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the first process gets orphans, and then need not wait for them
     print(pid, flush=True)
     sys.stdin.read()
     return 0

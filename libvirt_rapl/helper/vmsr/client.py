@@ -1,4 +1,4 @@
-"""Asking a helper what QEMU will ask it."""
+"""Ask a helper what QEMU will ask it."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from libvirt_rapl.helper.vmsr.protocol import POWER_INFO, POWER_LIMIT, POWER_UNI
 def probe(path: Path, timeout: float) -> None:
     """Ask the helper on `path` for the three registers that QEMU reads when it starts; QEMU gives up if one is 0.
 
-    Raises OSError when nobody answers within `timeout` seconds a step, ValueError when a register reads 0.
+    Raises OSError when a step takes longer than `timeout` seconds, ValueError when a register reads 0.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as helper:
         helper.settimeout(timeout)

@@ -15,16 +15,16 @@ class Cpus:
     """The CPUs of this host."""
 
     def __init__(self, package_of: Mapping[int, int], directory: str = CPUS) -> None:
-        """Take the package of each CPU that is on line."""
+        """Take the package of each CPU that is online."""
         self.package_of = dict(package_of)
-        """Of each CPU that was ever seen on line."""
+        """Package of each CPU that was ever seen online."""
         self.counts = _counts(package_of)
-        """How many CPUs of each package are on line."""
+        """How many CPUs of each package are online."""
         self._directory = directory
         self._online = read(f"{directory}online")
 
     def look(self) -> None:
-        """Look which CPUs are on line now. What sysfs does not tell stays as it was."""
+        """Read which CPUs are online now. What sysfs does not show stays as it was."""
         online = read(f"{self._directory}online")
         if online == self._online or not online:
             return
@@ -32,11 +32,11 @@ class Cpus:
         for part in online.split(b","):
             first, _, last = part.partition(b"-")
             for cpu in range(int(first), int(last or first) + 1):
-                # It is not there yet, or no more, while the CPU is on its way.
+                # The file is missing while the CPU is going online or offline.
                 if package := read(f"{self._directory}cpu{cpu}/topology/physical_package_id"):
                     found[cpu] = int(package)
                 else:
-                    online = b""  # look again
+                    online = b""  # read again next time
         self._online = online
         self.package_of.update(found)
         self.counts = _counts(found)

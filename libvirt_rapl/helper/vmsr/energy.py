@@ -18,7 +18,7 @@ class Zone:
     __slots__ = ("_path", "_register", "_unit", "kind", "most_watts", "name", "package", "wrap")
 
     def __init__(self, counter: Counter, unit: tuple[int, int]) -> None:
-        """Take where it is, and its unit if it is a register: a fraction of microjoules."""
+        """Take the place of the counter and, for a register, its unit: a fraction of microjoules."""
         self.package, self._path, self._register, self.wrap, self.most_watts = counter
         self._unit = unit
         self.name = f"package-{self.package}"
@@ -37,23 +37,23 @@ class Zone:
 
 
 class Package:
-    """All that a package has counted: one counter, or one for each of its dies."""
+    """The sum of what a package has counted: one counter, or one for each of its dies."""
 
     __slots__ = ("_counters", "microjoules")
 
     def __init__(self, zones: list[Zone]) -> None:
-        """Begin with what they show now. Raises OSError or ValueError when one cannot be read."""
+        """Begin with the current values. Raises OSError or ValueError when one cannot be read."""
         self._counters = [EnergyCounter(zone) for zone in zones]
         self.microjoules = sum(reading(zone) for zone in zones)
         self.advance(boot_nanoseconds())
 
     def advance(self, now: int) -> int:
-        """Return all microjoules that were counted until now. What a broken count hides is left out."""
+        """Return all microjoules that were counted until now, without what a broken count hides."""
         for counter in self._counters:
             self.microjoules += counter.advance(now) or 0
         return self.microjoules
 
 
 def boot_nanoseconds() -> int:
-    """Return nanoseconds since the machine was started, those in which it was suspended among them."""
+    """Return nanoseconds since the machine was started, including those in which it was suspended."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -5,7 +5,7 @@ How often it gets a new reading of energy is the matter of libvirt_rapl.helper.v
 
 
 class Bucket:
-    """Tokens for requests: some to begin with, and as many again in the course of time."""
+    """Tokens for requests: some to begin with, and new ones over time."""
 
     def __init__(self, size: float, per_second: float, now: float) -> None:
         """Begin full."""
@@ -15,7 +15,7 @@ class Bucket:
         self._since = now
 
     def take(self, now: float) -> float:
-        """Take a token and return 0, or, where there is none, return the seconds until there will be one."""
+        """Take a token and return 0, or return the seconds until there will be one."""
         self._tokens = min(self._size, self._tokens + (now - self._since) * self._per_second)
         self._since = now
         if self._tokens < 1:

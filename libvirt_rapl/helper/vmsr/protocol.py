@@ -10,10 +10,10 @@ ReadRegister = Callable[[int, int], int]
 """(register, cpu) -> value; raises OSError when it cannot be read."""
 
 ReaderFor = Callable[[int], ReadRegister]
-"""PID of a peer -> how registers are read for it."""
+"""PID of a peer -> function that reads registers for it."""
 
 REQUEST = struct.Struct("=3I")
-"""Register address, CPU number, thread that asks (TID); native byte order."""
+"""Register address, CPU number, TID of the thread that asks; native byte order."""
 REPLY = struct.Struct("=Q")
 """The register's 64 bits."""
 
@@ -27,4 +27,4 @@ POWER_INFO = 0x614
 """MSR_PKG_POWER_INFO."""
 
 REGISTERS = frozenset({POWER_UNIT, POWER_LIMIT, ENERGY, POWER_INFO})
-"""All that QEMU asks for; a helper answers nothing else."""
+"""All registers that QEMU asks for; a helper answers no others."""

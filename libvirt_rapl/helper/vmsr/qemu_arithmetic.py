@@ -3,21 +3,21 @@
 Once a second QEMU takes a window: it reads the clock ticks of its threads, asks the helper for the energy register of
 each package, sleeps a second, asks again and reads the ticks again (kvm_msr_energy_thread of QEMU's
 target/i386/kvm/kvm.c; 9.1 to 11.x do the same). A thread belongs to the package where it was when the window began; the
-main thread is left out. Of a package's difference d each of its threads is worth
+main thread is left out. Each thread's part of its package's difference d is
 
     part = round(d / 100 * (100 / maxticks * ticks))      maxticks: ticks a second x CPUs of the package
 
-in double precision, halves away from zero. The parts of threads that are no vCPU make the share:
+in double precision, halves rounded away from zero. The parts of threads that are no vCPU make up the share:
 
     share = (share + sum of parts) // vcpus_counted       vcpus_counted grows by the vCPUs of the package each window
 
-and neither share nor vcpus_counted is ever reset. Each vCPU that ran, by at least a tick, gains part + share; one that
-did not gains nothing, and what it should have had of the share is lost. Gains go to the virtual socket of the vCPU,
-and the vCPU's register shows its socket's sum when the vCPU has run; libvirt gives each vCPU a socket of its own unless
-the domain has a <topology>. One difference decides for all vCPUs, so a domain's total can be made exact; how it is
-split among them is QEMU's: by ticks, and the share in equal parts.
+and neither share nor vcpus_counted is ever reset. Each vCPU that ran for at least a tick gains part + share; one that
+did not gains nothing, and its portion of the share is lost. Gains go to the virtual socket of the vCPU, and the vCPU's
+register shows its socket's sum when the vCPU has run; libvirt gives each vCPU its own socket unless the domain has a
+<topology>. One difference applies to all vCPUs, so a domain's total can be made exact; QEMU decides how it is split
+among them: by ticks, and the share in equal parts.
 
-Ticks may be fractions here: what is expected where QEMU may have seen one tick more.
+Ticks may be fractions here: an expected value where QEMU may have seen one tick more.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:  # a helper's memory is counted in kilobytes, and typing takes
     from collections.abc import Iterable, Sequence
 
 OLDEST, TOO_NEW = (9, 1), (12, 0)
-"""From which of QEMU's versions on, and up to which, this is known to be what they compute."""
+"""QEMU versions from OLDEST up to, but not including, TOO_NEW are known to compute this."""
 
 LONGEST = 1 << 63
-"""What does not fit into 63 bits is rounded to this by QEMU on x86."""
+"""QEMU on x86 rounds what does not fit into 63 bits to this."""
 U32, U64 = 1 << 32, 1 << 64
 MOST = (1 << 31) - 1
-"""Gains up to this can be solved for; a guest takes a greater one for a counter that has wrapped."""
+"""Gains up to this can be solved for; a guest takes a greater one for a wrap of its counter."""
 
 
 def known(version: str) -> bool:
-    """Tell whether a QEMU of this version, such as `10.0.2`, computes as described here."""
+    """Return whether a QEMU of this version, such as `10.0.2`, computes as described here."""
     major, minor = version.split(".")[:2]
     return OLDEST <= (int(major), int(minor)) < TOO_NEW
 
@@ -48,13 +48,13 @@ class Qemu:
     __slots__ = ("maxticks", "share", "vcpus_counted")
 
     def __init__(self, maxticks: int) -> None:
-        """Take the ticks that all CPUs of the package have in a second, as of QEMU's start."""
+        """Take the ticks that all CPUs of the package had in a second when QEMU started."""
         self.maxticks = maxticks
         self.share = 0
         self.vcpus_counted = 0
 
     def gains(self, difference: int, vcpus: Sequence[float], others: Iterable[float]) -> list[int]:
-        """Tell what each vCPU gains in a window.
+        """Return what each vCPU gains in a window.
 
         `vcpus`, `others`: ticks of the threads that were on this package when the window began.
         """
@@ -62,7 +62,7 @@ class Qemu:
         return [(self._part(difference, ticks) + share) % U32 if ticks > 0 else 0 for ticks in vcpus]
 
     def advance(self, difference: int, vcpus: Sequence[float], others: Iterable[float]) -> int:
-        """Take a window as done and return what all vCPUs gained."""
+        """Record a window as over and return what all vCPUs gained."""
         gained = sum(self.gains(difference, vcpus, others))
         self.share = self._share(difference, len(vcpus), others)
         self.vcpus_counted += len(vcpus)
@@ -76,7 +76,7 @@ class Qemu:
         ran = sum(vcpus)
         if ran <= 0 or most <= 0:
             return 0
-        # Every vCPU's part is rounded down by half a unit at most: nothing beyond this can be small enough.
+        # Every vCPU's part is rounded down by half a unit at most, so any difference above this gains too much.
         low, high = 0, int((most + len(vcpus)) * self.maxticks / ran) + 1
         while high - low > 1:
             middle = (low + high) // 2

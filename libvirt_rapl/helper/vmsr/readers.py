@@ -30,7 +30,7 @@ class Readers:
         }
 
     def reader_for(self, pid: int) -> ReadRegister:
-        """Return how a peer reads registers: (register, cpu) -> value, raising OSError."""
+        """Return the function that reads registers for a peer: (register, cpu) -> value; it raises OSError."""
         shaper: Shaper | None = None
 
         def read(register: int, cpu: int) -> int:
@@ -38,7 +38,7 @@ class Readers:
             package = self.package_of(cpu)
             if register in self._constants:
                 return self._constants[register]
-            if shaper is None:  # who asks for no energy, as a health check, costs nothing
+            if shaper is None:  # a peer that asks for no energy, such as a health check, costs nothing
                 domain = Domain(pid, by_cpu=len(self._packages) > 1)
                 shaper = Shaper(domain, self._packages, self._cpus, self._unit)
             return shaper.energy(package)
@@ -46,7 +46,7 @@ class Readers:
         return read
 
     def package_of(self, cpu: int) -> int:
-        """Return the package of a CPU. Raises OSError where there is no such CPU, or its package has no counter."""
+        """Return the package of a CPU. Raises OSError if there is no such CPU, or its package has no counter."""
         if cpu not in self._cpus.package_of:
             self._cpus.look()
         package = self._cpus.package_of.get(cpu)

@@ -1,7 +1,7 @@
-"""Where a helper finds the four registers it answers: the CPU's own, or powercap's files to make them from.
+"""Where a helper finds the four registers it answers: the CPU's own, or powercap's files to compute them from.
 
-Found once, by whoever starts a helper; libvirt_rapl.helper.vmsr.readers reads them. Layouts: Intel SDM volume 3B, "RAPL
-Interfaces". Values made from powercap use the units most CPUs have.
+The process that starts a helper finds them once; libvirt_rapl.helper.vmsr.readers reads them. Layouts: Intel SDM volume
+3B, "RAPL Interfaces". Values computed from powercap use the units that most CPUs have.
 """
 
 from fractions import Fraction
@@ -28,14 +28,14 @@ class Counter(NamedTuple):
     package: int
     path: str
     register: int
-    """Its address in the file at `path`; 0: the file is a text, as powercap's are."""
+    """Its address in the file at `path`; 0: a text file of powercap."""
     wrap: int
     """As of libvirt_rapl.host.zones.Zone, in microjoules; so is the next."""
     most_watts: int
 
 
 class Registers(NamedTuple):
-    """All that it takes to answer. Its parts are numbers, texts and tuples of them, so that it can be handed over."""
+    """Everything needed to answer: only numbers, texts and tuples of them, so that marshal can pass it on."""
 
     constants: tuple[tuple[int, int], ...]
     """Value of each register but ENERGY, by address; none is 0, which QEMU refuses."""
@@ -47,10 +47,10 @@ class Registers(NamedTuple):
 
 
 def find(source: str, *, sys: Path = SYS, dev: Path = DEV, proc: Path = PROC) -> Registers:
-    """Tell where registers are found.
+    """Return where registers are found.
 
-    `source` is `msr`, `powercap`, or `auto`: the CPU's own registers where they read anything (on some CPUs they are
-    all 0 and only powercap knows), else powercap. Raises VirtRaplError when there is neither.
+    `source` is `msr`, `powercap`, or `auto`: the CPU's own registers if they read anything (on some CPUs they are all
+    0 and only powercap has values), else powercap. Raises VirtRaplError when there is neither.
     """
     cpus = tuple(sorted((cpu, package) for package, cpus in packages(sys).items() for cpu in cpus))
     cause = None
@@ -94,12 +94,12 @@ def _from_powercap(zones: list[PowercapZone], cpus: tuple[tuple[int, int], ...])
 
 
 def _constants(units: int, limit: int, power: int) -> tuple[tuple[int, int], ...]:
-    """QEMU refuses 0; an unknown power reads as the smallest there is."""
+    """Return the registers by address. QEMU refuses 0, so an unknown power reads as the smallest one."""
     return (POWER_UNIT, units), (POWER_LIMIT, limit or LIMIT_ENABLED), (POWER_INFO, power or 1)
 
 
 def _eighths(zones: list[PowercapZone], file: str) -> int:
-    """Return a power of powercap in eighths of a watt; 0 where powercap does not tell."""
+    """Return a power of powercap in eighths of a watt; 0 if powercap does not have it."""
     try:
         microwatts = sum(int((zone.path / file).read_text()) for zone in zones)
     except (OSError, ValueError):

@@ -1,10 +1,11 @@
-"""The native helper: answers one domain's QEMU on a listening socket, whatever else comes in on it.
+"""The native helper: answers one domain's QEMU on a listening socket, whatever other peers do.
 
-QEMU connects once and never again, so its connection is the one thing to hold on to. Who breaks the protocol loses the
-connection and nothing else: a register outside the list, a request that stays half, no request at all, replies that are
-not read. Who asks too much waits. Who comes when all slots are taken gets the slot of whoever asked for the least.
+QEMU connects once and never again, so its connection must be kept above all. A peer that breaks the protocol loses its
+connection and nothing else: by a register outside the list, half a request, no request at all, or replies that it does
+not read. A peer that asks too much waits. A newcomer, when all slots are taken, gets the slot of the peer that asked
+for the least.
 
-An instance runs for each domain, so this imports as little as possible: no pathlib, typing, socket, selectors, signal.
+One instance runs for each domain, so this imports as little as possible: no pathlib, typing, socket, selectors, signal.
 """
 
 import errno
@@ -20,17 +21,17 @@ from libvirt_rapl.helper.vmsr.pace import Bucket
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, REGISTERS, REPLY, REQUEST, ReaderFor, ReadRegister
 
 SLOTS = 8
-"""Connections at a time. QEMU needs one and a health check a second."""
+"""Connections at a time. QEMU needs one, and a health check another."""
 SLOTS_OF_ONE = 2
-"""Of them, for one process."""
+"""Of these, for one process."""
 PATIENCE_SECONDS = 5.0
 """For the first request of a connection, and for the rest of a request that has begun."""
 LONELY_SECONDS = 300.0
-"""When nobody has been there for so long, QEMU did not come, or it has gone and nobody said so."""
+"""If no peer was connected for this long, QEMU did not come, or it has gone unnoticed."""
 TICK_SECONDS = 2.0
-"""Between two looks at the clock; `tick` is called as often."""
+"""Between two regular checks; `tick` is called as often."""
 BURST_REQUESTS, REQUESTS_PER_SECOND = 32, 16
-"""What a process may ask. QEMU asks 3 things when it starts and then 2 a second for each package, up to 8 of them."""
+"""How often a process may ask. QEMU asks 3 times when it starts, then 2 a second for each of up to 8 packages."""
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -41,7 +42,7 @@ class Peer:
     __slots__ = ("bucket", "complained", "connections", "of_domain", "pid", "proc", "read", "tasks", "uid")
 
     def __init__(self, pid: int, uid: int, read: ReadRegister, proc: str, *, of_domain: bool) -> None:
-        """Take who it is, how registers are read for it, and whether it is known to be of our domain."""
+        """Take its identity, the function that reads registers for it, and whether it is known to be of our domain."""
         self.pid = pid
         self.uid = uid
         self.of_domain = of_domain
@@ -53,16 +54,16 @@ class Peer:
         self.complained = False
 
     def value(self, register: int, cpu: int, thread: int) -> int:
-        """Return the register for one of the process's own threads; 0 for another's, or where it cannot be read.
+        """Return the register for one of the process's own threads; 0 for another's, or if it cannot be read.
 
-        QEMU may name a thread that has just ended, and would take 0 for what its window begins with.
+        QEMU may name a thread that has just ended, and would take 0 for the start of its window.
         """
         own = os.access(f"{self.tasks}/{thread}", os.F_OK) or not os.access(f"{self.proc}/{thread}", os.F_OK)
         try:
             return self.read(register, cpu) if own else 0
         except OSError:
             return 0
-        except Exception as error:  # a mistake of ours costs an interval, and not the guest's counter for good
+        except Exception as error:  # it costs one interval, but must not stop the guest's counter for good
             if not self.complained:
                 self.complained = True
                 _say(f"virt-rapl: error: register {register:#x} of CPU {cpu}: {error!r}")
@@ -74,7 +75,7 @@ class Peer:
 def _say(line: str) -> None:
     try:  # noqa: SIM105 (contextlib takes memory)
         print(line, file=sys.stderr, flush=True)
-    except OSError:  # the log has got as long as it may
+    except OSError:  # the log has reached its size limit
         pass
 
 
@@ -92,12 +93,12 @@ class Connection:
         """Whether a whole request ever came."""
         self.asked_energy = False
         self.since = now
-        """When the last whole request came, or what was there of the next one, or the connection itself."""
+        """When the last whole request came, the first part of the next one, or the connection itself."""
         self.paused_until: float | None = None
-        """When it is listened to again."""
+        """When it is read again."""
 
     def serve(self, now: float) -> bool:
-        """Take what has arrived and answer a whole request. False: the connection is to be closed. Raises OSError."""
+        """Read what has arrived and answer a whole request. False: close the connection. Raises OSError."""
         arrived = self.socket.recv(REQUEST.size - len(self.buffer), MSG_DONTWAIT)
         if not self.buffer:
             self.since = now
@@ -112,7 +113,7 @@ class Connection:
         return self.socket.send(REPLY.pack(self.peer.value(register, cpu, thread)), MSG_DONTWAIT) == REPLY.size
 
     def overdue(self, now: float) -> bool:
-        """Tell whether the slot is taken for nothing. Silence is fine once it has asked."""
+        """Return whether the slot is wasted. Silence is fine once it has asked."""
         return bool(self.buffer or not self.asked) and now - self.since > PATIENCE_SECONDS
 
 
@@ -130,12 +131,12 @@ class Server:
         tick: Callable[[bool], None] = lambda _: None,
         proc: str = "/proc",
     ) -> None:
-        """Take the socket and whom it is for: root, and the processes of `owner_uid`; once known, QEMU's alone.
+        """Take the socket and whom it is for: root, and the processes of `owner_uid`; once QEMU is known, only QEMU.
 
-        `reader_for` is called once for each process that connects, `qemu_pid` every TICK_SECONDS, and when a slot is
-        wanted, until it tells the process that the domain is known to run in. Until then `is_of_domain` tells of a PID
-        whether the process is of the domain, or of another one; None: nobody knows. `tick` is called every
-        TICK_SECONDS and told whether QEMU is connected, which it is taken to be as long as it is not known.
+        `reader_for` is called once for each process that connects. `qemu_pid` is called every TICK_SECONDS, and when a
+        slot is needed, until it returns the process that the domain runs in. Until then `is_of_domain` returns for a
+        PID whether the process is of the domain or of another one; None: unknown. `tick` is called every TICK_SECONDS
+        with whether QEMU is connected; as long as QEMU is not known, it counts as connected.
         """
         self._listener = listener
         self._owner_uid = owner_uid
@@ -158,7 +159,7 @@ class Server:
         self._epoll.register(listener, select.EPOLLIN)
 
     def stop(self, patience: float = 0.0) -> None:
-        """Make serve() return once whoever has asked has hung up, and after `patience` seconds in any case.
+        """Make serve() return once all peers that asked have hung up, and after `patience` seconds in any case.
 
         May be called from a signal handler or another thread.
         """
@@ -166,12 +167,12 @@ class Server:
         os.eventfd_write(self._wake_up, 1)
 
     def serve(self) -> None:
-        """Answer until stop(), or until nobody has been there for LONELY_SECONDS."""
+        """Answer until stop(), or until no peer was connected for LONELY_SECONDS."""
         while not self._ends(now := time.monotonic()):
             if now >= self._next_tick:
                 self._look_around(now)
             events = self._epoll.poll(self._resume_paused(now))
-            # The listener last: who has hung up makes room for who comes.
+            # The listener last: peers that have hung up make room for newcomers.
             for descriptor, event in sorted(events, key=lambda event: event[0] == self._listener.fileno()):
                 if descriptor == self._wake_up:
                     os.eventfd_read(self._wake_up)
@@ -211,7 +212,7 @@ class Server:
             self._epoll.register(self._listener, select.EPOLLIN)
 
     def _look_for_qemu(self) -> None:
-        """Once QEMU is known, hang up on whoever is another process of its user."""
+        """Once QEMU is known, hang up on other processes of its user."""
         if self._qemu_pid is not None or (pid := self._ask_qemu_pid()) is None:
             return
         self._qemu_pid = pid
@@ -227,7 +228,7 @@ class Server:
         return peer.of_domain if self._qemu_pid is None else peer.pid == self._qemu_pid
 
     def _resume_paused(self, now: float) -> float:
-        """Listen again to who has waited long enough. Returns the seconds until there is something else to do."""
+        """Read again from peers that have waited long enough; return the seconds until the next thing to do."""
         until = self._next_tick if self._end is None else min(self._next_tick, self._end)
         for connection in self._connections.values():
             if connection.paused_until is None:
@@ -249,11 +250,11 @@ class Server:
 
     def _accept(self) -> None:
         try:
-            # What the accept() of Python's socket calls, too.
+            # The accept() of Python's socket calls this, too.
             descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._stop_listening()  # until the next tick: epoll would tell again and again
+                self._stop_listening()  # until the next tick: epoll would report it again and again
             return  # else the peer has given up already
         accepted = socket(fileno=descriptor)
         if (peer := self._admit(accepted)) is None:
@@ -265,14 +266,14 @@ class Server:
         self._epoll.register(descriptor, select.EPOLLIN)
 
     def _admit(self, accepted: socket) -> Peer | None:
-        """Return who is at the other end of a new connection; None where it is to be closed at once."""
+        """Return the peer of a new connection; None if the connection is to be closed at once."""
         pid, uid, _ = _CREDENTIALS.unpack(accepted.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size))
         peer = self._peers.get(pid)
         of_domain = self._is_of_domain(pid) if self._qemu_pid is None else None
         if (
             not self._welcomes(pid, uid)
             or (uid != 0 and of_domain is False)
-            # Looked at last: what it was nobody can tell any more, and another process may have its connection.
+            # Checked last: a process that has ended cannot be identified, and another may have its connection.
             or not os.access(f"{self._proc}/{pid}", os.F_OK)
             or (peer and peer.connections == SLOTS_OF_ONE)
             or not self._make_room(pid, uid, of_domain=of_domain is True)
@@ -284,10 +285,10 @@ class Server:
             return None  # it has ended already
 
     def _make_room(self, pid: int, uid: int, *, of_domain: bool) -> bool:
-        """Free a slot if there is none, and tell whether the newcomer may have it.
+        """Free a slot if there is none, and return whether the newcomer may have it.
 
-        Whoever never asked goes first, then whoever was silent longest; never QEMU. As long as QEMU is not known, a
-        connection that asked for energy, as QEMU's does for ever, goes for a process of our domain only.
+        A peer that never asked goes first, then the one that was silent longest; never QEMU. As long as QEMU is not
+        known, a connection that asked for energy, as QEMU's always does, is dropped only for a process of our domain.
         """
         if len(self._connections) < SLOTS:
             return True
@@ -323,6 +324,6 @@ class Server:
         self._epoll.unregister(connection.socket)
         connection.socket.close()
         peer.connections -= 1
-        # QEMU's is kept: by coming back it shall not get a new bucket, nor a window of its own choice.
+        # QEMU's is kept: by reconnecting it must not get a new bucket, nor choose the start of its window.
         if not peer.connections and peer.pid != self._qemu_pid:
             del self._peers[peer.pid]

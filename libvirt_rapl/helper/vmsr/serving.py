@@ -1,7 +1,7 @@
-"""The process of one native helper instance: what `virt-rapl helper` becomes when all is prepared and confined.
+"""The process of one native helper instance: `virt-rapl helper` becomes this when it is prepared and confined.
 
-Whatever it ever needs is imported before it serves: QEMU never connects again, so an instance goes on while the package
-below it is upgraded or removed.
+Everything that it needs is imported before it serves: QEMU never connects again, so an instance goes on while its
+package is upgraded or removed.
 """
 
 import marshal
@@ -16,7 +16,7 @@ from libvirt_rapl.helper.vmsr.server import Server
 from libvirt_rapl.host.machine_cgroup import machine_number
 
 LAST_SECONDS = 2.0
-"""How long a QEMU that still runs is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
+"""How long a running QEMU is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
 def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str, registers: str) -> None:
@@ -24,8 +24,8 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
 
     `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose times are the
     instance's signs of life. `state_file` may hold QEMU's PID; see libvirt_rapl.helper.run_directory for both.
-    `machine` is libvirt's number of the domain, empty where nobody knows it. `registers` are those of
-    libvirt_rapl.helper.vmsr.registers, as marshal has them, in hexadecimal digits.
+    `machine` is libvirt's number of the domain, empty if unknown. `registers` are those of
+    libvirt_rapl.helper.vmsr.registers, marshalled, in hexadecimal digits.
     """
     found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
@@ -48,27 +48,27 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
     )
     for number in (SIGTERM, SIGINT):
         signal(number, lambda *_: server.stop(LAST_SECONDS))
-    signal(SIGHUP, SIG_IGN)  # whoever started it may go
+    signal(SIGHUP, SIG_IGN)  # the process that started it may end
     server.serve()
 
 
 class SignOfLife:
-    """The times of a file: when it was changed is when QEMU was served last, when it was read whether QEMU is here."""
+    """The times of a file: the modification time says when QEMU was last served, the access time whether it is here."""
 
     def __init__(self, descriptor: int) -> None:
-        """Take a file of our own; it need not be open for writing."""
+        """Take the descriptor of a file that we own; it need not be open for writing."""
         self._descriptor = descriptor
         self._served = time.time_ns()
 
     def give(self, connected: bool) -> None:
-        """Tell that we are here, and whether QEMU is: without it the time of reading is 0, and the other one stays."""
+        """Record that we run, and whether QEMU is connected: if not, the access time is 0 and the other one stays."""
         if connected:
             self._served = time.time_ns()
         os.utime(self._descriptor, ns=(self._served if connected else 0, self._served))
 
 
 def qemu_pid(state_file: str) -> int | None:
-    """Return QEMU's process as the registry knows it; None as long as it does not."""
+    """Return QEMU's PID as the hook recorded it; None as long as it has not."""
     try:
         with open(state_file, "rb") as file:
             return int(file.read().split(b"\n")[1])

@@ -1,36 +1,36 @@
 """What a helper answers QEMU, so that the guest gains what its domain is charged, in spite of QEMU's arithmetic.
 
-The charge is that of the model `capacity` (libvirt_rapl.energy.attribution), as on the host: of what a package counted,
-the domain's CPU time there over all the time that the package's CPUs had. It is added up without a gap, from the end of
-a window of QEMU's to the end of the next. At each end the largest difference is answered whose outcome, by
-libvirt_rapl.helper.vmsr.qemu_arithmetic, stays within what is owed; the rest is carried. Nothing is lost thereby, and
-nothing is given twice: what QEMU did with the difference is reckoned when the next window begins and more is known of
-the ticks it saw.
+The charge is that of the model `capacity` (libvirt_rapl.energy.attribution), as on the host: what a package counted,
+times the domain's CPU time there, divided by all the time that the package's CPUs had. It is added up without a gap,
+from the end of one of QEMU's windows to the end of the next. At each end the helper answers the largest difference
+whose outcome, by libvirt_rapl.helper.vmsr.qemu_arithmetic, stays within what is owed; the rest is carried over. So
+nothing is lost, and nothing is given twice: what QEMU did with the difference is computed when the next window begins
+and more is known of the ticks that QEMU saw.
 
-QEMU reads ticks a moment after an end is answered and a moment before a beginning is asked for, so a thread may have
-run a tick more than was seen here. Of a tick in between a third is expected in the window before, a third in the one
-after, and a third in neither, between QEMU's own looks. If every thread of the package had one tick more, the guest
-would still gain no more than is owed and what the package itself counted meanwhile.
+QEMU reads ticks a moment after an end is answered and a moment before it asks for a beginning, so a thread may have
+run a tick more than was seen here. Of a tick in between, a third is expected in the window before, a third in the one
+after, and a third in neither, between QEMU's own readings. If every thread of the package had one tick more, the guest
+would still gain no more than is owed plus what the package itself counted meanwhile.
 
-No difference at all is answered, and everything carried, where QEMU would write garbage, as it does when a thread that
-had run a tick is gone at the end of a window:
+The window is held (no difference is answered, and everything is carried over) where QEMU would write garbage, as it
+does when a thread that had run a tick is gone at the end of a window:
 
 - a thread is gone that was there at the beginning, or when the window before ended;
-- a thread that is no vCPU ran last about ten seconds ago: AIO workers leave after ten seconds without work. When one
-  ran last is known to a second, so a window or two are held for each time that workers go idle;
-- it is one of the first two windows: vCPU threads are being made, and which there are QEMU saw a moment earlier.
+- a thread that is no vCPU ran last about ten seconds ago: AIO workers end after ten seconds without work. The time when
+  one ran last is known to a second, so a window or two are held each time workers go idle;
+- it is one of the first two windows: vCPU threads are being created, and QEMU listed them a moment earlier.
 
-The same goes for a window that began while a thread moved to another package: on which one QEMU saw it nobody knows.
+The same goes for a window that began while a thread moved to another package: it is unknown on which one QEMU saw it.
 
-What remains is a thread that ends of its own accord, not by that timeout, between the look that is taken here and the
-one that QEMU takes a moment later (a worker whose pool is made smaller, the end of a migration that was cancelled).
-That moment is a part of the 1.4 to 1.6 ms that pass between two windows of QEMU 10.0 with seven threads, and may be
-20 ms where the CPUs are overloaded: of a thousand such ends in the course of a second one or two at most do harm.
+What remains is a thread that ends of its own accord, not by that timeout, between the reading here and QEMU's reading a
+moment later (a worker whose pool is made smaller, the end of a migration that was cancelled). That moment is a part of
+the 1.4 to 1.6 ms that pass between two windows of QEMU 10.0 with seven threads, and may be 20 ms if the CPUs are
+overloaded: of a thousand such ends in the course of a second, one or two at most do harm.
 
-A CPU that came on line since the last look is of no known package: a window that begins with a thread there is held,
-too. The charge takes the CPUs that are on line now; QEMU goes on with those of its start.
+The package of a CPU that came online since the last reading is unknown: a window that begins with a thread there is
+held, too. The charge goes by the CPUs that are online now; QEMU goes on with those of its start.
 
-With several packages each has its difference and what is owed there. Where no vCPU was, QEMU gives nothing to anybody:
+With several packages each has its own difference and its own debt. Where no vCPU was, QEMU gives nothing to any vCPU:
 what is owed there moves to a package where one was.
 """
 
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 WINDOW_NS = 900_000_000
-"""QEMU sleeps for a second between beginning and end. What is asked sooner after a beginning is no end: nobody gets
-finer readings than QEMU, for they tell what others on the package compute (CVE-2020-8694)."""
+"""QEMU sleeps for a second between beginning and end. A question that comes sooner after a beginning is no end: nobody
+gets finer readings than QEMU, because they reveal what others on the package compute (CVE-2020-8694)."""
 IDLE_NS = 10_000_000_000
-"""An AIO worker ends when it has had no work for so long (QEMU's util/thread-pool.c)."""
+"""An AIO worker ends after this long without work (QEMU's util/thread-pool.c)."""
 SOONER_NS, LATER_NS = 250_000_000, 500_000_000
-"""So long may QEMU take to read the ticks after an answer, and a thread to end when its time has come."""
+"""How long QEMU may take to read the ticks after an answer, and a thread to end after its timeout."""
 FIRST_WINDOWS = 2
 
 
@@ -68,7 +68,7 @@ class Span:
         """Take the thread as it was when the window began."""
         self.is_vcpu = thread.is_vcpu
         self.cpu = thread.cpu
-        """Where it was seen last."""
+        """The CPU where it was last seen."""
         self.begin = self.end = thread.ticks
         self.around = 0.0
         """Ticks before the beginning and after the end that QEMU is expected to have seen too."""
@@ -84,9 +84,9 @@ class Side:
         self.energy = energy
         self.qemu = Qemu(cpus * TICKS_PER_SECOND)
         self.counter = 1
-        """What QEMU is told, in units: never 0, and it never wraps."""
+        """The value that QEMU is answered, in units: never 0, and it never wraps."""
         self.owed = 0
-        """What the guest has yet to gain, in microjoules x `unit[1]`; less than 0 when it gained more."""
+        """What the guest has yet to gain, in microjoules x `unit[1]`; negative when it gained more."""
         self.seen = energy.advance(now)
         self.used = 0
         """Microjoules that the package counted between the last two ends."""
@@ -104,7 +104,7 @@ class Side:
 
     @property
     def has_vcpus(self) -> bool:
-        """Tell whether a vCPU was here when the window began."""
+        """Return whether a vCPU was here when the window began."""
         return any(span.is_vcpu for span in self.spans.values())
 
 
@@ -119,7 +119,7 @@ class Shaper:
         unit: tuple[int, int],
         clock: Callable[[], int] = boot_nanoseconds,
     ) -> None:
-        """Begin to charge. `cpus`: those of QEMU's start yet. `unit`: of the register, a fraction of microjoules."""
+        """Begin to charge. `cpus`: still those of QEMU's start. `unit`: of the register, a fraction of microjoules."""
         self._domain = domain
         self._cpus = cpus
         self._unit = unit
@@ -128,14 +128,14 @@ class Shaper:
         self._sides = {package: Side(energy, cpus.counts.get(package, 0), now) for package, energy in packages.items()}
         self._windows = 0
         self._over = True
-        """The window has an end: what is asked next, but for the ends of other packages, begins another."""
+        """The window has ended: the next question begins another, except for the ends of other packages."""
         self._held = True
         self._alive: set[int] = set()
         """The threads that were there at the last end."""
         self._idle = Idle(domain, now)
 
     def energy(self, package: int) -> int:
-        """Return what QEMU shall be told when it asks for the energy of a package. Raises OSError when it has gone."""
+        """Return the answer to QEMU's question for the energy of a package. Raises OSError when QEMU has gone."""
         side = self._sides[package]
         now = self._clock()
         if not side.begun:
@@ -171,7 +171,7 @@ class Shaper:
         self._over = False
 
     def _reckon(self, side: Side) -> None:
-        """Take the window that is over as QEMU is expected to have seen it."""
+        """Account for the window that is over, as QEMU is expected to have seen it."""
         vcpus, others = side.ticks(lambda span: span.end - span.begin + span.around)
         side.owed -= side.qemu.advance(side.difference, vcpus, others) * self._unit[0]
         side.difference = 0
@@ -181,7 +181,7 @@ class Shaper:
             self._charge(now)
             self._over = True
         side.begun = 0
-        # The threads come last: the less time there is until QEMU looks at them, the better.
+        # The threads are read last: the less time there is until QEMU reads them, the better.
         alive = self._domain.look(side.spans)
         garbage = self._held or self._idle.may_end(side.spans, now)
         for tid, span in side.spans.items():
@@ -204,7 +204,7 @@ class Shaper:
             side.used, side.seen = seen - side.seen, seen
             capacity = elapsed * self._cpus.counts.get(package, 0)
             run = sum(run for cpu, run in runs.items() if self._place(cpu) == package)
-            if capacity:  # else all its CPUs are off line
+            if capacity:  # else all its CPUs are offline
                 side.owed += side.used * self._unit[1] * min(run, capacity) // capacity
         home = next((side for side in self._sides.values() if side.has_vcpus), None)
         for side in self._sides.values():
@@ -213,11 +213,11 @@ class Shaper:
                 side.owed = 0
 
     def _place(self, cpu: int) -> int:
-        """Return the package of a CPU. One that is not known is the first's, as on the host."""
+        """Return the package of a CPU; the first one if it is unknown, as on the host."""
         return self._cpus.package_of.get(cpu, next(iter(self._sides)))
 
     def _solve(self, side: Side) -> int:
-        """Return the difference that makes the guest gain what is owed, and not much more whatever QEMU has seen."""
+        """Return the difference that makes the guest gain what is owed, and not much more, whatever QEMU has seen."""
         vcpus, others = side.ticks(lambda span: span.end - span.begin)
         if not any(vcpus):
             return 0
@@ -229,17 +229,17 @@ class Shaper:
 
 
 class Idle:
-    """Threads that end when they have had no work for IDLE_NS: which of them may do so now."""
+    """Finds the threads that may end now, because they have had no work for IDLE_NS."""
 
     def __init__(self, domain: Domain, now: int) -> None:
         """Take the domain and the time."""
         self._domain = domain
         self._watched = now
         self._last: dict[int, tuple[int, int, int]] = {}
-        """Of each thread how long it has run, and between which times it ran last."""
+        """For each thread, how long it has run, and between which two times it ran last."""
 
     def watch(self, threads: Mapping[int, Thread], now: int) -> None:
-        """Look at these threads; to be called once a window."""
+        """Read these threads; to be called once a window."""
         last, self._last = self._last, {}
         for tid, thread in threads.items():
             if thread.ticks and not thread.is_vcpu:  # the end of one that never ran a tick does no harm
@@ -249,7 +249,7 @@ class Idle:
         self._watched = now
 
     def may_end(self, tids: Iterable[int], now: int) -> bool:
-        """Tell whether one of these threads may end before QEMU has looked at it."""
+        """Return whether one of these threads may end before QEMU has read it."""
         return any(
             self._last[tid][1] + IDLE_NS - SOONER_NS <= now <= self._last[tid][2] + IDLE_NS + LATER_NS
             for tid in tids

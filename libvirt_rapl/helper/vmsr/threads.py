@@ -1,9 +1,9 @@
 """What a helper reads of its domain: QEMU's threads as QEMU itself sees them, and the CPU time of the whole domain.
 
-A thread's name says whether QEMU has it for a vCPU, as it does not take other names for them. A QEMU that its guest has
-taken over may name its threads as it likes, and have the helper reckon with vCPUs that are none: what is wrong then is
-that guest's own counter, which such a QEMU could write as it likes anyway. What the domain owes is made of the clocks
-of its processes, which it can neither stop nor divide. Which thread is whose on the host's side libvirt says.
+A thread's name says whether it is a vCPU, because QEMU gives vCPU threads fixed names. A QEMU that its guest has taken
+over may name its threads as it likes, and make the helper count vCPUs that are none: then that guest's own counter is
+wrong, which such a QEMU could write as it likes anyway. What the domain owes comes from the clocks of its processes,
+which it can neither stop nor divide. On the host's side libvirt says which thread is which vCPU.
 
 Imports next to nothing: this is in the memory of each domain's helper. libvirt_rapl.host.processes and process_clock
 read the same files, but with pathlib and contextlib, which would make a helper of 3.4 MB one of 5.1 MB.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MOST_THREADS = 1024
-"""Of a QEMU with more of them none is looked at, which would cost a part of a core, and its guest gains nothing then.
+"""If a QEMU has more, none is read, because that would cost a part of a core, and its guest gains nothing.
 QEMU has one for each vCPU, up to 64 workers, and few others."""
 
 
 class Thread:
-    """What the stat file of a thread tells."""
+    """The contents of a thread's stat file."""
 
     __slots__ = ("cpu", "is_vcpu", "ticks")
 
@@ -37,23 +37,23 @@ class Thread:
         self.is_vcpu = stat.startswith(b"CPU ", begin, end) and stat.endswith(b"/KVM", begin, end)
         fields = stat[end + 2 :].split(None, 37)  # field n of proc_stat(5) is at index n - 3
         self.ticks = int(fields[11]) + int(fields[12])
-        """Clock ticks that it ran; utime and stime are rounded down each."""
+        """Clock ticks that it ran; utime and stime are each rounded down."""
         self.cpu = int(fields[36])
-        """The CPU it ran on last."""
+        """The CPU it last ran on."""
 
 
 class Domain:
-    """QEMU's process, and those which serve it in its cgroup."""
+    """QEMU's process, and the processes that serve it in its cgroup."""
 
     def __init__(self, pid: int, *, by_cpu: bool) -> None:
-        """Take QEMU's PID. `by_cpu`: advance() tells CPUs apart. Raises OSError when the process has gone."""
+        """Take QEMU's PID. `by_cpu`: advance() distinguishes CPUs. Raises OSError when the process has gone."""
         self.pid = pid
         self._by_cpu = by_cpu
         self._task = f"/proc/{pid}/task/"
         self._begin = process_nanoseconds(pid)
-        self._told = 0
+        self._reported = 0
         self._lists = ""
-        """Where the processes of its cgroup are listed; not known at first."""
+        """The directory that lists the processes of its cgroup; not known at first."""
         self._servants: dict[int, int] = {}
         self._thread_runs = {tid: self.run_nanoseconds(tid) for tid in self._all()} if by_cpu else {}
 
@@ -66,22 +66,22 @@ class Domain:
         return [tid for tid in self._all() if tid != self.pid]
 
     def look(self, tids: Iterable[int]) -> dict[int, Thread]:
-        """Return these threads, those left out that have gone."""
+        """Return these threads, except those that have gone."""
         return {tid: Thread(stat) for tid in tids if (stat := read(f"{self._task}{tid}/stat"))}
 
     def run_nanoseconds(self, tid: int) -> int:
-        """Tell how long a thread has run; -1 when it has gone or the kernel does not tell."""
+        """Return how long a thread has run; -1 when it has gone or the kernel does not say."""
         return int((read(f"{self._task}{tid}/schedstat") or b"-1").split()[0])
 
     def advance(self) -> dict[int, int]:
         """Return the nanoseconds that the domain ran since the previous call, by the CPU where each thread was last.
 
-        All CPUs are CPU 0 unless they are told apart. Threads that have ended count where the main thread is, and a
-        process that serves QEMU where its own main thread is. Threads only divide what the process's clock tells.
+        All CPUs are CPU 0 unless they are distinguished. Threads that have ended count where the main thread is, and a
+        process that serves QEMU where its own main thread is. Threads only divide the time of the process's clock.
         Raises OSError when QEMU has gone.
         """
-        rest = process_nanoseconds(self.pid) - self._begin - self._told
-        self._told += rest
+        rest = process_nanoseconds(self.pid) - self._begin - self._reported
+        self._reported += rest
         runs: dict[int, int] = {}
         for cpu, run in self._threads_advance() if self._by_cpu else ():
             run = min(run, rest)
@@ -94,7 +94,7 @@ class Domain:
         return runs
 
     def _all(self) -> list[int]:
-        """TIDs of all threads; none where there are more than MOST_THREADS, of which no more are even asked for."""
+        """Return the TIDs of all threads; none if there are more than MOST_THREADS (the rest is not even listed)."""
         with os.scandir(self._task) as entries:
             tids = [int(entry.name) for entry in islice(entries, MOST_THREADS + 1)]
         return tids if len(tids) <= MOST_THREADS else []
@@ -109,7 +109,7 @@ class Domain:
                 yield thread.cpu, max(0, run - last.get(tid, 0))
 
     def _servants_advance(self) -> Iterable[tuple[int, int]]:
-        """Each is followed from the first call that finds it."""
+        """Yield CPU and run time of each; each is followed from the first call that finds it."""
         last, self._servants = self._servants, {}
         for pid in self._listed():
             try:
@@ -119,14 +119,14 @@ class Domain:
             yield self._cpu(pid), max(0, run - last.get(pid, run))
 
     def _listed(self) -> set[int]:
-        """PIDs of the processes beside QEMU. Those of another PID namespace read as 0."""
+        """Return the PIDs of the processes beside QEMU. Those of another PID namespace read as 0."""
         if not self._lists:  # libvirt moves a new QEMU there a moment after it has started it
             place = machine_cgroup(self.pid, sys="/sys", proc="/proc")
             if place is None:
                 return set()
             self._lists, _ = place
         lists = [read(f"{self._lists}/{below}/cgroup.procs") for below in BELOW]
-        pids = {int(pid) for text in lists for pid in text[: text.rfind(b"\n") + 1].split()}  # the last may be cut
+        pids = {int(pid) for text in lists for pid in text[: text.rfind(b"\n") + 1].split()}  # the last line may be cut
         return pids - {0, self.pid}
 
     def _cpu(self, pid: int) -> int:
