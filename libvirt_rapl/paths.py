@@ -33,6 +33,7 @@ RUN_DIRECTORY = "run/virt-rapl"
 DAEMON = "daemon"
 """In the run directory: virt-rapld's own."""
 STATUS_SOCKET = f"{DAEMON}/status.sock"
+"""Whoever connects is given the document, once."""
 EVENTS = "events.jsonl"
 OLDER_EVENTS = f"{EVENTS}.1"
 

@@ -31,7 +31,7 @@ DAEMON = """
 import sys
 import time
 from pathlib import Path
-from libvirt_rapl.daemon import document
+from libvirt_rapl.daemon import host_meter
 from libvirt_rapl.cli import main
 from libvirt_rapl.energy.ledger import Ledger
 root = Path(sys.argv[1])
@@ -42,15 +42,15 @@ def slow(*arguments):
     return write(*arguments)
 Ledger.write = slow
 clock, step = time.time, root / "clock-step"
-make, waits = document.View.document, root / "waits"
+make, waits = host_meter.HostMeter.document, root / "waits"
 def slow_document(*arguments):
     with open(root / "documents", "a") as made:
         made.write(".")
     time.sleep(float(waits.read_text()) if waits.exists() else 0)
     return make(*arguments)
-document.View.document = slow_document
+host_meter.HostMeter.document = slow_document
 time.time = lambda: clock() + (float(step.read_text()) if step.exists() else 0)
-document.SYS, document.PROC, document.DEV = root / "sys", root / "proc", root / "dev"
+host_meter.SYS, host_meter.PROC, host_meter.DEV = root / "sys", root / "proc", root / "dev"
 sys.exit(main(["--connect", "test:///default", "--config", str(root / "virt-rapl.yaml"), "daemon"]))
 """
 

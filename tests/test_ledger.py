@@ -518,7 +518,7 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     first.sample([Running(uuid, 7, {0: 8})])
     use(1)
     first.sample([Running(uuid, 7, {0: 8})])
-    kept = snapshot.kept(first).totals
+    kept = snapshot.kept(snapshot.take(first)).totals
     halves = dict.fromkeys((uuid, "idle"), 50000000) | {"other": 0}
     assert kept == {
         PACKAGE: 100_000_000,
@@ -533,10 +533,10 @@ def test_a_meter_counts_on_from_what_was_kept(tmp_path: Path) -> None:
     second = meter()
     second.sample([Running(uuid, 7, {0: 8})])
     snapshot.add(second, Kept(kept))
-    assert snapshot.kept(second).totals == kept
+    assert snapshot.kept(snapshot.take(second)).totals == kept
     use(2)
     second.sample([Running(uuid, 7, {0: 8})])
-    again = snapshot.kept(second).totals
+    again = snapshot.kept(snapshot.take(second)).totals
     assert again == {part: n if part.zone == "dram-0" else 2 * n for part, n in kept.items()}
 
 
@@ -558,7 +558,7 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
 
     def sums() -> tuple[int, int]:
         """Return what the zone counted, and what domains, other and idle make of it."""
-        kept = snapshot.kept(meter).totals
+        kept = snapshot.kept(snapshot.take(meter)).totals
         parts = [n for part, n in kept.items() if part.zone == "package-0" and part.owner != HOST]
         for uuid, domain in meter.domains.items():
             vcpus = [n for part, n in kept.items() if part.owner == uuid and part.vcpu != WHOLE]
@@ -611,7 +611,7 @@ def test_ages_go_by_the_time_that_was_metered(tmp_path: Path, monkeypatch: pytes
     first = meter()
     for _ in range(3):
         assert live(first, 10, A) == set()
-    kept = snapshot.kept(first)
+    kept = snapshot.kept(snapshot.take(first))
     assert (kept.metered, kept.last_ran) == (20, {A: 20})
     second = meter()  # its ledger can be read only after a while
     assert live(second, 10) == set()
@@ -645,7 +645,7 @@ def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
     first = meter()
     use(first, 0, 0)
     use(first, 20, 0)
-    kept = snapshot.kept(first)
+    kept = snapshot.kept(snapshot.take(first))
     assert kept.lowest == {"package-0": (20_000_000, 10**9)}
 
     second = meter()
@@ -654,6 +654,6 @@ def test_the_lowest_power_is_kept(tmp_path: Path) -> None:
     use(second, 160, 1)  # the host was never quiet since the restart
     assert (second.domains[A].joules, second.idle.watts) == (40, 20)
     use(second, 170, 1)
-    assert snapshot.kept(second).lowest == {"package-0": (10_000_000, 10**9)}
+    assert snapshot.kept(snapshot.take(second)).lowest == {"package-0": (10_000_000, 10**9)}
     snapshot.add(second, kept)  # a ledger that can be read only now
-    assert snapshot.kept(second).lowest == {"package-0": (10_000_000, 10**9)}
+    assert snapshot.kept(snapshot.take(second)).lowest == {"package-0": (10_000_000, 10**9)}

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 from fakes.host import RANGE, Host, Thread
 
-from libvirt_rapl.energy.meter import Meter, Running, Usage
+from libvirt_rapl.energy.meter import Meter, Running
+from libvirt_rapl.energy.snapshot import take
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.process_clock import ProcessClock, ThreadRun
 from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK
@@ -60,7 +61,7 @@ class Bench:
         meter = self.meter
         for uuid, domain in meter.domains.items():
             assert sum(vcpu.microjoules for vcpu in domain.vcpus.values()) == domain.microjoules
-            assert meter.zones_of(uuid)["package"] == Usage(domain.microjoules, domain.watts)
+            assert take(meter).by_kind(uuid)["package"] == (domain.microjoules, domain.watts)
         for name, zone in meter.zones.items():
             own = sum(domain.zones[name].microjoules for domain in meter.domains.values() if name in domain.zones)
             assert own + zone.other.microjoules + zone.idle.microjoules == zone.microjoules
@@ -414,13 +415,13 @@ def test_every_zone_is_given_out(make_bench: MakeBench) -> None:
     bench.qemu(20, 0, 0.5, cpu=3)
     bench.sample((A, 7), (B, 20))
     # A had half of package 0, B a quarter of package 1; they had a quarter and an eighth of the machine.
-    assert {kind: usage.joules for kind, usage in meter.zones_of(A).items()} == {
+    assert {kind: usage.joules for kind, usage in take(meter).by_kind(A).items()} == {
         "package": 50,
         "core": 20,
         "dram": 5,
         "psys": 100,
     }
-    assert {kind: usage.watts for kind, usage in meter.zones_of(B).items()} == {
+    assert {kind: usage.watts for kind, usage in take(meter).by_kind(B).items()} == {
         "package": 25,
         "core": 10,
         "dram": 5,
@@ -433,7 +434,7 @@ def test_every_zone_is_given_out(make_bench: MakeBench) -> None:
     count(11)
     bench.sample((A, 7), (B, 20))  # nothing ran
     assert (meter.zones["psys"].other.watts, meter.zones["psys"].idle.watts, meter.idle.watts) == (0, 40, 20)
-    assert meter.zones_of(A)["psys"] == Usage(100 * JOULE, 0)
+    assert take(meter).by_kind(A)["psys"] == (100 * JOULE, 0)
 
 
 def test_active_leaves_nothing_over(make_bench: MakeBench) -> None:
@@ -463,7 +464,7 @@ def test_baseline_learns_the_idle_power_of_each_zone(make_bench: MakeBench) -> N
         bench.qemu(7, 0, second)
         bench.seconds += seconds - 1
         bench.sample((A, 7))
-        return meter.domains[A].watts, meter.idle.watts, meter.zones_of(A)["dram"].watts
+        return meter.domains[A].watts, meter.idle.watts, take(meter).by_kind(A)["dram"].watts
 
     assert run(1, 60, 5) == (0, 60, 0)  # it may all be idle power: nothing less has been seen
     assert run(1, 80, 9) == (0, 20, 0)  # nothing ran

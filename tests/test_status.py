@@ -20,11 +20,13 @@ from fakes.host import Host, Thread
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
-from libvirt_rapl.daemon import document, status_socket
+from libvirt_rapl.daemon import host_meter, status_socket
+from libvirt_rapl.daemon.document import read
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.domains.run_files import RunState
+from libvirt_rapl.energy.snapshot import take
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.lifecycle import meter_state
@@ -44,7 +46,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host.zone("intel-rapl:0", "package-0")
     host.zone("intel-rapl:0:0", "dram")
     for name in ("sys", "proc", "dev"):
-        monkeypatch.setattr(document, name.upper(), getattr(host, name))
+        monkeypatch.setattr(host_meter, name.upper(), getattr(host, name))
     monkeypatch.setattr(status, "INTERVAL_SECONDS", 0.01)
     monkeypatch.setattr(inventory, "read_run_state", lambda name: RunState(7, {0: 8, 1: 9}) if name == "test" else None)
     run_for(host, 0)
@@ -145,9 +147,8 @@ def test_a_qemu_that_nobody_has_looked_at_is_told(backend: str, version: str, to
     helper = {"backend": backend, "pid": 7, "socket": "/s", "healthy": True, "note": note}
     shown = a_document("msr")
     shown["domains"] = [{**shown["domains"][0], "helper": helper}]
-    assert (
-        any(told in line for line in status.table(shown)) if told else "not known" not in "".join(status.table(shown))
-    )
+    lines = status.table(read(shown))
+    assert any(told in line for line in lines) if told else "not known" not in "".join(lines)
 
 
 def test_the_model_that_is_configured(
@@ -207,29 +208,37 @@ def test_domains_without_a_process_and_domains_not_asked_for(
 
 def a_document(source: str) -> dict[str, Any]:
     def domain(name: str, state: str, watts: float, vcpus: list[float]) -> dict[str, Any]:
-        parts = [{"id": number, "power_watts": part} for number, part in enumerate(vcpus)]
+        parts = [
+            {"id": number, "tid": None, "power_watts": part, "energy_joules": 0} for number, part in enumerate(vcpus)
+        ]
         return {
             "name": name,
+            "uuid": "",
+            "id": None,
             "state": state,
+            "pid": None,
             "vrapl": "degraded" if watts else "off",
             "helper": None,
             "reason": "no helper" if watts else None,
             "since": "2026-01-02T03:04:05+00:00" if watts else None,
             "power_watts": watts,
             "energy_joules": watts,
+            "zones": {},
             "vcpus": parts,
         }
 
     host = {"source": source, "model": "CPU", "domains_watts": 1.0, "other_watts": 2.5, "idle_watts": 3.0}
+    zone = dict.fromkeys(("energy_joules", "domains_joules", "other_joules", "idle_joules"), 0.0)
+    zones = [{"name": "package-0", "power_watts": 6.5, **zone}, {"name": "psys", "power_watts": 9.0, **zone}]
     return {
-        "host": {**host, "zones": [{"name": "package-0", "power_watts": 6.5}, {"name": "psys", "power_watts": 9.0}]},
+        "host": {**host, "since": "2026-01-02T03:04:05+00:00", "interval_seconds": 1.0, "zones": zones},
         "domains": [domain("a", "shut off", 0, []), domain("long-name", "running", 123.456, [100, 23.456])],
     }
 
 
 def test_the_table() -> None:
     local = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    assert status.table(a_document("simulated")) == [
+    assert status.table(read(a_document("simulated"))) == [
         "energy is SIMULATED: it is not this machine's own",
         "CPU (simulated)",
         "zones: package-0 6.50 W, psys 9.00 W",
@@ -241,9 +250,9 @@ def test_the_table() -> None:
         "",
         f"long-name runs without its meter since {local}: no helper",
     ]
-    assert status.table(a_document("msr")) == [
+    assert status.table(read(a_document("msr"))) == [
         "CPU (msr)",
-        *status.table(a_document("simulated"))[2:],
+        *status.table(read(a_document("simulated")))[2:],
     ]
 
 
@@ -252,7 +261,7 @@ def test_the_table_tells_why_a_chosen_domain_has_no_meter() -> None:
     chosen["domains"][0]["reason"] = "it can grow"
     assert (
         "a gets no meter at its next start, though the configuration's `domains` choose it: it can grow"
-        in status.table(chosen)
+        in status.table(read(chosen))
     )
 
 
@@ -331,9 +340,9 @@ def test_why_a_chosen_domain_has_no_meter(tmp_path: Path, mark: inventory.Mark |
     registry = Registry(tmp_path / "run")
     registry.write(Record(uuid=UUID, name="vm", backend="native", owner_uid=0, owner_gid=0, reason="no helper"))
     entry = inventory.Entry(name="vm", uuid=UUID, id=None, state="shut off", pid=None, mark=mark)
-    shown = document.View(Config(run_directory=registry.run_directory))
-    (domain,) = shown.document([entry], {UUID: "it can grow"})["domains"]
-    assert domain["reason"] == reason
+    host = host_meter.HostMeter(Config(run_directory=registry.run_directory))
+    (domain,) = host.document(take(host.meter), [entry], {UUID: "it can grow"}).domains
+    assert domain.reason == reason
 
 
 def test_nothing_is_printed_before_a_failure(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -478,7 +487,7 @@ def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, caps
     assert json.loads(capsys.readouterr().out)["domains"] == [told["domains"][1]]
     assert ask_daemon(tmp_path) == 0
     since = datetime.fromtimestamp(1767323045).strftime("%Y-%m-%d %H:%M:%S")
-    assert capsys.readouterr().out.splitlines() == [*status.table(told), f"joules are counted since {since}"]
+    assert capsys.readouterr().out.splitlines() == [*status.table(read(told)), f"joules are counted since {since}"]
     assert ask_daemon(tmp_path, "nobody") == 1
     assert "there is no domain 'nobody'" in capsys.readouterr().err
 

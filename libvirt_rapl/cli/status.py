@@ -11,18 +11,19 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from libvirt_rapl import paths
 from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.daemon import status_socket
-from libvirt_rapl.daemon.document import View
+from libvirt_rapl.daemon.document import Document, DomainReading, read, render
+from libvirt_rapl.daemon.host_meter import HostMeter
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.domain import Domain, every_domain, lookup, no_such_domain
-from libvirt_rapl.energy.meter import Running
+from libvirt_rapl.energy import snapshot
+from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
@@ -56,34 +57,38 @@ def run(options: argparse.Namespace) -> int:
             print("virt-rapl: virt-rapld does not answer; this is what the command samples itself", file=sys.stderr)
         documents, since = _sampled(options.connect, config, options.domains), "this command started"
     else:
-        documents, since = _asked(socket, first, options.domains), _local_time(first["host"]["since"])
+        documents, since = _from_daemon(config, first, options.domains), _local_time(first["host"]["since"])
     for document in documents:
         if options.json:
             print(json.dumps(document, indent=None if options.watch else 2), flush=True)
         else:
             # A terminal is redrawn from its top left corner.
             clear = "\033[H\033[J" if options.watch and sys.stdout.isatty() else ""
-            lines = map(printable, [*table(document), f"joules are counted since {since}"])
+            lines = map(printable, [*table(read(document)), f"joules are counted since {since}"])
             print(clear + "\n".join(lines), flush=True)
         if not options.watch:
             break
     return 0
 
 
-def _asked(socket: Path, first: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield what the daemon tells, once a second, of the domains named. Raises VirtRaplError when it stays away."""
+def _from_daemon(config: Config, first: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the daemon's documents, of the domains named, as it makes them. Raises VirtRaplError when it stays away."""
     chosen = {_uuid(first, name) for name in names}
     document: dict[str, Any] | None = first
-    told = time.monotonic()
+    heard = time.monotonic()
     while True:
         if document:
-            told = time.monotonic()
-            shown = [domain for domain in document["domains"] if not chosen or domain["uuid"] in chosen]
-            yield {**document, "domains": shown}
-        elif time.monotonic() > told + RESTART_SECONDS:
+            heard = time.monotonic()
+            yield _of(document, chosen)
+        elif time.monotonic() > heard + RESTART_SECONDS:
             raise VirtRaplError("virt-rapld has gone", "systemctl start virt-rapld, or run this again without it")
         time.sleep(INTERVAL_SECONDS)
-        document = status_socket.ask(socket)
+        document = status_socket.ask(config.run_directory / paths.STATUS_SOCKET)
+
+
+def _of(document: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    shown = [domain for domain in document["domains"] if not chosen or domain["uuid"] in chosen]
+    return {**document, "domains": shown}
 
 
 def _uuid(document: dict[str, Any], name_or_uuid: str) -> str:
@@ -95,26 +100,26 @@ def _uuid(document: dict[str, Any], name_or_uuid: str) -> str:
 
 
 def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield what samples of our own tell, once a second, of the domains named."""
+    """Yield a document of samples of our own, once a second, of the domains named."""
     allow_many_descriptors()
-    view = View(config)
+    host = HostMeter(config)
     connection = connect(uri)
     chosen = {lookup(connection, name).uuid for name in names}
-    _sample(view, connection)
+    _sample(host.meter, connection)
     due = time.monotonic()
     while True:
         due += INTERVAL_SECONDS
         time.sleep(max(0.0, due - time.monotonic()))
-        found = _sample(view, connection)
-        yield view.document(inventory.describe_all(d for d in found if not chosen or d.uuid in chosen))
+        found = _sample(host.meter, connection)
+        entries = inventory.describe_all(d for d in found if not chosen or d.uuid in chosen)
+        yield json.loads(render(host.document(snapshot.take(host.meter), entries)))
 
 
-def _sample(view: View, connection: Any) -> list[Domain]:  # noqa: ANN401
+def _sample(meter: Meter, connection: Any) -> list[Domain]:  # noqa: ANN401
     """Measure every domain once, whichever were asked for: what they use is not `other`."""
     found = every_domain(connection)
     states = {domain.uuid: inventory.run_state(domain) for domain in found}
-    view.meter.sample(Running(uuid, state.pid, state.vcpu_tids) for uuid, state in states.items() if state)
-    view.trouble = view.meter.trouble
+    meter.sample(Running(uuid, state.pid, state.vcpu_tids) for uuid, state in states.items() if state)
     return found
 
 
@@ -122,44 +127,38 @@ def _local_time(instant: str) -> str:
     return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _why(domain: dict[str, Any]) -> str:
-    if domain["vrapl"] == "degraded":
-        # A daemon of an older version does not tell it.
-        since = f" since {_local_time(domain['since'])}" if domain.get("since") else ""
-        return f"{domain['name']} runs without its meter{since}: {domain['reason']}"
-    who = f"{domain['name']} gets no meter at its next start, though the configuration's `domains` choose it"
-    return f"{who}: {domain['reason']}"
+def _why(domain: DomainReading) -> str:
+    if domain.vrapl == "degraded":
+        since = f" since {_local_time(domain.since)}" if domain.since else ""
+        return f"{domain.name} runs without its meter{since}: {domain.reason}"
+    who = f"{domain.name} gets no meter at its next start, though the configuration's `domains` choose it"
+    return f"{who}: {domain.reason}"
 
 
-def table(document: dict[str, Any]) -> list[str]:
+def table(document: Document) -> list[str]:
     """Lay the document out for people, in lines."""
-    host = document["host"]
-    zones = ", ".join(f"{zone['name']} {zone['power_watts']:.2f} W" for zone in host["zones"])
-    lines = ["energy is SIMULATED: it is not this machine's own"] if host["source"] == "simulated" else []
+    host, domains = document.host, document.domains
+    zones = ", ".join(f"{zone.name} {zone.power_watts:.2f} W" for zone in host.zones)
+    lines = ["energy is SIMULATED: it is not this machine's own"] if host.source == "simulated" else []
     lines += [
-        f"{host['model'] or 'unknown processor'} ({host['source']})",
+        f"{host.model or 'unknown processor'} ({host.source})",
         f"zones: {zones}",
-        f"packages: domains {host['domains_watts']:.2f} W, other {host['other_watts']:.2f} W, "
-        f"idle {host['idle_watts']:.2f} W",
+        f"packages: domains {host.domains_watts:.2f} W, other {host.other_watts:.2f} W, idle {host.idle_watts:.2f} W",
         "",
     ]
     rows = [("NAME", "STATE", "VRAPL", "WATTS", "JOULES", "WATTS OF VCPUS")]
-    for domain in document["domains"]:
-        vcpus = " ".join(f"{vcpu['id']}:{vcpu['power_watts']:.2f}" for vcpu in domain["vcpus"])
-        watts, joules = f"{domain['power_watts']:.2f}", f"{domain['energy_joules']:.2f}"
-        rows.append((domain["name"], domain["state"], domain["vrapl"], watts, joules, vcpus or "-"))
-    lines += [*aligned(rows, right={3, 4}), "", *(_why(domain) for domain in document["domains"] if domain["reason"])]
+    for domain in domains:
+        vcpus = " ".join(f"{vcpu.id}:{vcpu.power_watts:.2f}" for vcpu in domain.vcpus)
+        watts, joules = f"{domain.power_watts:.2f}", f"{domain.energy_joules:.2f}"
+        rows.append((domain.name, domain.state, domain.vrapl, watts, joules, vcpus or "-"))
+    lines += [*aligned(rows, right={3, 4}), "", *(_why(domain) for domain in domains if domain.reason)]
+    lines += [f"{domain.name}: {domain.helper.note}" for domain in domains if domain.helper and domain.helper.note]
+    if host.trouble:
+        lines.append(f"not everything could be read: {host.trouble}")
     lines += [
-        f"{domain['name']}: {domain['helper']['note']}"
-        for domain in document["domains"]
-        if domain["helper"] and domain["helper"].get("note")
-    ]
-    if trouble := host.get("trouble"):
-        lines.append(f"not everything could be read: {trouble}")
-    lines += [
-        f"{zone['name']}: lost the count {zone['lost_intervals']} times (counter not readable, or read so late that "
+        f"{zone.name}: lost the count {zone.lost_intervals} times (counter not readable, or read so late that "
         "nobody knows how often it wrapped); that energy is missing"
-        for zone in host["zones"]
-        if "lost_intervals" in zone
+        for zone in host.zones
+        if zone.lost_intervals
     ]
     return lines

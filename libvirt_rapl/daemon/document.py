@@ -1,129 +1,166 @@
-"""What `status` tells: a meter of this host, and the document that shows its figures with what is known of each domain.
+"""What virt-rapld shows: one immutable document a sample, which `status --json` prints and every client is given.
 
-One place for the daemon, which counts on, and for the command, which samples by itself where there is no daemon.
+Its fields are a contract (schema 1): some may be added, none changes its meaning. Energies are in joules since counting
+began, and only grow; powers are in watts, over the last interval. Instants are ISO 8601 in UTC, to the second.
 """
 
-import time
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-from libvirt_rapl.config import Config
-from libvirt_rapl.domains.inventory import Entry
-from libvirt_rapl.energy.meter import DomainUsage, Meter, Usage, ZoneUsage
-from libvirt_rapl.errors import message_of
-from libvirt_rapl.helper import instances
-from libvirt_rapl.helper.records import Record, Registry
-from libvirt_rapl.host.energy_source import open_source
-from libvirt_rapl.host.requirements import check_processor
-from libvirt_rapl.host.topology import model_name
-from libvirt_rapl.lifecycle.meter_state import unknown_qemu, vrapl_state
-from libvirt_rapl.paths import DEV, PROC, SYS
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.lifecycle.meter_state import State
 
 SCHEMA = 1
 
-
-class View:
-    """A meter, where its energy comes from, and the records of the domains' helpers."""
-
-    def __init__(self, config: Config) -> None:
-        """Open the zones. Raises VirtRaplError when there is no energy to read."""
-        self.source = open_source(config.source, sys=SYS, dev=DEV, proc=PROC)
-        self.meter = Meter(self.source, sys=SYS, proc=PROC, model=config.model)
-        self.since = time.time()
-        """When counting began, in seconds since the epoch."""
-        self.trouble = ""
-        """What could not be read at the last sample, for its owner to tell."""
-        self._model = model_name(PROC)
-        self._no_meters = message_of(check_processor) or None
-        """Why no domain of this host gets its meter, enabled or not; None where they do."""
-        self._registry = Registry(config.run_directory)
-
-    def document(
-        self, domains: Iterable[Entry], refusals: Mapping[str, str] | None = None, trouble: str = ""
-    ) -> dict[str, Any]:
-        """Return what the last two samples tell of the host and of these domains, in the order of their names.
-
-        `refusals`: why domains that the policy wants to enable are not, by UUID. `trouble`: why there may be others.
-        """
-        troubles = "; ".join(filter(None, (self.trouble, trouble)))
-        return {
-            "schema": SCHEMA,
-            "host": {
-                "source": self.source.name,
-                "model": self._model,
-                "since": _instant(self.since),
-                "interval_seconds": self.meter.interval_seconds,
-                "zones": [self._zone(name, usage) for name, usage in self.meter.zones.items()],
-                "domains_watts": self.meter.domains_watts,
-                "other_watts": self.meter.other.watts,
-                "idle_watts": self.meter.idle.watts,
-                **({"trouble": troubles} if troubles else {}),
-            },
-            "domains": [
-                self._domain(domain, (refusals or {}).get(domain.uuid))
-                for domain in sorted(domains, key=lambda domain: domain.name)
-            ],
-        }
-
-    def _zone(self, name: str, usage: ZoneUsage) -> dict[str, Any]:
-        """Tell of a zone; what its domains, other and idle have adds up to what it counted."""
-        domains = usage.microjoules - usage.other.microjoules - usage.idle.microjoules
-        lost = self.meter.lost.get(name, 0)
-        return {
-            "name": name,
-            **_figures(usage),
-            "domains_joules": domains / 1_000_000,
-            "other_joules": usage.other.joules,
-            "idle_joules": usage.idle.joules,
-            **({"lost_intervals": lost} if lost else {}),  # only a zone whose count was broken says so
-        }
-
-    def _domain(self, domain: Entry, refusal: str | None) -> dict[str, Any]:
-        record = self._registry.read(domain.uuid)
-        vrapl, reason = vrapl_state(domain, record, self._registry)
-        usage = self.meter.domains.get(domain.uuid, DomainUsage())
-        tids = self.meter.vcpu_tids(domain.uuid)
-        return {
-            "name": domain.name,
-            "uuid": domain.uuid,
-            "id": domain.id,
-            "state": domain.state,
-            "pid": domain.pid,
-            "vrapl": vrapl,
-            "reason": reason or refusal or (self._no_meters if vrapl == "pending" else None),
-            "since": self._degraded_since(record) if vrapl == "degraded" else None,
-            "helper": self._helper(record),
-            **_figures(usage),
-            "zones": {kind: _figures(part) for kind, part in self.meter.zones_of(domain.uuid).items()},
-            "vcpus": [
-                {"id": vcpu, "tid": tids.get(vcpu), **_figures(usage.vcpus.get(vcpu, Usage()))}
-                for vcpu in sorted(tids.keys() | usage.vcpus.keys())
-            ],
-        }
-
-    def _degraded_since(self, record: Record | None) -> str | None:
-        """Tell since when a domain runs without a working helper; None when nobody knows."""
-        if record is None:
-            return None
-        since = instances.ended_at(record, self._registry) if record.state == "ready" else record.since
-        return _instant(since) if since else None
-
-    def _helper(self, record: Record | None) -> dict[str, Any] | None:
-        if record is None:
-            return None
-        return {
-            "backend": record.backend,
-            "pid": record.helper_pid,
-            "socket": self._registry.socket(record.uuid),
-            "healthy": not instances.trouble(record, self._registry),
-            "note": unknown_qemu(record),
-        }
+Part = TypeVar("Part")
 
 
-def _instant(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a domain has used of one kind of zone."""
+
+    power_watts: float
+    energy_joules: float
 
 
-def _figures(usage: Usage) -> dict[str, float]:
-    return {"power_watts": usage.watts, "energy_joules": usage.joules}
+@dataclass(frozen=True, kw_only=True)
+class Vcpu:
+    """One vCPU of a domain."""
+
+    id: int
+    tid: int | None
+    """Its thread; None when it is not followed."""
+    power_watts: float
+    energy_joules: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelperState:
+    """The helper of a domain."""
+
+    backend: str
+    """`native` or `qemu`."""
+    pid: int | None
+    socket: str
+    """Path of its socket."""
+    healthy: bool
+    """Whether it runs and QEMU is connected to it, as far as that shows."""
+    note: str | None = None
+    """What else is to be known of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainReading:
+    """One domain; its energy is that of the packages, and its vCPUs share it."""
+
+    name: str
+    uuid: str
+    id: int | None
+    """libvirt's number of it while it runs."""
+    state: str
+    """virsh's word."""
+    pid: int | None
+    """QEMU's main process."""
+    vrapl: State
+    reason: str | None
+    """Why it has no meter, where it should."""
+    since: str | None = None
+    """Since when it is degraded."""
+    helper: HelperState | None
+    power_watts: float
+    energy_joules: float
+    zones: Mapping[str, Reading]
+    """By the kind of zone: `package`, `core`, `uncore`, `dram`, `psys`."""
+    vcpus: tuple[Vcpu, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zone:
+    """One zone; what domains, other and idle have of it adds up to what it counted."""
+
+    name: str
+    power_watts: float
+    energy_joules: float
+    domains_joules: float
+    other_joules: float
+    idle_joules: float
+    lost_intervals: int = 0
+    """In how many intervals its count was lost; said only where there are any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The machine; powers of domains, other and idle are those of the packages."""
+
+    source: str
+    """Where energy is read: `powercap`, `msr` or `simulated`."""
+    model: str | None
+    """The processor."""
+    since: str
+    """When counting began."""
+    interval_seconds: float
+    """Length of the last interval; 0 until there is one."""
+    zones: tuple[Zone, ...]
+    domains_watts: float
+    other_watts: float
+    idle_watts: float
+    trouble: str = ""
+    """What could not be read; said only where there is any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """All that is shown of one sample, domains in the order of their names."""
+
+    schema: int = SCHEMA
+    host: Host
+    domains: tuple[DomainReading, ...]
+
+
+SAID_WHERE_THERE_ARE_ANY = {"trouble", "lost_intervals"}
+
+
+def render(document: Document, indent: int | None = None) -> str:
+    """Return the document as JSON."""
+    return json.dumps(document, default=_members, indent=indent)
+
+
+def _members(part: Any) -> dict[str, Any]:  # noqa: ANN401  any part of a document
+    members: dict[str, Any] = vars(part)
+    if isinstance(part, Host | Zone):
+        return {name: value for name, value in members.items() if value or name not in SAID_WHERE_THERE_ARE_ANY}
+    return members
+
+
+def read(values: Mapping[str, Any]) -> Document:
+    """Return the document that JSON holds, of a daemon of this version or another.
+
+    What others have beside is left out. Raises VirtRaplError where something is missing that all have.
+    """
+    try:
+        host = values["host"]
+        return Document(
+            host=_read(Host, host, zones=tuple(_read(Zone, zone) for zone in host["zones"])),
+            domains=tuple(map(_domain, values["domains"])),
+        )
+    except (TypeError, KeyError) as error:
+        hint = "systemctl restart virt-rapld: it is of another version"
+        raise VirtRaplError(f"what virt-rapld answers is not understood: {error}", hint) from error
+
+
+def _domain(values: Mapping[str, Any]) -> DomainReading:
+    return _read(
+        DomainReading,
+        values,
+        helper=_read(HelperState, values["helper"]) if values["helper"] else None,
+        zones={kind: _read(Reading, reading) for kind, reading in values["zones"].items()},
+        vcpus=tuple(_read(Vcpu, vcpu) for vcpu in values["vcpus"]),
+    )
+
+
+def _read(kind: type[Part], values: Mapping[str, Any], **parts: object) -> Part:
+    """Make one of its fields that are in `values`, and of those parts that are made already."""
+    known = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
+    return kind(**{**known, **parts})

@@ -29,20 +29,44 @@ ANSWERERS_OF_ONE = 4
 """Of them, for one user who is not root: one who does not read takes one for SEND_SECONDS."""
 SEND_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
-"""A daemon that has just started takes a second to know any power."""
-
+"""How long a client waits for an answer."""
 
 _CREDENTIALS = struct.Struct("3i")
+
+
+def user_of(peer: socket.socket) -> int:
+    """Return the user who has connected."""
+    _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(uid)
+
+
+class CarefulText:
+    """Returns the document; nothing, which is logged once, where it cannot be made: its server serves on."""
+
+    def __init__(self, text: Callable[[], bytes], log: Callable[[str], None]) -> None:
+        """Take what makes it, and what takes a line."""
+        self._make = text
+        self._log = log
+        self._trouble = ""
+
+    def __call__(self) -> bytes:
+        """Make it."""
+        try:
+            text, self._trouble = self._make(), ""
+        except Exception as error:
+            before, self._trouble = self._trouble, f"{type(error).__name__}: {explain(error)}"
+            if not before:
+                self._log(f"cannot answer `virt-rapl status`: {self._trouble}")
+            return b""
+        return text
 
 
 class Answerers:
     """Answer on a socket from when they are made until close()."""
 
-    def __init__(self, path: Path, text: Callable[[], bytes], tell: Callable[[str], None]) -> None:
-        """Make the socket; `text` returns the document, `tell` takes a line. Raises OSError when it cannot be made."""
-        self._text = text
-        self._tell = tell
-        self._trouble = ""
+    def __init__(self, path: Path, text: Callable[[], bytes], log: Callable[[str], None]) -> None:
+        """Make the socket; `text` returns the document, `log` takes a line. Raises OSError when it cannot be made."""
+        self._text = CarefulText(text, log)
         self._asking: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._listener = listen(path, MODE)
@@ -65,23 +89,12 @@ class Answerers:
                 continue
             with peer, contextlib.suppress(OSError), self._turn(peer):  # OSError: it did not want to know
                 peer.settimeout(SEND_SECONDS)
-                peer.sendall(self._document())
-
-    def _document(self) -> bytes:
-        """Return the document; nothing, which is told once, where it cannot be made: we answer on."""
-        try:
-            text, self._trouble = self._text(), ""
-        except Exception as error:
-            before, self._trouble = self._trouble, f"{type(error).__name__}: {explain(error)}"
-            if not before:
-                self._tell(f"cannot answer `virt-rapl status`: {self._trouble}")
-            return b""
-        return text
+                peer.sendall(self._text())
 
     @contextlib.contextmanager
     def _turn(self, peer: socket.socket) -> Iterator[None]:
         """Count the peer among those that its user has. Raises ConnectionRefusedError where that are too many."""
-        _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        uid = user_of(peer)
         with self._lock:
             if uid != 0 and self._asking[uid] >= ANSWERERS_OF_ONE:
                 raise ConnectionRefusedError
@@ -103,11 +116,16 @@ def ask(path: Path) -> dict[str, Any] | None:
                 document = json.load(stream)
         except (OSError, ValueError):
             return None
+    return understood(document)
+
+
+def understood(document: Any) -> dict[str, Any] | None:  # noqa: ANN401  any JSON
+    """Return it where it is a document that this version knows to read."""
     return document if isinstance(document, dict) and document.get("schema") == SCHEMA else None
 
 
 def listens(path: Path) -> bool:
-    """Tell whether a daemon holds the socket, be it that it answers or not."""
+    """Return whether a daemon holds the socket, be it that it answers or not."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.setblocking(False)
         return peer.connect_ex(str(path)) in (0, errno.EAGAIN)  # EAGAIN: its backlog is full

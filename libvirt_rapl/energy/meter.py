@@ -128,6 +128,8 @@ class Meter:
         self.other = Usage()
         """Of the packages, as `idle`."""
         self.idle = Usage()
+        self.since = 0.0
+        """When counting began, in seconds since the epoch, for its owner to say: here the host's clock is not asked."""
         self.trouble = ""
         """Why not every domain and zone could be read at the last sample; empty when all could."""
         self.metered = 0.0
@@ -167,15 +169,6 @@ class Meter:
         """Return the TID of each vCPU of a domain that is followed, by vCPU number; empty for any other."""
         process = self._processes.get(uuid)
         return process.vcpu_tids() if process else {}
-
-    def zones_of(self, uuid: str) -> dict[str, Usage]:
-        """Return what a domain has used of each kind of zone that the host has: `package` and others."""
-        kinds = {zone.kind: Usage() for zone in self.zones.values()}
-        for name, usage in self.domains.get(uuid, DomainUsage()).zones.items():
-            kind = kinds[self.zones[name].kind]
-            kind.microjoules += usage.microjoules
-            kind.watts += usage.watts
-        return kinds
 
     @property
     def lost(self) -> dict[str, int]:

@@ -1,6 +1,10 @@
-"""What a meter has counted and learned as flat tables, to be kept and to be taken up again."""
+"""A meter's figures at one moment, for who shows them; and as flat tables, for the ledger, to be taken up again.
 
-from collections.abc import Collection, Iterator
+The meter changes with each sample. A copy of its figures is made in a millisecond or two, while it rests, and never
+changes: documents and tables are made of that while the meter goes on.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +17,104 @@ PACKAGE = "package"
 
 GONE_SECONDS = 30 * 86400.0
 """A domain that libvirt does not know and that has not run for so long, of the time metered, does not come back."""
+
+
+class Figures(NamedTuple):
+    """What a zone, domain or vCPU has used: Usage, as it was."""
+
+    microjoules: int = 0
+    watts: float = 0.0
+    """Over the last interval."""
+
+    @property
+    def joules(self) -> float:
+        """The energy in joules."""
+        return self.microjoules / 1_000_000
+
+
+class ZoneFigures(NamedTuple):
+    """ZoneUsage, as it was."""
+
+    kind: str
+    counted: Figures
+    other: Figures
+    idle: Figures
+    lowest: tuple[int, int]
+    """Microjoules and nanoseconds of the interval of lowest power; no time when there has been none."""
+    lost: int
+    """In how many intervals its count was lost."""
+
+
+class DomainFigures(NamedTuple):
+    """DomainUsage, as it was."""
+
+    whole: Figures = Figures()
+    zones: Mapping[str, Figures] = {}
+    """By the zone's name."""
+    vcpus: Mapping[int, Figures] = {}
+    tids: Mapping[int, int] = {}
+    """The thread of each vCPU that is followed, by vCPU number."""
+    last_ran: float | None = None
+
+
+class Snapshot(NamedTuple):
+    """A meter, as it was."""
+
+    since: float
+    """When counting began, in seconds since the epoch."""
+    trouble: str
+    interval_seconds: float
+    metered: float
+    zones: Mapping[str, ZoneFigures]
+    """By name, also those that are not there today."""
+    domains: Mapping[str, DomainFigures]
+    """By UUID."""
+    domains_watts: float
+    other: Figures
+    """Of the packages, as `idle`."""
+    idle: Figures
+
+    def by_kind(self, uuid: str) -> dict[str, Figures]:
+        """Return what a domain has used of each kind of zone that there is: `package` and others."""
+        kinds = dict.fromkeys((zone.kind for zone in self.zones.values()), Figures())
+        for name, figures in self.domains.get(uuid, DomainFigures()).zones.items():
+            microjoules, watts = kinds[self.zones[name].kind]
+            kinds[self.zones[name].kind] = Figures(microjoules + figures.microjoules, watts + figures.watts)
+        return kinds
+
+
+def take(meter: Meter) -> Snapshot:
+    """Copy the meter's figures; it must not sample meanwhile."""
+    lost = meter.lost
+    return Snapshot(
+        since=meter.since,
+        trouble=meter.trouble,
+        interval_seconds=meter.interval_seconds,
+        metered=meter.metered,
+        zones={
+            name: ZoneFigures(
+                zone.kind, _figures(zone), _figures(zone.other), _figures(zone.idle), zone.lowest, lost.get(name, 0)
+            )
+            for name, zone in meter.zones.items()
+        },
+        domains={
+            uuid: DomainFigures(
+                _figures(domain),
+                {name: Figures(usage.microjoules, usage.watts) for name, usage in domain.zones.items()},
+                {vcpu: Figures(usage.microjoules, usage.watts) for vcpu, usage in domain.vcpus.items()},
+                meter.vcpu_tids(uuid),
+                domain.last_ran,
+            )
+            for uuid, domain in meter.domains.items()
+        },
+        domains_watts=meter.domains_watts,
+        other=_figures(meter.other),
+        idle=_figures(meter.idle),
+    )
+
+
+def _figures(usage: Usage) -> Figures:
+    return Figures(usage.microjoules, usage.watts)
 
 
 class Part(NamedTuple):
@@ -43,13 +145,13 @@ class Kept:
     """Seconds that were metered in all: the only clock that ages go by, for the host's may have been wrong."""
 
 
-def kept(meter: Meter) -> Kept:
-    """Return all that the meter has counted and learned."""
+def kept(snapshot: Snapshot) -> Kept:
+    """Return all that the meter had counted and learned."""
     return Kept(
-        totals={part: usage.microjoules for part, usage in _parts(meter)},
-        lowest={name: zone.lowest for name, zone in meter.zones.items() if zone.lowest[1]},
-        last_ran={uuid: domain.last_ran for uuid, domain in meter.domains.items() if domain.last_ran is not None},
-        metered=meter.metered,
+        totals={part: figures.microjoules for part, figures in _parts(snapshot)},
+        lowest={name: zone.lowest for name, zone in snapshot.zones.items() if zone.lowest[1]},
+        last_ran={uuid: domain.last_ran for uuid, domain in snapshot.domains.items() if domain.last_ran is not None},
+        metered=snapshot.metered,
     )
 
 
@@ -81,10 +183,17 @@ def retire(meter: Meter, *, running: Collection[str], known: Collection[str] | N
             domain.last_ran = meter.metered
         elif domain.last_ran < begin and uuid != GONE and known is not None and uuid not in known:
             del meter.domains[uuid]
-            for part, usage in _domain_parts(uuid, domain):
-                _usage(meter, part._replace(owner=GONE)).microjoules += usage.microjoules
+            _give(meter.domains[GONE], domain)
             retired.add(uuid)
     return retired
+
+
+def _give(heir: DomainUsage, domain: DomainUsage) -> None:
+    heir.microjoules += domain.microjoules
+    for name, usage in domain.zones.items():
+        heir.zones[name].microjoules += usage.microjoules
+    for vcpu, usage in domain.vcpus.items():
+        heir.vcpus[vcpu].microjoules += usage.microjoules
 
 
 def imbalance(totals: Totals) -> str:
@@ -104,23 +213,19 @@ def imbalance(totals: Totals) -> str:
     return f"the vCPUs of {wrong[0]} do not make up its energy" if wrong else ""
 
 
-def _parts(meter: Meter) -> Iterator[tuple[Part, Usage]]:
-    for name, zone in meter.zones.items():
-        yield Part(HOST, WHOLE, name), zone
+def _parts(snapshot: Snapshot) -> Iterator[tuple[Part, Figures]]:
+    for name, zone in snapshot.zones.items():
+        yield Part(HOST, WHOLE, name), zone.counted
         yield Part(OTHER, WHOLE, name), zone.other
         yield Part(IDLE, WHOLE, name), zone.idle
-    yield Part(OTHER, WHOLE, PACKAGE), meter.other
-    yield Part(IDLE, WHOLE, PACKAGE), meter.idle
-    for uuid, domain in meter.domains.items():
-        yield from _domain_parts(uuid, domain)
-
-
-def _domain_parts(uuid: str, domain: DomainUsage) -> Iterator[tuple[Part, Usage]]:
-    yield Part(uuid, WHOLE, PACKAGE), domain
-    for name, usage in domain.zones.items():
-        yield Part(uuid, WHOLE, name), usage
-    for vcpu, usage in domain.vcpus.items():
-        yield Part(uuid, vcpu, PACKAGE), usage
+    yield Part(OTHER, WHOLE, PACKAGE), snapshot.other
+    yield Part(IDLE, WHOLE, PACKAGE), snapshot.idle
+    for uuid, domain in snapshot.domains.items():
+        yield Part(uuid, WHOLE, PACKAGE), domain.whole
+        for name, figures in domain.zones.items():
+            yield Part(uuid, WHOLE, name), figures
+        for vcpu, figures in domain.vcpus.items():
+            yield Part(uuid, vcpu, PACKAGE), figures
 
 
 def _zone(meter: Meter, name: str) -> ZoneUsage:

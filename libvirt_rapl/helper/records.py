@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from libvirt_rapl.files import replace
@@ -51,8 +52,18 @@ class Registry(RunDirectory):
 
     def read(self, uuid: str) -> Record | None:
         """Return the domain's record; None when there is none, it cannot be understood, or others could write it."""
+        return self.read_all([uuid]).get(uuid)
+
+    def read_all(self, uuids: Iterable[str]) -> dict[str, Record]:
+        """Return what read() returns of these domains, by UUID; whether others could write is looked up once."""
         try:
             self.check_directory()
+        except OSError:
+            return {}
+        return {uuid: record for uuid in uuids if (record := self._read(uuid))}
+
+    def _read(self, uuid: str) -> Record | None:
+        try:
             values = json.loads(self.path(uuid, "json").read_text(encoding="utf-8"))
             values["vcpu_tids"] = {int(vcpu): tid for vcpu, tid in values["vcpu_tids"].items()}
             return Record(**values) if values["uuid"] == uuid else None

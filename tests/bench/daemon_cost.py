@@ -19,7 +19,7 @@ import memory
 from programs import vcpu_tids
 
 from libvirt_rapl.config import Config
-from libvirt_rapl.daemon import document, loop
+from libvirt_rapl.daemon import host_meter, loop
 from libvirt_rapl.domains.inventory import Entry, Inventory
 
 
@@ -44,7 +44,7 @@ def entry_of(pid: int) -> Entry:
 def main() -> None:
     sys_root, directory, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     # To mypy these names there are not for others.
-    setattr(document, "SYS", sys_root)  # noqa: B010
+    setattr(host_meter, "SYS", sys_root)  # noqa: B010
     setattr(loop, "Inventory", Told)  # noqa: B010
     figures = {}
 

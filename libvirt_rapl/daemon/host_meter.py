@@ -1,0 +1,131 @@
+"""This host's meter, and the document that shows its figures with what is known of each domain.
+
+One place for the daemon, which counts on, and for the command, which samples by itself where there is no daemon.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from libvirt_rapl.config import Config
+from libvirt_rapl.daemon.document import Document, DomainReading, HelperState, Host, Reading, Vcpu, Zone
+from libvirt_rapl.domains.inventory import Entry
+from libvirt_rapl.energy.meter import Meter
+from libvirt_rapl.energy.snapshot import DomainFigures, Figures, Snapshot, ZoneFigures
+from libvirt_rapl.errors import message_of
+from libvirt_rapl.helper import instances
+from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.host.energy_source import open_source
+from libvirt_rapl.host.requirements import check_processor
+from libvirt_rapl.host.topology import model_name
+from libvirt_rapl.lifecycle.meter_state import state_with, unknown_qemu
+from libvirt_rapl.paths import DEV, PROC, SYS
+
+
+class HostMeter:
+    """A meter, where its energy comes from, and the records of the domains' helpers."""
+
+    def __init__(self, config: Config) -> None:
+        """Open the zones. Raises VirtRaplError when there is no energy to read."""
+        self.source = open_source(config.source, sys=SYS, dev=DEV, proc=PROC)
+        self.meter = Meter(self.source, sys=SYS, proc=PROC, model=config.model)
+        self.meter.since = time.time()
+        self._model = model_name(PROC)
+        self._no_meters = message_of(check_processor) or None
+        """Why no domain of this host gets its meter, enabled or not; None where they do."""
+        self._registry = Registry(config.run_directory)
+
+    def document(
+        self,
+        snapshot: Snapshot,
+        domains: Iterable[Entry],
+        refusals: Mapping[str, str] | None = None,
+        trouble: str = "",
+    ) -> Document:
+        """Return what the meter's figures show of the host and of these domains.
+
+        `refusals`: why domains that the policy wants to enable are not, by UUID. `trouble`: why there may be others.
+        The meter may sample meanwhile.
+        """
+        entries = sorted(domains, key=lambda entry: entry.name)
+        records = self._registry.read_all(entry.uuid for entry in entries)
+        refused = refusals or {}
+        return Document(
+            host=Host(
+                source=self.source.name,
+                model=self._model,
+                since=_instant(snapshot.since),
+                interval_seconds=snapshot.interval_seconds,
+                zones=tuple(_zone(name, zone) for name, zone in snapshot.zones.items()),
+                domains_watts=snapshot.domains_watts,
+                other_watts=snapshot.other.watts,
+                idle_watts=snapshot.idle.watts,
+                trouble="; ".join(filter(None, (snapshot.trouble, trouble))),
+            ),
+            domains=tuple(
+                self._domain(entry, records.get(entry.uuid), refused.get(entry.uuid), snapshot) for entry in entries
+            ),
+        )
+
+    def _domain(self, entry: Entry, record: Record | None, refusal: str | None, snapshot: Snapshot) -> DomainReading:
+        trouble = instances.trouble(record, self._registry) if record else ""
+        vrapl, reason = state_with(entry, record, trouble)
+        figures = snapshot.domains.get(entry.uuid, DomainFigures())
+        return DomainReading(
+            name=entry.name,
+            uuid=entry.uuid,
+            id=entry.id,
+            state=entry.state,
+            pid=entry.pid,
+            vrapl=vrapl,
+            reason=reason or refusal or (self._no_meters if vrapl == "pending" else None),
+            since=self._degraded_since(record) if vrapl == "degraded" else None,
+            helper=self._helper(record, healthy=not trouble) if record else None,
+            power_watts=figures.whole.watts,
+            energy_joules=figures.whole.joules,
+            zones={
+                kind: Reading(power_watts=part.watts, energy_joules=part.joules)
+                for kind, part in snapshot.by_kind(entry.uuid).items()
+            },
+            vcpus=tuple(
+                _vcpu(number, figures.tids.get(number), figures.vcpus.get(number, Figures()))
+                for number in sorted(figures.tids.keys() | figures.vcpus.keys())
+            ),
+        )
+
+    def _degraded_since(self, record: Record | None) -> str | None:
+        """Return since when a domain runs without a working helper; None when nobody knows."""
+        if record is None:
+            return None
+        since = instances.ended_at(record, self._registry) if record.state == "ready" else record.since
+        return _instant(since) if since else None
+
+    def _helper(self, record: Record, *, healthy: bool) -> HelperState:
+        return HelperState(
+            backend=record.backend,
+            pid=record.helper_pid,
+            socket=self._registry.socket(record.uuid),
+            healthy=healthy,
+            note=unknown_qemu(record),
+        )
+
+
+def _zone(name: str, zone: ZoneFigures) -> Zone:
+    domains = zone.counted.microjoules - zone.other.microjoules - zone.idle.microjoules
+    return Zone(
+        name=name,
+        power_watts=zone.counted.watts,
+        energy_joules=zone.counted.joules,
+        domains_joules=Figures(domains).joules,
+        other_joules=zone.other.joules,
+        idle_joules=zone.idle.joules,
+        lost_intervals=zone.lost,
+    )
+
+
+def _vcpu(number: int, tid: int | None, figures: Figures) -> Vcpu:
+    return Vcpu(id=number, tid=tid, power_watts=figures.watts, energy_joules=figures.joules)
+
+
+def _instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

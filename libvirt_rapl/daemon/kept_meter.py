@@ -1,0 +1,96 @@
+"""The meter together with the ledger that keeps its totals, for three kinds of threads at once.
+
+One thread samples, one writes the ledger, others copy the figures and make documents of them. The lock is held while
+the meter changes and while its figures are copied, which takes milliseconds: neither a disk nor a document holds a
+sample up.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from libvirt_rapl.domains.inventory import Inventory
+from libvirt_rapl.energy import snapshot
+from libvirt_rapl.energy.ledger import Ledger
+from libvirt_rapl.energy.meter import Meter, Running
+from libvirt_rapl.energy.snapshot import Snapshot
+from libvirt_rapl.errors import explain
+
+
+class KeptMeter:
+    """Meters the domains of the inventory."""
+
+    def __init__(self, meter: Meter, ledger: Ledger, inventory: Inventory, log: Callable[[str], None]) -> None:
+        """Take the parts; `log` takes one line. Nothing is read yet."""
+        self.began = 0.0
+        """When the last sample began, in monotonic seconds."""
+        self.samples = 0
+        """How many there have been, those that failed included."""
+        self.has_power = threading.Event()
+        """Set when there has been an interval, and so powers."""
+        self._meter = meter
+        self._ledger = ledger
+        self._inventory = inventory
+        self._log = log
+        self._lock = threading.Lock()
+        self._disk = ThreadPoolExecutor(1, "ledger")
+        self._keeping: Future[None] | None = None
+        """The write of the ledger that was asked for last."""
+        self._unkept = True
+        """Whether there has been a sample since the ledger was written."""
+
+    def sample(self) -> bool:
+        """Meter every domain once; False when the host cannot be read. What fails is logged once."""
+        running = [
+            Running(entry.uuid, entry.pid, entry.vcpu_tids)
+            for entry in self._inventory.entries.values()
+            if entry.pid is not None
+        ]
+        meter = self._meter
+        with self._lock:
+            self.began, before = time.monotonic(), meter.trouble
+            try:
+                meter.sample(running)
+                sampled = self._unkept = True
+            except (OSError, ValueError) as error:
+                sampled, meter.trouble = False, explain(error)
+            self.samples += 1
+        if meter.interval_seconds:
+            self.has_power.set()
+        if meter.trouble and not before:
+            self._log(f"cannot meter: {meter.trouble}; trying on")
+        return sampled
+
+    def snapshot(self) -> Snapshot:
+        """Copy the figures of the last sample."""
+        with self._lock:
+            return snapshot.take(self._meter)
+
+    def keep_soon(self) -> Future[None]:
+        """Have the totals as they are now written by the ledger's own thread: a disk may take its time.
+
+        Nothing is written where they are in the ledger already; what fails is tried again at the next call.
+        """
+        with self._lock:
+            # One that has not begun yet will see them.
+            if self._keeping is None or self._keeping.running() or self._keeping.done():
+                self._keeping = self._disk.submit(self._keep)
+            return self._keeping
+
+    def _keep(self) -> None:
+        """Write the totals; at first, and until that works, also take up those that were kept."""
+        if not self._unkept:
+            return
+        kept = self._ledger.load()
+        entries = self._inventory.entries
+        running = {uuid for uuid, entry in entries.items() if entry.pid is not None}
+        known = entries.keys() if self._inventory.listed else None
+        with self._lock:
+            snapshot.add(self._meter, kept)
+            self._meter.since = self._ledger.since
+            retired = snapshot.retire(self._meter, running=running, known=known)
+            counted = snapshot.take(self._meter)
+            self._unkept = False
+        if not self._ledger.write(snapshot.kept(counted), retired):
+            self._unkept = True

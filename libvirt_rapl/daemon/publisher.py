@@ -1,0 +1,62 @@
+"""The document of each sample: made once, by whoever asks first, and given to all who ask until the next.
+
+What was shown must never be lost, or energies would go back at a restart. So a document is given out when the totals
+that it shows are on the disk: their figures are copied, then the ledger is asked to keep what the meter has by now, and
+what it has kept before the document is given out is all that the document shows, or more. That is one write a sample,
+however many ask, and none where nobody does. A disk that hangs holds a document up for KEPT_SECONDS.
+"""
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from libvirt_rapl.daemon.document import Document, render
+from libvirt_rapl.daemon.kept_meter import KeptMeter
+from libvirt_rapl.energy.snapshot import Snapshot
+
+FIRST_SECONDS = 10.0
+"""How long the first who ask wait for an interval: a daemon that has just started takes a second to know any power."""
+KEPT_SECONDS = 1.0
+"""How long a document waits for the disk."""
+LONG_SECONDS = 1.0
+"""Where samples are further apart, a document is made anew between them: what is known of domains changes meanwhile."""
+AGAIN = 10.0
+"""It is then given out for so many times as long as it took to make: asking costs little."""
+
+
+class Publisher:
+    """Makes documents of a meter's figures."""
+
+    def __init__(self, meter: KeptMeter, describe: Callable[[Snapshot], Document], interval: float) -> None:
+        """Take the meter, what makes a document of its figures, and the seconds between two samples."""
+        self._meter = meter
+        self._describe = describe
+        self._makes_between = interval > LONG_SECONDS
+        self._lock = threading.Lock()
+        """Held while a document is made, or looked for."""
+        self._text = b""
+        self._sample = -1
+        """Of which the text is."""
+        self._until = 0.0
+        """How long it is good if there is no sample, in monotonic seconds."""
+
+    def text(self) -> bytes:
+        """Return the document as JSON in one line: the same object until there is a new one."""
+        self._meter.has_power.wait(FIRST_SECONDS)
+        with self._lock:
+            if self._sample != self._meter.samples or time.monotonic() >= self._until:
+                self._make()
+            return self._text
+
+    def _make(self) -> None:
+        began, sample = time.monotonic(), self._meter.samples
+        figures = self._meter.snapshot()
+        kept = self._meter.keep_soon()
+        self._text = render(self._describe(figures)).encode()
+        now = time.monotonic()
+        self._until = now + AGAIN * (now - began) if self._makes_between else math.inf
+        with contextlib.suppress(TimeoutError):
+            kept.result(KEPT_SECONDS)
+        self._sample = sample
