@@ -34,6 +34,8 @@ DAEMON = "daemon"
 """In the run directory: virt-rapld's own."""
 STATUS_SOCKET = f"{DAEMON}/status.sock"
 """Whoever connects is given the document, once."""
+STREAM_SOCKET = f"{DAEMON}/stream.sock"
+"""Whoever connects is given each document from then on."""
 EVENTS = "events.jsonl"
 OLDER_EVENTS = f"{EVENTS}.1"
 

@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from walking import ALONE, LOG, NewGuest, StartDaemon, asked, start_enabled, wai
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.daemon import status_socket
+from libvirt_rapl.daemon.stream_socket import follow
 from libvirt_rapl.energy.ledger_content import seal
 from libvirt_rapl.simulator.world import World
 
@@ -99,6 +101,14 @@ class Bench:
             process.kill()
             raise AssertionError(process.communicate()[1]) from None
 
+    def forget(self) -> None:
+        """Take all that a daemon said before it ended."""
+        self.notify.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while self.notify.recv(100):
+                pass
+        self.notify.settimeout(30)
+
     def is_told_within_a_second(self) -> bool:
         return bool(select.select([self.notify], [], [], 1)[0]) and bool(self.notify.recv(100))
 
@@ -106,6 +116,10 @@ class Bench:
         document = status_socket.ask(self.root / "run" / paths.STATUS_SOCKET)
         assert document
         return document
+
+    @property
+    def stream(self) -> Path:
+        return self.root / "run" / paths.STREAM_SOCKET
 
     def package_joules(self) -> float:
         (zone,) = self.document()["host"]["zones"]
@@ -128,9 +142,16 @@ def test_a_life(bench: Bench) -> None:
         document = bench.document()
         assert document["host"]["source"] == "powercap"
         assert [domain["name"] for domain in document["domains"]] == ["test"]
-        paths = ("run", "run/daemon", "run/daemon/status.sock", "state", "state/ledger.db", "state/ledger.db.lock")
-        modes = [(bench.root / path).stat().st_mode & 0o777 for path in paths]
-        assert modes == [0o711, 0o750, 0o660, 0o700, 0o600, 0o600]
+        modes = {
+            "run": 0o711,
+            "run/daemon": 0o750,
+            "run/daemon/status.sock": 0o660,
+            "run/daemon/stream.sock": 0o660,
+            "state": 0o700,
+            "state/ledger.db": 0o600,
+            "state/ledger.db.lock": 0o600,
+        }
+        assert {path: (bench.root / path).stat().st_mode & 0o777 for path in modes} == modes
 
         with bench.popen() as second:
             _, words = second.communicate(timeout=30)
@@ -162,13 +183,7 @@ def test_totals_outlive_it_however_it_ends(bench: Bench) -> None:
             wait_until(lambda: bench.package_joules() == counted, 10, "it counts on")  # noqa: B023
             process.send_signal(number)
             process.wait(30)
-            while True:  # what it said before it ended
-                bench.notify.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    bench.notify.recv(100)
-                    continue
-                bench.notify.settimeout(30)
-                break
+            bench.forget()
     assert counted == 20
     with bench.daemon():
         assert bench.document()["host"]["since"] == since
@@ -212,17 +227,78 @@ def test_what_is_told_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
         assert rows.fetchall() == [(9_000_000,)]
 
 
+@pytest.mark.parametrize("how", ["asked", "streamed"])
+def test_what_was_shown_outlives_a_kill(bench: Bench, how: str) -> None:
+    """While the counter runs: the ledger has no less than the answer before the kill, which comes at once."""
+    counting, joules = threading.Event(), iter(range(1, 1_000_000))
+
+    def count() -> None:
+        while not counting.wait(0.001):
+            bench.joules(next(joules))
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    shown = 0.0
+    try:
+        for _ in range(4):
+            with bench.daemon() as process:
+                wait_until(lambda: bench.package_joules() > shown, 20, "it counts on")  # noqa: B023
+                document = bench.document() if how == "asked" else next(follow(bench.stream))
+                process.kill()
+                process.wait(30)
+                bench.forget()
+            shown = document["host"]["zones"][0]["energy_joules"]
+            with contextlib.closing(sqlite3.connect(bench.root / "state/ledger.db")) as database:
+                rows = database.execute("SELECT microjoules FROM total WHERE owner = 'host' AND zone = 'package-0'")
+                assert rows.fetchone()[0] >= shown * 1_000_000 > 0
+    finally:
+        counting.set()
+        counter.join()
+
+
+def test_a_stream_is_given_each_sample_and_makes_a_document_of_each(bench: Bench) -> None:
+    configuration = bench.root / "virt-rapl.yaml"
+    configuration.write_text(configuration.read_text().replace("0.1", "0.5"))
+    made = bench.root / "documents"
+    with bench.daemon() as process:
+        for _ in range(3):
+            assert bench.told(process) == "WATCHDOG=1"
+        assert not made.exists(), "nobody has asked"
+        documents = follow(bench.stream)
+        next(documents)
+        began, size = time.monotonic(), made.stat().st_size
+        for _ in range(6):
+            next(documents)
+        assert 2 < time.monotonic() - began < 10
+        assert made.stat().st_size - size == 6
+        documents.close()
+        time.sleep(1)
+        size = made.stat().st_size
+        for _ in range(3):
+            assert bench.told(process) == "WATCHDOG=1"
+        assert made.stat().st_size == size, "nobody is connected any more"
+
+
+def test_a_stream_of_rare_samples_shows_each_second_what_changes_between(bench: Bench) -> None:
+    configuration = bench.root / "virt-rapl.yaml"
+    configuration.write_text(configuration.read_text().replace("0.1", "60"))
+    with bench.daemon() as process:
+        assert bench.told(process) == "WATCHDOG=1"
+        documents = follow(bench.stream)
+        began = time.monotonic()
+        for _ in range(3):
+            next(documents)
+        assert time.monotonic() - began < 20
+        documents.close()
+
+
 def test_a_disk_that_hangs_holds_nobody_up(bench: Bench) -> None:
     frozen = bench.root / "frozen"
     with bench.daemon() as process:
         frozen.touch()
         bench.joules(7)
         wait_until(lambda: bench.package_joules() == 7, 20, "it meters and answers")
-        bench.notify.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while bench.notify.recv(100):
-                pass
-        bench.notify.settimeout(30)
+        bench.forget()
         for _ in range(3):
             assert bench.told(process) == "WATCHDOG=1"
         frozen.unlink()
@@ -537,6 +613,7 @@ def test_it_answers_again_where_the_run_directory_was_removed(world: World, star
     shutil.rmtree(world.path("/run/virt-rapl"))
     assert asked(world) is None
     wait_until(lambda: asked(world) is not None, 60, "it answers")
+    assert next(follow(world.path(f"/run/virt-rapl/{paths.STREAM_SOCKET}")))["domains"] == []
 
 
 @pytest.mark.e2e

@@ -20,13 +20,14 @@ from fakes.host import Host, Thread
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
-from libvirt_rapl.daemon import host_meter, status_socket
+from libvirt_rapl.daemon import host_meter, status_socket, stream_socket
 from libvirt_rapl.daemon.document import read
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.energy.snapshot import take
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.lifecycle import meter_state
@@ -506,6 +507,37 @@ def test_a_watch_outlives_a_restart_of_the_daemon(
     shown = capsys.readouterr()
     assert [json.loads(line)["energy"] for line in shown.out.splitlines()] == [1, 2, 3]
     assert shown.err.startswith("virt-rapl: error: virt-rapld has gone\nhint: ")
+
+
+def test_a_watch_prints_what_is_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And goes on where the daemon is restarted."""
+    host = {"since": "2026-01-02T03:04:05+00:00"}
+    shown = [{"schema": 1, "host": host, "domains": [], "energy": number} for number in range(7)]
+    asked, streamed = iter([shown[0], shown[4], None]), iter([shown[1:4], shown[5:7]])
+    monkeypatch.setattr(status_socket, "ask", lambda _: next(asked, None))
+    monkeypatch.setattr(stream_socket, "follow", lambda _: iter(next(streamed, [])))
+    monkeypatch.setattr(status, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(status, "RESTART_SECONDS", 0.1)
+    assert ask_daemon(tmp_path, "--json", "--watch") == 1
+    printed = capsys.readouterr()
+    assert [json.loads(line)["energy"] for line in printed.out.splitlines()] == [0, 1, 2, 3, 4, 5, 6]
+    assert printed.err.startswith("virt-rapl: error: virt-rapld has gone\nhint: ")
+
+
+def test_documents_of_other_versions_are_shown() -> None:
+    """Of one that lacks what was added later, and one that has what this version does not know."""
+    older = a_document("msr")
+    newer = a_document("msr")
+    for domain in older["domains"]:
+        del domain["since"]
+    newer["news"] = newer["host"]["news"] = newer["domains"][0]["news"] = newer["host"]["zones"][0]["news"] = {}
+    assert status.table(read(newer)) == status.table(read(a_document("msr")))
+    assert status.table(read(older))[-1] == "long-name runs without its meter: no helper"
+    del older["domains"][0]["name"]
+    with pytest.raises(VirtRaplError, match="name"):
+        read(older)
 
 
 @pytest.mark.parametrize("silent", [True, False])

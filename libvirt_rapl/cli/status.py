@@ -1,7 +1,8 @@
 """Show the power and energy of every domain and vCPU.
 
 virt-rapld, where it runs, is asked: energies are its totals. Where it does not, two samples are taken one second apart,
-and energies are counted since the command started. --watch goes on every second.
+and energies are counted since the command started. --watch goes on: with each sample of virt-rapld, or every second
+where its `interval` is longer or it does not run.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 from libvirt_rapl import paths
 from libvirt_rapl.cli import DEFAULT_URI, aligned
 from libvirt_rapl.config import Config, load
-from libvirt_rapl.daemon import status_socket
+from libvirt_rapl.daemon import status_socket, stream_socket
 from libvirt_rapl.daemon.document import Document, DomainReading, read, render
 from libvirt_rapl.daemon.host_meter import HostMeter
 from libvirt_rapl.domains import inventory
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="go on every second; without virt-rapld energies are counted since the command started",
+        help="go on with each sample; without virt-rapld energies are counted since the command started",
     )
 
 
@@ -82,8 +83,11 @@ def _from_daemon(config: Config, first: dict[str, Any], names: list[str]) -> Ite
             yield _of(document, chosen)
         elif time.monotonic() > heard + RESTART_SECONDS:
             raise VirtRaplError("virt-rapld has gone", "systemctl start virt-rapld, or run this again without it")
+        for streamed in stream_socket.follow(config.run_directory / paths.STREAM_SOCKET):
+            heard = time.monotonic()
+            yield _of(streamed, chosen)
         time.sleep(INTERVAL_SECONDS)
-        document = status_socket.ask(config.run_directory / paths.STATUS_SOCKET)
+        document = status_socket.ask(config.run_directory / paths.STATUS_SOCKET)  # an older daemon streams nothing
 
 
 def _of(document: dict[str, Any], chosen: set[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from libvirt_rapl.daemon.kept_meter import KeptMeter
 from libvirt_rapl.daemon.publisher import Publisher
 from libvirt_rapl.daemon.status_socket import DIRECTORY_MODE as SOCKETS_MODE
 from libvirt_rapl.daemon.status_socket import Answerers
+from libvirt_rapl.daemon.stream_socket import Streams
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy.ledger import DIRECTORY_MODE, Ledger
@@ -108,7 +109,7 @@ class Daemon:
         """Open the zones. Raises VirtRaplError when there are none."""
         self._interval = config.interval
         self._run_directory = config.run_directory
-        self._sockets = [config.run_directory / paths.STATUS_SOCKET]
+        self._sockets = [config.run_directory / name for name in (paths.STATUS_SOCKET, paths.STREAM_SOCKET)]
         self._servers = contextlib.ExitStack()
         self._mute = False
         """Whether it was logged that nobody can ask us."""
@@ -124,6 +125,7 @@ class Daemon:
             return host.document(figures, inventory.seen(), policy.refusals(), inventory.trouble)
 
         self._publisher = Publisher(self._meter, describe, config.interval)
+        self._streams: Streams | None = None
         self._asked_to_end = threading.Event()
 
     def start(self) -> None:
@@ -143,7 +145,10 @@ class Daemon:
         try:
             _make_directory(self._run_directory)
             self._servers.close()
-            self._servers.callback(Answerers(self._sockets[0], self._publisher.text, log).close)
+            status, stream = self._sockets
+            self._streams = Streams(stream, self._publisher.text, log)
+            self._servers.callback(self._streams.close)
+            self._servers.callback(Answerers(status, self._publisher.text, log).close)
         except OSError as error:
             trouble = explain(error)
         if trouble and not self._mute:
@@ -157,6 +162,8 @@ class Daemon:
         while not self._asked_to_end.wait(max(0.0, due - time.monotonic())):
             if self._meter.sample():
                 systemd.notify("WATCHDOG=1")
+            if self._streams:
+                self._streams.wake()
             now = time.monotonic()
             # From when it began, however late: none that was missed is made up for, and no interval is shorter.
             due = self._meter.began + self._interval

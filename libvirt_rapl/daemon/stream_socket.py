@@ -1,0 +1,190 @@
+"""RUN_DIRECTORY/daemon/stream.sock: who connects is given each new document from then on, as one line of JSON.
+
+The daemon reads nothing there: who writes, or hangs up, is let go. While anybody is connected there is a document of
+each sample, and one each second where samples are rarer; while nobody is, none is made.
+
+One thread serves all. There is no queue: who has not read what he was given last is given no other, and then the
+newest; who does not read it within STUCK_SECONDS is let go. So a client that is slow costs neither memory nor others.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import selectors
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+from libvirt_rapl.daemon.document import SCHEMA
+from libvirt_rapl.daemon.status_socket import MODE, CarefulText, understood, user_of
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.sockets import listen
+
+CLIENTS, CLIENTS_OF_ONE = 32, 8
+"""How many are served at once, in all and of one user who is not root; the next is refused."""
+STUCK_SECONDS = 30.0
+BETWEEN_SECONDS = 1.0
+"""How often is looked for a new document where samples are rarer."""
+SILENCE_SECONDS = 20.0
+"""After which a client takes the daemon for gone."""
+
+_UNREAD = struct.Struct("i")
+
+
+class Streams:
+    """Serves on the socket from when it is made until close()."""
+
+    def __init__(self, path: Path, text: Callable[[], bytes], log: Callable[[str], None]) -> None:
+        """Make the socket; `text` returns the newest document, `log` takes a line. Raises OSError."""
+        self._text = CarefulText(text, log)
+        self._line, self._line_of = b"", b""
+        """The newest document as a line, and the text that it is of."""
+        self._clients: list[_Client] = []
+        self._closed = False
+        self._listener = listen(path, MODE)
+        self._listener.setblocking(False)
+        self._woken, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        threading.Thread(target=self._serve, name="streams", daemon=True).start()
+
+    def wake(self) -> None:
+        """Take note that there has been a sample. Never waits."""
+        if self._clients:
+            self._wake()
+
+    def close(self) -> None:
+        """Let go of all clients, and serve nobody any more; the socket's name stays."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it has been woken often enough, or is gone
+            self._waker.send(b"!")
+
+    def _serve(self) -> None:
+        with self._selector, self._listener, self._woken, self._waker:
+            while not self._closed:
+                for key, _ in self._selector.select(BETWEEN_SECONDS if self._clients else None):
+                    if key.fileobj is self._listener:
+                        self._accept()
+                    elif key.fileobj is self._woken:
+                        self._woken.recv(4096)
+                    elif isinstance(key.data, _Client) and key.data.has_left():
+                        self._let_go(key.data)
+                if self._clients:
+                    self._send()
+            for client in self._clients:
+                client.peer.close()
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                time.sleep(1)  # too many open files: that may pass
+            return
+        peer.setblocking(False)
+        user = user_of(peer)
+        of_one = sum(client.user == user for client in self._clients)
+        if len(self._clients) >= CLIENTS:
+            _refuse(peer, f"virt-rapld serves {CLIENTS} clients already, as many as it will")
+        elif user and of_one >= CLIENTS_OF_ONE:
+            _refuse(peer, f"virt-rapld serves {of_one} clients of this user already, as many as it will")
+        else:
+            self._renew()  # what is newest now is not for him: he is given what comes
+            client = _Client(peer, user, self._line)
+            self._clients.append(client)
+            self._selector.register(peer, selectors.EVENT_READ, client)
+
+    def _renew(self) -> None:
+        if (text := self._text()) and text is not self._line_of:
+            self._line, self._line_of = text + b"\n", text
+
+    def _send(self) -> None:
+        self._renew()
+        for client in self._clients.copy():
+            try:
+                waits = client.send(self._line)
+            except OSError:
+                self._let_go(client)
+            else:
+                self._selector.modify(client.peer, selectors.EVENT_READ | (selectors.EVENT_WRITE * waits), client)
+
+    def _let_go(self, client: "_Client") -> None:
+        self._clients.remove(client)
+        self._selector.unregister(client.peer)
+        client.peer.close()
+
+
+class _Client:
+    """Who is connected, and what is left of the line that he is given."""
+
+    def __init__(self, peer: socket.socket, user: int, line: bytes) -> None:
+        self.peer = peer
+        self.user = user
+        self._line = line
+        """The one that he was given last."""
+        self._rest = memoryview(b"")
+        self._since = time.monotonic()
+
+    def has_left(self) -> bool:
+        """Return whether he has hung up, or written; neither waits."""
+        try:
+            self.peer.recv(1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def send(self, line: bytes) -> bool:
+        """Go on with the line that was begun, or begin this one; return whether more can be sent only later.
+
+        Raises OSError when he has gone or is stuck.
+        """
+        if self._rest or self._unread():
+            if time.monotonic() > self._since + STUCK_SECONDS:
+                raise TimeoutError
+        elif line is not self._line:
+            self._line, self._rest, self._since = line, memoryview(line), time.monotonic()
+        if self._rest:
+            with contextlib.suppress(BlockingIOError):
+                self._rest = self._rest[self.peer.send(self._rest) :]
+        return bool(self._rest)
+
+    def _unread(self) -> int:
+        """Return how much of what was sent is not read yet, as the kernel counts it."""
+        (unread,) = _UNREAD.unpack(fcntl.ioctl(self.peer, termios.TIOCOUTQ, bytes(_UNREAD.size)))
+        return int(unread)
+
+
+def _refuse(peer: socket.socket, why: str) -> None:
+    with peer, contextlib.suppress(OSError):
+        peer.send(json.dumps({"schema": SCHEMA, "error": why}).encode() + b"\n")
+
+
+def follow(path: Path) -> Generator[dict[str, Any], None, None]:
+    """Yield each document that the daemon makes from now on, until it goes, or says nothing for SILENCE_SECONDS.
+
+    None where no daemon serves there. Raises VirtRaplError where it refuses.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer, contextlib.suppress(OSError, ValueError):
+        peer.settimeout(SILENCE_SECONDS)
+        peer.connect(str(path))
+        with peer.makefile("rb") as lines:
+            for line in lines:
+                document = understood(json.loads(line))
+                if document is None:
+                    return
+                if "error" in document:
+                    raise VirtRaplError(document["error"], "end another `virt-rapl status --watch`")
+                yield document
