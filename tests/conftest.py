@@ -59,6 +59,11 @@ SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare how expected output that is kept in files is written anew, where a change of it is wanted."""
+    parser.addoption("--renew", action="store_true", help="write the golden files in tests/data anew")
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which machine this is, as all has to pass on both vendors' processors, and which tests are left out."""
     lines = [f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"]

@@ -7,6 +7,7 @@ processes that serve it in its cgroup.
 """
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -163,7 +164,7 @@ class Meter:
     @property
     def domains_watts(self) -> float:
         """Power of all domains together."""
-        return sum(domain.watts for domain in self.domains.values())
+        return math.fsum(domain.watts for domain in self.domains.values())  # the same in whatever order they came
 
     def vcpu_tids(self, uuid: str) -> dict[int, int]:
         """Return the TID of each vCPU of a domain that is followed, by vCPU number; empty for any other."""
