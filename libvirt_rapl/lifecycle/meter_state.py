@@ -1,12 +1,16 @@
 """How far a domain is with its own meter, and why it has none: what status, doctor and `enable --live` go by."""
 
+from typing import Literal
+
 from libvirt_rapl.domains.inventory import Entry
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.vmsr.qemu_arithmetic import known
 
+MeterState = Literal["active", "degraded", "pending", "off"]
 
-def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[str, str]:
+
+def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[MeterState, str]:
     """Tell how far a domain is with its own meter, and why where it is degraded.
 
     `active`: the guest reads its joules. `degraded`: it should, but runs without a working helper. `pending`: it will
