@@ -11,18 +11,25 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, wrap
 from types import ModuleType
 
 import shtab
 
 from libvirt_rapl import cli
-from libvirt_rapl.config import EXPECTED
+from libvirt_rapl.config import KEYS, Config
+from libvirt_rapl.selection import Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKDOWN_MARKS = ("<!-- made by docs/generate.py -->", "<!-- end -->")
 ROFF_MARKS = ('.\\" made by docs/generate.py', '.\\" end')
+
+HEADER = """\
+# virt-rapl: what an operator can choose. The values here are the defaults; files in conf.d/ beside this one override
+# them.
+"""
 
 # compgen -W would run a `$(command)` in the name of a domain.
 BASH_DOMAINS = """\
@@ -54,6 +61,7 @@ class Key:
     default: str
     text: str
     """Markdown: paragraphs, `- ` items, and code that is indented by four columns."""
+    expected: str
 
 
 def main() -> int:
@@ -70,8 +78,9 @@ def made() -> dict[Path, str]:
     """Return the files as they should be."""
     parser = whole_parser()
     commands = subparsers(parser)
-    keys = list(configuration(ROOT / "etc/virt-rapl.yaml"))
+    keys = list(configuration())
     return {
+        ROOT / "etc/virt-rapl.yaml": "\n".join([HEADER, *map(shipped_key, keys)]),
         ROOT / "README.md": between(ROOT / "README.md", MARKDOWN_MARKS, command_table(commands)),
         ROOT / "docs/configuration.md": between(
             ROOT / "docs/configuration.md", MARKDOWN_MARKS, "\n".join(map(markdown_key, keys))
@@ -167,12 +176,24 @@ def command_table(commands: dict[str, argparse.ArgumentParser]) -> str:
     return "| command | what it does |\n| --- | --- |\n" + "".join(rows)
 
 
-def configuration(path: Path) -> Iterator[Key]:
-    """Read the keys of the shipped configuration: a comment, then `key: default`, in blocks apart."""
-    for block in path.read_text(encoding="utf-8").split("\n\n")[1:]:
-        *comment, setting = block.strip().splitlines()
-        name, _, default = setting.partition(": ")
-        yield Key(name, default, "\n".join(line.removeprefix("#").removeprefix(" ") for line in comment))
+def configuration() -> Iterator[Key]:
+    """Yield the keys of the configuration."""
+    for name, key in KEYS.items():
+        default = getattr(Config(), name)
+        plain = "[]" if default == Selection() else f"{default:g}" if isinstance(default, float) else str(default)
+        yield Key(name, plain, cleandoc(key.text), key.expected)
+
+
+def shipped_key(key: Key) -> str:
+    """Return a key's part of the shipped configuration: a comment, then `key: default`."""
+    lines = []
+    for kind, text in paragraphs(key.text):
+        if kind == "code":
+            lines += [f"#     {line}" for line in text.splitlines()]
+        else:
+            first, others = ("# - ", "#   ") if kind == "item" else ("# ", "# ")
+            lines += wrap(text, 120, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+    return "\n".join([*lines, f"{key.name}: {key.default}"]) + "\n"
 
 
 def paragraphs(text: str) -> Iterator[tuple[str, str]]:
@@ -197,7 +218,7 @@ def markdown_key(key: Key) -> str:
         body = {"text": text, "item": f"- {text}", "code": f"```yaml\n{text}\n```"}[kind]
         parts[-1:] = [f"{parts[-1]}\n{body}"] if kind == "item" and items else [parts[-1], body]
         items = kind == "item"
-    return "\n\n".join([*parts, f"Expected: {EXPECTED[key.name]}. Default: `{key.default}`."]) + "\n"
+    return "\n\n".join([*parts, f"Expected: {key.expected}. Default: `{key.default}`."]) + "\n"
 
 
 def roff(text: str) -> str:
@@ -215,7 +236,7 @@ def roff_key(key: Key) -> str:
             lines += [".Bd -literal -offset indent", roff(text), ".Ed"]
         else:
             lines += [*([".Pp"] if number else []), ("\\(bu " if kind == "item" else "") + roff(text)]
-    return "\n".join([*lines, ".Pp", roff(f"Expected: {EXPECTED[key.name]}."), f"Default: {key.default}."]) + "\n"
+    return "\n".join([*lines, ".Pp", roff(f"Expected: {key.expected}."), f"Default: {key.default}."]) + "\n"
 
 
 def roff_command(name: str, parser: argparse.ArgumentParser) -> str:

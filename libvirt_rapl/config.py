@@ -1,14 +1,15 @@
 """The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
 from libvirt_rapl import paths
+from libvirt_rapl.choices import Backend, EnergySource, Model, OnFailure
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
@@ -20,46 +21,136 @@ STANDARD_INPUT = Path("/dev/stdin")
 CONSTRUCTORS = (ValueError, KeyError, AttributeError, TypeError)
 """What PyYAML raises of what has a tag, or looks like a date, and is none."""
 
-CHOICES = {
-    "helper": ("native", "qemu"),
-    "on_failure": ("degrade", "refuse"),
-    "source": ("auto", "powercap", "msr"),
-    "model": ("capacity", "active", "baseline"),
-}
 
-EXPECTED = {
-    **{key: f"one of {', '.join(choices)}" for key, choices in CHOICES.items()},
-    "run_directory": "a directory of its own, such as /run/virt-rapl",
-    "state_directory": "a directory of its own, such as /var/lib/virt-rapl",
-    "interval": "seconds from 0.1 to 60",
-    "hook_deadline": "seconds from 1 to 10",
-    "domains": EXPECTED_DOMAINS,
-}
+class Key(NamedTuple):
+    """What there is to know of a key beside its name, type and default."""
+
+    expected: str
+    """What it takes, in words."""
+    parse: Callable[[Any], object | None]
+    """Returns what is written as Config holds it; None where that is not what is expected."""
+    text: str
+    """What it means: Markdown, of which the shipped file and the documentation are made (docs/generate.py).
+
+    Paragraphs, `- ` items, and examples, which are indented by four columns more.
+    """
+    words: tuple[str, ...] = ()
+    """A word that is written wrongly is compared with these."""
+
+
+def _key(default: object, key: Key) -> Any:  # noqa: ANN401  a field, of the type that its key has in Config
+    return field(default=default, metadata={"key": key})
+
+
+def _choice(default: str, choice: object, text: str) -> Any:  # noqa: ANN401
+    words: tuple[str, ...] = get_args(choice)
+    return _key(default, Key(f"one of {', '.join(words)}", lambda it: it if it in words else None, text, words))
+
+
+def _seconds(default: float, least: float, most: float, text: str) -> Any:  # noqa: ANN401
+    def parse(written: object) -> float | None:
+        if isinstance(written, bool) or not isinstance(written, int | float):
+            return None
+        return float(written) if least <= written <= most else None
+
+    return _key(default, Key(f"seconds from {least:g} to {most:g}", parse, text))
+
+
+def _directory(default: str, text: str) -> Any:  # noqa: ANN401
+    def parse(written: object) -> Path | None:
+        """Return the path; None where it may be the system's: the hook sets the mode of its."""
+        path = Path(written) if isinstance(written, str) else Path()
+        plain = path.root == "/" and ".." not in path.parts and str(written).isprintable()
+        return path if plain and len(path.parts) > 2 else None  # the root is the first part
+
+    return _key(Path("/", default), Key(f"a directory of its own, such as /{default}", parse, text))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What an operator can choose. Field names are the keys of the file; an absent key keeps the default."""
+    """What an operator can choose: the keys of the file. An absent key keeps the default."""
 
-    helper: str = "native"
-    """Backend of the helper instances: `native` (ours: a guest counts what its domain is charged) or `qemu`
-    (qemu-vmsr-helper: it passes the energy of the package through)."""
-    on_failure: str = "degrade"
-    """When a domain's meter cannot be set up: `degrade` (it starts without RAPL) or `refuse` (it does not start)."""
-    source: str = "auto"
-    """Where energy is read: `powercap`, `msr`, or `auto` (powercap where it has zones, else MSR)."""
-    model: str = "capacity"
-    """How energy is given out to domains on the host; see libvirt_rapl.energy.attribution."""
-    run_directory: Path = Path("/", paths.RUN_DIRECTORY)
-    """Holds sockets and records. The wrapper and QEMU reach into it, so every user may search it (mode 0711)."""
-    state_directory: Path = Path("/", paths.STATE_DIRECTORY)
-    """Holds the daemon's ledger of energy."""
-    interval: float = 1.0
-    """Seconds between two samples of the daemon."""
-    hook_deadline: float = 5.0
-    """Seconds that each operation of the hook, for which libvirt and the domain wait, takes at most; from 1 to 10."""
-    domains: Selection = field(default_factory=Selection)
-    """Domains that shall have a meter without being asked for one by one: see lifecycle.policy. None by default."""
+    helper: Backend = _choice(
+        "native",
+        Backend,
+        """
+        Which program answers QEMU's questions for energy, one process for each domain: native (virt-rapl's own, with
+        which the guest counts what its domain is charged, whatever QEMU's own arithmetic would make of it) or qemu
+        (qemu-vmsr-helper, which passes the energy of the package through).
+        """,
+    )
+    on_failure: OnFailure = _choice(
+        "degrade",
+        OnFailure,
+        """
+        What to do when a domain's meter cannot be set up: degrade (the domain starts without RAPL, `virt-rapl status`
+        and the log say why) or refuse (it does not start).
+        """,
+    )
+    source: EnergySource = _choice(
+        "auto", EnergySource, "Where to read energy: auto (powercap where it has zones, else MSR), powercap or msr."
+    )
+    model: Model = _choice(
+        "capacity",
+        Model,
+        """
+        How the host shares the energy of its zones out to domains. (What a guest reads of itself is always QEMU's
+        capacity.)
+        - capacity: by the share of all the time the CPUs have. Guest and host agree; unused time is idle.
+        - active: by the share of the time the CPUs were busy. Domains and the host's own work share all of it.
+        - baseline: idle power is set apart, the rest is shared as in active. Idle power is the lowest that a zone has
+          shown since the ledger was begun: until the host has been quiet once, domains are charged too little.
+        """,
+    )
+    run_directory: Path = _directory(
+        paths.RUN_DIRECTORY,
+        """
+        Where the sockets of helpers and the records of the hook are, a directory of its own below /run. The wrapper and
+        QEMU open files in it, so every user may search it. virt-rapl's units and the rules for AppArmor and SELinux are
+        made for this directory: with another, virt-rapld does not start until a drop-in names it (RuntimeDirectory=).
+        """,
+    )
+    state_directory: Path = _directory(
+        paths.STATE_DIRECTORY,
+        """
+        Where virt-rapld keeps its ledger of energy, a directory of its own. Its unit is made for this directory: in
+        another, virt-rapld cannot keep totals until a drop-in names it (ReadWritePaths=).
+        """,
+    )
+    interval: float = _seconds(1.0, 0.1, 60, "Seconds between two samples of virt-rapld.")
+    hook_deadline: float = _seconds(
+        5.0,
+        1,
+        10,
+        """
+        The most seconds that the hook may take for one operation of libvirt on a domain; libvirt waits for it. A domain
+        whose helper does not answer by then is treated as on_failure says. `virt-rapl events` shows how long it took.
+        """,
+    )
+    domains: Selection = _key(
+        Selection(),
+        Key(
+            EXPECTED_DOMAINS,
+            Selection.parse,
+            f"""
+            Domains that get a meter without `virt-rapl enable`, including those that do not exist yet. virt-rapld
+            enables them for their next start and repairs what edits and clones break; a restore or an incoming
+            migration does it at once. A list of names, shell patterns of names, UUIDs, titles (patterns, too) and
+            elements directly under `<metadata>`; or two such lists, include and exclude. By default no domain is
+            chosen. virt-rapld reads this when it starts, and needs a right for it that is commented out in
+            /{paths.POLKIT_RULE}.
+                domains: ['*']
+            or
+                domains:
+                  include: [web*, 2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819, title: 'Shop *', metadata: http://example.com/shop tenant]
+                  exclude: [web-test]
+            """,  # noqa: E501  as one writes it
+            (*LISTS, *KINDS),
+        ),
+    )
+
+
+KEYS: dict[str, Key] = {each.name: each.metadata["key"] for each in fields(Config)}
 
 
 class Setting(NamedTuple):
@@ -85,10 +176,11 @@ def load(path: Path = DEFAULT_PATH) -> Config:
     return Config(**{key: setting.value for key, setting in settings.items()})
 
 
-def stated_policy(path: Path = DEFAULT_PATH) -> str:
+def stated_policy(path: Path = DEFAULT_PATH) -> OnFailure:
     """Return `on_failure` as far as it can be made out in a configuration that load() does not take."""
     settings, _ = read(path)
-    return str(settings["on_failure"].value) if "on_failure" in settings else Config.on_failure
+    stated: OnFailure = settings["on_failure"].value if "on_failure" in settings else Config.on_failure
+    return stated
 
 
 def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, Setting], list[VirtRaplError]]:
@@ -184,48 +276,22 @@ def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
 
 def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.SafeLoader) -> Setting:
     """Return what a key is set to. Raises VirtRaplError where the key or its value is wrong."""
-    known = [known.name for known in fields(Config)]
-    if key not in known:
-        near = get_close_matches(key, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    if key not in KEYS:
+        near = get_close_matches(key, KEYS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
         raise VirtRaplError(f"{place}: unknown key {key!r}", hint)
     written = loader.construct_object(node, deep=True)
-    value = _value(key, written)
+    value = KEYS[key].parse(written)
     if value is not None:
         return Setting(value, written, place)
     if key == "domains":
         part = _wrong_part(node, loader)
         place, written = _place(file, part), loader.construct_object(part, deep=True)
-    words = CHOICES.get(key, (*LISTS, *KINDS) if key == "domains" else ())
     word = str(next(iter(written), "") if isinstance(written, dict) else written)
-    near = get_close_matches(word, words, 1) if word not in words else []
+    near = get_close_matches(word, KEYS[key].words, 1) if word not in KEYS[key].words else []
     hint = f"did you mean {near[0]}?" if near else f"correct {place}"
-    expected = EXPECTED[key]
     found = " ".join(as_yaml(written).split())
-    raise VirtRaplError(f"{place}: {key}: expected {expected}, found {found}", hint)
-
-
-def _value(key: str, written: Any) -> object | None:  # noqa: ANN401 (whatever YAML makes of it)
-    """Return what is written as Config holds it; None where that is not what the key expects."""
-    match key:
-        case _ if key in CHOICES and written in CHOICES[key]:
-            return str(written)
-        case "run_directory" | "state_directory" if isinstance(written, str):
-            return _directory_of_its_own(written)
-        case "interval" if type(written) in (int, float) and 0.1 <= written <= 60:
-            return float(written)
-        case "hook_deadline" if type(written) in (int, float) and 1 <= written <= 10:
-            return float(written)
-        case "domains":
-            return Selection.parse(written)
-    return None
-
-
-def _directory_of_its_own(written: str) -> Path | None:
-    """Return the path; None where it may be the system's: the hook sets the mode of its."""
-    path = Path(written)
-    plain = path.root == "/" and ".." not in path.parts and written.isprintable()
-    return path if plain and len(path.parts) > 2 else None  # the root is the first part
+    raise VirtRaplError(f"{place}: {key}: expected {KEYS[key].expected}, found {found}", hint)
 
 
 def _wrong_part(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, assert_never
 
 LISTS = ("include", "exclude")
 KINDS = ("title", "metadata")
@@ -28,8 +28,8 @@ class Traits(NamedTuple):
 class Selector(NamedTuple):
     """One item of a list."""
 
-    kind: str
-    """`name` (which is also tried as a UUID), `title` or `metadata`."""
+    kind: Literal["name", "title", "metadata"]
+    """A name is also tried as a UUID."""
     text: str
 
     def matches(self, domain: Traits) -> bool:
@@ -40,10 +40,12 @@ class Selector(NamedTuple):
                 return any((found[0], *found[1:][: len(name)]) == (namespace, *name) for found in domain.metadata)
             case "title":
                 return fnmatchcase(domain.title, self.text)
-            case _:
+            case "name":
                 if self.text == domain.name or self.text.lower() in (domain.uuid, domain.uuid.replace("-", "")):
                     return True
                 return fnmatchcase(domain.name, self.text)
+            case _:
+                assert_never(self.kind)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from random import Random
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl.config import CHOICES
+from libvirt_rapl.choices import Model
 from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 
 S = 1_000_000_000
 JOULE = 1_000_000
-MODELS = CHOICES["model"]
+MODELS: tuple[Model, ...] = get_args(Model)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,8 @@ MODELS = CHOICES["model"]
 def test_known_intervals_of_a_second_100_joules_and_20_watts_idle(
     cpus: int, busy: int, domains: dict[str, int], capacity: list[float], active: list[float], baseline: list[float]
 ) -> None:
-    for model, expected in {"capacity": capacity, "active": active, "baseline": baseline}.items():
+    wanted: dict[Model, list[float]] = {"capacity": capacity, "active": active, "baseline": baseline}
+    for model, expected in wanted.items():
         charges = attribute(model, 100 * JOULE, 20 * JOULE, Work(S * cpus, busy, domains))
         joules = [part / JOULE for part in parts(charges).values()]
         assert joules == pytest.approx(expected), model
@@ -132,7 +134,7 @@ def furthest(first: Mapping[str, int], second: Mapping[str, int]) -> int:
 @settings(deadline=None)
 @given(models, energies, energies, works)
 def test_all_is_given_out_and_nobody_is_charged_less_than_nothing(
-    model: str, energy: int, idle_energy: int, work: Work
+    model: Model, energy: int, idle_energy: int, work: Work
 ) -> None:
     charged = parts(attribute(model, energy, idle_energy, work))
     assert sum(charged.values()) == energy
@@ -158,11 +160,12 @@ def test_the_vcpus_make_up_their_domain(charge: int, time: DomainTime) -> None:
 def test_a_domain_is_charged_its_share(energy: int, idle_energy: int, work: Work) -> None:
     run = sum(work.domains.values())
     rest = energy - min(energy, idle_energy)
-    for model, given_out, whole in (
-        ("capacity", energy, max(work.capacity, run)),
-        ("active", energy, max(work.busy, run)),
-        ("baseline", rest, max(work.busy, run)),
-    ):
+    shares: dict[Model, tuple[int, int]] = {
+        "capacity": (energy, max(work.capacity, run)),
+        "active": (energy, max(work.busy, run)),
+        "baseline": (rest, max(work.busy, run)),
+    }
+    for model, (given_out, whole) in shares.items():
         charges = attribute(model, energy, idle_energy, work)
         for uuid, charge in charges.domains.items():
             assert abs(charge * whole - given_out * work.domains[uuid]) < max(1, whole)  # less than a microjoule off
@@ -181,7 +184,7 @@ def test_what_is_idle(energy: int, idle_energy: int, work: Work) -> None:
 @settings(deadline=None)
 @given(models, energies, energies, works, st.randoms(use_true_random=False))
 def test_the_order_of_domains_does_not_matter(
-    model: str, energy: int, idle_energy: int, work: Work, chance: Random
+    model: Model, energy: int, idle_energy: int, work: Work, chance: Random
 ) -> None:
     domains = list(work.domains.items())
     chance.shuffle(domains)
@@ -200,7 +203,7 @@ def test_the_order_of_vcpus_does_not_matter(charge: int, time: DomainTime, chanc
 @settings(deadline=None)
 @given(models, energies, energies, works, uuids)
 def test_an_idle_domain_changes_nobodys_charge(
-    model: str, energy: int, idle_energy: int, work: Work, uuid: str
+    model: Model, energy: int, idle_energy: int, work: Work, uuid: str
 ) -> None:
     without = Work(work.capacity, work.busy, {name: run for name, run in work.domains.items() if name != uuid})
     idle = Work(work.capacity, work.busy, {uuid: 0, **without.domains})
@@ -222,7 +225,7 @@ def test_the_hosts_own_work_changes_no_domains_charge_in_capacity(energy: int, w
 @settings(deadline=None)
 @given(st.sampled_from(["active", "baseline"]), energies, energies, works, st.integers(0, S))
 def test_a_busy_clock_that_is_off_costs_no_more_than_its_error(
-    model: str, energy: int, idle_energy: int, work: Work, off: int
+    model: Model, energy: int, idle_energy: int, work: Work, off: int
 ) -> None:
     """Also where it says less than the domains ran. The error of a charge is E times the error of B over B."""
     run = sum(work.domains.values())
@@ -257,7 +260,7 @@ shares = st.integers(1, 1000)
 @settings(deadline=None)
 @given(models, energies, energies, energies, energies, works, shares, shares)
 def test_an_interval_in_two_parts_of_the_same_load(
-    model: str, first: int, first_idle: int, second: int, second_idle: int, work: Work, before: int, after: int
+    model: Model, first: int, first_idle: int, second: int, second_idle: int, work: Work, before: int, after: int
 ) -> None:
     """Whatever power each part has. Each of three roundings is less than a microjoule off: at most two remain."""
     first_idle, second_idle = min(first, first_idle), min(second, second_idle)
@@ -304,3 +307,8 @@ def test_the_vcpus_of_an_interval_in_two_parts(
 
     one, two, whole = charged(first, before), charged(second, after), charged(first + second, before + after)
     assert all(abs(one[vcpu] + two[vcpu] - whole[vcpu]) <= 5 for vcpu in whole)
+
+
+def test_an_unknown_model_is_none_of_the_known() -> None:
+    with pytest.raises(AssertionError, match="fair"):
+        attribute("fair", JOULE, 0, Work(S, 0, {}))  # type: ignore[arg-type]

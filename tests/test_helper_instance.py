@@ -19,6 +19,7 @@ from instance import UUID, Instance, Rapl, answer, ask
 
 import libvirt_rapl
 from libvirt_rapl import systemd
+from libvirt_rapl.choices import Backend
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.confinement import FILE_BYTES
@@ -363,7 +364,7 @@ def test_the_socket_is_roots_and_for_the_domains_user(rapl: Rapl, directory: Pat
 
 @pytest.mark.parametrize(("backend", "let_in"), [("native", True), ("qemu", False)])
 def test_where_there_are_no_acls_only_a_helper_that_asks_who_connects_lets_the_group_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, *, let_in: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend, *, let_in: bool
 ) -> None:
     def unsupported(*_: object, **__: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")

@@ -3,10 +3,12 @@
 import errno
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fakes.host import RANGE, Host, write
 
+from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.vmsr.energy import Package
 from libvirt_rapl.helper.vmsr.energy import Zone as HelperZone
@@ -281,7 +283,7 @@ def both(tmp_path: Path) -> Host:
         ("msr", "msr", ["package-0"]),
     ],
 )
-def test_the_choice_of_a_source(tmp_path: Path, choice: str, name: str, zones: list[str]) -> None:
+def test_the_choice_of_a_source(tmp_path: Path, choice: EnergySource, name: str, zones: list[str]) -> None:
     host = both(tmp_path)
     found = open_source(choice, sys=host.sys, dev=host.dev, proc=host.proc)
     assert (found.name, [zone.name for zone in found.zones]) == (name, zones)
@@ -342,7 +344,7 @@ def test_a_counter_that_begins_to_show_garbage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "powercap", "msr"])
-def test_no_zones_tells_what_to_do(tmp_path: Path, choice: str) -> None:
+def test_no_zones_tells_what_to_do(tmp_path: Path, choice: EnergySource) -> None:
     host = Host(tmp_path)
     with pytest.raises(VirtRaplError, match="zones of its CPU packages") as caught:
         open_source(choice, sys=host.sys, dev=host.dev, proc=host.proc)
@@ -351,7 +353,9 @@ def test_no_zones_tells_what_to_do(tmp_path: Path, choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", ["powercap", "msr"])
-def test_counters_that_only_root_may_read(tmp_path: Path, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_that_only_root_may_read(
+    tmp_path: Path, choice: EnergySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = both(tmp_path)
 
     def refuse(_: PowercapZone | MsrZone) -> int:
@@ -365,6 +369,4 @@ def test_counters_that_only_root_may_read(tmp_path: Path, choice: str, monkeypat
 
 
 def test_every_choice_has_a_hint() -> None:
-    from libvirt_rapl.config import CHOICES
-
-    assert set(energy_source.HINTS) == set(CHOICES["source"])
+    assert set(energy_source.HINTS) == set(get_args(EnergySource))

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from fakes.host import RANGE, Host, Thread
 
+from libvirt_rapl.choices import Model
 from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.energy.snapshot import take
 from libvirt_rapl.host.energy_source import open_source
@@ -29,7 +30,7 @@ class Bench:
         for package in cpus:
             self.joules(0, package)
 
-    def start(self, *processes: tuple[str, int], model: str = "capacity") -> Meter:
+    def start(self, *processes: tuple[str, int], model: Model = "capacity") -> Meter:
         """Make the meter and let it take its first sample."""
         source = open_source("auto", sys=self.host.sys, dev=self.host.dev, proc=self.host.proc)
         self.meter = Meter(source, sys=self.host.sys, proc=self.host.proc, model=model, clock=self.clock)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.helper.vmsr.serving import qemu_pid
 
 UUID = "12345678-1234-1234-1234-123456789abc"
@@ -45,7 +45,7 @@ def test_permissions_are_explicit_whatever_the_umask(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("pid", [None, 42])
 def test_the_wrapper_finds_the_state_in_a_line_and_the_helper_qemus_pid_in_the_next(
-    tmp_path: Path, state: str, line: str, pid: int | None
+    tmp_path: Path, state: State, line: str, pid: int | None
 ) -> None:
     registry = Registry(tmp_path)
     registry.write(replace(record(), state=state, reason="no helper", pid=pid))
@@ -58,6 +58,13 @@ def test_the_wrapper_finds_the_state_in_a_line_and_the_helper_qemus_pid_in_the_n
 def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
     registry = Registry(tmp_path)
     registry.path(UUID, "json").write_text(text)
+    assert registry.read(UUID) is None
+
+
+@pytest.mark.parametrize("change", [{"state": "paused"}, {"backend": "other"}])
+def test_a_record_that_says_what_nobody_knows_is_none(tmp_path: Path, change: dict[str, str]) -> None:
+    registry = Registry(tmp_path)
+    registry.path(UUID, "json").write_text(json.dumps(asdict(record()) | change))
     assert registry.read(UUID) is None
 
 

@@ -36,7 +36,6 @@ LIBVIRT = {"domains.connection", "domains.domain"}
 """Nobody else may import libvirt's own module."""
 RUN_PROGRAMS = {
     "commands": "all others by it",
-    "lifecycle.live": "how fast a pipe is, as libvirt fills one",
     "simulator.kvm": "talks with a QEMU",
     "simulator.world": "talks with whatever runs in a world",
 }

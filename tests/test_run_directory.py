@@ -57,7 +57,7 @@ def test_in_a_directory_of_somebody_else_nothing_is_believed_and_nothing_touched
     registry.write(record())
     for name in ("live", "lock"):
         registry.path(UUID, name).touch()
-    event = events.Event(time=0, domain="", uuid="", operation="", milliseconds=0, result="")
+    event = events.Event(time=0, domain="", uuid="", operation="", milliseconds=0, result="unchanged")
     events.tell(registry.run_directory, event)
     os.chown(registry.run_directory, 4321, 4321)
     before = {path.name: path.stat() for path in registry.run_directory.iterdir()}

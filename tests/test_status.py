@@ -18,6 +18,7 @@ import pytest
 from fakes.host import Host, Thread
 
 from libvirt_rapl import paths
+from libvirt_rapl.choices import Backend
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import host_meter, status_socket, stream_socket
@@ -28,7 +29,7 @@ from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.energy.snapshot import take
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.lifecycle import meter_state
 from libvirt_rapl.simulator.world import World
@@ -141,7 +142,7 @@ def test_the_document(
     ("backend", "version", "told"),
     [("native", "10.0.2", None), ("native", "12.0.0", "QEMU 12.0.0 is not known"), ("qemu", "12.0.0", None)],
 )
-def test_a_qemu_that_nobody_has_looked_at_is_told(backend: str, version: str, told: str | None) -> None:
+def test_a_qemu_that_nobody_has_looked_at_is_told(backend: Backend, version: str, told: str | None) -> None:
     record = Record(uuid=TEST_UUID, name="a", backend=backend, owner_uid=0, owner_gid=0, qemu_version=version)
     note = meter_state.unknown_qemu(record)
     assert (note is None) == (told is None)
@@ -312,7 +313,7 @@ MARKED = Definition.parse(PLAIN).inject(socket=f"/run/virt-rapl/{UUID}.sock").xm
 def test_how_far_a_domain_is(
     live: str | None,
     inactive: str,
-    state: str | None,
+    state: State | None,
     helper: str | None,
     expected: str,
     tmp_path: Path,

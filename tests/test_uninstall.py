@@ -162,8 +162,8 @@ def test_uninstall_does_not_break_a_domain_that_lost_its_mark(other_world: World
     for options in ([], ["--disable-domains"]):
         done = other_world.run(["virt-rapl", "uninstall", *options], check=False)
         assert done.stderr.startswith("virt-rapl: error: domains still need virt-rapl: ")
-        assert f"lost {still_needed.UNMARKED}" in done.stderr
-        assert f"own {still_needed.UNMARKED}" not in done.stderr
+        assert f"lost {still_needed.Reason.UNMARKED}" in done.stderr
+        assert f"own {still_needed.Reason.UNMARKED}" not in done.stderr
         assert files(other_world) == there
     for name in ("lost", "own"):
         other_world.run(["virsh", "undefine", name])

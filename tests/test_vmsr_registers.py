@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.vmsr import energy
 from libvirt_rapl.helper.vmsr.energy import Package, Zone
@@ -54,12 +55,12 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def peers(host: Host, source: str) -> ReadRegister:
+def peers(host: Host, source: EnergySource) -> ReadRegister:
     """Return how a peer reads registers."""
     return Readers(find(source, sys=host.sys, dev=host.dev, proc=host.proc)).reader_for(os.getpid())
 
 
-def counted(host: Host, source: str) -> Callable[[int], int]:
+def counted(host: Host, source: EnergySource) -> Callable[[int], int]:
     """Return what reads all that a package has counted, in units of ENERGY."""
     found = find(source, sys=host.sys, dev=host.dev, proc=host.proc)
     packages = {
@@ -115,7 +116,7 @@ def test_powercap_that_tells_no_power(host: Host, told: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("source", ["msr", "powercap"])
-def test_energy_goes_on_over_a_wrap(host: Host, source: str, now: list[int]) -> None:
+def test_energy_goes_on_over_a_wrap(host: Host, source: EnergySource, now: list[int]) -> None:
     host.msr({POWER_UNIT: 0xA0E03, ENERGY: (1 << 32) - 16384})
     host.powercap(0, RANGE - 1_000_000)
     energy_of = counted(host, source)
@@ -136,7 +137,7 @@ def test_the_dies_of_a_package_are_added_up(host: Host) -> None:
 @pytest.mark.parametrize(
     ("source", "told"), [("auto", "neither RAPL registers"), ("msr", "cannot read RAPL"), ("powercap", "neither")]
 )
-def test_no_source_is_told(host: Host, source: str, told: str) -> None:
+def test_no_source_is_told(host: Host, source: EnergySource, told: str) -> None:
     with pytest.raises(VirtRaplError, match=told) as caught:
         find(source, sys=host.sys, dev=host.dev, proc=host.proc)
     assert "modprobe" in caught.value.hint

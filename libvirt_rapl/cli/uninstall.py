@@ -69,14 +69,14 @@ def _leave_domains(options: argparse.Namespace) -> None:
                 f"{error.hint}; with --force it goes all the same",
             ) from error
         found, snapshots = [], []
-    not_ours_to_change = (still_needed.RUNS, still_needed.UNMARKED)
+    not_ours_to_change = (still_needed.Reason.RUNS, still_needed.Reason.UNMARKED)
     disabled = [each for each in found if options.disable_domains and each.why not in not_ours_to_change]
     left = [dependent for dependent in found if dependent not in disabled]
     if left and not options.force:
         whys = {dependent.why for dependent in left}
-        if still_needed.RUNS in whys:
+        if still_needed.Reason.RUNS in whys:
             hint = "shut down those that run, their helpers must stay till then"
-        elif still_needed.UNMARKED in whys:
+        elif still_needed.Reason.UNMARKED in whys:
             hint = "name the emulator itself in <emulator> of those without mark: `virsh edit`"
         else:
             hint = "`virt-rapl uninstall --disable-domains` takes their meters out first"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.lifecycle.meter_state import State
+from libvirt_rapl.lifecycle.meter_state import MeterState
 
 SCHEMA = 1
 
@@ -63,7 +63,7 @@ class DomainReading:
     """virsh's word."""
     pid: int | None
     """QEMU's main process."""
-    vrapl: State
+    vrapl: MeterState
     reason: str | None
     """Why it has no meter, where it should."""
     since: str | None = None

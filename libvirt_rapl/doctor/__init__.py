@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from libvirt_rapl.doctor import domains, host, installation, service
-from libvirt_rapl.doctor.finding import FAILED, SKIPPED, Finding
+from libvirt_rapl.doctor.finding import FAILED, SKIPPED, Finding, State
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError, explain
 
@@ -49,8 +49,7 @@ class Check:
     """What one check tells of one thing."""
 
     name: str
-    state: str
-    """`ok`, `warning`, `failed`, or `skipped`: not applicable, or not to be seen by this user."""
+    state: State
     message: str
     hint: str
     """What to do; empty where there is nothing to do."""

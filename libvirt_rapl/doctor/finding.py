@@ -1,16 +1,21 @@
 """What a check tells."""
 
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from libvirt_rapl import systemd
 
-OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
+State = Literal["ok", "warning", "failed", "skipped"]
+"""`skipped`: not applicable, or not to be seen by this user."""
+OK: Final = "ok"
+WARNING: Final = "warning"
+FAILED: Final = "failed"
+SKIPPED: Final = "skipped"
 
 
 class Finding(NamedTuple):
     """One line of what was found, and one of what to do where it is not as it should be."""
 
-    state: str
+    state: State
     message: str
     hint: str = ""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from libvirt_rapl import __version__, paths, systemd
-from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding
+from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding, State
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import emulator, security_modules
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
@@ -65,7 +65,7 @@ def qemu(machine: Machine) -> Iterator[Finding]:
             yield Finding(_severity(machine, path), error.message, error.hint)
 
 
-def _severity(machine: Machine, path: Path) -> str:
+def _severity(machine: Machine, path: Path) -> State:
     """Return how bad it is that a QEMU is of no use: of others than the usual ones, `domains` tells who needs them."""
     return FAILED if _name(machine, path) in emulator.KNOWN else WARNING
 

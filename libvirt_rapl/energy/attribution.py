@@ -30,7 +30,9 @@ The CPUs of a zone, by its kind:
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, assert_never
+
+from libvirt_rapl.choices import Model
 
 Key = TypeVar("Key", int, str)
 
@@ -82,15 +84,17 @@ def together(works: Collection[Work]) -> Work:
     return Work(sum(work.capacity for work in works), sum(work.busy for work in works), domains)
 
 
-def attribute(model: str, energy: int, idle_energy: int, work: Work) -> Charges:
+def attribute(model: Model, energy: int, idle_energy: int, work: Work) -> Charges:
     """Give out `energy` by the model of that name; only baseline looks at `idle_energy`."""
     match model:
         case "capacity":
             return capacity(energy, work)
         case "active":
             return active(energy, work)
-        case _:
+        case "baseline":
             return baseline(energy, idle_energy, work)
+        case _:
+            assert_never(model)
 
 
 def capacity(energy: int, work: Work) -> Charges:

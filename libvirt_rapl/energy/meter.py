@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from libvirt_rapl.choices import Model
 from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
 from libvirt_rapl.energy.roaming import Places, settle
 from libvirt_rapl.host.busy_clock import BusyClock
@@ -116,7 +117,7 @@ class Meter:
         *,
         sys: Path,
         proc: Path = PROC,
-        model: str = "capacity",
+        model: Model = "capacity",
         clock: Callable[[int], int] = time.clock_gettime_ns,
     ) -> None:
         """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.energy.attribution.

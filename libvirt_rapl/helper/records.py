@@ -4,9 +4,14 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
 
+from libvirt_rapl.choices import Backend
 from libvirt_rapl.files import replace
 from libvirt_rapl.helper.run_directory import RunDirectory
+
+State = Literal["ready", "degraded", "refuse"]
+"""The helper answers; the domain runs without RAPL; it shall not start."""
 
 
 @dataclass(kw_only=True)
@@ -15,13 +20,11 @@ class Record:
 
     uuid: str
     name: str
-    backend: str
-    """`native` or `qemu`."""
+    backend: Backend
     owner_uid: int
     owner_gid: int
     """Whom the socket belongs to: the DAC label QEMU runs under."""
-    state: str = "degraded"
-    """`ready` (the helper answers), `degraded` (the domain runs without RAPL) or `refuse` (it shall not start)."""
+    state: State = "degraded"
     reason: str = ""
     """Why it is not ready; one line."""
     since: float = field(default_factory=time.time)
@@ -66,6 +69,8 @@ class Registry(RunDirectory):
         try:
             values = json.loads(self.path(uuid, "json").read_text(encoding="utf-8"))
             values["vcpu_tids"] = {int(vcpu): tid for vcpu, tid in values["vcpu_tids"].items()}
-            return Record(**values) if values["uuid"] == uuid else None
+            record = Record(**values)
+            known = record.state in get_args(State) and record.backend in get_args(Backend)
+            return record if record.uuid == uuid and known else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None

@@ -23,7 +23,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from libvirt_rapl import directories, paths
 from libvirt_rapl.directories import NotOursError
@@ -31,6 +31,8 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import is_left_over
 
 Suffix = Literal["state", "sock", "alive", "log", "json", "lock", "live"]
+HowToRestore = Literal["with", "without"]
+"""Its meter."""
 SUFFIXES: tuple[Suffix, ...] = ("state", "sock", "alive", "log", "json", "lock")
 """All files of a domain, but for u.live, which may be locked. The record goes after what it describes."""
 LOCK_SECONDS = 5.0
@@ -124,7 +126,7 @@ class RunDirectory:
         return None
 
     @contextlib.contextmanager
-    def switching_on(self, uuid: str) -> Iterator[Callable[[str], None]]:
+    def switching_on(self, uuid: str) -> Iterator[Callable[[HowToRestore], None]]:
         """Keep the domain to one `enable --live` for as long as this lasts; however our process ends, it is over then.
 
         Yields a function that tells the hook how to restore it meanwhile: `with` or `without`; it decides until then.
@@ -141,7 +143,7 @@ class RunDirectory:
             except OSError as error:
                 raise VirtRaplError(f"cannot write {path}: {error}", "is there space?") from error
 
-            def tell(how: str) -> None:
+            def tell(how: HowToRestore) -> None:
                 assert descriptor is not None
                 os.pwrite(descriptor, how.encode().ljust(7), 0)  # as long as the text before: a full disk takes it
 
@@ -152,7 +154,7 @@ class RunDirectory:
                     path.unlink()
                 os.close(descriptor)
 
-    def how_to_restore(self, uuid: str) -> str:
+    def how_to_restore(self, uuid: str) -> HowToRestore | Literal[""]:
         """Return `with`, `without`, or nothing where nobody says; what an `enable --live` that was killed left goes."""
         path = self.path(uuid, "live")
         try:
@@ -166,7 +168,9 @@ class RunDirectory:
                 path.unlink()
             return ""
         except OSError:  # somebody has it locked
-            return os.read(descriptor, 7).decode("ascii", "replace").strip()
+            text = os.read(descriptor, 7).decode("ascii", "replace").strip()
+            hows: tuple[HowToRestore, ...] = get_args(HowToRestore)
+            return next((how for how in hows if how == text), "")
         finally:
             os.close(descriptor)
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.energy_counter import reading
 from libvirt_rapl.host.msr import msr_zones
@@ -13,19 +15,21 @@ from libvirt_rapl.paths import PROC
 
 TRY_SIMULATOR = "to try it without: virt-rapl simulate -- COMMAND"
 REGISTERS = "virt-rapld sees registers only with the drop-in that docs/status.md shows"
-HINTS = {
+HINTS: dict[EnergySource, str] = {
     "powercap": f"modprobe intel_rapl_msr; {TRY_SIMULATOR}",
     "msr": f"modprobe msr; {REGISTERS}; {TRY_SIMULATOR}",
     "auto": f"modprobe intel_rapl_msr, or modprobe msr; {REGISTERS}; {TRY_SIMULATOR}",
 }
+
+Listing = Literal["powercap", "msr"]
 
 
 @dataclass(frozen=True)
 class Source:
     """Zones that can be read."""
 
-    name: str
-    """`powercap`, `msr`, or `simulated` when the energy is not this machine's."""
+    name: Listing | Literal["simulated"]
+    """`simulated` when the energy is not this machine's."""
     zones: tuple[Zone, ...]
     """As of when it was opened; at least one of kind `package`."""
     list_zones: Callable[[], list[Zone]] = field(repr=False)
@@ -34,12 +38,12 @@ class Source:
     """Zones that were there when it was opened but could not be read: name and reason."""
 
 
-def open_source(choice: str, *, sys: Path, dev: Path, proc: Path = PROC) -> Source:
-    """Find the zones of `choice`: `powercap`, `msr` or `auto`.
+def open_source(choice: EnergySource, *, sys: Path, dev: Path, proc: Path = PROC) -> Source:
+    """Find the zones of `choice`.
 
     Every zone has been read once. Raises VirtRaplError when there is none or it may not be read.
     """
-    listings: dict[str, Callable[[], Sequence[Zone]]] = {
+    listings: dict[Listing, Callable[[], Sequence[Zone]]] = {
         "powercap": lambda: powercap_zones(sys),
         "msr": lambda: msr_zones(sys=sys, proc=proc, dev=dev),
     }

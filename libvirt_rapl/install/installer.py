@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from libvirt_rapl import paths
 from libvirt_rapl.errors import VirtRaplError
@@ -19,6 +20,8 @@ from libvirt_rapl.tree import Tree
 
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
 """What needs no quoting in sh and in a command of a systemd unit."""
+Verb = Literal["installed", "updated", "kept", "unchanged"]
+"""What is done to an item."""
 HINTS = {
     errno.EACCES: "run it as root",
     errno.EPERM: "run it as root",
@@ -111,7 +114,7 @@ def _check_directory(tree: Tree, target: str) -> None:
         raise VirtRaplError(f"others than root can change {place}: {who}", hint)
 
 
-def _verb(tree: Tree, item: Item, before: str | None, installed: Manifest) -> str:
+def _verb(tree: Tree, item: Item, before: str | None, installed: Manifest) -> Verb:
     """Tell what is to be done. `before` is the digest of what is there."""
     if before is None:
         return "installed"
@@ -122,7 +125,7 @@ def _verb(tree: Tree, item: Item, before: str | None, installed: Manifest) -> st
     return "updated"
 
 
-def _place(tree: Tree, item: Item, verb: str) -> None:
+def _place(tree: Tree, item: Item, verb: Verb) -> None:
     if verb == "unchanged" and not item.link:
         tree.set_mode(item.target, item.mode, item.digest)
     elif verb in ("installed", "updated") and item.link:
@@ -131,7 +134,7 @@ def _place(tree: Tree, item: Item, verb: str) -> None:
         tree.write(item.target, item.text, item.mode)
 
 
-def _begin(tree: Tree, items: dict[str, Item], verbs: dict[str, str], installed: Manifest) -> None:
+def _begin(tree: Tree, items: dict[str, Item], verbs: dict[str, Verb], installed: Manifest) -> None:
     """Write down all that is going to be ours, first: half an installation can be taken out, too."""
     installed.updates = {target: items[target].digest for target, verb in verbs.items() if verb == "updated"}
     installed.files = {
@@ -156,7 +159,7 @@ def _remove(tree: Tree, targets: list[str], installed: Manifest, dry_run: bool) 
             del installed.files[target]
 
 
-def _line(verb: str, path: Path, dry_run: bool) -> str:
+def _line(verb: Verb | Literal["removed"], path: Path, dry_run: bool) -> str:
     if dry_run and verb in ("installed", "updated", "removed"):
         return f"would be {verb:9} {path}"
     return f"{verb:9} {path}"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,24 @@ from libvirt_rapl.domains.domxml import MARK, WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.install.manifest import Manifest
 
-RUNS = "runs with its meter"
-ENABLED = "is enabled"
-SAVED = "is saved with its meter"
-UNMARKED = "names the emulator wrapper without our mark"
 WRAPPED = re.compile(rf"{WRAPPER_SUFFIX}</emulator>")
+
+
+class Reason(StrEnum):
+    """Why a domain needs us, in words."""
+
+    RUNS = "runs with its meter"
+    ENABLED = "is enabled"
+    SAVED = "is saved with its meter"
+    UNMARKED = "names the emulator wrapper without our mark"
 
 
 @dataclass(frozen=True)
 class Dependent:
-    """A domain that needs its wrapper, hook or helper, and why: RUNS, ENABLED, SAVED or UNMARKED."""
+    """A domain that needs its wrapper, hook or helper, and why."""
 
     domain: Domain
-    why: str
+    why: Reason
 
     def __str__(self) -> str:
         """Say both."""
@@ -57,9 +63,9 @@ def old_snapshots(connection: Any) -> list[str]:  # noqa: ANN401
 def disable(dependent: Dependent) -> None:
     """Take the meter out of the domain's definition, or of its saved state. Raises VirtRaplError."""
     domain = dependent.domain
-    if dependent.why == ENABLED:
+    if dependent.why == Reason.ENABLED:
         domain.define(domain.definition(secrets=True).strip())
-    elif dependent.why == SAVED and (saved := domain.saved()):
+    elif dependent.why == Reason.SAVED and (saved := domain.saved()):
         domain.define_saved(saved.strip())
 
 
@@ -68,18 +74,18 @@ def _wrappers() -> set[str]:
     return {f"/{name}" for name in Manifest.load(Path("/")).files} | {path + WRAPPER_SUFFIX for path in KNOWN}
 
 
-def _reasons(domain: Domain, wrappers: set[str]) -> Iterator[str]:
+def _reasons(domain: Domain, wrappers: set[str]) -> Iterator[Reason]:
     if domain.active and _ours(domain.live, wrappers)[0]:
-        yield RUNS
-    kept: list[tuple[str, Callable[[], Definition | None]]] = [(SAVED, domain.saved)]
+        yield Reason.RUNS
+    kept: list[tuple[Reason, Callable[[], Definition | None]]] = [(Reason.SAVED, domain.saved)]
     if domain.persistent:
-        kept.insert(0, (ENABLED, domain.definition))
+        kept.insert(0, (Reason.ENABLED, domain.definition))
     for why, read in kept:
         marked, wrapped = _ours(read, wrappers)
         if marked:
             yield why
         if wrapped:
-            yield UNMARKED
+            yield Reason.UNMARKED
 
 
 def _ours(read: Callable[[], Definition | None], wrappers: set[str]) -> tuple[bool, bool]:

@@ -13,15 +13,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from libvirt_rapl import paths
+from libvirt_rapl.helper.records import State
 from libvirt_rapl.helper.run_directory import RunDirectory
 
 LIMIT = 1 << 20
 """Bytes after which the file is set aside as `events.jsonl.1`, in place of the one before."""
 JOURNAL = f"/{paths.JOURNAL}"
 NOTICE, WARNING = 5, 4
-TROUBLE = ("failed", "degraded", "refuse")
+Result = Literal["failed", State, "active", "ended", "injected", "stripped", "unchanged"]
+"""What came of an operation; README lists them. `active` comes of `live`, a State is what the domain's record says."""
+TROUBLE: tuple[Result, ...] = ("failed", "degraded", "refuse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +40,25 @@ class Event:
     operation: str
     """libvirt's word for what the hook was called for (start, restore, ...), or `live` for `enable --live`."""
     milliseconds: int
-    result: str
-    """`failed`, or a word of the operation's own; README lists them."""
+    result: Result
     reason: str = ""
     """One line."""
 
     @classmethod
-    def since(cls, began: float, **values: str) -> "Event":
+    def since(
+        cls, began: float, *, domain: str, uuid: str, operation: str, result: Result, reason: str = ""
+    ) -> "Event":
         """Return an event that ends now and began at `began`, a time of time.monotonic()."""
-        return cls(time=time.time(), milliseconds=round(1000 * (time.monotonic() - began)), **values)
+        milliseconds = round(1000 * (time.monotonic() - began))
+        return cls(
+            time=time.time(),
+            domain=domain,
+            uuid=uuid,
+            operation=operation,
+            milliseconds=milliseconds,
+            result=result,
+            reason=reason,
+        )
 
 
 def tell(run_directory: Path, event: Event) -> None:

@@ -25,7 +25,7 @@ from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.run_files import read_run_state
 from libvirt_rapl.errors import VirtRaplError, explain, printable
 from libvirt_rapl.helper import instances
-from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.lifecycle.enabling import enabled
@@ -42,7 +42,8 @@ HELPER_SHARE = 0.9
 def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextIO, config: Path = DEFAULT_PATH) -> int:
     """Handle one operation of libvirt on the domain `name`, whose XML is on stdin. Returns the exit status."""
     began = time.monotonic()
-    settings, uuid, result, reason = Config(), "", "failed", ""
+    settings, uuid, reason = Config(), "", ""
+    result: events.Result = "failed"
     try:
         settings, config_error = _config_or_defaults(config)
         uuid, definition = _read(stdin.read())
@@ -115,7 +116,7 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def filtered(definition: Definition, config: Config) -> tuple[str, str, str]:
+def filtered(definition: Definition, config: Config) -> tuple[str, events.Result, str]:
     """Return the XML a restored or incoming domain shall have here, empty when it may stay as it is; result and reason.
 
     A domain with the mark gets this host's socket; one that the operator chose gets the meter; where that is not
@@ -127,6 +128,7 @@ def filtered(definition: Definition, config: Config) -> tuple[str, str, str]:
     chosen = told == "with" or config.domains.selects(traits) or _definition_is_marked(traits.name)
     if not (chosen or definition.is_marked):
         return "", "unchanged", ""
+    result: events.Result
     try:
         if told == "without":
             raise VirtRaplError("it could not be restored with its meter")
@@ -152,7 +154,7 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
     for left in (*former, *([Registry(WORDS)] if config.run_directory != WORDS else [])):
         with contextlib.suppress(OSError):
             left.remove(uuid)  # or the wrapper takes for ready what was when the domain ran there
-    failed_state = "refuse" if config.on_failure == "refuse" else "degraded"
+    failed_state: State = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
     record.id, record.pid, record.vcpu_tids = definition.id, None, {}  # those of a run that a crash has ended
@@ -175,7 +177,7 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
     return record
 
 
-def _fail(record: Record, registry: Registry, state: str, error: Exception, stderr: TextIO) -> None:
+def _fail(record: Record, registry: Registry, state: State, error: Exception, stderr: TextIO) -> None:
     _enter(record, state, explain(error))
     # Written first: a helper that only begins after this, as a slow systemd's may, reads it and ends.
     try:
@@ -217,7 +219,9 @@ def follow(name: str, uuid: str, definition: Definition | UnreadableError, confi
     return record
 
 
-def end(name: str, uuid: str, definition: Definition | UnreadableError, config: Config, operation: str) -> str:
+def end(
+    name: str, uuid: str, definition: Definition | UnreadableError, config: Config, operation: str
+) -> events.Result:
     """End the helper of a domain that is gone, and forget the domain. `release` finds nothing left by `stopped`."""
     ended = False
     for registry in _registries(definition, config):
@@ -250,7 +254,7 @@ def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:
         return replace(Config(), on_failure=stated_policy(path)), error
 
 
-def _enter(record: Record, state: str, reason: str) -> None:
+def _enter(record: Record, state: State, reason: str) -> None:
     record.state, record.reason, record.since = state, reason, time.time()
 
 

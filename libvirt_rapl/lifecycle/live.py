@@ -18,6 +18,7 @@ from libvirt_rapl.domains.connection import LibvirtError
 from libvirt_rapl.domains.domain import SAVE_JOB, Domain, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.helper.run_directory import HowToRestore
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.lifecycle.live_plan import Plan, check_image, check_jobs
 from libvirt_rapl.lifecycle.meter_state import vrapl_state
@@ -71,7 +72,8 @@ def switch_on(plan: Plan, registry: Registry, tell: Callable[[str], None]) -> No
 def _told_as_event(plan: Plan, registry: Registry) -> Iterator[Callable[[], None]]:
     """Tell how it ends as an event; the function that is yielded notes that the domain has its meter."""
     began = time.monotonic()
-    results, reason = ["failed"], ""
+    results: list[events.Result] = ["failed"]
+    reason = ""
     try:
         yield lambda: results.append("active")
     except VirtRaplError as error:
@@ -136,7 +138,7 @@ def _is_active(plan: Plan) -> bool:
         return False
 
 
-def _restore(plan: Plan, tell_hook: Callable[[str], None]) -> None:
+def _restore(plan: Plan, tell_hook: Callable[[HowToRestore], None]) -> None:
     """Let the saved domain go on, with its meter if that is possible."""
     name, handle = plan.domain.name, plan.domain.handle
     connection = handle.connect()

@@ -7,17 +7,17 @@ from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.vmsr.qemu_arithmetic import known
 
-State = Literal["active", "degraded", "pending", "off"]
+MeterState = Literal["active", "degraded", "pending", "off"]
 """How far a domain is with its own meter. `active`: the guest reads its joules. `degraded`: it should, but runs without
 a working helper. `pending`: it will from its next start on. `off`: it is not enabled."""
 
 
-def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[State, str]:
+def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[MeterState, str]:
     """Return how far a domain is with its own meter, and why where it is degraded."""
     return state_with(domain, record, instances.trouble(record, registry) if record else "")
 
 
-def state_with(domain: Entry, record: Record | None, trouble: str) -> tuple[State, str]:
+def state_with(domain: Entry, record: Record | None, trouble: str) -> tuple[MeterState, str]:
     """Return what vrapl_state() does, where the `trouble` of its helper is known already."""
     if domain.mark != "live":
         return "pending" if domain.mark == "next" else "off", ""

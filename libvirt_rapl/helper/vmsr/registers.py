@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
@@ -46,7 +47,7 @@ class Registers(NamedTuple):
     """Microjoules of ENERGY's unit, a fraction."""
 
 
-def find(source: str, *, sys: Path = SYS, dev: Path = DEV, proc: Path = PROC) -> Registers:
+def find(source: EnergySource, *, sys: Path = SYS, dev: Path = DEV, proc: Path = PROC) -> Registers:
     """Return where registers are found.
 
     `source` is `msr`, `powercap`, or `auto`: the CPU's own registers if they read anything (on some CPUs they are all
