@@ -129,6 +129,12 @@ def _on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulator, "is_volatile", lambda *_: False)
 
 
+@pytest.fixture(autouse=True)
+def _no_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in this process need not survive a power cut, and a sync takes more time than all else it does."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
     """A world at a constant 100 W, with libvirtd running and virt-rapl installed."""

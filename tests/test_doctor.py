@@ -179,7 +179,6 @@ class Patient:
 def new_patient() -> Iterator[Patient]:
     # Not tmp_path, which is root's only: QEMU is asked as another user.
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(os, "fsync", lambda _: None)  # it takes more time than all else
         Path(name).chmod(0o755)
         yield Patient(Path(name), monkeypatch)
 
