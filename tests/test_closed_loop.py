@@ -99,7 +99,7 @@ import sys
 from pathlib import Path
 from libvirt_rapl.energy.ledger import Ledger
 from libvirt_rapl.energy.snapshot import Kept
-ledger = Ledger(Path("/var/lib/virt-rapl/ledger.db"), simulated=True, tell=sys.exit)
+ledger = Ledger(Path("/var/lib/virt-rapl/ledger.db"), simulated=True, log=sys.exit)
 ledger.load()
 ledger.write(Kept(lowest={"package-0": (int(sys.argv[1]) * 10**6, 10**9)}))
 """

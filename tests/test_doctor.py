@@ -110,7 +110,7 @@ class Patient:
         for name in (PYTHON, f"{PACKAGE}/installer.py", f"{PACKAGE}/hook.py"):
             write(self.path(name), "")
         write(self.run_directory / paths.STATUS_SOCKET, "")
-        self.ledger = ledger.Ledger(self.state_directory / "ledger.db", simulated=False, tell=pytest.fail)
+        self.ledger = ledger.Ledger(self.state_directory / "ledger.db", simulated=False, log=pytest.fail)
         self.ledger.load()
         self.domain = self.add("web1")
         self.record(state="ready")

@@ -45,7 +45,7 @@ MakeLedger = Callable[..., Ledger]
 
 @pytest.fixture
 def make_ledger(path: Path, told: Told) -> MakeLedger:
-    return lambda simulated=False: Ledger(path, simulated=simulated, tell=told.append)
+    return lambda simulated=False: Ledger(path, simulated=simulated, log=told.append)
 
 
 def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, told: Told) -> None:
@@ -417,7 +417,7 @@ import sys
 from pathlib import Path
 from libvirt_rapl.energy.ledger import Ledger
 from libvirt_rapl.energy.snapshot import Kept, Part
-ledger = Ledger(Path(sys.argv[1]), simulated=False, tell=lambda line: sys.exit(line))
+ledger = Ledger(Path(sys.argv[1]), simulated=False, log=lambda line: sys.exit(line))
 parts = [Part("host", -1, f"zone-{number}") for number in range(200)]
 total = ledger.load().totals.get(parts[0], 0)
 while True:
@@ -439,7 +439,7 @@ def test_kill_9_at_any_moment_loses_at_most_one_write(path: Path) -> None:
         last = int((["", *writer.stdout.read().split()][-1]) or kept + 1)
         writer.wait()
         writer.stdout.close()
-        found = Ledger(path, simulated=False, tell=pytest.fail).load().totals
+        found = Ledger(path, simulated=False, log=pytest.fail).load().totals
         assert len(set(found.values())) <= 1  # all of a write or nothing of it
         assert last - 1 <= (found or {PACKAGE: 0}).popitem()[1] <= last
         kept = max(kept, *found.values()) if found else kept
@@ -458,7 +458,7 @@ def fill():
             while filler.write(b"x" * 4096): pass
         except OSError: pass
 told = []
-def ledger(): return Ledger(directory / "ledger.db", simulated=True, tell=told.append)
+def ledger(): return Ledger(directory / "ledger.db", simulated=True, log=told.append)
 def many(n): return {Part("host", -1, f"zone-{number}"): n for number in range(5000)}
 fill()
 empty = ledger()

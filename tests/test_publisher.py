@@ -27,7 +27,7 @@ class CountedLedger(Ledger):
     """A ledger on a disk that can hang, and that counts its writes."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, simulated=False, tell=pytest.fail)
+        super().__init__(path, simulated=False, log=pytest.fail)
         self.writes: list[Kept] = []
         self.works = threading.Event()
         self.works.set()
@@ -122,7 +122,7 @@ def test_what_is_given_out_is_kept(bench: Bench) -> None:
         bench.sample(joules)
         bench.making = lambda: bench.sample(9) if bench.meter.samples % 2 else None
         published.text()
-        kept = Ledger(bench.ledger._path, simulated=False, tell=pytest.fail).load().totals
+        kept = Ledger(bench.ledger._path, simulated=False, log=pytest.fail).load().totals
         (counted,) = (part for part in kept if part.owner == "host")
         assert kept[counted] >= bench.made[-1].zones["package-0"].counted.microjoules > 0
 

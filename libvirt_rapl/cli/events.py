@@ -44,12 +44,12 @@ def instant(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     """Show them."""
     try:
-        told = list(events.told(load(options.config).run_directory))
+        logged = list(events.told(load(options.config).run_directory))
     except PermissionError as error:
         raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
     found = [
         event
-        for event in told
+        for event in logged
         if event.time >= options.since and (not options.domains or {event.domain, event.uuid} & set(options.domains))
     ]
     if options.json:

@@ -1,4 +1,5 @@
-"""virt-rapld: the loop that samples, the document that it makes of a sample, and the socket that gives it out.
+"""virt-rapld: the loop that samples, the document that is made of each sample, and the sockets that give it out.
 
-May import all rooms but install; commands and doctor read its document.
+A sample's figures go one way: loop -> kept_meter -> host_meter (a Document of them) -> publisher -> status_socket and
+stream_socket. May import all rooms but install; commands and doctor read its document.
 """

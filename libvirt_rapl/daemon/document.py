@@ -7,9 +7,11 @@ began, and only grow; powers are in watts, over the last interval. Instants are 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from libvirt_rapl.choices import Backend
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.energy_source import Listing
 from libvirt_rapl.lifecycle.meter_state import MeterState
 
 SCHEMA = 1
@@ -40,8 +42,7 @@ class Vcpu:
 class HelperState:
     """The helper of a domain."""
 
-    backend: str
-    """`native` or `qemu`."""
+    backend: Backend
     pid: int | None
     socket: str
     """Path of its socket."""
@@ -94,8 +95,8 @@ class Zone:
 class Host:
     """The machine; powers of domains, other and idle are those of the packages."""
 
-    source: str
-    """Where energy is read: `powercap`, `msr` or `simulated`."""
+    source: Listing | Literal["simulated"]
+    """Where energy is read."""
     model: str | None
     """The processor."""
     since: str

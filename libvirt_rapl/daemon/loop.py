@@ -90,7 +90,7 @@ def _alone(directory: Path, name: str = ".") -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise VirtRaplError(
-                f"another virt-rapl daemon already uses {directory}", "`systemctl status virt-rapld` may tell which"
+                f"another virt-rapl daemon already uses {directory}", "`systemctl status virt-rapld` may show which"
             ) from error
         yield
     finally:
@@ -116,7 +116,7 @@ class Daemon:
         host = HostMeter(config)
         for zone, why in host.source.left_out.items():
             log(f"{zone} is left out: {why}")
-        ledger = Ledger(config.state_directory / paths.LEDGER, simulated=host.source.name == "simulated", tell=log)
+        ledger = Ledger(config.state_directory / paths.LEDGER, simulated=host.source.name == "simulated", log=log)
         policy = self._policy = Policy(config, uri, log)
         inventory = self._inventory = Inventory(uri, log, policy.changed)
         self._meter = KeptMeter(host.meter, ledger, inventory, log)

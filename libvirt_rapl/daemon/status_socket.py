@@ -21,7 +21,7 @@ from libvirt_rapl.errors import explain
 from libvirt_rapl.sockets import listen
 
 DIRECTORY_MODE, MODE = 0o750, 0o660
-"""For root, and the user and group that the daemon's unit names: fine readings of energy tell what a guest computes."""
+"""For root, and the user and group that the daemon's unit names: fine readings of energy show what a guest computes."""
 
 ANSWERERS = 16
 """Threads; who comes when all are busy waits."""

@@ -20,7 +20,7 @@ The CPUs of a zone, by its kind:
 
     package        the CPUs of that package
     core, uncore   the same: they are parts of the package, so a domain has the same share in them as in the whole. What
-                   integrated graphics use (uncore of a client CPU) no clock of a thread tells
+                   integrated graphics use (uncore of a client CPU) no clock of a thread shows
     dram           the CPUs of the package the memory is attached to. Accesses are not read by domain (few hosts count
                    them); who runs there is taken to use memory in proportion. Its refresh, which nobody causes, falls
                    to idle in baseline

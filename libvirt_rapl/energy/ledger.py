@@ -51,15 +51,15 @@ Result = TypeVar("Result")
 
 
 class Ledger:
-    """Totals in a file. What goes wrong with it is told, once, and never raised: its owner counts on in memory."""
+    """Totals in a file. What goes wrong with it is logged, once, and never raised: its owner counts on in memory."""
 
-    def __init__(self, path: Path, *, simulated: bool, tell: Callable[[str], None]) -> None:
-        """Take the file's path; `simulated`: whether the energy is, for it is kept apart; `tell` takes one line."""
+    def __init__(self, path: Path, *, simulated: bool, log: Callable[[str], None]) -> None:
+        """Take the file's path; `simulated`: whether the energy is, for it is kept apart; `log` takes one line."""
         self.since = time.time()
         """When counting began, in seconds since the epoch: the file's word once it has been read."""
         self._path = path
         self._simulated = simulated
-        self._tell = tell
+        self._log = log
         self._loaded = False
         self._retired: set[str] = set()
         """Domains whose rows are still to be taken out."""
@@ -76,7 +76,7 @@ class Ledger:
     def write(self, kept: Kept, retired: Collection[str] = ()) -> bool:
         """Keep this, all or nothing, and take out the rows of `retired` domains, whose energy it has as `gone`.
 
-        Nothing happens before the file has been read: what is kept must include its totals. Tells whether it is kept.
+        Nothing happens before the file has been read: what is kept must include its totals. Returns whether it is kept.
         """
         self._retired.update(retired)
         if not self._loaded or not self._attempt(lambda database: self._store(database, kept)):
@@ -108,11 +108,11 @@ class Ledger:
                 result = self._transact(work)
         except (OSError, sqlite3.Error, UnicodeDecodeError, DamagedError, VirtRaplError) as error:
             if not self._trouble:
-                self._tell(f"cannot keep totals in {self._path}: {error}; metering goes on in memory")
+                self._log(f"cannot keep totals in {self._path}: {error}; metering goes on in memory")
             self._trouble = str(error)
             return None
         if self._trouble:
-            self._tell(f"totals are kept in {self._path} again")
+            self._log(f"totals are kept in {self._path} again")
         self._trouble = ""
         return result
 
@@ -145,7 +145,7 @@ class Ledger:
         aside.rename(self._path)
 
     def _close_to_others(self) -> None:
-        """Only we may read: fine readings of energy tell what a guest computes.
+        """Only we may read: fine readings of energy show what a guest computes.
 
         The directory, which may have been there before, is somebody else's, too: it keeps its mode.
         """
@@ -153,7 +153,7 @@ class Ledger:
         try:
             found = stat.S_IMODE(os.fstat(descriptor).st_mode)
             if found & stat.S_IRWXO:
-                self._tell(f"{self._path} was open to everybody (mode {found:o}); now it is not (mode {MODE:o})")
+                self._log(f"{self._path} was open to everybody (mode {found:o}); now it is not (mode {MODE:o})")
             if found != MODE:
                 os.fchmod(descriptor, MODE)  # SQLite gives its files beside this one the same mode
         finally:
@@ -173,7 +173,7 @@ class Ledger:
         for suffix in SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
                 self._path.with_name(self._path.name + suffix).rename(self._path.with_name(stem + suffix))
-        self._tell(f"{self._path} cannot be used: {reason}; it is now {stem}, and totals are kept in a new file")
+        self._log(f"{self._path} cannot be used: {reason}; it is now {stem}, and totals are kept in a new file")
 
 
 def check_files(path: Path) -> None:

@@ -122,7 +122,7 @@ class Meter:
     ) -> None:
         """Take the zones, the roots of sysfs and /proc, and the `model` of libvirt_rapl.energy.attribution.
 
-        `clock` tells the nanoseconds of a clock by its id. Nothing is read yet.
+        `clock` returns the nanoseconds of a clock, by its id. Nothing is read yet.
         """
         self.zones = {zone.name: ZoneUsage(kind=zone.kind) for zone in source.zones}
         self.domains: defaultdict[str, DomainUsage] = defaultdict(DomainUsage)
@@ -181,7 +181,7 @@ class Meter:
         """Read everything once and give out the energy since the previous sample.
 
         A domain that has just ended or cannot be read, or a zone that cannot be read, costs nothing but its own
-        reading. Raises OSError or ValueError, with nothing lost, when /proc or sysfs itself does not tell.
+        reading. Raises OSError or ValueError, with nothing lost, when /proc or sysfs itself cannot be read.
         """
         last_time = self._time
         counted, busy, times = self._read(running)
@@ -242,7 +242,7 @@ class Meter:
                     continue
             except ProcessLookupError:
                 self._ended[uuid] = process.pid  # another process may have its PID now
-            except OSError as error:  # too many open files, as a rule; its clock tells later what it ran now
+            except OSError as error:  # too many open files, as a rule; its clock counts what it runs now, for later
                 self.trouble = str(error)
                 continue
             self._processes.pop(uuid).close()

@@ -1,10 +1,10 @@
 """On which packages the threads of domains ran. Pure arithmetic on integers, no I/O.
 
-Linux tells where a thread ran last, nothing of where it ran for how long. So half its time in an interval seems to be
+Linux says where a thread ran last, not where it ran for how long. So half its time in an interval seems to be
 from the package where it was at the beginning, half from that where it is at the end. That is right on average; when it
 moves once in an interval, at most half its time in it is in the wrong place, when more often at most all.
 
-What the CPUs of each package ran tells more. Where domains seem to have run longer than that, what is too much ran on
+What the CPUs of each package ran says more. Where domains seem to have run longer than that, what is too much ran on
 packages that ran longer than is explained. Alone on its packages, a domain is placed exactly.
 """
 

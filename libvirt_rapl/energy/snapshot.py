@@ -173,7 +173,7 @@ def add(meter: Meter, kept: Kept) -> None:
 def retire(meter: Meter, *, running: Collection[str], known: Collection[str] | None) -> set[str]:
     """Give the energy of domains that are gone for good to `gone`, and return who they were.
 
-    `running` and `known` are the domains that run and that libvirt knows, by UUID; None when libvirt has not told.
+    `running` and `known` are the domains that run and that libvirt knows, by UUID; None when libvirt has not said.
     A domain without a UUID that is ever seen again would otherwise be kept for ever.
     """
     retired = set()
