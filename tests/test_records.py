@@ -32,6 +32,26 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert registry.read(UUID) == written
 
 
+def test_of_many_the_directory_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path / "run")
+    first = record()
+    second, nobody = (replace(first, uuid=UUID.replace("1", digit)) for digit in "23")
+    for each in (first, second):
+        registry.write(each)
+    looked: list[Registry] = []
+    check = Registry.check_directory
+
+    def looked_at(self: Registry) -> None:
+        looked.append(self)
+        check(self)
+
+    monkeypatch.setattr(Registry, "check_directory", looked_at)
+    assert registry.read_all([UUID, second.uuid, nobody.uuid]) == {UUID: first, second.uuid: second}
+    assert len(looked) == 1
+    registry.run_directory.chmod(0o777)
+    assert registry.read_all([UUID, second.uuid]) == {}
+
+
 def test_permissions_are_explicit_whatever_the_umask(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "run")
     registry.write(record())
