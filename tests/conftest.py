@@ -59,12 +59,17 @@ SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say which machine this is, as all has to pass on both vendors' processors, and which tests are left out."""
-    lines = [f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"]
+def pytest_report_header() -> str:
+    """Say which machine this is: what passes on one vendor's processors has to pass on the other's."""
+    return f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out."""
     if fast_only(config):
-        lines.append("fast tests only; ./tests/run runs all, and a file that is named runs whole")
-    return lines
+        terminalreporter.write_line(
+            "only fast tests: ./tests/run runs all, and a file or test that is named runs anyway"
+        )
 
 
 def fast_only(config: pytest.Config) -> bool:
