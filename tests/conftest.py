@@ -41,6 +41,12 @@ GRACE_SECONDS = 20.0
 MOST_WORKERS = 8
 """More of them would take longer to begin than the fast tests take."""
 
+LONGEST = ("test_shaping.py", "test_lifecycle.py", "test_ansible.py", "test_campaign.py")
+"""Files that take minutes. Were one of them the last, the other workers of tests/run would wait for it with no work.
+
+test_shaping, which measures, and test_ansible, which computes, begin in this order so that they fall to one worker.
+"""
+
 EXEC_ATTEMPTS = 20
 """Milliseconds that a process is given to have an environment; some have none for good."""
 KTHREADD = 2
@@ -64,12 +70,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew", action="store_true", help="write the golden files in tests/data anew")
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say which machine this is, as all has to pass on both vendors' processors, and which tests are left out."""
-    lines = [f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"]
+def pytest_report_header() -> str:
+    """Say which machine this is: what passes on one vendor's processors has to pass on the other's."""
+    return f"processor: {processor(PROC).vendor}, {model_name(PROC)}; end-to-end tests: {missing() or 'can run'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out."""
     if fast_only(config):
-        lines.append("fast tests only; ./tests/run runs all, and a file that is named runs whole")
-    return lines
+        terminalreporter.write_line(
+            "only fast tests: ./tests/run runs all, and a file or test that is named runs anyway"
+        )
 
 
 def fast_only(config: pytest.Config) -> bool:
@@ -83,11 +94,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is not fast, where the user has chosen nothing."""
+    """Leave out what is not fast, where the user has chosen nothing; have the longest files begin first."""
     if fast_only(config):
         fast = {item: not any(item.get_closest_marker(mark) for mark in ("e2e", "slow")) for item in items}
         config.hook.pytest_deselected(items=[item for item in items if not fast[item]])
         items[:] = [item for item in items if fast[item]]
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

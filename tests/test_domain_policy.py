@@ -9,6 +9,7 @@ from typing import Any
 import libvirt
 import pytest
 from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+from walking import wait_until
 
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
@@ -298,10 +299,7 @@ def test_an_emulator_is_asked_once_a_round(new_bench: NewBench, monkeypatch: pyt
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until, "it does not come about"
-        time.sleep(0.005)
+    wait_until(condition, 10, "it comes about")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import libvirt
 import pytest
 from fakes.host import Host, Thread, stat, write
+from walking import wait_until
 
 from libvirt_rapl.domains import connection, inventory, run_files
 from libvirt_rapl.domains.definition import Definition
@@ -114,11 +115,8 @@ class FakeLibvirt:
         return self.domains[uuid]
 
 
-def eventually(condition: Callable[[], Any]) -> None:
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until, "it does not come about"
-        time.sleep(0.005)
+def eventually(condition: Callable[[], object]) -> None:
+    wait_until(condition, 10, "it comes about")
 
 
 @pytest.fixture

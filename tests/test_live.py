@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -625,18 +626,26 @@ def test_a_domain_that_cannot_be_restored_is_kept(world: World, running: str) ->
     runs_on(world, running, len(world.readings(running)))
 
 
-@e2e
-def test_ctrl_c_while_it_is_saved(world: World, running: str) -> None:
-    """QEMU stands still as the save begins, so that there is time for it."""
+def begin_to_save(world: World, running: str) -> tuple[int, "subprocess.Popen[str]", str]:
+    """Start `enable --live` up to where libvirt saves the domain; return QEMU's PID, the command and its PID inside.
+
+    QEMU stands still as the save begins, so that there is time for what may happen.
+    """
     pid = status(world, running)["pid"]
-    world.run(["sh", "-c", f"kill -STOP {pid!s}"])
+    world.run(["sh", "-c", f"kill -STOP {pid}"])
     command = world.popen(["sh", "-c", 'echo $$; exec virt-rapl enable --live "$1" 2>&1', "sh", running])
     assert command.stdout is not None
     ours = command.stdout.readline().strip()
     assert "pauses for about" in command.stdout.readline()
     time.sleep(1)  # libvirt is told to save, and waits for QEMU
+    return pid, command, ours
+
+
+@e2e
+def test_ctrl_c_while_it_is_saved(world: World, running: str) -> None:
+    pid, command, ours = begin_to_save(world, running)
     world.run(["sh", "-c", f"kill -INT {ours}"])
-    world.run(["sh", "-c", f"kill -CONT {pid!s}"])
+    world.run(["sh", "-c", f"kill -CONT {pid}"])
     said, _ = command.communicate(timeout=60)
     assert "cancelled" in said or command.returncode == 130, "cancelled, or too early or too late for that"
     runs_on(world, running, len(world.readings(running)))
@@ -648,20 +657,14 @@ def test_ctrl_c_while_it_is_saved(world: World, running: str) -> None:
 @pytest.mark.parametrize(("whom", "state"), [("us", "shut off"), ("libvirtd", "running")])
 def test_killed_while_it_is_saved(world: World, running: str, whom: str, state: str) -> None:
     """Without us libvirt saves it to the end; a libvirt that comes back lets it go on."""
-    pid = status(world, running)["pid"]
-    world.run(["sh", "-c", f"kill -STOP {pid!s}"])
-    command = world.popen(["sh", "-c", 'echo $$; exec virt-rapl enable --live "$1" 2>&1', "sh", running])
-    assert command.stdout is not None
-    ours = command.stdout.readline().strip()
-    assert "pauses for about" in command.stdout.readline()
-    time.sleep(1)  # libvirt is told to save, and waits for QEMU
+    pid, command, ours = begin_to_save(world, running)
     if whom == "us":
         world.run(["sh", "-c", f"kill -KILL {ours}"])
-        world.run(["sh", "-c", f"kill -CONT {pid!s}"])
+        world.run(["sh", "-c", f"kill -CONT {pid}"])
         command.communicate(timeout=60)
     else:
         world.stop_libvirtd("KILL")
-        world.run(["sh", "-c", f"kill -CONT {pid!s}"])
+        world.run(["sh", "-c", f"kill -CONT {pid}"])
         assert "libvirt was lost" in command.communicate(timeout=60)[0]
         world.start_libvirtd()
     wait_until(lambda: world.run(["virsh", "domstate", running]).stdout.strip() == state, 20, f"it is {state}")
@@ -674,12 +677,12 @@ def test_killed_while_it_is_saved(world: World, running: str, whom: str, state: 
 def test_an_edit_made_meanwhile_is_kept(world: World, running: str) -> None:
     edited = definition(world, running).replace("</uuid>", "</uuid><title>edited</title>")
     pid = status(world, running)["pid"]
-    world.run(["sh", "-c", f"kill -STOP {pid!s}"])
+    world.run(["sh", "-c", f"kill -STOP {pid}"])
     command = world.popen(["virt-rapl", "enable", "--live", running])
     assert command.stdout is not None
     assert "pauses for about" in command.stdout.readline()
     world.run(["virsh", "define", "/dev/stdin"], input=edited)
-    world.run(["sh", "-c", f"kill -CONT {pid!s}"])
+    world.run(["sh", "-c", f"kill -CONT {pid}"])
     assert "has its meter" in command.communicate(timeout=60)[0]
     assert "<title>edited</title>" in definition(world, running)
     assert "urn:libvirt-rapl:mark:1" in definition(world, running)

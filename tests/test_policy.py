@@ -1,4 +1,4 @@
-"""What conftest.py promises: no silent skip where CI=true, and nothing that a test leaves behind goes unnoticed."""
+"""What conftest.py promises: which tests run, no silent skip where CI=true, and nothing left behind goes unnoticed."""
 
 import os
 import subprocess
@@ -8,14 +8,25 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+CONFIGURATION = HERE.parent / "setup.cfg"
 
 
-def run_test(directory: Path, body: str, **environment: str) -> str:
-    """Run one test function under our conftest.py and return the last line pytest prints."""
+def run_test(directory: Path, body: str, *arguments: str, **environment: str) -> str:
+    """Run test functions under our conftest.py and return the last line pytest prints."""
     file = directory / "test_inner.py"
     file.write_text(f"import pathlib, subprocess, tempfile, pytest, conftest\n{body}")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-c", HERE.parent / "setup.cfg", file],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "conftest",
+            "-c",
+            HERE.parent / "setup.cfg",
+            *(arguments or [file.name]),
+        ],
         cwd=directory,
         env=os.environ | {"PYTHONPATH": str(HERE), "CI": ""} | environment,
         capture_output=True,
@@ -25,29 +36,58 @@ def run_test(directory: Path, body: str, **environment: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize(("ci", "outcome"), [("", "1 skipped"), ("true", "1 error")])
-def test_an_end_to_end_test_that_cannot_run_is_skipped_but_fails_in_ci(tmp_path: Path, ci: str, outcome: str) -> None:
-    body = "conftest.missing = lambda: 'no KVM'\n@pytest.mark.e2e\ndef test(): pass\n"
-    assert outcome in run_test(tmp_path, body, CI=ci)
+CANNOT_RUN = """conftest.missing = lambda: "no KVM"
+@pytest.mark.e2e
+def test_end_to_end(): pass
+@pytest.mark.needs("sh", "no-such-program")
+def test_that_needs_a_program(): pass
+@pytest.mark.needs("sh")
+def test_that_can_run(): pass
+"""
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", "1 passed, 2 skipped"), ("true", "1 passed, 2 errors")])
+def test_what_the_machine_cannot_run_is_skipped_but_fails_in_ci(tmp_path: Path, ci: str, outcome: str) -> None:
+    assert outcome in run_test(tmp_path, CANNOT_RUN, CI=ci)
 
 
 LEAVE_A_CHILD = "subprocess.Popen(['sleep', '2'], env={})"
 LEAVE_AN_ORPHAN = "subprocess.run(['sh', '-c', 'sleep 2 >/dev/null 2>&1 &'])"
 LEAVE_A_FILE = "pathlib.Path(tempfile.gettempdir(), 'virt-rapl-left-by-a-test').touch()"
-
-
-@pytest.mark.parametrize("mistake", [LEAVE_A_CHILD, LEAVE_AN_ORPHAN, LEAVE_A_FILE])
-def test_what_is_left_behind_is_an_error(tmp_path: Path, mistake: str) -> None:
-    body = f"conftest.GRACE_SECONDS = 0.1\ndef test(): {mistake}\n"
-    assert "1 passed, 1 error" in run_test(tmp_path, body)
-
-
 SOMEBODY_ELSES = "subprocess.run(['sh', '-c', 'env -i sleep 2 >/dev/null 2>&1 &'])"
 """No child of ours, and without our mark."""
 
 
-@pytest.mark.parametrize("tidy", ["subprocess.run(['true'])", SOMEBODY_ELSES])
-def test_a_tidy_test_passes(tmp_path: Path, tidy: str) -> None:
-    output = run_test(tmp_path, f"conftest.GRACE_SECONDS = 0.1\ndef test(): {tidy}\n")
-    assert "1 passed" in output
+def functions(*bodies: str) -> str:
+    """Return a test for each of these bodies; what is left is not waited for."""
+    tests = [f"def test_{number}(): {body}" for number, body in enumerate(bodies)]
+    return "\n".join(["conftest.GRACE_SECONDS = 0.1", *tests, ""])
+
+
+def test_what_is_left_behind_is_an_error(tmp_path: Path) -> None:
+    assert "3 passed, 3 errors" in run_test(tmp_path, functions(LEAVE_A_CHILD, LEAVE_AN_ORPHAN, LEAVE_A_FILE))
+
+
+def test_tidy_tests_pass(tmp_path: Path) -> None:
+    output = run_test(tmp_path, functions("subprocess.run(['true'])", SOMEBODY_ELSES))
+    assert "2 passed" in output
     assert "error" not in output
+
+
+OF_EACH_KIND = """conftest.missing = lambda: ""
+def test_fast(): pass
+@pytest.mark.slow
+def test_slow(): pass
+@pytest.mark.e2e
+def test_end_to_end(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome"),
+    [(["-n0", "."], "1 passed, 2 deselected"), (["-m", "e2e or not e2e"], "3 passed"), (["test_inner.py"], "3 passed")],
+)
+def test_what_is_not_fast_is_left_out_where_nothing_is_chosen(
+    tmp_path: Path, arguments: list[str], outcome: str
+) -> None:
+    assert outcome in run_test(tmp_path, OF_EACH_KIND, *arguments)

@@ -58,7 +58,7 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def run_files(world: World) -> set[str]:
