@@ -1,7 +1,6 @@
 """Golden pairs, refusals, and the laws: strip undoes inject, inject twice is inject once, the last socket wins."""
 
 import codecs
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,15 +36,15 @@ def domain(inside: str = "", *, uuid: str = f"<uuid>{UUID}</uuid>", attributes: 
     return f"<domain {attributes}>\n  <name>guest</name>\n  {uuid}\n  {inside}\n</domain>\n"
 
 
-# Golden pairs. VIRT_RAPL_REGENERATE=1 writes the -out.xml files anew; read the difference before committing it.
+# Golden pairs. --renew writes the -out.xml files anew; read the difference before committing it.
 
 
 @pytest.mark.parametrize("before", sorted(DATA.glob("*-in.xml")), ids=lambda path: path.name.removesuffix("-in.xml"))
-def test_golden(before: Path) -> None:
+def test_golden(before: Path, pytestconfig: pytest.Config) -> None:
     xml = before.read_bytes().decode()
     after = before.with_name(before.name.replace("-in.xml", "-out.xml"))
     injected = Definition.parse(xml).inject(socket=SOCKET).xml
-    if os.environ.get("VIRT_RAPL_REGENERATE"):
+    if pytestconfig.getoption("renew"):
         after.write_bytes(injected.encode())
     assert injected == after.read_bytes().decode()
     assert canonical(Definition.parse(injected).strip().xml) == canonical(xml)
