@@ -55,9 +55,10 @@ def test_no_linter_is_lost() -> None:
     assert HOOKS.keys() == {"ruff", "format", "mypy", "shellcheck", "ansible"}
 
 
-@pytest.mark.parametrize(
-    "name", [*sorted(HOOKS.keys() - {"shellcheck"}), pytest.param("shellcheck", marks=pytest.mark.needs("shellcheck"))]
-)
+MARKS = {"shellcheck": pytest.mark.needs("shellcheck"), "ansible": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in HOOKS])
 def test_linter(name: str, tmp_path: Path) -> None:
     program, *arguments = shlex.split(HOOKS[name]["entry"])
     if program.startswith(".venv/bin/"):
