@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from libvirt_rapl import paths
 from libvirt_rapl.choices import Backend
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
-from libvirt_rapl.daemon import host_meter, status_socket, stream_socket
+from libvirt_rapl.daemon import document, host_meter, status_socket, stream_socket
 from libvirt_rapl.daemon.document import read
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
@@ -539,6 +540,25 @@ def test_documents_of_other_versions_are_shown() -> None:
     del older["domains"][0]["name"]
     with pytest.raises(VirtRaplError, match="name"):
         read(older)
+
+
+def test_a_field_that_is_new_has_a_default() -> None:
+    """Or `status` would not show what a daemon says that was started before an upgrade."""
+    parts = (kind for kind in vars(document).values() if is_dataclass(kind) and isinstance(kind, type))
+    needed = {kind.__name__: {each.name for each in fields(kind) if each.default is MISSING} for kind in parts}
+    figures = {"power_watts", "energy_joules"}
+    assert needed == {
+        "Document": {"host", "domains"},
+        "Host": {"source", "model", "since", "interval_seconds", "zones", "domains_watts", "other_watts", "idle_watts"},
+        "Zone": {"name", "domains_joules", "other_joules", "idle_joules", *figures},
+        "DomainReading": {
+            *("name", "uuid", "id", "state", "pid", "vrapl", "reason", "helper", "zones", "vcpus"),
+            *figures,
+        },
+        "HelperState": {"backend", "pid", "socket", "healthy"},
+        "Reading": figures,
+        "Vcpu": {"id", "tid", *figures},
+    }
 
 
 @pytest.mark.parametrize("silent", [True, False])

@@ -1,7 +1,8 @@
 """What virt-rapld shows: one immutable document a sample, which `status --json` prints and every client is given.
 
-Its fields are a contract (schema 1): some may be added, none changes its meaning. Energies are in joules since counting
-began, and only grow; powers are in watts, over the last interval. Instants are ISO 8601 in UTC, to the second.
+Its fields are a contract (schema 1): some may be added, with a default for daemons that do not send them yet; none
+changes its meaning. Energies are in joules since counting began, and only grow; powers are in watts, over the last
+interval. Instants are ISO 8601 in UTC, to the second.
 """
 
 import json
