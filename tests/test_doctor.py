@@ -160,7 +160,7 @@ class Patient:
 
     def tell(self, **values: Any) -> None:  # noqa: ANN401
         told = {"time": time.time(), "domain": "web1", "uuid": UUID, "operation": "start", "milliseconds": 9, **values}
-        events.tell(self.run_directory, events.Event(**told))
+        events.record(self.run_directory, events.Event(**told))
 
     def add(self, name: str, *, enabled: bool = True, running: bool = True, uuid: str = UUID) -> Domain:
         xml = definition(name, uuid, self.path(QEMU))
@@ -759,7 +759,7 @@ def test_what_a_user_may_not_see_is_told_and_no_failure(patient: Patient) -> Non
         raise PermissionError(13, "Permission denied", "/x")
 
     patient.patch.setattr(os, "geteuid", lambda: 1000)
-    patient.patch.setattr(events, "told", forbid)
+    patient.patch.setattr(events, "read", forbid)
     patient.patch.setattr("libvirt_rapl.host.powercap.PowercapZone.read", forbid)
     patient.patch.setattr(RunDirectory, "stranger", forbid)
     found = patient.examine()

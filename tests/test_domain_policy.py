@@ -360,7 +360,7 @@ def test_libvirt_that_cannot_be_had_is_told_once_and_tried_on(new_bench: NewBenc
     bench.policy.changed([UUID])
     time.sleep(0.2)
     assert bench.told == [
-        "cannot enable the configuration's `domains`: no libvirt at fake:///; domains are metered on",
+        "cannot enable the configuration's `domains`: no libvirt at fake:///; metering goes on",
     ]
     bench.libvirt.there = True
     eventually(lambda: len(bench.told) == 3)

@@ -85,7 +85,7 @@ class Host:
         return status, output.getvalue(), said.getvalue()
 
     def events(self) -> list[events.Event]:
-        return list(events.told(self.run))
+        return list(events.read(self.run))
 
     @property
     def record(self) -> Record:

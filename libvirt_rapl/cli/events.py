@@ -44,7 +44,7 @@ def instant(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     """Show them."""
     try:
-        logged = list(events.told(load(options.config).run_directory))
+        logged = list(events.read(load(options.config).run_directory))
     except PermissionError as error:
         raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
     found = [

@@ -26,7 +26,7 @@ HOST_METERING_ONLY = Finding(SKIPPED, "this processor's guests have no meter of 
 def to_start(verb: str) -> str:
     """Return how virt-rapld is started here: `verb` is what systemctl is told to do."""
     if systemd.runs():
-        unmask = "systemctl unmask virt-rapld; " if systemd.told("virt-rapld", "LoadState") == "masked" else ""
+        unmask = "systemctl unmask virt-rapld; " if systemd.unit_property("virt-rapld", "LoadState") == "masked" else ""
         return f"{unmask}systemctl {verb} virt-rapld"
     return "end it, and run `virt-rapl daemon` anew" if verb == "restart" else "run `virt-rapl daemon`"
 

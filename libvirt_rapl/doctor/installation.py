@@ -86,7 +86,7 @@ def wrapper(machine: Machine) -> Iterator[Finding]:
                 Finding(WARNING, missing.message, missing.hint)
                 for missing in security_modules.missing_rules(_name(machine, path), machine.root)
             )
-    if machine.emulators and systemd.runs() and systemd.told(WATCH, "ActiveState") not in ("active", ""):
+    if machine.emulators and systemd.runs() and systemd.unit_property(WATCH, "ActiveState") not in ("active", ""):
         message = f"{WATCH} does not run: nobody touches a wrapper when its QEMU is upgraded"
         yield Finding(WARNING, message, f"systemctl enable --now {WATCH}")
 
@@ -154,7 +154,7 @@ def hook_seen(machine: Machine) -> Iterator[Finding]:
         reload = f"systemctl reload {daemon}" if systemd.runs() else hang_up
         if min(placed) < began:
             yield Finding(OK, f"{daemon} has looked for hooks since there are any")
-        elif any(event.time > began for event in events.told(machine.config.run_directory)):
+        elif any(event.time > began for event in events.read(machine.config.run_directory)):
             yield Finding(OK, f"{daemon} has called the hook")
         else:
             yield Finding(
@@ -173,7 +173,7 @@ def _last_look(machine: Machine, daemon: str) -> float | None:
         return started
     try:
         # Microseconds of the monotonic clock. A reload changes the unit's state twice.
-        changed = int(systemd.told(daemon, "StateChangeTimestampMonotonic"))
+        changed = int(systemd.unit_property(daemon, "StateChangeTimestampMonotonic"))
         return max(started, time.time() - time.monotonic() + changed / 1_000_000)
     except ValueError:
         return started

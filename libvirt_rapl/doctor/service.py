@@ -23,7 +23,7 @@ from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.install import activation
 from libvirt_rapl.install.program import PROGRAM, closed_directory, to_open
-from libvirt_rapl.lifecycle import events as told_events
+from libvirt_rapl.lifecycle import events as hook_events
 
 USER = "virt-rapl"
 """As whom systemd runs virt-rapld."""
@@ -129,7 +129,7 @@ def virt_rapld(machine: Machine) -> Iterator[Finding]:
 
 def _no_rights() -> str:
     """Return what to do where there is no polkit to ask; empty where there is."""
-    if systemd.runs() and (state := systemd.told("polkit", "LoadState")) in ("masked", "not-found"):
+    if systemd.runs() and (state := systemd.unit_property("polkit", "LoadState")) in ("masked", "not-found"):
         do = "systemctl unmask polkit" if state == "masked" else "install polkit (Debian: polkitd)"
         return f"{do}: libvirt asks it what virt-rapld, which is not root, may do"
     return ""
@@ -163,11 +163,11 @@ def _has_user() -> bool:
 
 def _fails() -> bool:
     """Tell whether systemd has tried to start it, or tries again and again."""
-    return systemd.told("virt-rapld", "ActiveState") not in ("inactive", "")
+    return systemd.unit_property("virt-rapld", "ActiveState") not in ("inactive", "")
 
 
 def _starts_at_boot() -> bool:
-    return systemd.told("virt-rapld", "UnitFileState") not in ("disabled", "masked")
+    return systemd.unit_property("virt-rapld", "UnitFileState") not in ("disabled", "masked")
 
 
 def ledger(machine: Machine) -> Iterator[Finding]:
@@ -223,7 +223,7 @@ def _belongs(machine: Machine, *, simulated: bool) -> bool:
 def events(machine: Machine) -> Iterator[Finding]:
     """Whether an operation of the hook failed, or a start was refused, within a day."""
     directory = machine.config.run_directory
-    recent = [event for event in told_events.told(directory) if event.time > time.time() - DAY_SECONDS]
+    recent = [event for event in hook_events.read(directory) if event.time > time.time() - DAY_SECONDS]
     failed = [event for event in recent if event.result in ("failed", "refuse")]
     if not failed:
         yield Finding(OK, f"the hook's operations of the last 24 hours: {len(recent)}, none failed")
