@@ -209,7 +209,7 @@ def test_a_definition_that_libvirt_does_not_take(new_bench: NewBench) -> None:
     bench.libvirt.add(PLAIN)
     bench.libvirt.refuses = True
     (told,) = bench.apply()
-    assert told.endswith("but libvirt does not take the definition of web1: told so")
+    assert told.endswith("but libvirt does not accept the definition of web1: told so")
     assert bench.apply() == []
     bench.libvirt.refuses = False
     assert bench.apply() == [ENABLED]
