@@ -683,7 +683,7 @@ REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "failed")), "`journalctl -u virt-rapld` says why"),
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "activating")), "`journalctl -u virt-rapld` says why"),
     ("virt-rapld", both(no_daemon, with_systemd(user="virt-rapl-gone")), "run `virt-rapl install`"),
-    ("virt-rapld", both(no_daemon, closed_home), "chmod o+x /root, or install virt-rapl where every user gets"),
+    ("virt-rapld", both(no_daemon, closed_home), "chmod o+x /root, or install virt-rapl where every user can read it"),
     ("virt-rapld", daemon_reports(trouble="not allowed"), "the output of `virt-rapl daemon` says why"),
     (
         "virt-rapld",
