@@ -1,8 +1,8 @@
 """Running a program for what it does or prints: one of the system's, or one that somebody has named.
 
-Each runs in a session of its own, without a terminal, dumps no core, and may print so much within so much time. Then it
-is ended, with what it has started. Nobody but this module runs programs: where VIRT_RAPL_DEBUG is set it logs each one
-as a line that can be pasted into a shell.
+Each runs in a session of its own, without a terminal, dumps no core, and has limits of time and output. Then it is
+ended, with all that it has started. Only this module runs programs: if VIRT_RAPL_DEBUG is set, it logs each one as a
+line that can be pasted into a shell.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from typing import BinaryIO, NamedTuple
 from libvirt_rapl.errors import VirtRaplError, debug
 
 MOST_BYTES = 1 << 20
-"""More than this none of them prints."""
+"""The most that a program can print."""
 NOBODY = 65534
 POLL_SECONDS = 0.002
 MINIMAL = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LC_ALL": "C"}
-"""All the environment that a program gets which somebody has named."""
+"""The whole environment of a program that somebody has named."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -41,7 +41,7 @@ class Done(NamedTuple):
 
 
 def run(*command: str, timeout: float, hint: str = "run this again once that is mended") -> str:
-    """Run one of the system's for at most `timeout` seconds and return what it prints.
+    """Run a program of the system for at most `timeout` seconds and return what it prints.
 
     Raises VirtRaplError if it fails.
     """
@@ -56,9 +56,9 @@ def run(*command: str, timeout: float, hint: str = "run this again once that is 
 
 
 def ask(*command: str, question: str, timeout: float) -> Done:
-    """Run one that somebody has named, with `question` on its standard input; where we are root it runs as nobody.
+    """Run a program that somebody has named, with `question` on its standard input; if we are root, it runs as nobody.
 
-    Raises OSError where it cannot be run, TimeoutError after `timeout` seconds.
+    Raises OSError if it cannot be run, TimeoutError after `timeout` seconds.
     """
     if os.geteuid():
         return _run(command, question, timeout, MINIMAL)
@@ -67,7 +67,7 @@ def ask(*command: str, question: str, timeout: float) -> Done:
 
 
 def start(*command: str, environment: Mapping[str, str], output: BinaryIO) -> int:
-    """Start a program of ours that goes on without us and prints to `output`. Returns its PID. Raises OSError."""
+    """Start a program of ours that outlives us and prints to `output`. Returns its PID. Raises OSError."""
     debug(f"+ {shlex.join(command)}")
     process = subprocess.Popen(
         command,
@@ -106,7 +106,7 @@ def _run(
             )
         try:
             until = time.monotonic() + timeout
-            # As long as we have not taken its status its number is nobody else's, nor that of its group.
+            # Until we have read its status, no other process or group can get its number.
             while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
                 if time.monotonic() > until:
                     raise TimeoutError(f"it timed out after {timeout:g} s")
@@ -119,7 +119,7 @@ def _run(
 
 @contextlib.contextmanager
 def _paper(text: bytes | None = None) -> Iterator[int]:
-    """Give a file in memory: with this text to be read, or to be written to until there is no room left."""
+    """Yield a file in memory: with this text to be read, or to be written to until it is full."""
     descriptor = os.memfd_create("virt-rapl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         if text is None:
@@ -138,7 +138,7 @@ def _written(descriptor: int) -> str:
 
 @contextlib.contextmanager
 def _no_core() -> Iterator[None]:
-    """Let what is started meanwhile dump no core."""
+    """Let programs that are started meanwhile dump no core."""
     limits = resource.getrlimit(resource.RLIMIT_CORE)
     if limits[0] == 0:  # as in virt-rapld's unit, which may set no limits
         yield
@@ -151,19 +151,19 @@ def _no_core() -> Iterator[None]:
 
 
 def _gain_nothing() -> None:
-    """Let this process, which is about to run a program, and what that runs get no rights by set-user-ID programs."""
+    """Let this process, which is about to run a program, and its children get no rights from set-user-ID programs."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _prctl(option: int, value: int) -> None:
-    import ctypes  # which the hook does not wait for where it asks nobody
+    import ctypes  # here, so that the hook does not wait for it if it asks no program
 
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 @contextlib.contextmanager
 def _adopting() -> Iterator[None]:
-    """End what a program of nobody's has left: whoever has lost his parent meanwhile becomes our child."""
+    """End the processes that a program run as nobody leaves: a process that loses its parent becomes our child."""
     before = _nobodys_children()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
@@ -177,7 +177,7 @@ def _adopting() -> Iterator[None]:
 
 
 def _nobodys_children() -> set[int]:
-    """Return those of our children that run as nobody."""
+    """Return our children that run as nobody."""
     found = set()
     for path in Path("/proc/self/task").glob("*/children"):
         for pid in path.read_text(encoding="ascii").split():

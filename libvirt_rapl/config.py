@@ -19,23 +19,23 @@ DEFAULT_PATH = Path("/", paths.CONFIGURATION)
 STANDARD_INPUT = Path("/dev/stdin")
 
 CONSTRUCTORS = (ValueError, KeyError, AttributeError, TypeError)
-"""What PyYAML raises of what has a tag, or looks like a date, and is none."""
+"""What PyYAML raises for a value that does not fit its tag, or looks like a date and is none."""
 
 
 class Key(NamedTuple):
-    """What there is to know of a key beside its name, type and default."""
+    """The declaration of a key beside its name, type and default."""
 
     expected: str
-    """What it takes, in words."""
+    """Which values it accepts, in words."""
     parse: Callable[[Any], object | None]
-    """Returns what is written as Config holds it; None where that is not what is expected."""
+    """Returns the written value as Config holds it; None if that is not what is expected."""
     text: str
-    """What it means: Markdown, of which the shipped file and the documentation are made (docs/generate.py).
+    """What it means: Markdown, from which the shipped file and the documentation are made (docs/generate.py).
 
     Paragraphs, `- ` items, and examples, which are indented by four columns more.
     """
     words: tuple[str, ...] = ()
-    """A word that is written wrongly is compared with these."""
+    """A misspelt word is compared with these."""
 
 
 def _key(default: object, key: Key) -> Any:  # noqa: ANN401  a field, of the type that its key has in Config
@@ -58,7 +58,7 @@ def _seconds(default: float, least: float, most: float, text: str) -> Any:  # no
 
 def _directory(default: str, text: str) -> Any:  # noqa: ANN401
     def parse(written: object) -> Path | None:
-        """Return the path; None where it may be the system's: the hook sets the mode of its."""
+        """Return the path; None if it may be a directory of the system: the hook changes the mode of its own."""
         path = Path(written) if isinstance(written, str) else Path()
         plain = path.root == "/" and ".." not in path.parts and str(written).isprintable()
         return path if plain and len(path.parts) > 2 else None  # the root is the first part
@@ -68,7 +68,7 @@ def _directory(default: str, text: str) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What an operator can choose: the keys of the file. An absent key keeps the default."""
+    """All that an operator can choose: the keys of the file. An absent key keeps the default."""
 
     helper: Backend = _choice(
         "native",
@@ -154,7 +154,7 @@ KEYS: dict[str, Key] = {each.name: each.metadata["key"] for each in fields(Confi
 
 
 class Setting(NamedTuple):
-    """A line of a file that says something valid."""
+    """A valid line of a file."""
 
     value: Any
     """As Config holds it."""
@@ -165,10 +165,10 @@ class Setting(NamedTuple):
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
-    """Read the configuration; defaults where the file does not exist.
+    """Read the configuration; return the defaults if the file does not exist.
 
-    Raises VirtRaplError when a file cannot be read, can be written by others than root and us, is not YAML, or holds an
-    unknown key or a wrong value.
+    Raises VirtRaplError when a file cannot be read, can be written by users other than root and ours, is not YAML, or
+    holds an unknown key or a wrong value.
     """
     settings, mistakes = read(path)
     if mistakes:
@@ -177,14 +177,14 @@ def load(path: Path = DEFAULT_PATH) -> Config:
 
 
 def stated_policy(path: Path = DEFAULT_PATH) -> OnFailure:
-    """Return `on_failure` as far as it can be made out in a configuration that load() does not take."""
+    """Return `on_failure`, if it can be read in a configuration that load() rejects; else its default."""
     settings, _ = read(path)
     stated: OnFailure = settings["on_failure"].value if "on_failure" in settings else Config.on_failure
     return stated
 
 
 def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, Setting], list[VirtRaplError]]:
-    """Return what the files set, as far as it is right, and all mistakes in them, in the order of the files."""
+    """Return the files' valid settings, and all mistakes in them, in the order of the files."""
     settings: dict[str, Setting] = {}
     mistakes: list[VirtRaplError] = []
     for file in files(path):
@@ -207,26 +207,26 @@ def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, Setting], list[VirtRaplEr
 
 
 def as_yaml(value: object) -> str:
-    """Return a value on one line, as one would write it."""
+    """Return a value on one line, as a person would write it."""
     written = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     return written.removesuffix("...\n").rstrip("\n")
 
 
 def files(path: Path) -> list[Path]:
-    """Return the files that are read where they exist; later ones override."""
+    """Return the files that are read if they exist; later ones override earlier ones."""
     return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
 
 
 def _check_writers(file: Path) -> None:
-    """Who writes the configuration tells root's processes what to do: nobody but root and we may."""
+    """Raise VirtRaplError if users other than root and ours can write the file, which root's processes obey."""
     for place in (file.parent, file):
         if other := who_else_may_write(place):
-            hint = f"look what it says, then: chown root:root {place} && chmod go-w {place}"
-            raise VirtRaplError(f"{place} is not followed: {other}", hint)
+            hint = f"check what it says, then: chown root:root {place} && chmod go-w {place}"
+            raise VirtRaplError(f"{place} is not used: {other}", hint)
 
 
 def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
-    """Yield each key of the file with what it sets, or what is wrong with it; one error where nothing can be read."""
+    """Yield each key of the file with its setting, or what is wrong with it; one error if nothing can be read."""
     try:
         loader, document = _read(file)
     except VirtRaplError as error:
@@ -250,11 +250,11 @@ def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
 
 
 def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
-    """Return what is in the file; no node where it is empty or not there. Raises VirtRaplError."""
+    """Return what is in the file; no node if it is empty or missing. Raises VirtRaplError."""
     try:
         _check_writers(file)
-        if not (file.is_file() or file == STANDARD_INPUT):  # a pipe that nobody writes into would never end
-            raise VirtRaplError(f"{file} is no file", "move it away")
+        if not (file.is_file() or file == STANDARD_INPUT):  # reading a pipe without a writer would never end
+            raise VirtRaplError(f"{file} is not a regular file", "move it away")
         text = file.read_bytes().decode()
         loader = yaml.SafeLoader(text)
         return loader, loader.get_single_node()
@@ -275,7 +275,7 @@ def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
 
 
 def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.SafeLoader) -> Setting:
-    """Return what a key is set to. Raises VirtRaplError where the key or its value is wrong."""
+    """Return what a key is set to. Raises VirtRaplError if the key or its value is wrong."""
     if key not in KEYS:
         near = get_close_matches(key, KEYS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
@@ -295,7 +295,7 @@ def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.Saf
 
 
 def _wrong_part(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
-    """Return the part of `domains` that is wrong: a name of a list, what is no list, or an item; else all of it."""
+    """Return the wrong part of `domains`: a list's name, something that is no list, or an item; else all of it."""
     lists: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else [(node, node)]
     for name, items in lists:
         if name is not node and loader.construct_object(name) not in LISTS:

@@ -1,4 +1,4 @@
-"""The one exception that a user may see, lines that he may, and what is logged of the others for who debugs."""
+"""The one exception that users see, lines that are safe to print, and what is logged of other errors for debugging."""
 
 import contextlib
 import os
@@ -6,21 +6,21 @@ import sys
 from collections.abc import Callable
 
 DEBUG = "VIRT_RAPL_DEBUG"
-"""The environment variable that asks for tracebacks and for the commands that are run; empty is as if it were unset."""
+"""The environment variable that turns on logging of tracebacks and of the commands that are run; empty means unset."""
 
 
 class VirtRaplError(Exception):
-    """A failure told to the user: one line of what went wrong and one of what to do about it."""
+    """A failure that is shown to the user: one line with what went wrong and one with what to do about it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        """Keep both lines; neither ends in a full stop or holds a newline."""
+        """Keep both lines; neither ends in a full stop or contains a newline."""
         super().__init__(message)
         self.message = message
         self.hint = hint
 
 
 def message_of(check: Callable[[], object]) -> str:
-    """Return the message of the VirtRaplError that `check` raises; empty where it raises none."""
+    """Return the message of the VirtRaplError that `check` raises; empty if it raises none."""
     try:
         check()
     except VirtRaplError as error:
@@ -29,18 +29,18 @@ def message_of(check: Callable[[], object]) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """Return an error as one line. Whoever catches what nobody has foreseen calls this: it logs the traceback."""
+    """Return an error as one line. Call this for unforeseen errors: it logs the traceback if DEBUG is set."""
     if os.environ.get(DEBUG) and not isinstance(error, VirtRaplError):
-        import traceback  # which the hook does not wait for
+        import traceback  # here, so that the hook does not wait for it
 
         debug("".join(traceback.format_exception(error)))
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def debug(text: str) -> None:
-    """Write lines to stderr where DEBUG is set; also to the system's log where stderr is neither that nor a terminal.
+    """Write lines to stderr if DEBUG is set; also to the system's log, if stderr is neither that nor a terminal.
 
-    libvirt drops what a hook says on stderr unless the hook fails.
+    libvirt drops what a hook writes to stderr unless the hook fails.
     """
     if not os.environ.get(DEBUG):
         return
@@ -55,5 +55,5 @@ def debug(text: str) -> None:
 
 
 def printable(line: str) -> str:
-    """Return a line as a terminal may see it. What would control it, as a domain's name may, is written as `\\x1b`."""
+    """Return a line that is safe for a terminal: control characters, as in a domain's name, are written as `\\x1b`."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)

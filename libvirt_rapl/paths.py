@@ -1,8 +1,8 @@
-"""Every path that virt-rapl knows, once: what it puts somewhere, and what it finds where others put it.
+"""Every path that virt-rapl knows, once: of its own files, and of files that belong to others.
 
-Paths are relative to the root, as tests and `--prefix-root` have a root of their own; files of a directory that the
-configuration names are relative to that one. What a reader finds below PROC, SYS and DEV is its own matter, and the
-files of a domain are that of libvirt_rapl.helper.run_directory.
+Paths are relative to the root, because tests and `--prefix-root` have a root of their own; files in a directory that
+the configuration names are relative to that one. Not here: what is read below PROC, SYS and DEV (in the reader), and
+the files of a domain (in libvirt_rapl.helper.run_directory).
 """
 
 from pathlib import Path
@@ -26,16 +26,16 @@ PACKAGED_UNITS = "usr/lib/systemd/system"
 DAEMON_UNIT = "virt-rapld.service"
 WRAPPERS_PATH_UNIT, WRAPPERS_UNIT = "virt-rapl-wrappers.path", "virt-rapl-wrappers.service"
 
-# Made as it runs.
+# Made at run time.
 
 RUN_DIRECTORY = "run/virt-rapl"
-"""The default one, which the policies of SELinux and systemd know, and the wrapper."""
+"""The default one; the rules for SELinux, the systemd units and the wrapper name it, too."""
 DAEMON = "daemon"
 """In the run directory: virt-rapld's own."""
 STATUS_SOCKET = f"{DAEMON}/status.sock"
-"""Whoever connects is given the document, once."""
+"""A client that connects gets the document, once."""
 STREAM_SOCKET = f"{DAEMON}/stream.sock"
-"""Whoever connects is given each document from then on."""
+"""A client that connects gets each document from then on."""
 EVENTS = "events.jsonl"
 OLDER_EVENTS = f"{EVENTS}.1"
 
@@ -51,13 +51,13 @@ LIBVIRT_HOOK = "etc/libvirt/hooks/qemu"
 LIBVIRT_DEFINITIONS = "etc/libvirt/qemu"
 LIBVIRT_RUN = "run/libvirt/qemu"
 LIBVIRT_SAVES = "var/lib/libvirt/qemu/save"
-"""Where it puts managed saves."""
+"""For managed saves."""
 LIBVIRT_LOGS = "var/log/libvirt/qemu"
 
 # The system's.
 
 SYSTEMD = "run/systemd/system"
-"""Is there where systemd is init (sd_booted(3))."""
+"""Exists if systemd is init (sd_booted(3))."""
 JOURNAL = "run/systemd/journal/socket"
 SELINUX = "sys/fs/selinux/enforce"
-"""Is there where SELinux is on; says whether it enforces."""
+"""Exists if SELinux is on; says whether it enforces."""

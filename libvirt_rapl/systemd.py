@@ -32,7 +32,7 @@ def notify(state: str) -> None:
         sender.send(state.encode())
 
 
-def told(unit: str, name: str) -> str:
+def unit_property(unit: str, name: str) -> str:
     """Return a property of a unit, as `systemctl show` prints it; empty if systemd does not answer."""
     with contextlib.suppress(VirtRaplError):
         return systemctl("show", f"--property={name}", "--value", unit, timeout=SHOW_SECONDS).strip()

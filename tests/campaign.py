@@ -270,7 +270,7 @@ def settle(hosts: list[Host], guests: list[Guest], said: str) -> None:
 
 def _improper(host: Host, here: list[Guest]) -> Iterator[str]:
     """Yield what the hook has done wrong since this was asked last, as events and libvirt's logs tell it."""
-    told = list(events.written(host.world.path(RUN)))
+    told = list(events.read_unchecked(host.world.path(RUN)))
     for event in told[host.events :]:
         no_space = RUN in host.full and re.search(NO_SPACE, event.reason)
         if (event.result == "failed" and not no_space) or event.milliseconds > 1000 * HOOK_SECONDS:

@@ -228,7 +228,7 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
 
     for file, said in (
         ("/usr/lib/systemd/system/virt-rapld.service", "virt-rapl is here as a package of the distribution"),
-        ("/etc/virt-rapl/installed.json", "installed.json is lost, which tells what is virt-rapl's"),
+        ("/etc/virt-rapl/installed.json", "installed.json is lost"),
     ):
         path = host.machine.path(file)
         text = path.read_text() if path.exists() else ""

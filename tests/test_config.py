@@ -154,7 +154,11 @@ def test_what_comes_through_a_pipe_is_checked() -> None:
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(os.mkfifo, "is no file"), (os.mkdir, "is no file"), (link_to_nothing, "is a link to gone.yaml, .* not there")],
+    [
+        (os.mkfifo, "not a regular file"),
+        (os.mkdir, "not a regular file"),
+        (link_to_nothing, "is a link to gone.yaml, .* not there"),
+    ],
 )
 @pytest.mark.parametrize("name", ["virt-rapl.yaml", "conf.d/10.yaml"])
 def test_what_is_no_file_is_told(tmp_path: Path, name: str, make: Callable[[Path], None], message: str) -> None:
@@ -262,7 +266,7 @@ def test_what_others_may_write_is_not_followed(tmp_path: Path, place: str, mode:
     (tmp_path / place).chmod(mode)
     with pytest.raises(VirtRaplError) as caught:
         load(path)
-    assert caught.value.message == f"{tmp_path / place} is not followed: {who} may write it"
+    assert caught.value.message == f"{tmp_path / place} is not used: {who} may write it"
     assert caught.value.hint.endswith(f"chmod go-w {tmp_path / place}")
     assert stated_policy(path) == ("refuse" if "conf.d" in place else "degrade")
 

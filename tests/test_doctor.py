@@ -114,7 +114,7 @@ class Patient:
         self.ledger.load()
         self.domain = self.add("web1")
         self.record(state="ready")
-        self.tell(result="ready")
+        self.record_event(result="ready")
 
     @property
     def machine(self) -> Machine:
@@ -158,9 +158,9 @@ class Patient:
         write(self.path(f"run/{name}.pid"), f"{pid}\n")
         os.utime(self.path(f"run/{name}.pid"), (since, since))
 
-    def tell(self, **values: Any) -> None:  # noqa: ANN401
-        told = {"time": time.time(), "domain": "web1", "uuid": UUID, "operation": "start", "milliseconds": 9, **values}
-        events.tell(self.run_directory, events.Event(**told))
+    def record_event(self, **values: Any) -> None:  # noqa: ANN401
+        event = {"time": time.time(), "domain": "web1", "uuid": UUID, "operation": "start", "milliseconds": 9, **values}
+        events.record(self.run_directory, events.Event(**event))
 
     def add(self, name: str, *, enabled: bool = True, running: bool = True, uuid: str = UUID) -> Domain:
         xml = definition(name, uuid, self.path(QEMU))
@@ -311,15 +311,15 @@ def hanging_daemon(patient: Patient) -> None:
     patient.patch.setattr(status_socket, "listens", lambda _path: True)
 
 
-def daemon_tells(**host: object) -> Callable[[Patient], object]:
-    def tell(patient: Patient) -> None:
+def daemon_reports(**host: object) -> Callable[[Patient], object]:
+    def report(patient: Patient) -> None:
         patient.status = {**STATUS, "host": {**STATUS["host"], **host}}
 
-    return tell
+    return report
 
 
 def with_systemd(unit: str = "", state: str = "", user: str = "root") -> Callable[[Patient], object]:
-    """Let systemd run, and tell this of a unit; `user` is the one that virt-rapld is to have."""
+    """Let systemd run and return this for a unit; `user` is the one that virt-rapld is to have."""
 
     def systemctl(*arguments: str, timeout: float) -> str:  # noqa: ARG001
         asked = arguments[-1] == unit and (("--property=LoadState" in arguments) == (state in ("masked", "not-found")))
@@ -348,7 +348,7 @@ def wrapped(patient: Patient) -> None:
 
 
 def planted_mark(patient: Patient) -> None:
-    """A mark that names a program: whoever runs it leaves a trace."""
+    """A mark that names a program: running it leaves a trace."""
     write(patient.path("opt/planted"), f"#!/bin/sh\ntouch {patient.path('opt/ran')}\n")
     patient.path("opt/planted").chmod(0o755)
     patient.path("opt").chmod(0o777)
@@ -412,7 +412,7 @@ def newer_ledger(patient: Patient) -> None:
 
 
 def event(**values: object) -> Callable[[Patient], object]:
-    return lambda patient: patient.tell(**values)
+    return lambda patient: patient.record_event(**values)
 
 
 def record(**values: object) -> Callable[[Patient], object]:
@@ -476,7 +476,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("cpus", amd, "skipped", "no meter of their own"),
     ("energy", no_zones, "failed", "shows no RAPL zones"),
     ("energy", text("sys/class/powercap/virt-rapl-simulator/truth", ""), "warning", "SIMULATED"),
-    ("registers", another_user, "skipped", "whether a helper reads registers is not to be seen"),
+    ("registers", another_user, "skipped", "may not check whether a helper reads registers"),
     ("registers", no_zones, "failed", "neither RAPL registers nor powercap zones"),
     ("registers", configured(helper="qemu"), "failed", "qemu-vmsr-helper reads registers only"),
     ("registers", both(configured(helper="qemu"), zeros), "failed", "registers only: .* reads 0"),
@@ -524,8 +524,8 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("hook", replaced(HOOK, "python='", "python='/gone"), "failed", "which is gone"),
     ("hook", replaced(HOOK, "set -u", "set -eu"), "warning", "not the hook of this virt-rapl"),
     ("libvirt", old_libvirt, "failed", "6.4.0 is older than 6.5"),
-    ("hook-seen", hook_after_libvirt, "warning", "nobody can tell whether it knows it"),
-    ("hook-seen", remove(HOOK), "skipped", "no hook to be seen"),
+    ("hook-seen", hook_after_libvirt, "warning", "it may not know it"),
+    ("hook-seen", remove(HOOK), "skipped", "there is no hook"),
     ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),
     ("files", text("etc/systemd/system/virt-rapld.service", "[Unit]\n"), "warning", "virt-rapld.service"),
     ("files", remove("usr/local/share/bash-completion/completions/virt-rapl"), "warning", "completions/virt-rapl"),
@@ -566,17 +566,17 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("run-directory", full_disk("run/virt-rapl"), "failed", "is full"),
     ("run-directory", configured(run_directory=f"/run/{'x' * 100}"), "failed", "longer than 107 bytes"),
     ("virt-rapld", no_daemon, "warning", "does not run: no totals"),
-    ("virt-rapld", both(no_daemon, configured(domains="['*']")), "failed", "nobody enables"),
+    ("virt-rapld", both(no_daemon, configured(domains="['*']")), "failed", "nothing enables"),
     ("virt-rapld", both(no_daemon, closed_home), "failed", "cannot be run: /root is not open to all"),
     ("virt-rapld", both(no_daemon, with_systemd(user="virt-rapl-gone")), "failed", "there is no user virt-rapl-gone"),
     ("virt-rapld", dead_daemon, "failed", "has died"),
     ("virt-rapld", hanging_daemon, "failed", "does not answer"),
-    ("virt-rapld", daemon_tells(trouble="no /sys"), "warning", "no /sys"),
-    ("virt-rapld", daemon_tells(zones=[{"name": "dram-0", "lost_intervals": 2}]), "warning", "lost of dram-0"),
+    ("virt-rapld", daemon_reports(trouble="no /sys"), "warning", "no /sys"),
+    ("virt-rapld", daemon_reports(zones=[{"name": "dram-0", "lost_intervals": 2}]), "warning", "lost of dram-0"),
     ("virt-rapld", lambda patient: patient.add("db", uuid=OTHER_UUID), "failed", "does not know db: it has lost"),
     (
         "virt-rapld",
-        both(daemon_tells(trouble="not allowed"), lambda patient: patient.add("db", uuid=OTHER_UUID)),
+        both(daemon_reports(trouble="not allowed"), lambda patient: patient.add("db", uuid=OTHER_UUID)),
         "failed",
         "does not know db: not allowed",
     ),
@@ -595,7 +595,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("ledger", older_ledger_aside, "warning", "aside-20260131T120000"),
     ("events", event(result="failed", reason="out of luck"), "warning", "start of web1: out of luck"),
     ("events", event(result="refuse", reason="no helper"), "warning", "1 operations .* start of web1: no helper"),
-    ("domains", no_libvirt, "skipped", "libvirt does not tell"),
+    ("domains", no_libvirt, "skipped", "libvirt cannot be asked"),
     ("domains", record(state="degraded", reason="no luck"), "failed", "web1: runs without its meter: no luck"),
     ("domains", record(state="ready", helper_pid=1), "failed", "web1: runs without its meter: its helper ended"),
     ("domains", remove(f"run/virt-rapl/{UUID}.json"), "failed", "web1: .*: the hook did not run"),
@@ -604,7 +604,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("domains", both(plain, growable), "skipped", "web1: is off, and cannot have a meter: .* can grow"),
     ("domains", cloned, "failed", "web1: gets no meter at its next start: its -accel argument"),
     ("domains", remove(f"{QEMU}-rapl"), "failed", "web1: gets no meter at its next start: there is no .* wrapper"),
-    ("domains", not_yet, "warning", "web1: is enabled, but runs as it was started before"),
+    ("domains", not_yet, "warning", "web1: is enabled, but was started before"),
     ("domains", both(plain, growable, configured(domains="[web1]")), "failed", "web1: .* choose it, but .* can grow"),
     ("domains", both(plain, configured(domains="[web1]")), "warning", "web1: .* choose it, but it is not enabled"),
     ("domains", both(plain, configured(domains="[web1]"), refused), "warning", "took its meter out 5 times"),
@@ -612,7 +612,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
 
 
 @pytest.mark.parametrize("name", doctor.CHECKS)
-def test_what_is_broken_is_told_with_its_remedy(name: str) -> None:
+def test_what_is_broken_is_reported_with_its_remedy(name: str) -> None:
     for _, breaks, state, message in (case for case in BROKEN if case[0] == name):
         with new_patient() as patient:
             breaks(patient)
@@ -680,14 +680,18 @@ REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
     ("virt-rapld", no_daemon, "run `virt-rapl daemon`"),
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "inactive")), "systemctl enable --now virt-rapld"),
     ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "masked")), "systemctl unmask virt-rapld; systemctl en"),
-    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "failed")), "`journalctl -u virt-rapld` tells why"),
-    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "activating")), "`journalctl -u virt-rapld` tells why"),
+    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "failed")), "`journalctl -u virt-rapld` says why"),
+    ("virt-rapld", both(no_daemon, with_systemd("virt-rapld", "activating")), "`journalctl -u virt-rapld` says why"),
     ("virt-rapld", both(no_daemon, with_systemd(user="virt-rapl-gone")), "run `virt-rapl install`"),
-    ("virt-rapld", both(no_daemon, closed_home), "chmod o+x /root, or install virt-rapl where every user gets"),
-    ("virt-rapld", daemon_tells(trouble="not allowed"), "what `virt-rapl daemon` printed tells why"),
-    ("virt-rapld", both(daemon_tells(trouble="no"), with_systemd("polkit", "masked")), "systemctl unmask polkit: libv"),
-    ("virt-rapld", both(daemon_tells(trouble="no"), with_systemd("polkit", "not-found")), "install polkit"),
-    ("virt-rapld", both(daemon_tells(trouble="no"), with_systemd("polkit", "loaded")), "`journalctl -u virt-rapld`"),
+    ("virt-rapld", both(no_daemon, closed_home), "chmod o+x /root, or install virt-rapl where every user can read it"),
+    ("virt-rapld", daemon_reports(trouble="not allowed"), "the output of `virt-rapl daemon` says why"),
+    (
+        "virt-rapld",
+        both(daemon_reports(trouble="no"), with_systemd("polkit", "masked")),
+        "systemctl unmask polkit: libv",
+    ),
+    ("virt-rapld", both(daemon_reports(trouble="no"), with_systemd("polkit", "not-found")), "install polkit"),
+    ("virt-rapld", both(daemon_reports(trouble="no"), with_systemd("polkit", "loaded")), "`journalctl -u virt-rapld`"),
     ("hook", both(packaged_here, remove(HOOK)), "dpkg --force-confmiss --install"),
     ("wrapper", both(packaged_here, remove(f"{QEMU}-rapl")), "reinstall the package"),
     ("wrapper", mode(f"{QEMU}-rapl", 0o700), "chmod 755 "),
@@ -735,7 +739,7 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
     ("hook-seen", both(hook_after_libvirt, event(result="ready")), "has called the hook"),
     ("hook-seen", remove("run/libvirtd.pid"), "it looks when it starts"),
     ("libvirt", both(remove("run/libvirtd.pid"), lambda patient: patient.daemon("virtqemud", 0)), "virtqemud"),
-    ("run-directory", text("run/virt-rapl/libvirt-sock", ""), "QEMU gets through"),
+    ("run-directory", text("run/virt-rapl/libvirt-sock", ""), "QEMU can reach its sockets"),
     ("apparmor", with_apparmor(), "our rules are in place"),
     ("apparmor", with_apparmor(text("sys/kernel/security/apparmor/profiles", "man (enforce)\n")), "not confine"),
     ("selinux", with_selinux("1", "virt_rapl"), "has our module"),
@@ -754,12 +758,12 @@ def test_what_is_in_order_otherwise() -> None:
         assert message in check.message
 
 
-def test_what_a_user_may_not_see_is_told_and_no_failure(patient: Patient) -> None:
+def test_what_a_user_may_not_see_is_reported_and_no_failure(patient: Patient) -> None:
     def forbid(_: object) -> Any:  # noqa: ANN401
         raise PermissionError(13, "Permission denied", "/x")
 
     patient.patch.setattr(os, "geteuid", lambda: 1000)
-    patient.patch.setattr(events, "told", forbid)
+    patient.patch.setattr(events, "read", forbid)
     patient.patch.setattr("libvirt_rapl.host.powercap.PowercapZone.read", forbid)
     patient.patch.setattr(RunDirectory, "stranger", forbid)
     found = patient.examine()
@@ -810,20 +814,20 @@ def test_another_machines_libvirt_is_refused(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.e2e
 def test_a_real_host(world: World, new_guest: NewGuest) -> None:
-    """Everything is in order after install, enable and start; then one thing after the other is broken and mended."""
+    """Everything is in order after install, enable and start; then one thing after another is broken and mended."""
 
     def examine(*broken: str) -> str:
-        """Return what is told of the checks that failed, which are to be these, and of those that warn."""
+        """Return the messages of the checks that failed, which must be these, and of those that warn."""
         done = world.run(["virt-rapl", "doctor", "--json"], check=False)
         checks = json.loads(done.stdout)["checks"]
         if any(map(who_else_may_write, [INSTALLER, *INSTALLER.parents])):  # a checkout may be somebody's own
             checks = [check for check in checks if check["name"] != "files"]
         failed = {check["name"] for check in checks if check["state"] == "failed"}
         assert (failed, done.returncode) == (set(broken), 1 if broken else 0), done.stdout
-        told = {check["name"]: check["message"] for check in checks if check["state"] in ("failed", "warning")}
-        assert "SIMULATED" in told.pop("energy")
-        told.pop("events", "")  # other tests have made operations of the hook fail
-        return " ".join(f"{name}: {message}" for name, message in told.items())
+        messages = {check["name"]: check["message"] for check in checks if check["state"] in ("failed", "warning")}
+        assert "SIMULATED" in messages.pop("energy")
+        messages.pop("events", "")  # other tests have made operations of the hook fail
+        return " ".join(f"{name}: {message}" for name, message in messages.items())
 
     name = new_guest(50)
     start_enabled(world, name)

@@ -209,7 +209,7 @@ def test_a_definition_that_libvirt_does_not_take(new_bench: NewBench) -> None:
     bench.libvirt.add(PLAIN)
     bench.libvirt.refuses = True
     (told,) = bench.apply()
-    assert told.endswith("but libvirt does not take the definition of web1: told so")
+    assert told.endswith("but libvirt does not accept the definition of web1: told so")
     assert bench.apply() == []
     bench.libvirt.refuses = False
     assert bench.apply() == [ENABLED]
@@ -360,7 +360,7 @@ def test_libvirt_that_cannot_be_had_is_told_once_and_tried_on(new_bench: NewBenc
     bench.policy.changed([UUID])
     time.sleep(0.2)
     assert bench.told == [
-        "cannot enable the configuration's `domains`: no libvirt at fake:///; domains are metered on",
+        "cannot enable the configuration's `domains`: no libvirt at fake:///; metering goes on",
     ]
     bench.libvirt.there = True
     eventually(lambda: len(bench.told) == 3)

@@ -407,7 +407,7 @@ def test_domains_of_libvirts_test_driver() -> None:
     for unknown in ("nothing", OTHER_UUID, "", "1"):
         with pytest.raises(VirtRaplError, match="there is no domain"):
             lookup(connection, unknown)
-    with pytest.raises(VirtRaplError, match="does not take the definition"):
+    with pytest.raises(VirtRaplError, match="does not accept the definition"):
         test.define(Definition.parse("<domain/>"))
 
 

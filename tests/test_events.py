@@ -39,16 +39,16 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
 
 def test_what_is_told_is_read_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert list(events.told(run)) == []
+    assert list(events.read(run)) == []
     first, second = event(), event(domain="Zürich\n", result="degraded", reason="no helper")
-    events.tell(run, first)
-    events.tell(run, second)
-    assert list(events.told(run)) == [first, second]
+    events.record(run, first)
+    events.record(run, second)
+    assert list(events.read(run)) == [first, second]
     assert (run / paths.EVENTS).stat().st_mode & 0o777 == 0o600
 
 
 def test_the_journal_gets_fields(tmp_path: Path, journal: socket.socket) -> None:
-    events.tell(tmp_path, event(result="degraded", reason="two\nPRIORITY=0"))
+    events.record(tmp_path, event(result="degraded", reason="two\nPRIORITY=0"))
     lines = journal.recv(10_000).decode().split("\n")
     assert lines == [
         "MESSAGE=start of web: degraded in 12 ms: two PRIORITY=0",
@@ -66,42 +66,42 @@ def test_the_journal_gets_fields(tmp_path: Path, journal: socket.socket) -> None
 
 def test_a_journal_that_does_not_listen_holds_nobody_up(tmp_path: Path) -> None:
     for _ in range(1000):  # far more than its queue holds: a sender that waits would wait for ever
-        events.tell(tmp_path, event())
-    assert len(list(events.told(tmp_path))) == 1000
+        events.record(tmp_path, event())
+    assert len(list(events.read(tmp_path))) == 1000
 
 
 def test_without_a_journal_and_a_directory_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
     (tmp_path / "file").touch()
-    events.tell(tmp_path / "file", event())
+    events.record(tmp_path / "file", event())
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_neither_a_link_nor_a_pipe_leads_it_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / paths.EVENTS
     path.symlink_to(tmp_path / "elsewhere")
-    events.tell(tmp_path, event())
+    events.record(tmp_path, event())
     assert not (tmp_path / "elsewhere").exists()
     path.unlink()
     os.mkfifo(path)
-    events.tell(tmp_path, event())  # nobody reads there
+    events.record(tmp_path, event())  # nobody reads there
 
 
 def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "LIMIT", 1000)
     for number in range(100):
-        events.tell(tmp_path, event(milliseconds=number))
+        events.record(tmp_path, event(milliseconds=number))
     assert {path.name for path in tmp_path.iterdir()} == {paths.EVENTS, f"{paths.EVENTS}.1"}
     assert all(path.stat().st_size < 1400 for path in tmp_path.iterdir())
-    numbers = [event.milliseconds for event in events.told(tmp_path)]
+    numbers = [event.milliseconds for event in events.read(tmp_path)]
     assert numbers == list(range(numbers[0], 100))
     assert len(numbers) > 4
 
 
 def test_half_a_line_is_left_out(tmp_path: Path) -> None:
     (tmp_path / paths.EVENTS).write_text('{"time": 1\n[]\n{"other": 1}\n\xff\n', encoding="latin-1")
-    events.tell(tmp_path, event())
-    assert list(events.told(tmp_path)) == [event()]
+    events.record(tmp_path, event())
+    assert list(events.read(tmp_path)) == [event()]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_half_a_line_is_left_out(tmp_path: Path) -> None:
 def test_an_odd_line_does_not_end_the_command(tmp_path: Path, run: Run, odd: dict[str, object]) -> None:
     with (tmp_path / paths.EVENTS).open("w") as file:
         file.write("[" * 100_000 + "\n" + json.dumps({**asdict(event()), **odd}) + "\n")
-    events.tell(tmp_path, event(domain="good"))
+    events.record(tmp_path, event(domain="good"))
     status, out, err = run()
     assert (status, err) == (0, "")
     assert [line.split()[2] for line in out.splitlines()[1:]] == ["good"]
@@ -154,8 +154,8 @@ def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest
 def test_they_are_shown(tmp_path: Path, run: Run) -> None:
     assert run() == (0, "no events\n", "")
     now = time.time()
-    events.tell(tmp_path, event(time=now - 7200, result="degraded", reason="no helper"))
-    events.tell(tmp_path, event(time=now, domain="db", uuid="u", operation="started"))
+    events.record(tmp_path, event(time=now - 7200, result="degraded", reason="no helper"))
+    events.record(tmp_path, event(time=now, domain="db", uuid="u", operation="started"))
     _, out, _ = run()
     head, first, second = out.splitlines()
     assert head.split() == ["TIME", "DOMAIN", "OPERATION", "MS", "RESULT", "REASON"]

@@ -240,7 +240,8 @@ def test_a_stopped_helper_is_in_trouble_until_it_goes_on(rapl: Rapl, directory: 
         os.waitid(os.P_PID, instance.process.pid, os.WSTOPPED)
         assert instances.alive(record)
         assert (
-            instances.trouble(record, registry) == f"its helper is stopped; `kill -CONT {instance.pid}` lets it go on"
+            instances.trouble(record, registry)
+            == f"its helper is stopped; `kill -CONT {instance.pid}` lets it continue"
         )
         os.kill(instance.pid, signal.SIGCONT)
         os.waitid(os.P_PID, instance.process.pid, os.WCONTINUED)

@@ -85,7 +85,7 @@ class Host:
         return status, output.getvalue(), said.getvalue()
 
     def events(self) -> list[events.Event]:
-        return list(events.told(self.run))
+        return list(events.read(self.run))
 
     @property
     def record(self) -> Record:
@@ -278,7 +278,7 @@ def test_a_configuration_that_everybody_can_write_keeps_no_domain_from_starting(
     host.config.chmod(0o666)
     status, _, said = host.call("start", host.marked)
     assert status == 0
-    assert "is not followed: everybody may write it" in said
+    assert "is not used: everybody may write it" in said
     assert host.line.startswith("degraded: ")
     assert host.helpers == 0
 

@@ -223,7 +223,7 @@ def test_what_python_could_not_do_is_an_event(guard: Guard) -> None:
     for name in ("a domain", 'a"b', "a\\b"):
         assert guard.run(name, "start", "begin", "-").returncode == 0
     assert (run_directory / paths.EVENTS).stat().st_mode & 0o777 == 0o600
-    (event,) = events.told(run_directory)
+    (event,) = events.read(run_directory)
     assert (event.domain, event.operation, event.result, event.reason) == (
         "a domain",
         "start",

@@ -159,7 +159,7 @@ def test_what_cannot_be_written_is_told(root: Path) -> None:
     (root / "etc").write_text("not a directory")
     with pytest.raises(VirtRaplError, match="cannot change") as caught:
         install(root)
-    assert caught.value.hint == "move away what stands where a directory is needed"
+    assert caught.value.hint.startswith("move away")
 
 
 @pytest.mark.parametrize("name", [HOOK, WRAPPER, UNIT])
@@ -414,7 +414,7 @@ def test_a_manifest_that_is_damaged_removes_nothing(root: Path, text: str) -> No
 def test_a_manifest_that_was_lost_is_made_anew(root: Path) -> None:
     install(root)
     (root / paths.MANIFEST).unlink()
-    with pytest.raises(VirtRaplError, match="is lost, which tells what is virt-rapl's"):
+    with pytest.raises(VirtRaplError, match=r"installed\.json is lost"):
         uninstall(root)
     assert {line.split()[0] for line in install(root)} == {"unchanged"}
     uninstall(root)

@@ -228,7 +228,7 @@ def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
     fake.set(FakeDomain(3, plain(3)))
     eventually(shows(found, entry(2), entry(3)))
     assert told == [
-        "without libvirt for now: libvirt at fake:/// closed the connection; domains that run are metered on",
+        "without libvirt for now: libvirt at fake:/// closed the connection; running domains are still metered",
         "libvirt is back",
     ]
     assert fake.closed == 1

@@ -113,7 +113,7 @@ def plan(handle: Handle, *, persistent: bool = True) -> live_plan.Plan:
 
 
 def told(registry: Registry) -> list[tuple[str, str]]:
-    return [(event.operation, event.result) for event in events.told(registry.run_directory)]
+    return [(event.operation, event.result) for event in events.read(registry.run_directory)]
 
 
 def test_the_hook_is_told_while_the_domain_is_restored_and_no_longer(registry: Registry) -> None:
@@ -258,7 +258,7 @@ def test_what_another_has_done_meanwhile_is_not_done_again(
 def test_an_image_that_was_left_is_not_written_over(registry: Registry, tmp_path: Path) -> None:
     left = tmp_path / f"{UUID}.virt-rapl"
     left.write_text("a domain")
-    with pytest.raises(VirtRaplError, match=f"web: {left} is left of an `enable --live`"):
+    with pytest.raises(VirtRaplError, match=f"web: {left} was left by an `enable --live`"):
         live.switch_on(plan(Handle(registry), persistent=False), registry, print)
     assert left.read_text() == "a domain"
 

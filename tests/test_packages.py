@@ -299,7 +299,7 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     assert machine.run(["systemctl", "is-active", "virt-rapld"]).stdout == "active\n"
     machine.run(["virsh", "destroy", NAME])
     machine.run(["systemctl", "stop", *LIBVIRT])
-    assert "cannot tell whether domains still need virt-rapl" in dpkg(machine, "--remove", "virt-rapl", check=False)
+    assert "cannot find out whether domains still need virt-rapl" in dpkg(machine, "--remove", "virt-rapl", check=False)
     machine.run(["systemctl", "start", *LIBVIRT])
     said = dpkg(machine, "--remove", "virt-rapl", VIRT_RAPL_UNINSTALL="--disable-domains")
     assert packaged.NOT_OURS not in said

@@ -58,7 +58,7 @@ def test_in_a_directory_of_somebody_else_nothing_is_believed_and_nothing_touched
     for name in ("live", "lock"):
         registry.path(UUID, name).touch()
     event = events.Event(time=0, domain="", uuid="", operation="", milliseconds=0, result="unchanged")
-    events.tell(registry.run_directory, event)
+    events.record(registry.run_directory, event)
     os.chown(registry.run_directory, 4321, 4321)
     before = {path.name: path.stat() for path in registry.run_directory.iterdir()}
     assert registry.read(UUID) is None
@@ -67,12 +67,12 @@ def test_in_a_directory_of_somebody_else_nothing_is_believed_and_nothing_touched
         lambda: registry.write(record()),
         lambda: registry.remove(UUID),
         lambda: registry.switching_on(UUID).__enter__(),
-        lambda: list(events.told(registry.run_directory)),
+        lambda: list(events.read(registry.run_directory)),
     ):
         with pytest.raises(VirtRaplError, match=f"{registry.run_directory} .*user 4321"):
             attempt()
     with registry.locked(UUID):  # a hook goes on without
-        events.tell(registry.run_directory, event)
+        events.record(registry.run_directory, event)
     assert {path.name: path.stat() for path in registry.run_directory.iterdir()} == before
     assert not registry.is_made_by_us()
 

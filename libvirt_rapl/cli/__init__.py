@@ -1,4 +1,4 @@
-"""The command `virt-rapl`: one module a command, each with add_arguments(parser) and run(options) -> exit status.
+"""The command `virt-rapl`: one module per command, each with add_arguments(parser) and run(options) -> exit status.
 
 A command imports no other; what two share is in a module of its own beside them. May import every room.
 """
@@ -35,7 +35,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Exit status: 0 done, 1 failed (told on stderr), 2 usage."""
+    """Run one command. Exit status: 0 done, 1 failed (with a message on stderr), 2 usage."""
     ours, rest = _split(sys.argv[1:] if arguments is None else arguments)
     options = _global_parser().parse_args(ours)
     try:
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def say(line: str) -> None:
-    """Print a line of a command that acts. It goes on where nobody reads that (`| true`): half of it helps nobody."""
+    """Print a line of a command that acts. It continues if nobody reads that (`| true`): half of it helps nobody."""
     try:
         print(printable(line), flush=True)
     except BrokenPipeError:
@@ -70,18 +70,18 @@ def say(line: str) -> None:
 
 
 def fail(message: str, hint: str) -> int:
-    """Tell what went wrong, and what to do about it; returns the exit status."""
-    _tell("error", message, hint)
+    """Print what went wrong, and what to do about it; return the exit status."""
+    _print("error", message, hint)
     return 1
 
 
 def warn(message: str, hint: str) -> None:
-    """Tell what the user should know, and what to do about it; the command goes on."""
-    _tell("warning", message, hint)
+    """Print what the user should know, and what to do about it; the command goes on."""
+    _print("warning", message, hint)
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
-    """Lay rows of cells out in columns, a line each; the columns numbered in `right` end, others begin together."""
+    """Return rows of cells as lines with aligned columns; the columns numbered in `right` are aligned to the right."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -94,14 +94,14 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str
 
 
 def count(text: str) -> int:
-    """Turn what an option takes into a number from 1 on. Raises ArgumentTypeError."""
+    """Turn an option's value into a number from 1 on. Raises ArgumentTypeError."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
     return int(text)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Divide at the command: our own options with it, and what is the command's, which may look like ours."""
+    """Split the arguments after the command's name: the command's options may look like our own."""
     position = 0
     while position < len(arguments) and arguments[position].startswith("-"):
         position += 2 if arguments[position] in ("--connect", "--config") else 1
@@ -109,11 +109,11 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _forget_output() -> None:
-    """Keep the interpreter from writing the rest at its end, where it would fail again."""
+    """Keep the interpreter from writing the rest when it exits, where it would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(kind: str, message: str, hint: str) -> None:
+def _print(kind: str, message: str, hint: str) -> None:
     print(printable(f"virt-rapl: {kind}: {message}"), file=sys.stderr)
     if hint:
         print(printable(f"hint: {hint}"), file=sys.stderr)

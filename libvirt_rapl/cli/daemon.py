@@ -12,7 +12,7 @@ from libvirt_rapl.daemon import loop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare nothing: what there is to choose is in the configuration."""
+    """Declare nothing: all choices are in the configuration."""
 
 
 def run(options: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def chosen(uri: str, is_chosen: Callable[[Definition], bool]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """What a definition is and shall be."""
+    """A definition before and after a change."""
 
     domain: Domain
     before: Definition
@@ -46,14 +46,14 @@ class Change:
 
     @property
     def difference(self) -> str:
-        """Both as a unified diff; empty where nothing changes."""
+        """Both as a unified diff; empty if nothing changes."""
         return self.before.difference(self.after)
 
 
 def change_all(
     options: argparse.Namespace, rewrite: Callable[[Definition], Definition], *, done: str, nothing_to_do: str
 ) -> None:
-    """Rewrite the definitions of all domains named, or print the differences; say what was done to each.
+    """Rewrite the definitions of all named domains, or print the differences; say what was done to each.
 
     Raises VirtRaplError, before anything is changed, when one domain cannot be changed.
     """
@@ -71,11 +71,11 @@ def change_all(
 
 
 def plan_change(domain: Domain, rewrite: Callable[[Definition], Definition]) -> Change:
-    """Return what `rewrite` makes of a definition. Raises VirtRaplError when it cannot be changed."""
+    """Return a domain's definition before and after `rewrite`. Raises VirtRaplError when it cannot be changed."""
     if not domain.persistent:
         raise VirtRaplError(
             f"{domain.name}: the domain is transient, it has no definition to change",
-            "pass the XML it is created from through `virt-rapl inject`",
+            "create it from the output of `virt-rapl inject`",
         )
     with named(domain):
         before = domain.definition(secrets=True)
@@ -84,7 +84,7 @@ def plan_change(domain: Domain, rewrite: Callable[[Definition], Definition]) -> 
 
 @contextlib.contextmanager
 def named(domain: Domain) -> Iterator[None]:
-    """Put the domain's name before what goes wrong."""
+    """Put the domain's name before the message of a VirtRaplError."""
     try:
         yield
     except VirtRaplError as error:

@@ -21,10 +21,10 @@ from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
 
 GUESTS = {"busy": 100, "calm": 30}
-"""Name, and how busy its vCPU is in per cent."""
+"""Name, and how busy its vCPU is, in per cent."""
 
 SETTLING_SECONDS = 2
-"""What a guest reads first holds what its start cost; that is over then."""
+"""A guest's first readings include the energy of its start; after this they do not."""
 
 HEADINGS = ("DOMAIN", "VCPU LOAD", "WATTS", "JOULES", "GUEST'S JOULES", "DIFFERENCE")
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
                     screen.show(json.loads(line), second, options.seconds)
             status.kill()
     if screen.shown < options.seconds:
-        raise VirtRaplError("`virt-rapl status` ended too early", "what it said stands above")
+        raise VirtRaplError("`virt-rapl status` ended too early", "see its message above")
     print("done: guests, libvirt and everything they wrote are gone, nothing is left behind")
     return 0
 
@@ -67,7 +67,7 @@ def _start_guests(world: World) -> str:
     """Do what an operator would; return what keeps the guests from reading their energy, empty if nothing does."""
     no_kvm = message_of(check_kvm)
     trouble = no_kvm or message_of(partial(check_host, sys=world.path("/sys"), proc=world.path("/proc")))
-    world.run(["virt-rapl", "install", "--force"])  # a checkout may be anybody's, and the world is soon gone
+    world.run(["virt-rapl", "install", "--force"])  # other users may be able to change a checkout
     world.start_libvirtd()
     for name, duty in GUESTS.items():
         world.define_guest(name, duty, kvm=not no_kvm)
@@ -87,21 +87,21 @@ def _start_with_meter(world: World, name: str) -> None:
 
 
 class Screen:
-    """What is shown, from the first document of `virt-rapl status` on: everything is counted since then."""
+    """What is shown. Everything is counted from the first document of `virt-rapl status` on."""
 
     def __init__(self, world: World, trouble: str) -> None:
-        """Show the guests of `world`, or what the `trouble` with their own readings is."""
+        """Show the guests of `world`; `trouble`: why they cannot read their own energy, empty if they can."""
         self.world = world
         self.trouble = trouble
         self.shown = 0
         self._height = 0
         self._before: dict[str, tuple[float, float]] = {}
-        """Of each domain: monotonic seconds and vCPU seconds, at the previous screen."""
+        """For each domain: monotonic seconds and vCPU seconds, at the previous screen."""
         self._first: dict[str, tuple[float, float]] = {}
-        """Of each domain: joules by status and by the guest, at the beginning."""
+        """For each domain: joules by status and by the guest, at the beginning."""
 
     def show(self, document: dict[str, Any], second: int, seconds: int) -> None:
-        """Take one document in and show the comparison, on a terminal in place of the one before."""
+        """Show the comparison for one document, on a terminal in place of the previous one."""
         rows = [self._row(domain) for domain in document["domains"]]
         if second == 0:
             return
@@ -113,15 +113,16 @@ class Screen:
         self.shown = second
 
     def _row(self, domain: dict[str, Any]) -> tuple[str, ...]:
-        name, reads, told = domain["name"], domain["vrapl"] == "active", domain["energy_joules"]
+        name, reads, charged = domain["name"], domain["vrapl"] == "active", domain["energy_joules"]
         readings = self.world.readings(name) if reads else []
         own = sum(guest.joules(readings).values())
-        # QEMU moves the guest's counter once a second: compare with what status would have told at that moment.
-        told -= domain["power_watts"] * guest.unmoved_seconds(readings)
-        told_first, own_first = self._first.setdefault(name, (told, own))
-        told, own = told - told_first, own - own_first
-        figures = (name, self._load(domain), f"{domain['power_watts']:.1f} W", f"{told:.1f} J")
-        return (*figures, f"{own:.1f} J" if reads else "-", f"{(own - told) / told:+.1%}" if reads and told else "-")
+        # QEMU moves the guest's counter once a second: compare with what status would have shown at that moment.
+        charged -= domain["power_watts"] * guest.unmoved_seconds(readings)
+        charged_first, own_first = self._first.setdefault(name, (charged, own))
+        charged, own = charged - charged_first, own - own_first
+        figures = (name, self._load(domain), f"{domain['power_watts']:.1f} W", f"{charged:.1f} J")
+        difference = f"{(own - charged) / charged:+.1%}" if reads and charged else "-"
+        return (*figures, f"{own:.1f} J" if reads else "-", difference)
 
     def _load(self, domain: dict[str, Any]) -> str:
         now, ran = time.monotonic(), self._vcpu_seconds(domain)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Define every domain anew, without the meter; warn of those that virt-rapld enables again."""
+    """Define every domain again, without the meter; warn of those that virt-rapld will enable again."""
     try:
         selection = load(options.config).domains
     except VirtRaplError:
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         if not definition.is_marked and (path := definition.emulator()).endswith(WRAPPER_SUFFIX):
             warn(
                 f"{definition.name}: its emulator {path} has a wrapper's name, and no mark: it is left as it is",
-                "where `virt-rapl enable` has put it there, enable it once more, then disable it",
+                "if `virt-rapl enable` has put it there, enable it once more, then disable it",
             )
         return definition.strip()
 

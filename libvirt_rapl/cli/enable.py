@@ -1,7 +1,7 @@
 """Give domains their own energy meter from their next start on. All are checked before any is changed.
 
-With --live a running domain gets it now: it is saved to disk and restored, for which the guest pauses. A domain that
-cannot be saved or restored so is as it was before.
+With --live a running domain gets it now: the guest pauses while it is saved to disk and restored. A domain that cannot
+be saved or restored like this is as it was before.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from libvirt_rapl.selection import Selection
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add_common_arguments(
-        parser, "--chosen", "all that `domains` in the configuration chooses; one that cannot have a meter is left out"
+        parser, "--chosen", "all that `domains` in the configuration chooses, except those that cannot have a meter"
     )
     parser.add_argument("--live", action="store_true", help="running domains get it now, by a save and a restore")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Define every domain anew, with the meter in it."""
+    """Define every domain again, with the meter in it."""
     config = load(options.config)
     registry = Registry(config.run_directory)
     looked_at: set[str] = set()
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         return changed
 
     if options.live and options.by_configuration:
-        raise VirtRaplError("--live is for domains that are named: each stands still meanwhile", "name them")
+        raise VirtRaplError("--live needs the domains' names: each of them pauses for it", "name them")
     if options.connect == DEFAULT_URI and not options.by_configuration:
         check_processor()  # before what can be mended in a domain
     if options.by_configuration:
@@ -73,7 +73,7 @@ def _chosen(uri: str, selection: Selection, registry: Registry) -> Iterator[str]
 def _enable_live(
     options: argparse.Namespace, with_meter: Callable[[Definition], Definition], registry: Registry
 ) -> None:
-    """Switch running domains on, one after the other, and say what happens to each before and after."""
+    """Give running domains their meters, one after the other; say before and after what happens to each."""
     if options.connect != DEFAULT_URI:
         raise VirtRaplError(f"--live works with this machine's own libvirt only ({DEFAULT_URI})", "log in there")
     connection = connect(options.connect)
@@ -96,14 +96,14 @@ def _enable_live(
 def _plan_live(
     domain: Domain, with_meter: Callable[[Definition], Definition], registry: Registry
 ) -> tuple[live_plan.Plan, str]:
-    """Return what shall happen to a running domain, and the difference that it will make to the definition."""
+    """Return what is to happen to a running domain, and the difference in its definition."""
     difference = plan_change(domain, with_meter).difference if domain.persistent else ""
 
     def enable() -> None:
         if difference:
             if not domain.persistent:
                 raise VirtRaplError("it was undefined meanwhile", "`virsh dumpxml` shows it as it runs")
-            # As it is by then: its owner may edit it while the domain is saved.
+            # The definition as it is by then: its owner may edit it while the domain is saved.
             change = plan_change(domain, with_meter)
             domain.define(change.after)
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def instant(text: str) -> float:
-    """Turn what --since takes into seconds since the epoch. Raises ArgumentTypeError."""
+    """Turn the value of --since into seconds since the epoch. Raises ArgumentTypeError."""
     if ago := re.fullmatch(r"(\d+)([smhd])", text):
         return time.time() - int(ago[1]) * UNIT_SECONDS[ago[2]]
     try:
@@ -42,9 +42,9 @@ def instant(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show them."""
+    """Show the events."""
     try:
-        logged = list(events.told(load(options.config).run_directory))
+        logged = list(events.read(load(options.config).run_directory))
     except PermissionError as error:
         raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
     found = [
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(found: list[events.Event]) -> list[str]:
-    """Lay the events out for people, in lines."""
+    """Return the events as lines of a table for people."""
     if not found:
         return ["no events"]
     rows = [("TIME", "DOMAIN", "OPERATION", "MS", "RESULT", "REASON")]

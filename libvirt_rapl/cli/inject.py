@@ -18,9 +18,9 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Filter the XML; the emulator is asked too where it exists, as the domain may be meant for another machine.
+    """Filter the XML. The emulator is asked only if it exists: the domain may be meant for another machine.
 
-    So may one whose emulator exists where no guest has a meter: that is a warning.
+    For the same reason there is only a warning if the emulator exists and no guest of this host can have a meter.
     """
     registry = Registry(load(options.config).run_directory)
     xml, encoding = read_xml()

@@ -2,7 +2,7 @@
 
 It can be run again at any time: files that are right stay as they are, and so does a configuration that was changed.
 If a package of the distribution has put these files in place, only wrappers for other emulators are added.
-It refuses if others than root can change what root would run: see --force.
+It refuses if users other than root can change what root would run: see --force.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--package", action="store_true", help="stage the files under DIR as those of a distribution's package"
     )
     parser.add_argument(
-        "--force", action="store_true", help="even if others than root can change this program, which root then runs"
+        "--force", action="store_true", help="install even if other users can change this program, which root then runs"
     )
 
 
@@ -63,23 +63,23 @@ def _of_this_system(emulators: Iterable[str]) -> list[VirtRaplError]:
     """Return what may keep wrappers or virt-rapld from running here."""
     found = [missing for path in emulators for missing in security_modules.missing_rules(path)]
     if closed := closed_directory(*PROGRAM):
-        message = f"{closed} is not open to all: virt-rapld, which is not root, may not run from there"
+        message = f"{closed} is not open to all users: virt-rapld, which is not root, may not run from there"
         found.append(VirtRaplError(message, to_open(closed)))
     return found
 
 
 def _check_program() -> None:
-    """Raise VirtRaplError where others can change the program: libvirt's hook and the units run it as root."""
+    """Raise VirtRaplError if others can change the program: libvirt's hook and the units run it as root."""
     for place, who in changeable_program().items():
         raise VirtRaplError(
-            f"others than root can change {place}, of what root would run: {who}",
-            "install virt-rapl where only root writes, as in /opt/virt-rapl; --force goes on all the same",
+            f"others than root can change {place}, which root would run: {who}",
+            "install virt-rapl where only root can write, as in /opt/virt-rapl; or use --force",
         )
 
 
 def _stage(root: Path, *, dry_run: bool) -> int:
     if root == Path("/"):
-        raise VirtRaplError("a package is not staged in /", "give --prefix-root, a directory to make the package of")
+        raise VirtRaplError("a package is not staged in /", "give --prefix-root, a directory to make the package from")
     for line in packaged.stage(root, dry_run=dry_run):
         say(line)
     return 0
@@ -92,4 +92,4 @@ def _named_emulators(uri: str) -> list[str]:
     try:
         return named_emulators(connect(uri, read_only=True))
     except VirtRaplError:
-        return []  # without libvirt there are the usual ones
+        return []  # without libvirt only the usual ones are known

@@ -27,7 +27,7 @@ def _directory(text: str) -> Path:
 
 
 def carry_out(steps: Iterable[activation.Step], *, dry_run: bool) -> None:
-    """Do one step after the other and say so."""
+    """Do the steps one after the other, and print a line for each."""
     for line, act in steps:
         if not dry_run:
             act()

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command and return its exit status. Raises VirtRaplError where the machine cannot be simulated."""
+    """Run the command and return its exit status. Raises VirtRaplError if the machine cannot be simulated."""
     command = options.command_line[options.command_line[:1] == ["--"] :]
     if not command:
         options.usage_error("COMMAND is missing")
@@ -82,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
     programs = processor.copies(processor.vendor_of(cpuinfo), model.cpu)
     for stubborn in (path for path, content in programs.items() if content is None):
         warn(
-            f"{stubborn} cannot be made to take this processor for one of {processor.NAMES[model.cpu]}'s",
-            "it acts on what the processor is: only with a distribution's QEMU do simulated guests do as real ones",
+            f"{stubborn} cannot be made to believe that this processor is {processor.NAMES[model.cpu]}'s",
+            "it acts on the real processor: only with a distribution's QEMU do simulated guests behave as real ones",
         )
 
     def prepare() -> None:

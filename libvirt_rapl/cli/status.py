@@ -1,8 +1,8 @@
 """Show the power and energy of every domain and vCPU.
 
-virt-rapld, where it runs, is asked: energies are its totals. Where it does not, two samples are taken one second apart,
-and energies are counted since the command started. --watch goes on: with each sample of virt-rapld, or every second
-where its `interval` is longer or it does not run.
+If virt-rapld runs, it is asked: energies are its totals. Otherwise two samples are taken one second apart, and energies
+are counted since the command started. --watch continues: with each sample of virt-rapld, or every second if its
+`interval` is longer or it does not run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from libvirt_rapl.host.process_clock import allow_many_descriptors
 
 INTERVAL_SECONDS = 1.0
 RESTART_SECONDS = 30.0
-"""How long a watch waits for a daemon that has gone, which may be restarting."""
+"""How long --watch waits for a daemon that has gone: it may be restarting."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,21 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="go on with each sample; without virt-rapld energies are counted since the command started",
+        help="continue with each sample; without virt-rapld energies are counted since the command started",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show; with --watch until interrupted."""
+    """Show the document; with --watch each new one, until interrupted."""
     config = load(options.config)
     socket = config.run_directory / paths.STATUS_SOCKET
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # else whoever made it could answer for virt-rapld
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # or a user who made it could answer for virt-rapld
         Registry(config.run_directory).check_directory()
     # virt-rapld meters the machine's own libvirt, and no other.
     first = status_socket.ask(socket) if options.connect == DEFAULT_URI else None
     if first is None:
         if options.connect == DEFAULT_URI and status_socket.listens(socket):
-            print("virt-rapl: virt-rapld does not answer; this is what the command samples itself", file=sys.stderr)
+            print("virt-rapl: virt-rapld does not answer; these are samples of the command's own", file=sys.stderr)
         documents, since = _sampled(options.connect, config, options.domains), "this command started"
     else:
         documents, since = _from_daemon(config, first, options.domains), _local_time(first["host"]["since"])
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _from_daemon(config: Config, first: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the daemon's documents, of the domains named, as it makes them. Raises VirtRaplError when it stays away."""
+    """Yield the daemon's documents with the named domains, as it makes them. Raises VirtRaplError if it has gone."""
     chosen = {_uuid(first, name) for name in names}
     document: dict[str, Any] | None = first
     heard = time.monotonic()
@@ -82,12 +82,12 @@ def _from_daemon(config: Config, first: dict[str, Any], names: list[str]) -> Ite
             heard = time.monotonic()
             yield _of(document, chosen)
         elif time.monotonic() > heard + RESTART_SECONDS:
-            raise VirtRaplError("virt-rapld has gone", "systemctl start virt-rapld, or run this again without it")
+            raise VirtRaplError("virt-rapld does not run any more", "systemctl start virt-rapld, or run this again")
         for streamed in stream_socket.follow(config.run_directory / paths.STREAM_SOCKET):
             heard = time.monotonic()
             yield _of(streamed, chosen)
         time.sleep(INTERVAL_SECONDS)
-        document = status_socket.ask(config.run_directory / paths.STATUS_SOCKET)  # an older daemon streams nothing
+        document = status_socket.ask(config.run_directory / paths.STATUS_SOCKET)  # an older daemon has no stream
 
 
 def _of(document: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _uuid(document: dict[str, Any], name_or_uuid: str) -> str:
 
 
 def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield a document of samples of our own, once a second, of the domains named."""
+    """Yield a document with the named domains once a second, from samples of our own."""
     allow_many_descriptors()
     host = HostMeter(config)
     connection = connect(uri)
@@ -120,7 +120,7 @@ def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, A
 
 
 def _sample(meter: Meter, connection: Any) -> list[Domain]:  # noqa: ANN401
-    """Measure every domain once, whichever were asked for: what they use is not `other`."""
+    """Measure every domain once, named or not: none of their energy is `other`."""
     found = every_domain(connection)
     states = {domain.uuid: inventory.run_state(domain) for domain in found}
     meter.sample(Running(uuid, state.pid, state.vcpu_tids) for uuid, state in states.items() if state)
@@ -140,7 +140,7 @@ def _why(domain: DomainReading) -> str:
 
 
 def table(document: Document) -> list[str]:
-    """Lay the document out for people, in lines."""
+    """Return the document as lines for people."""
     host, domains = document.host, document.domains
     zones = ", ".join(f"{zone.name} {zone.power_watts:.2f} W" for zone in host.zones)
     lines = ["energy is SIMULATED: it is not this machine's own"] if host.source == "simulated" else []
@@ -161,7 +161,7 @@ def table(document: Document) -> list[str]:
         lines.append(f"not everything could be read: {host.trouble}")
     lines += [
         f"{zone.name}: lost the count {zone.lost_intervals} times (counter not readable, or read so late that "
-        "nobody knows how often it wrapped); that energy is missing"
+        "it may have wrapped more than once); that energy is missing"
         for zone in host.zones
         if zone.lost_intervals
     ]

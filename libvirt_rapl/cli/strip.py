@@ -11,7 +11,7 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 
 def run(_options: argparse.Namespace) -> int:
-    """Filter the XML; without the mark it comes out as it went in."""
+    """Filter the XML; without the mark it is printed as it was read."""
     xml, encoding = read_xml()
     write_xml(Definition.parse(xml).strip().xml, encoding)
     return 0

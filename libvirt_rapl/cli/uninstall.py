@@ -1,6 +1,6 @@
 """Remove what `virt-rapl install` has put in place, except what was changed since.
 
-Nothing is removed while domains need it: those that are enabled can be disabled first with --disable-domains.
+Nothing is removed while domains need it: --disable-domains first disables those that are enabled.
 The ledger stays where it is. What a package of the distribution has put in place stays until the package is removed,
 which makes the same checks.
 """
@@ -24,14 +24,14 @@ from libvirt_rapl.tree import Tree
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add_common_arguments(parser)
-    parser.add_argument("--disable-domains", action="store_true", help="disable every domain that is enabled first")
+    parser.add_argument("--disable-domains", action="store_true", help="first disable every domain that is enabled")
     parser.add_argument("--force", action="store_true", help="even if domains need it: they will not start any more")
 
 
 def run(options: argparse.Namespace) -> int:
     """Uninstall and say what was done."""
     root, dry_run = options.prefix_root, options.dry_run
-    manifest.Manifest.load(root)  # one that cannot be read is told before anything is stopped or disabled
+    manifest.Manifest.load(root)  # if it cannot be read, fail before anything is stopped or disabled
     is_packaged, is_installed = packaged.owns(root), (root / paths.MANIFEST).exists()
     here = root == Path("/") and (is_packaged or is_installed)
     config = Config()
@@ -50,12 +50,12 @@ def run(options: argparse.Namespace) -> int:
     elif here:
         carry_out(activation.after_uninstall(config), dry_run=dry_run)
     if is_installed and not dry_run:
-        forget(root)  # at last: until then a second run knows all of it
+        forget(root)  # last: until then a second run still knows all files
     return 0
 
 
 def _leave_domains(options: argparse.Namespace) -> None:
-    """See to it that no domain needs us any more, then stop virt-rapld. Raises VirtRaplError where one does."""
+    """Make sure that no domain needs us any more, then stop virt-rapld. Raises VirtRaplError if one does."""
     from libvirt_rapl.domains.connection import connect
     from libvirt_rapl.install import still_needed
 
@@ -65,8 +65,8 @@ def _leave_domains(options: argparse.Namespace) -> None:
     except VirtRaplError as error:
         if not options.force:
             raise VirtRaplError(
-                f"cannot tell whether domains still need virt-rapl: {error.message}",
-                f"{error.hint}; with --force it goes all the same",
+                f"cannot find out whether domains still need virt-rapl: {error.message}",
+                f"{error.hint}; --force removes it all the same",
             ) from error
         found, snapshots = [], []
     not_ours_to_change = (still_needed.Reason.RUNS, still_needed.Reason.UNMARKED)
@@ -75,21 +75,21 @@ def _leave_domains(options: argparse.Namespace) -> None:
     if left and not options.force:
         whys = {dependent.why for dependent in left}
         if still_needed.Reason.RUNS in whys:
-            hint = "shut down those that run, their helpers must stay till then"
+            hint = "shut down those that run: they need their helpers until then"
         elif still_needed.Reason.UNMARKED in whys:
-            hint = "name the emulator itself in <emulator> of those without mark: `virsh edit`"
+            hint = "name the emulator itself in <emulator> of those without a mark: `virsh edit`"
         else:
-            hint = "`virt-rapl uninstall --disable-domains` takes their meters out first"
+            hint = "`virt-rapl uninstall --disable-domains` removes their meters first"
         raise VirtRaplError(f"domains still need virt-rapl: {', '.join(map(str, left))}", hint)
     for dependent in left:
         warn(
-            f"{dependent}: it will not start with the emulator wrapper gone",
-            f"`virt-rapl disable {dependent.domain.name}` where virt-rapl is installed again",
+            f"{dependent}: it will not start without the emulator wrapper",
+            f"install virt-rapl again, then `virt-rapl disable {dependent.domain.name}`",
         )
     for name in snapshots:
         warn(
-            f"{name}: it was made with the meter, and can be gone back to where virt-rapl is",
-            "run `virt-rapl install` before `virsh snapshot-revert`, or make it anew now",
+            f"{name}: this snapshot has the meter in it, and can be restored only where virt-rapl is installed",
+            "run `virt-rapl install` before `virsh snapshot-revert`, or make a new snapshot now",
         )
     carry_out(activation.before_uninstall(), dry_run=options.dry_run)  # virt-rapld would enable them again
     for dependent in disabled:

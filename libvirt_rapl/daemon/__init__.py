@@ -1,5 +1,5 @@
-"""virt-rapld: the loop that samples, the document that is made of each sample, and the sockets that give it out.
+"""virt-rapld: the loop that samples, the document that is made of each sample, and the sockets that serve it.
 
 A sample's figures go one way: loop -> kept_meter -> host_meter (a Document of them) -> publisher -> status_socket and
-stream_socket. May import all rooms but install; commands and doctor read its document.
+stream_socket. May import all rooms except install; commands and doctor read its document.
 """

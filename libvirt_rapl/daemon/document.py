@@ -1,4 +1,4 @@
-"""What virt-rapld shows: one immutable document a sample, which `status --json` prints and every client is given.
+"""What virt-rapld shows: one immutable document per sample, which `status --json` prints and every client gets.
 
 Its fields are a contract (schema 1): some may be added, with a default for daemons that do not send them yet; none
 changes its meaning. Energies are in joules since counting began, and only grow; powers are in watts, over the last
@@ -48,9 +48,9 @@ class HelperState:
     socket: str
     """Path of its socket."""
     healthy: bool
-    """Whether it runs and QEMU is connected to it, as far as that shows."""
+    """Whether it runs and QEMU is connected to it, as far as can be seen."""
     note: str | None = None
-    """What else is to be known of it."""
+    """Anything else worth knowing about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +60,14 @@ class DomainReading:
     name: str
     uuid: str
     id: int | None
-    """libvirt's number of it while it runs."""
+    """libvirt's number of the domain while it runs."""
     state: str
     """virsh's word."""
     pid: int | None
     """QEMU's main process."""
     vrapl: MeterState
     reason: str | None
-    """Why it has no meter, where it should."""
+    """Why it has no meter although it should."""
     since: str | None = None
     """Since when it is degraded."""
     helper: HelperState | None
@@ -80,7 +80,7 @@ class DomainReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Zone:
-    """One zone; what domains, other and idle have of it adds up to what it counted."""
+    """One zone; the parts of domains, other and idle add up to what it counted."""
 
     name: str
     power_watts: float
@@ -89,7 +89,7 @@ class Zone:
     other_joules: float
     idle_joules: float
     lost_intervals: int = 0
-    """In how many intervals its count was lost; said only where there are any."""
+    """In how many intervals its count was lost; left out of JSON if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +109,12 @@ class Host:
     other_watts: float
     idle_watts: float
     trouble: str = ""
-    """What could not be read; said only where there is any."""
+    """What could not be read; left out of JSON if empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """All that is shown of one sample, domains in the order of their names."""
+    """All that is shown of one sample, with the domains sorted by name."""
 
     schema: int = SCHEMA
     host: Host
@@ -137,9 +137,9 @@ def _members(part: Any) -> dict[str, Any]:  # noqa: ANN401  any part of a docume
 
 
 def read(values: Mapping[str, Any]) -> Document:
-    """Return the document that JSON holds, of a daemon of this version or another.
+    """Return the document in this JSON, which may come from a daemon of another version.
 
-    What others have beside is left out. Raises VirtRaplError where something is missing that all have.
+    Unknown fields are left out. Raises VirtRaplError if a field is missing that all versions have.
     """
     try:
         host = values["host"]
@@ -149,7 +149,7 @@ def read(values: Mapping[str, Any]) -> Document:
         )
     except (TypeError, KeyError) as error:
         hint = "systemctl restart virt-rapld: it is of another version"
-        raise VirtRaplError(f"what virt-rapld answers is not understood: {error}", hint) from error
+        raise VirtRaplError(f"cannot understand the answer of virt-rapld: {error}", hint) from error
 
 
 def _domain(values: Mapping[str, Any]) -> DomainReading:
@@ -163,6 +163,6 @@ def _domain(values: Mapping[str, Any]) -> DomainReading:
 
 
 def _read(kind: type[Part], values: Mapping[str, Any], **parts: object) -> Part:
-    """Make one of its fields that are in `values`, and of those parts that are made already."""
+    """Make a part of this kind from its fields in `values`, and from `parts` that are made already."""
     known = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
     return kind(**{**known, **parts})

@@ -1,6 +1,6 @@
 """This host's meter, and the document that shows its figures with what is known of each domain.
 
-One place for the daemon, which counts on, and for the command, which samples by itself where there is no daemon.
+Used by the daemon, which counts continuously, and by the command, which samples by itself if there is no daemon.
 """
 
 import time
@@ -23,7 +23,7 @@ from libvirt_rapl.paths import DEV, PROC, SYS
 
 
 class HostMeter:
-    """A meter, where its energy comes from, and the records of the domains' helpers."""
+    """A meter, the source of its energy, and the records of the domains' helpers."""
 
     def __init__(self, config: Config) -> None:
         """Open the zones. Raises VirtRaplError when there is no energy to read."""
@@ -32,7 +32,7 @@ class HostMeter:
         self.meter.since = time.time()
         self._model = model_name(PROC)
         self._no_meters = message_of(check_processor) or None
-        """Why no domain of this host gets its meter, enabled or not; None where they do."""
+        """Why no domain of this host can have its meter, enabled or not; None if they can."""
         self._registry = Registry(config.run_directory)
 
     def document(
@@ -42,10 +42,10 @@ class HostMeter:
         refusals: Mapping[str, str] | None = None,
         trouble: str = "",
     ) -> Document:
-        """Return what the meter's figures show of the host and of these domains.
+        """Return the document of the meter's figures for the host and these domains.
 
-        `refusals`: why domains that the policy wants to enable are not, by UUID. `trouble`: why there may be others.
-        The meter may sample meanwhile.
+        `refusals`: why the policy could not enable domains, by UUID. `trouble`: why there may be more domains. The
+        meter may sample meanwhile.
         """
         entries = sorted(domains, key=lambda entry: entry.name)
         records = self._registry.read_all(entry.uuid for entry in entries)
@@ -94,7 +94,7 @@ class HostMeter:
         )
 
     def _degraded_since(self, record: Record | None) -> str | None:
-        """Return since when a domain runs without a working helper; None when nobody knows."""
+        """Return since when a domain runs without a working helper; None if unknown."""
         if record is None:
             return None
         since = instances.ended_at(record, self._registry) if record.state == "ready" else record.since

@@ -1,8 +1,8 @@
 """The meter together with the ledger that keeps its totals, for three kinds of threads at once.
 
 One thread samples, one writes the ledger, others copy the figures and make documents of them. The lock is held while
-the meter changes and while its figures are copied, which takes milliseconds: neither a disk nor a document holds a
-sample up.
+the meter changes and while its figures are copied, which takes milliseconds: neither a disk nor a document delays
+a sample.
 """
 
 import threading
@@ -26,9 +26,9 @@ class KeptMeter:
         self.began = 0.0
         """When the last sample began, in monotonic seconds."""
         self.samples = 0
-        """How many there have been, those that failed included."""
+        """How many samples there have been, including those that failed."""
         self.has_power = threading.Event()
-        """Set when there has been an interval, and so powers."""
+        """Set when there has been an interval, and so powers are known."""
         self._meter = meter
         self._ledger = ledger
         self._inventory = inventory
@@ -36,12 +36,12 @@ class KeptMeter:
         self._lock = threading.Lock()
         self._disk = ThreadPoolExecutor(1, "ledger")
         self._keeping: Future[None] | None = None
-        """The write of the ledger that was asked for last."""
+        """The write of the ledger that was requested last."""
         self._unkept = True
         """Whether there has been a sample since the ledger was written."""
 
     def sample(self) -> bool:
-        """Meter every domain once; False when the host cannot be read. What fails is logged once."""
+        """Meter every domain once; return False when the host cannot be read. Errors are logged once."""
         running = [
             Running(entry.uuid, entry.pid, entry.vcpu_tids)
             for entry in self._inventory.entries.values()
@@ -59,7 +59,7 @@ class KeptMeter:
         if meter.interval_seconds:
             self.has_power.set()
         if meter.trouble and not before:
-            self._log(f"cannot meter: {meter.trouble}; trying on")
+            self._log(f"cannot meter: {meter.trouble}; trying again")
         return sampled
 
     def snapshot(self) -> Snapshot:
@@ -68,18 +68,18 @@ class KeptMeter:
             return snapshot.take(self._meter)
 
     def keep_soon(self) -> Future[None]:
-        """Have the totals as they are now written by the ledger's own thread: a disk may take its time.
+        """Have the ledger's own thread write the present totals, because a disk may be slow.
 
-        Nothing is written where they are in the ledger already; what fails is tried again at the next call.
+        Nothing is written if they are in the ledger already; a write that fails is tried again at the next call.
         """
         with self._lock:
-            # One that has not begun yet will see them.
+            # A write that has not begun yet will include them.
             if self._keeping is None or self._keeping.running() or self._keeping.done():
                 self._keeping = self._disk.submit(self._keep)
             return self._keeping
 
     def _keep(self) -> None:
-        """Write the totals; at first, and until that works, also take up those that were kept."""
+        """Write the totals; until that has worked once, first add those that were kept before."""
         if not self._unkept:
             return
         kept = self._ledger.load()

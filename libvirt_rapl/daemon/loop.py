@@ -1,7 +1,6 @@
 """virt-rapld: meters all domains for as long as it runs, keeps their totals, and serves them to `virt-rapl status`.
 
-One thread samples; libvirt, the ledger's disk, the sockets and their waits are in threads of their own and never hold
-it up.
+One thread samples; libvirt, the ledger's disk and the sockets have threads of their own, which never delay it.
 """
 
 import contextlib
@@ -35,17 +34,17 @@ from libvirt_rapl.lifecycle.policy import Policy
 
 FLUSH_SECONDS = 10.0
 LOCK = f"{paths.LEDGER}.lock"
-"""Beside it: held while a daemon keeps totals there."""
+"""A lock beside the ledger, held while a daemon keeps totals there."""
 END = (signal.SIGTERM, signal.SIGINT)
 
 FIRST_INTERVAL_SECONDS = 1.0
-"""The first interval is short, however long the others are: until its end no power is known."""
+"""The first interval is short, however long the others are: before its end no power is known."""
 LISTING_SECONDS = 5.0
 """How long to wait for libvirt's first list of domains before sampling begins without it."""
 
 
 def run(config: Config, uri: str) -> None:
-    """Meter until SIGTERM. Raises VirtRaplError when there is nothing to meter with, or another daemon does it."""
+    """Meter until SIGTERM. Raises VirtRaplError when there is no energy to read, or another daemon meters already."""
     signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
     keep_capabilities_from_programs()  # the policy asks QEMUs what they can do
     allow_many_descriptors()
@@ -72,16 +71,17 @@ def _make_directory(run_directory: Path) -> None:
     directory = run_directory / paths.DAEMON
     with contextlib.suppress(FileNotFoundError):
         Registry(run_directory).check_directory()
-    if not directory.is_dir():  # where systemd runs it has made it, for our user
+    if not directory.is_dir():  # systemd has made it for our user, if it started us
         Registry(run_directory).create_directory()
         directory.mkdir(mode=SOCKETS_MODE)
 
 
 @contextlib.contextmanager
 def _alone(directory: Path, name: str = ".") -> Iterator[None]:
-    """Hold a directory's lock, which ends with the process however it ends; or that of a file in it, made for that.
+    """Hold a lock on a directory, or on a file in it that is made for that, until the end of the process at most.
 
-    Whoever can open it can hold it: the run directory, which nobody else can list, or a file of ours. Raises OSError.
+    Any user who can open it can hold it: so it is the run directory, which only root can list, or a file of ours.
+    Raises OSError.
     """
     create = os.O_CREAT | os.O_NOFOLLOW if name != "." else os.O_DIRECTORY
     descriptor = os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | create, 0o600)
@@ -112,7 +112,7 @@ class Daemon:
         self._sockets = [config.run_directory / name for name in (paths.STATUS_SOCKET, paths.STREAM_SOCKET)]
         self._servers = contextlib.ExitStack()
         self._mute = False
-        """Whether it was logged that nobody can ask us."""
+        """Whether it was logged that the sockets do not work."""
         host = HostMeter(config)
         for zone, why in host.source.left_out.items():
             log(f"{zone} is left out: {why}")
@@ -129,7 +129,7 @@ class Daemon:
         self._asked_to_end = threading.Event()
 
     def start(self) -> None:
-        """Take up the totals, list the domains, begin to answer, and report to systemd that all is ready."""
+        """Load the totals, list the domains, begin to answer, and report to systemd that all is ready."""
         threading.Thread(target=self._wait_for_end, name="signals", daemon=True).start()
         self._meter.keep_soon().result()
         self._policy.start()
@@ -140,7 +140,7 @@ class Daemon:
         systemd.notify("READY=1")
 
     def _answer(self) -> None:
-        """Serve `virt-rapl status`, and whoever wants each document, from now on."""
+        """Serve `virt-rapl status`, and clients that want each document, from now on."""
         trouble = ""
         try:
             _make_directory(self._run_directory)
@@ -156,7 +156,7 @@ class Daemon:
         self._mute = bool(trouble)
 
     def meter_until_asked_to_end(self) -> None:
-        """Sample once an interval and keep the totals every FLUSH_SECONDS, or each interval where that is longer."""
+        """Sample once an interval and keep the totals every FLUSH_SECONDS, or every interval if that is longer."""
         due = time.monotonic() + min(self._interval, FIRST_INTERVAL_SECONDS)
         flush_due = time.monotonic() + FLUSH_SECONDS
         while not self._asked_to_end.wait(max(0.0, due - time.monotonic())):
@@ -165,7 +165,7 @@ class Daemon:
             if self._streams:
                 self._streams.wake()
             now = time.monotonic()
-            # From when it began, however late: none that was missed is made up for, and no interval is shorter.
+            # Counted from its beginning, however late: missed samples are not made up for, no interval is shorter.
             due = self._meter.began + self._interval
             if due > flush_due:
                 self._meter.keep_soon()
@@ -174,12 +174,12 @@ class Daemon:
                 flush_due = now + FLUSH_SECONDS
 
     def _wait_for_end(self) -> None:
-        # Python's sigtimedwait() takes a SIGCONT that comes after its time for one of these signals.
+        # Not sigtimedwait(): Python's returns a SIGCONT after its timeout as if it were one of these signals.
         signal.sigwait(END)
         self._asked_to_end.set()
 
     def end(self) -> None:
-        """Count what has been used until now, keep the totals, and answer no more."""
+        """Count what has been used until now, keep the totals, and stop answering."""
         systemd.notify("STOPPING=1")
         with contextlib.suppress(OSError):
             for path in self._sockets:

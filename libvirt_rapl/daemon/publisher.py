@@ -1,9 +1,9 @@
-"""The document of each sample: made once, by whoever asks first, and given to all who ask until the next.
+"""The document of each sample: made once, for the first client that asks, and returned to all until the next sample.
 
-What was shown must never be lost, or energies would go back at a restart. So a document is given out when the totals
-that it shows are on the disk: their figures are copied, then the ledger is asked to keep what the meter has by now, and
-what it has kept before the document is given out is all that the document shows, or more. That is one write a sample,
-however many ask, and none where nobody does. A disk that hangs holds a document up for KEPT_SECONDS.
+What was shown must never be lost, or energies would go back at a restart. So a document is returned when the totals
+that it shows are on the disk: their figures are copied, then the ledger is asked to keep what the meter has by now, so
+that before the document is returned, all that it shows, or more, has been kept. That is one write per sample, however
+many clients ask, and none if no client does. A disk that hangs delays a document by KEPT_SECONDS.
 """
 
 import contextlib
@@ -17,30 +17,30 @@ from libvirt_rapl.daemon.kept_meter import KeptMeter
 from libvirt_rapl.energy.snapshot import Snapshot
 
 FIRST_SECONDS = 10.0
-"""How long the first who ask wait for an interval: a daemon that has just started takes a second to know any power."""
+"""How long the first clients wait for an interval: a daemon that has just started knows no power for a second."""
 KEPT_SECONDS = 1.0
 """How long a document waits for the disk."""
 LONG_SECONDS = 1.0
-"""Where samples are further apart, a document is made anew between them: what is known of domains changes meanwhile."""
+"""If samples are further apart, new documents are made between them, because the state of domains changes meanwhile."""
 AGAIN = 10.0
-"""It is then given out for so many times as long as it took to make: asking costs little."""
+"""Such a document is used for this many times as long as it took to make, so that clients cannot cost much."""
 
 
 class Publisher:
     """Makes documents of a meter's figures."""
 
     def __init__(self, meter: KeptMeter, describe: Callable[[Snapshot], Document], interval: float) -> None:
-        """Take the meter, what makes a document of its figures, and the seconds between two samples."""
+        """Take the meter, a function that makes a document of its figures, and the seconds between two samples."""
         self._meter = meter
         self._describe = describe
         self._makes_between = interval > LONG_SECONDS
         self._lock = threading.Lock()
-        """Held while a document is made, or looked for."""
+        """Held while a document is made or looked up."""
         self._text = b""
         self._sample = -1
-        """Of which the text is."""
+        """The number of the sample that the text shows."""
         self._until = 0.0
-        """How long it is good if there is no sample, in monotonic seconds."""
+        """How long the text is valid if there is no new sample, in monotonic seconds."""
 
     def text(self) -> bytes:
         """Return the document as JSON in one line: the same object until there is a new one."""

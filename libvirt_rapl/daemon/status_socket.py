@@ -1,7 +1,7 @@
-"""RUN_DIRECTORY/daemon/status.sock: the daemon writes the status document, as JSON, to whoever connects.
+"""RUN_DIRECTORY/daemon/status.sock: the daemon writes the status document, as JSON, to every client that connects.
 
-It reads nothing. The directory is the daemon's own, whoever its user is; the run directory is root's and the hook's.
-Who may ask may not hinder the daemon: a fixed number of threads answer, and of one user no more than a few at a time.
+It reads nothing. The directory belongs to the daemon's user, whichever that is; the run directory is root's, for the
+hook. Clients must not hinder the daemon: a fixed number of threads answer, and only a few of them for one user.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ DIRECTORY_MODE, MODE = 0o750, 0o660
 """For root, and the user and group that the daemon's unit names: fine readings of energy show what a guest computes."""
 
 ANSWERERS = 16
-"""Threads; who comes when all are busy waits."""
+"""Threads; if all are busy, new clients wait."""
 ANSWERERS_OF_ONE = 4
-"""Of them, for one user who is not root: one who does not read takes one for SEND_SECONDS."""
+"""Of them, for one user who is not root: a client that does not read occupies one for SEND_SECONDS."""
 SEND_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """How long a client waits for an answer."""
@@ -35,16 +35,16 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def user_of(peer: socket.socket) -> int:
-    """Return the user who has connected."""
+    """Return the user of the client at the other end."""
     _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return int(uid)
 
 
 class CarefulText:
-    """Returns the document; nothing, which is logged once, where it cannot be made: its server serves on."""
+    """Returns the document, or nothing if it cannot be made, which is logged once: its server continues."""
 
     def __init__(self, text: Callable[[], bytes], log: Callable[[str], None]) -> None:
-        """Take what makes it, and what takes a line."""
+        """Take the function that makes it, and `log`, which takes a line."""
         self._make = text
         self._log = log
         self._trouble = ""
@@ -62,7 +62,7 @@ class CarefulText:
 
 
 class Answerers:
-    """Answer on a socket from when they are made until close()."""
+    """Threads that answer on a socket from now until close()."""
 
     def __init__(self, path: Path, text: Callable[[], bytes], log: Callable[[str], None]) -> None:
         """Make the socket; `text` returns the document, `log` takes a line. Raises OSError when it cannot be made."""
@@ -74,9 +74,9 @@ class Answerers:
             threading.Thread(target=self._answer_all, name=f"status {number}", daemon=True).start()
 
     def close(self) -> None:
-        """Answer nobody any more; the socket's name stays."""
+        """Stop answering; the socket's name stays."""
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # which wakes who waits in accept()
+            self._listener.shutdown(socket.SHUT_RDWR)  # which wakes threads that wait in accept()
 
     def _answer_all(self) -> None:
         while True:
@@ -87,13 +87,13 @@ class Answerers:
                     return
                 time.sleep(1)  # too many open files: that may pass
                 continue
-            with peer, contextlib.suppress(OSError), self._turn(peer):  # OSError: it did not want to know
+            with peer, contextlib.suppress(OSError), self._turn(peer):  # OSError: the client has gone
                 peer.settimeout(SEND_SECONDS)
                 peer.sendall(self._text())
 
     @contextlib.contextmanager
     def _turn(self, peer: socket.socket) -> Iterator[None]:
-        """Count the peer among those that its user has. Raises ConnectionRefusedError where that are too many."""
+        """Count the peer among those of its user. Raises ConnectionRefusedError if there are too many."""
         uid = user_of(peer)
         with self._lock:
             if uid != 0 and self._asking[uid] >= ANSWERERS_OF_ONE:
@@ -107,7 +107,7 @@ class Answerers:
 
 
 def ask(path: Path) -> dict[str, Any] | None:
-    """Return the daemon's document; None when no daemon answers there, or none that we understand."""
+    """Return the daemon's document; None when no daemon answers there, or with nothing that we understand."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.settimeout(ANSWER_SECONDS)
         try:
@@ -120,12 +120,12 @@ def ask(path: Path) -> dict[str, Any] | None:
 
 
 def understood(document: Any) -> dict[str, Any] | None:  # noqa: ANN401  any JSON
-    """Return it where it is a document that this version knows to read."""
+    """Return it if it is a document that this version can read; else None."""
     return document if isinstance(document, dict) and document.get("schema") == SCHEMA else None
 
 
 def listens(path: Path) -> bool:
-    """Return whether a daemon holds the socket, be it that it answers or not."""
+    """Return whether a daemon has the socket open, whether it answers or not."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.setblocking(False)
         return peer.connect_ex(str(path)) in (0, errno.EAGAIN)  # EAGAIN: its backlog is full

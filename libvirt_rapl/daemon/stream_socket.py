@@ -1,10 +1,11 @@
-"""RUN_DIRECTORY/daemon/stream.sock: who connects is given each new document from then on, as one line of JSON.
+"""RUN_DIRECTORY/daemon/stream.sock: a client gets each new document from when it connects, as one line of JSON.
 
-The daemon reads nothing there: who writes, or hangs up, is let go. While anybody is connected there is a document of
-each sample, and one each second where samples are rarer; while nobody is, none is made.
+The daemon reads nothing there: a client that writes, or hangs up, is disconnected. While any client is connected there
+is a document for each sample, and one each second if samples are rarer; without clients, none is made.
 
-One thread serves all. There is no queue: who has not read what he was given last is given no other, and then the
-newest; who does not read it within STUCK_SECONDS is let go. So a client that is slow costs neither memory nor others.
+One thread serves all. There is no queue: a client gets nothing new until it has read its last document, and then the
+newest; one that does not read it within STUCK_SECONDS is disconnected. So a slow client costs no memory and delays no
+other.
 """
 
 import contextlib
@@ -27,24 +28,24 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.sockets import listen
 
 CLIENTS, CLIENTS_OF_ONE = 32, 8
-"""How many are served at once, in all and of one user who is not root; the next is refused."""
+"""How many are served at once, in all and for one user who is not root; more are refused."""
 STUCK_SECONDS = 30.0
 BETWEEN_SECONDS = 1.0
-"""How often is looked for a new document where samples are rarer."""
+"""How often to look for a new document if samples are rarer."""
 SILENCE_SECONDS = 20.0
-"""After which a client takes the daemon for gone."""
+"""After this long without a line, a client assumes that the daemon has gone."""
 
 _UNREAD = struct.Struct("i")
 
 
 class Streams:
-    """Serves on the socket from when it is made until close()."""
+    """Serves on the socket from now until close()."""
 
     def __init__(self, path: Path, text: Callable[[], bytes], log: Callable[[str], None]) -> None:
         """Make the socket; `text` returns the newest document, `log` takes a line. Raises OSError."""
         self._text = CarefulText(text, log)
         self._line, self._line_of = b"", b""
-        """The newest document as a line, and the text that it is of."""
+        """The newest document as a line, and the text that the line was made from."""
         self._clients: list[_Client] = []
         self._closed = False
         self._listener = listen(path, MODE)
@@ -57,12 +58,12 @@ class Streams:
         threading.Thread(target=self._serve, name="streams", daemon=True).start()
 
     def wake(self) -> None:
-        """Take note that there has been a sample. Never waits."""
+        """Note that there has been a sample. Never waits."""
         if self._clients:
             self._wake()
 
     def close(self) -> None:
-        """Let go of all clients, and serve nobody any more; the socket's name stays."""
+        """Disconnect all clients and stop serving; the socket's name stays."""
         self._closed = True
         self._wake()
 
@@ -79,7 +80,7 @@ class Streams:
                     elif key.fileobj is self._woken:
                         self._woken.recv(4096)
                     elif isinstance(key.data, _Client) and key.data.has_left():
-                        self._let_go(key.data)
+                        self._disconnect(key.data)
                 if self._clients:
                     self._send()
             for client in self._clients:
@@ -100,7 +101,7 @@ class Streams:
         elif user and of_one >= CLIENTS_OF_ONE:
             _refuse(peer, f"virt-rapld serves {of_one} clients of this user already, as many as it will")
         else:
-            self._renew()  # what is newest now is not for him: he is given what comes
+            self._renew()  # the client gets only documents that are newer than this
             client = _Client(peer, user, self._line)
             self._clients.append(client)
             self._selector.register(peer, selectors.EVENT_READ, client)
@@ -115,29 +116,29 @@ class Streams:
             try:
                 waits = client.send(self._line)
             except OSError:
-                self._let_go(client)
+                self._disconnect(client)
             else:
                 self._selector.modify(client.peer, selectors.EVENT_READ | (selectors.EVENT_WRITE * waits), client)
 
-    def _let_go(self, client: "_Client") -> None:
+    def _disconnect(self, client: "_Client") -> None:
         self._clients.remove(client)
         self._selector.unregister(client.peer)
         client.peer.close()
 
 
 class _Client:
-    """Who is connected, and what is left of the line that he is given."""
+    """A connected client, and what is left of the line that is being sent to it."""
 
     def __init__(self, peer: socket.socket, user: int, line: bytes) -> None:
         self.peer = peer
         self.user = user
         self._line = line
-        """The one that he was given last."""
+        """The last one that was sent, or begun."""
         self._rest = memoryview(b"")
         self._since = time.monotonic()
 
     def has_left(self) -> bool:
-        """Return whether he has hung up, or written; neither waits."""
+        """Return whether the client has hung up, or written something; does not wait."""
         try:
             self.peer.recv(1)
         except BlockingIOError:
@@ -147,9 +148,9 @@ class _Client:
         return True
 
     def send(self, line: bytes) -> bool:
-        """Go on with the line that was begun, or begin this one; return whether more can be sent only later.
+        """Continue the line that was begun, or begin this one; return whether the rest can be sent only later.
 
-        Raises OSError when he has gone or is stuck.
+        Raises OSError when the client has gone or is stuck.
         """
         if self._rest or self._unread():
             if time.monotonic() > self._since + STUCK_SECONDS:
@@ -162,7 +163,7 @@ class _Client:
         return bool(self._rest)
 
     def _unread(self) -> int:
-        """Return how much of what was sent is not read yet, as the kernel counts it."""
+        """Return how much of what was sent has not been read yet, as the kernel counts it."""
         (unread,) = _UNREAD.unpack(fcntl.ioctl(self.peer, termios.TIOCOUTQ, bytes(_UNREAD.size)))
         return int(unread)
 
@@ -173,9 +174,9 @@ def _refuse(peer: socket.socket, why: str) -> None:
 
 
 def follow(path: Path) -> Generator[dict[str, Any], None, None]:
-    """Yield each document that the daemon makes from now on, until it goes, or says nothing for SILENCE_SECONDS.
+    """Yield each document that the daemon makes from now on, until it goes or is silent for SILENCE_SECONDS.
 
-    None where no daemon serves there. Raises VirtRaplError where it refuses.
+    Yields none if no daemon serves there. Raises VirtRaplError if the daemon refuses.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer, contextlib.suppress(OSError, ValueError):
         peer.settimeout(SILENCE_SECONDS)

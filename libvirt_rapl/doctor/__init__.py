@@ -1,6 +1,6 @@
 """What can be wrong on a host, and what to do about it: small checks, each of which looks at one thing.
 
-They change nothing. What the hook, `enable` and the helper decide by is asked of the same functions.
+They change nothing. They call the same functions by which the hook, `enable` and the helper decide.
 """
 
 import os
@@ -39,14 +39,14 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
     "events": service.events,
     "domains": domains.domains,
 }
-"""In the order of what depends on what: the first failure is the one to mend first."""
+"""A check comes after those it depends on: the first failure is the one to mend first."""
 OF_AN_INSTALLATION = ("wrapper", "hook", "hook-seen", "files", "apparmor", "selinux", "virt-rapld")
-"""They look at what `virt-rapl install` puts in place. Where it never did, one finding says so for all of them."""
+"""These look at what `virt-rapl install` puts in place. If nothing was installed, one finding says so for them all."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check tells of one thing."""
+    """The result of one check for one thing."""
 
     name: str
     state: State
@@ -56,7 +56,7 @@ class Check:
 
 
 def examine(machine: Machine) -> Iterator[Check]:
-    """Run the checks; each tells at least one thing, of one domain or emulator each where there are several."""
+    """Run the checks; each has at least one result, and one for each domain or emulator where there are several."""
     for name, check in CHECKS.items():
         if name in OF_AN_INSTALLATION and not machine.is_installed:
             continue
@@ -78,6 +78,6 @@ def _run(check: Callable[[Machine], Iterator[Finding]], machine: Machine) -> Ite
         else:
             yield Finding(FAILED, error.message, error.hint)
     except PermissionError as error:
-        yield Finding(SKIPPED, f"may not look at {error.filename}", "run as root")
+        yield Finding(SKIPPED, f"this user may not read {error.filename}", "run as root")
     except (OSError, ValueError) as error:
-        yield Finding(FAILED, f"cannot be looked at: {explain(error)}", "mend what the message says")
+        yield Finding(FAILED, f"cannot be checked: {explain(error)}", "mend what the message says")

@@ -1,4 +1,4 @@
-"""The check of domains: who should have a meter and does not, and why."""
+"""The check of domains: which should have a meter and do not, and why."""
 
 import contextlib
 import os
@@ -22,11 +22,11 @@ ANEW = "then `virt-rapl enable --live {0}`, or shut {0} down and start it"
 
 
 def domains(machine: Machine) -> Iterator[Finding]:
-    """One line for each domain that wants attention, and one for the rest."""
+    """One line for each domain that needs attention, and one for the rest."""
     try:
         found = every_domain(machine.connect())
     except VirtRaplError:
-        yield Finding(SKIPPED, "libvirt does not tell which there are", "see libvirt above")
+        yield Finding(SKIPPED, "libvirt cannot be asked which domains there are", "see libvirt above")
         return
     if machine.config.domains.include and not machine.can_serve_guests:
         message = "the configuration's `domains` enable none: this processor's guests have no meter of their own"
@@ -40,13 +40,13 @@ def domains(machine: Machine) -> Iterator[Finding]:
                 findings = list(_of_domain(machine, domain, entry, emulators))
             except DomainGoneError:
                 raise
-            except VirtRaplError as error:  # its XML cannot be read, say: that is one domain's trouble
+            except VirtRaplError as error:  # for example, its XML cannot be read: the others are still checked
                 findings = [Finding(FAILED, f"{domain.name}: {error.message}", error.hint)]
             yield from findings
             if not findings:
                 fine[_state(machine, entry)] += 1
-    told = ", ".join(f"{state}: {count}" for state, count in sorted(fine.items()))
-    yield Finding(OK, f"domains: {len(found)}" + (f"; in order: {told}" if told else ""))
+    counts = ", ".join(f"{state}: {count}" for state, count in sorted(fine.items()))
+    yield Finding(OK, f"domains: {len(found)}" + (f"; in order: {counts}" if counts else ""))
 
 
 def _state(machine: Machine, entry: inventory.Entry) -> str:
@@ -74,19 +74,17 @@ def _of_domain(
 
 
 def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:
-    """Tell of a domain that runs and should have its meter."""
+    """Check a domain that runs and should have its meter."""
     registry = Registry(machine.config.run_directory)
     with contextlib.suppress(FileNotFoundError):
-        registry.path(entry.uuid, "json").open().close()  # one that we may not read is no record that is missing
+        registry.path(entry.uuid, "json").open().close()  # a record that we may not read is not missing: raise
     record = registry.read(entry.uuid)
     vrapl, reason = vrapl_state(entry, record, registry)
     if vrapl == "degraded" and not machine.can_serve_guests:
-        hint = (
-            f"`virt-rapl disable {entry.name}`, or create it from XML that went through `virt-rapl strip`; {HOST_ONLY}"
-        )
+        hint = f"`virt-rapl disable {entry.name}`, or create it from the output of `virt-rapl strip`; {HOST_ONLY}"
         yield Finding(WARNING, f"{entry.name}: runs without its meter: {reason}", hint)
     elif vrapl == "degraded":
-        hint = f"mend that, {ANEW.format(entry.name)}; `virt-rapl events {entry.name}` tells more"
+        hint = f"mend that, {ANEW.format(entry.name)}; `virt-rapl events {entry.name}` shows more"
         yield Finding(FAILED, f"{entry.name}: runs without its meter: {reason}", hint)
     elif record and (note := unknown_qemu(record)):
         yield Finding(WARNING, f"{entry.name}: {note}", "upgrade virt-rapl")
@@ -95,7 +93,7 @@ def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:
 def _next_start(
     machine: Machine, domain: Domain, definition: Definition, emulators: policy.Emulators
 ) -> Iterator[Finding]:
-    """Tell of a domain whose definition has the mark."""
+    """Check a domain whose definition has the mark."""
     socket = _socket(machine, domain)
     try:
         check_processor(machine.proc)
@@ -109,12 +107,12 @@ def _next_start(
         yield Finding(FAILED, f"{domain.name}: gets no meter at its next start: {error.message}", remedy)
         return
     if domain.active and not domain.live().is_marked:
-        message = f"{domain.name}: is enabled, but runs as it was started before that: it has no meter yet"
+        message = f"{domain.name}: is enabled, but was started before that: it has no meter yet"
         yield Finding(WARNING, message, f"`virt-rapl enable --live {domain.name}`, or shut it down and start it")
 
 
 def _chosen(machine: Machine, domain: Domain, definition: Definition, emulators: policy.Emulators) -> Iterator[Finding]:
-    """Tell of a domain that the configuration chooses and that is not enabled."""
+    """Check a domain that the configuration chooses and that is not enabled."""
     registry = Registry(machine.config.run_directory)
     chosen = f"{domain.name}: the configuration's `domains` choose it, but"
     try:
@@ -122,8 +120,8 @@ def _chosen(machine: Machine, domain: Domain, definition: Definition, emulators:
     except VirtRaplError as error:
         yield Finding(FAILED, f"{chosen} {error.message}", error.hint)
         return
-    told = {entry["uuid"]: entry["reason"] for entry in (machine.status or {}).get("domains", [])}
-    reason = told.get(domain.uuid) or "it is not enabled"
+    reasons = {entry["uuid"]: entry["reason"] for entry in (machine.status or {}).get("domains", [])}
+    reason = reasons.get(domain.uuid) or "it is not enabled"
     hint = f"virt-rapld enables it, see virt-rapld above and its journal; or `virt-rapl enable {domain.name}`"
     rule = machine.root / paths.POLKIT_RULE
     if systemd.runs() and not os.geteuid() and not policy.gives_right_to_manage(read(rule) or ""):

@@ -17,7 +17,7 @@ from libvirt_rapl.host.topology import processor as kind_of_processor
 
 
 def processor(machine: Machine) -> Iterator[Finding]:
-    """Intel's counts energy for host and guests, AMD's for the host."""
+    """Intel's processors count energy for host and guests, AMD's for the host."""
     name = model_name(machine.proc) or "unknown processor"
     try:
         check_processor(machine.proc)
@@ -39,7 +39,7 @@ def energy(machine: Machine) -> Iterator[Finding]:
 
 
 def registers(machine: Machine) -> Iterator[Finding]:
-    """What the helper reads for guests. Where only TPMI knows, registers read 0, and qemu-vmsr-helper is of no use."""
+    """What the helper reads for guests. With TPMI only, registers read 0 and qemu-vmsr-helper is of no use."""
     if not machine.can_serve_guests:
         yield HOST_METERING_ONLY
         return
@@ -57,7 +57,7 @@ def registers(machine: Machine) -> Iterator[Finding]:
         yield Finding(OK, "helpers read the CPUs' registers")
     elif os.geteuid():
         yield Finding(
-            SKIPPED, "this user reads powercap; whether a helper reads registers is not to be seen", "run as root"
+            SKIPPED, "this user reads powercap, and may not check whether a helper reads registers", "run as root"
         )
     else:
         yield Finding(OK, "helpers read powercap: the registers cannot be read, or read 0 (TPMI), or are not chosen")
@@ -79,11 +79,11 @@ def cpus(machine: Machine) -> Iterator[Finding]:
         return
     check_cpus(machine.sys)
     found = packages(machine.sys)
-    yield Finding(OK, f"CPUs: {sum(map(len, found.values()))}, all on line; packages: {len(found)}")
+    yield Finding(OK, f"CPUs: {sum(map(len, found.values()))}, all online; packages: {len(found)}")
 
 
 def kvm(machine: Machine) -> Iterator[Finding]:
-    """Only KVM's guests can have RAPL."""
+    """Only KVM guests can have RAPL."""
     if (machine.dev / "kvm").exists():
         yield Finding(OK, "/dev/kvm is there")
     else:
@@ -92,21 +92,21 @@ def kvm(machine: Machine) -> Iterator[Finding]:
 
 
 def clock(machine: Machine) -> Iterator[Finding]:
-    """How exactly the kernel tells who ran."""
+    """How exactly the kernel reports which threads ran."""
     if (read(machine.proc / "self/schedstat") or NOT_COUNTED) == NOT_COUNTED:
         yield Finding(
             WARNING,
-            "the kernel keeps no schedstat: what threads ran is counted in clock ticks, 10 ms as a rule",
+            "the kernel keeps no schedstat: threads' run time is counted in clock ticks, usually of 10 ms",
             "boot with `delayacct`, or Linux 5.14 or newer",
         )
     elif "nohz=off" in (read(machine.proc / "cmdline") or "").split():
         yield Finding(
             WARNING,
-            "booted with nohz=off: how long CPUs were busy is guessed at timer ticks",
-            "take nohz=off from the kernel's command line",
+            "booted with nohz=off: the kernel guesses at timer ticks how long CPUs were busy",
+            "remove nohz=off from the kernel's command line",
         )
     else:
-        yield Finding(OK, "schedstat counts what threads ran, in nanoseconds")
+        yield Finding(OK, "schedstat counts threads' run time in nanoseconds")
 
 
 def processes(machine: Machine) -> Iterator[Finding]:

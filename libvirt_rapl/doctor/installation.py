@@ -22,15 +22,15 @@ from libvirt_rapl.install.program import changeable_program
 from libvirt_rapl.lifecycle import events
 
 SHOWN = 3
-"""So many names of files are enough in a line."""
+"""At most this many names of files are in a line."""
 WATCH = paths.WRAPPERS_PATH_UNIT
 HOOK_PYTHON = re.compile(r"^python='(.*)'$", re.MULTILINE)
 
 
 def installation(machine: Machine) -> Iterator[Finding]:
-    """Whether virt-rapl was installed here at all; what is wrong with an installation others tell, one by one."""
+    """Whether virt-rapl was installed here at all; other checks report what is wrong with an installation."""
     if not machine.is_installed:
-        yield Finding(FAILED, "virt-rapl is not installed: of its hook, wrappers and units there is none", INSTALL)
+        yield Finding(FAILED, "virt-rapl is not installed: there is no hook, wrapper or unit of it", INSTALL)
     elif packaged.owns(machine.root):
         yield Finding(OK, "installed as a package")
     else:
@@ -38,13 +38,13 @@ def installation(machine: Machine) -> Iterator[Finding]:
 
 
 def helper(machine: Machine) -> Iterator[Finding]:
-    """Whether the configured helper can run, and is one that counts right."""
+    """Whether the configured helper can run, and counts right."""
     if not machine.can_serve_guests:
         yield HOST_METERING_ONLY
         return
     if machine.config.helper == "qemu":
         program = qemu_helper()
-        message = f"{program}: with it guests count what QEMU makes of it, which is wrong when a thread of QEMU ends"
+        message = f"{program}: with it guests read QEMU's own arithmetic, which is wrong when a thread of QEMU ends"
         yield Finding(WARNING, message, "set `helper: native`")
         return
     seccomp()
@@ -57,7 +57,7 @@ def qemu(machine: Machine) -> Iterator[Finding]:
         yield HOST_METERING_ONLY
         return
     if not machine.emulators:
-        yield Finding(FAILED, "there is no QEMU", f"apt install qemu-system-x86, or its like; then {INSTALL}")
+        yield Finding(FAILED, "there is no QEMU", f"apt install qemu-system-x86, or similar; then {INSTALL}")
     for path in machine.emulators:
         try:
             yield Finding(OK, f"QEMU {emulator.check_rapl(str(path))} at {path} has RAPL")
@@ -66,7 +66,7 @@ def qemu(machine: Machine) -> Iterator[Finding]:
 
 
 def _severity(machine: Machine, path: Path) -> State:
-    """Return how bad it is that a QEMU is of no use: of others than the usual ones, `domains` tells who needs them."""
+    """Return how bad it is that a QEMU is of no use; if it is not a usual one, `domains` reports who needs it."""
     return FAILED if _name(machine, path) in emulator.KNOWN else WARNING
 
 
@@ -76,7 +76,7 @@ def _name(machine: Machine, path: Path) -> str:
 
 
 def wrapper(machine: Machine) -> Iterator[Finding]:
-    """Whether each QEMU has its wrapper, and libvirt knows that QEMU by it."""
+    """Whether each QEMU has its wrapper, and libvirt has seen the present QEMU through it."""
     if not machine.emulators:
         yield Finding(SKIPPED, "there is no QEMU to wrap")
     for path in machine.emulators:
@@ -86,8 +86,8 @@ def wrapper(machine: Machine) -> Iterator[Finding]:
                 Finding(WARNING, missing.message, missing.hint)
                 for missing in security_modules.missing_rules(_name(machine, path), machine.root)
             )
-    if machine.emulators and systemd.runs() and systemd.told(WATCH, "ActiveState") not in ("active", ""):
-        message = f"{WATCH} does not run: nobody touches a wrapper when its QEMU is upgraded"
+    if machine.emulators and systemd.runs() and systemd.unit_property(WATCH, "ActiveState") not in ("active", ""):
+        message = f"{WATCH} does not run: no wrapper is touched when its QEMU is upgraded"
         yield Finding(WARNING, message, f"systemctl enable --now {WATCH}")
 
 
@@ -104,7 +104,7 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
         message = f"{target} is not the wrapper of virt-rapl {__version__}"
         return Finding(WARNING, message, machine.to_install(name))
     if wrappers.stale(path):
-        message = f"{target} is older than its QEMU: libvirt still believes what it knew of the one before"
+        message = f"{target} is older than its QEMU: libvirt still uses what it knows of the previous QEMU"
         return Finding(WARNING, message, f"touch {target}")
     return Finding(OK, f"{target} is newer than its QEMU")
 
@@ -116,7 +116,7 @@ def hook(machine: Machine) -> Iterator[Finding]:
         yield Finding(FAILED, f"there is no hook {path}: domains start without their meter", to_install)
         return
     if not os.access(path, os.X_OK):
-        yield Finding(FAILED, f"{path} is not executable: libvirt passes over it", f"chmod 755 {path}")
+        yield Finding(FAILED, f"{path} is not executable: libvirt ignores it", f"chmod 755 {path}")
         return
     text = machine.tree.text(paths.HOOK)
     python = HOOK_PYTHON.search(text)
@@ -131,7 +131,7 @@ def hook(machine: Machine) -> Iterator[Finding]:
 
 
 def _is_there(program: str) -> bool:
-    """Tell whether it can be run. Raises PermissionError where we may not see that."""
+    """Return whether it can be run. Raises PermissionError if we may not see that."""
     with contextlib.suppress(FileNotFoundError):
         return bool(Path(program).stat() and os.access(program, os.X_OK))
     return False
@@ -140,32 +140,32 @@ def _is_there(program: str) -> bool:
 def hook_seen(machine: Machine) -> Iterator[Finding]:
     """Whether libvirt knows that there are hooks: it looks when it starts, and when it gets SIGHUP.
 
-    It looks for any hook of QEMU, not for ours. What it found cannot be asked for; so this goes by what came when.
+    It looks for any hook of QEMU, not for ours. It cannot be asked what it found, so this compares times.
     """
     hooks = [machine.root / paths.LIBVIRT_HOOK, *(machine.root / paths.HOOK).parent.glob("*")]
     placed = [path.stat().st_ctime for path in hooks if path.is_file() and os.access(path, os.X_OK)]
     daemons = {daemon: began for daemon in activation.LIBVIRT_DAEMONS if (began := _last_look(machine, daemon))}
     if not placed:
-        yield Finding(SKIPPED, "there is no hook to be seen")
+        yield Finding(SKIPPED, "there is no hook that libvirt could see")
     elif not daemons:
         yield Finding(OK, "no libvirtd or virtqemud runs now; it looks when it starts")
     for daemon, began in daemons.items() if placed else ():
         hang_up = f"kill -HUP $(cat /{activation.pid_file(daemon)})"
         reload = f"systemctl reload {daemon}" if systemd.runs() else hang_up
         if min(placed) < began:
-            yield Finding(OK, f"{daemon} has looked for hooks since there are any")
-        elif any(event.time > began for event in events.told(machine.config.run_directory)):
+            yield Finding(OK, f"{daemon} was started or reloaded after the hook was installed")
+        elif any(event.time > began for event in events.read(machine.config.run_directory)):
             yield Finding(OK, f"{daemon} has called the hook")
         else:
             yield Finding(
                 WARNING,
-                f"{daemon} runs since before the hook came and has not called it: nobody can tell whether it knows it",
-                f"{reload}, which touches no domain; `virt-rapl install` has done so if it ran here",
+                f"{daemon} was started before the hook was installed and has not called it: it may not know it",
+                f"{reload}, which affects no domain; `virt-rapl install` has done so if it ran here",
             )
 
 
 def _last_look(machine: Machine, daemon: str) -> float | None:
-    """Tell when libvirt's daemon started, or was reloaded by systemd if later; None when it does not run."""
+    """Return when libvirt's daemon started, or was reloaded by systemd if later; None when it does not run."""
     if activation.pid_of(daemon, machine.root) is None:
         return None
     started = (machine.root / activation.pid_file(daemon)).stat().st_mtime
@@ -173,14 +173,14 @@ def _last_look(machine: Machine, daemon: str) -> float | None:
         return started
     try:
         # Microseconds of the monotonic clock. A reload changes the unit's state twice.
-        changed = int(systemd.told(daemon, "StateChangeTimestampMonotonic"))
+        changed = int(systemd.unit_property(daemon, "StateChangeTimestampMonotonic"))
         return max(started, time.time() - time.monotonic() + changed / 1_000_000)
     except ValueError:
         return started
 
 
 def files(machine: Machine) -> Iterator[Finding]:
-    """Whether all else is as `virt-rapl install` puts it in place, and nobody but root can change it."""
+    """Whether all other files are as `virt-rapl install` puts them in place, and only root can change them."""
     wrong = []
     for item in machine.items:
         now = machine.tree.digest(item.target)
@@ -203,7 +203,7 @@ def files(machine: Machine) -> Iterator[Finding]:
 
 
 def _shadows(machine: Machine) -> list[str]:
-    """Return units of the administrator's that systemd reads instead of the package's; one that is masked is a link."""
+    """Return the administrator's units that systemd reads instead of the package's; not masked ones (links)."""
     packages = [Path(item.target) for item in machine.items if item.target.startswith(paths.PACKAGED_UNITS)]
     units = [machine.root / paths.UNITS / path.name for path in packages]
     return [str(path) for path in units if path.is_file()]
@@ -252,5 +252,5 @@ def selinux(machine: Machine) -> Iterator[Finding]:
         yield Finding(FAILED, "SELinux is enforcing and has not got our module: QEMU cannot reach its helper", INSTALL)
     else:
         yield Finding(
-            WARNING, "SELinux is permissive and has not got our module: enforcing, it would cut QEMU off", INSTALL
+            WARNING, "SELinux is permissive and has not got our module: enforcing, it would block QEMU", INSTALL
         )

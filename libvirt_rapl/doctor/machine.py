@@ -1,4 +1,4 @@
-"""The machine that is looked at: its directories, configuration and libvirt, each read once."""
+"""The machine that is checked: its directories, configuration and libvirt, each read once."""
 
 import contextlib
 from dataclasses import dataclass
@@ -45,12 +45,12 @@ class Machine:
 
     @property
     def tree(self) -> Tree:
-        """Its files, where others may have a hand in."""
+        """Its files, which others may be able to change."""
         return Tree(self.root)
 
     @cached_property
     def config(self) -> Config:
-        """The configuration; defaults where it is wrong, which is a check's to tell."""
+        """The configuration; defaults if it is wrong, which a check of its own reports."""
         try:
             return load(self.config_path)
         except VirtRaplError:
@@ -60,7 +60,7 @@ class Machine:
     def emulators(self) -> list[Path]:
         """The QEMUs that are to have a wrapper: the usual ones, and those that libvirt and domains name."""
         named = []
-        with contextlib.suppress(VirtRaplError):  # another check tells what is wrong with libvirt
+        with contextlib.suppress(VirtRaplError):  # another check reports what is wrong with libvirt
             named = named_emulators(self.connect())
         return [self.root / path.lstrip("/") for path in wrappers.emulators(self.root, named)]
 
@@ -75,7 +75,7 @@ class Machine:
 
     @cached_property
     def is_installed(self) -> bool:
-        """Whether anything of ours is in place; a configuration alone may have been written beforehand, or kept."""
+        """Whether anything of ours is in place; a configuration alone may be older, or left by an uninstallation."""
         return any((self.root / item.target).exists() for item in self.items if not item.keep)
 
     def item(self, target: str) -> places.Item:
@@ -83,11 +83,11 @@ class Machine:
         return next(item for item in self.items if item.target == target)
 
     def to_install(self, emulator: str = DEFAULT_EMULATOR) -> str:
-        """Return how our files are put in place anew: a package knows no other emulator's wrapper."""
+        """Return how our files are put in place anew: a package has only the usual emulator's wrapper."""
         return packaged.REINSTALL if packaged.owns(self.root) and emulator == DEFAULT_EMULATOR else INSTALL
 
     def remedy(self, error: VirtRaplError, emulator: str) -> str:
-        """Return an error's hint; where that is to install, how it is done here for this emulator."""
+        """Return an error's hint; if that is to install, how that is done here for this emulator."""
         return self.to_install(emulator) if error.hint == INSTALL else error.hint
 
     @cached_property
@@ -108,7 +108,7 @@ class Machine:
 
     @cached_property
     def _connection(self) -> Any:  # noqa: ANN401
-        """The connection or why there is none: a libvirt that hangs shall hold us up once."""
+        """The connection, or the error: a libvirt that hangs must delay us only once."""
         try:
             return connect(self.uri, read_only=True)
         except VirtRaplError as error:
@@ -116,5 +116,5 @@ class Machine:
 
     @cached_property
     def status(self) -> dict[str, Any] | None:
-        """What virt-rapld tells; None when it does not answer."""
+        """What virt-rapld reports; None when it does not answer."""
         return status_socket.ask(self.config.run_directory / paths.STATUS_SOCKET)

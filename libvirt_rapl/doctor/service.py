@@ -23,20 +23,20 @@ from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.install import activation
 from libvirt_rapl.install.program import PROGRAM, closed_directory, to_open
-from libvirt_rapl.lifecycle import events as told_events
+from libvirt_rapl.lifecycle import events as hook_events
 
 USER = "virt-rapl"
-"""As whom systemd runs virt-rapld."""
+"""The user as which systemd runs virt-rapld."""
 SOME_UUID = "00000000-0000-0000-0000-000000000000"
 FREE_BYTES = 1 << 20
-"""What records, sockets' names and a write of the ledger need at most."""
+"""At most this much is needed for records, sockets' names and a write of the ledger."""
 DAY_SECONDS = 86400.0
 OLDEST_LIBVIRT = (6, 5)
-"""It runs what is in hooks/qemu.d."""
+"""The first that runs what is in hooks/qemu.d."""
 
 
 def configuration(machine: Machine) -> Iterator[Finding]:
-    """Whether it can be understood, and nobody but root can change it: load() looks at both."""
+    """Whether it is valid, and nobody but root can change it: load() checks both."""
     config = load(machine.config_path)
     where = machine.config_path if machine.config_path.exists() else "defaults"
     yield Finding(OK, f"{where}: helper {config.helper}, on_failure {config.on_failure}, model {config.model}")
@@ -49,7 +49,7 @@ def libvirt(machine: Machine) -> Iterator[Finding]:
     except VirtRaplError as error:
         if not os.geteuid():
             raise
-        yield Finding(SKIPPED, error.message, error.hint)  # which may be for us only
+        yield Finding(SKIPPED, error.message, error.hint)  # root may well be able to connect
         return
     if machine.libvirt_version()[:2] < OLDEST_LIBVIRT:
         oldest = ".".join(map(str, OLDEST_LIBVIRT))
@@ -60,14 +60,14 @@ def libvirt(machine: Machine) -> Iterator[Finding]:
         return
     daemons = [daemon for daemon in activation.LIBVIRT_DAEMONS if activation.pid_of(daemon, machine.root)]
     if len(daemons) > 1:
-        message = f"{' and '.join(daemons)} both run: each has domains of its own, and one does not know the other's"
+        message = f"{' and '.join(daemons)} both run: each has its own domains and does not know the other's"
         yield Finding(WARNING, message, "keep one of them: systemctl disable --now libvirtd, or virtqemud")
     else:
         yield Finding(OK, f"libvirt {version}, {daemons[0] if daemons else 'a daemon without PID file'}")
 
 
 def run_directory(machine: Machine) -> Iterator[Finding]:
-    """Whether QEMU, as its own user, gets to its socket, and nobody else can put one there."""
+    """Whether QEMU, as its own user, can reach its socket, and no other user can put one there."""
     path = machine.config.run_directory
     check_socket(RunDirectory(path).socket(SOME_UUID))
     if path.is_symlink():
@@ -87,7 +87,7 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
     elif free_bytes(path) < FREE_BYTES:
         yield Finding(FAILED, f"the disk of {path} is full: helpers cannot be started", "make room there")
     else:
-        yield Finding(OK, f"{path} is root's, and QEMU gets through")
+        yield Finding(OK, f"{path} is root's, and QEMU can reach its sockets")
 
 
 def _not_ours(path: Path) -> NotOursError | None:
@@ -99,7 +99,7 @@ def _not_ours(path: Path) -> NotOursError | None:
 
 
 def virt_rapld(machine: Machine) -> Iterator[Finding]:
-    """Whether it runs and answers, and will after the next boot."""
+    """Whether it runs and answers, and will do so after the next boot."""
     socket = machine.config.run_directory / paths.STATUS_SOCKET
     try:
         socket.stat()
@@ -128,8 +128,8 @@ def virt_rapld(machine: Machine) -> Iterator[Finding]:
 
 
 def _no_rights() -> str:
-    """Return what to do where there is no polkit to ask; empty where there is."""
-    if systemd.runs() and (state := systemd.told("polkit", "LoadState")) in ("masked", "not-found"):
+    """Return what to do if there is no polkit that libvirt can ask; empty if there is."""
+    if systemd.runs() and (state := systemd.unit_property("polkit", "LoadState")) in ("masked", "not-found"):
         do = "systemctl unmask polkit" if state == "masked" else "install polkit (Debian: polkitd)"
         return f"{do}: libvirt asks it what virt-rapld, which is not root, may do"
     return ""
@@ -138,21 +138,21 @@ def _no_rights() -> str:
 def _domains_it_does_not_know(machine: Machine) -> list[str]:
     """Return the names of domains that libvirt lists and virt-rapld does not."""
     known = {domain["uuid"] for domain in (machine.status or {})["domains"]}
-    with contextlib.suppress(VirtRaplError):  # another check tells what is wrong with libvirt
+    with contextlib.suppress(VirtRaplError):  # another check reports what is wrong with libvirt
         return [domain.name for domain in every_domain(machine.connect()) if domain.uuid not in known]
     return []
 
 
 def _not_running(machine: Machine) -> Finding:
     if closed := closed_directory(*PROGRAM):
-        message = f"virt-rapld, a user of its own, cannot be run: {closed} is not open to all"
+        message = f"virt-rapld has a user of its own and cannot be run: {closed} is not open to all users"
         return Finding(FAILED, message, to_open(closed))
     if systemd.runs() and not _has_user():
         return Finding(FAILED, f"virt-rapld does not run: there is no user {USER}", machine.to_install())
     hint = journal() if systemd.runs() and _fails() else to_start("enable --now")
     if machine.config.domains.include and machine.can_serve_guests:
-        return Finding(FAILED, "virt-rapld does not run: nobody enables the configuration's `domains`", hint)
-    return Finding(WARNING, "virt-rapld does not run: no totals are kept, guests' meters work without", hint)
+        return Finding(FAILED, "virt-rapld does not run, and so nothing enables the configuration's `domains`", hint)
+    return Finding(WARNING, "virt-rapld does not run: no totals are kept; guests' meters work without it", hint)
 
 
 def _has_user() -> bool:
@@ -162,16 +162,16 @@ def _has_user() -> bool:
 
 
 def _fails() -> bool:
-    """Tell whether systemd has tried to start it, or tries again and again."""
-    return systemd.told("virt-rapld", "ActiveState") not in ("inactive", "")
+    """Return whether systemd has tried to start it and failed, or is trying again and again."""
+    return systemd.unit_property("virt-rapld", "ActiveState") not in ("inactive", "")
 
 
 def _starts_at_boot() -> bool:
-    return systemd.told("virt-rapld", "UnitFileState") not in ("disabled", "masked")
+    return systemd.unit_property("virt-rapld", "UnitFileState") not in ("disabled", "masked")
 
 
 def ledger(machine: Machine) -> Iterator[Finding]:
-    """Whether totals are kept in a file that is whole."""
+    """Whether totals are kept, in a file that is intact."""
     path = machine.config.state_directory / paths.LEDGER
     try:
         found = path.lstat()
@@ -179,7 +179,7 @@ def ledger(machine: Machine) -> Iterator[Finding]:
         if machine.status is None:
             yield Finding(SKIPPED, f"there is no {path} yet: virt-rapld makes it")
         else:
-            hint = f"{journal()}; a `state_directory` of your own wants a drop-in, see docs/configuration.md"
+            hint = f"{journal()}; a `state_directory` of your own needs a drop-in, see docs/configuration.md"
             yield Finding(FAILED, f"virt-rapld runs and cannot make {path}: totals are in memory only", hint)
         return
     try:
@@ -195,7 +195,7 @@ def ledger(machine: Machine) -> Iterator[Finding]:
     )
     if path.stat().st_mode & 0o007:
         yield Finding(
-            WARNING, f"others may read {path}: fine readings of energy tell what a guest does", f"chmod o= {path}"
+            WARNING, f"others may read {path}: fine readings of energy reveal what a guest does", f"chmod o= {path}"
         )
     elif free_bytes(path.parent) < FREE_BYTES:
         yield Finding(FAILED, f"the disk of {path} is full: totals are kept in memory only", "make room there")
@@ -205,14 +205,14 @@ def ledger(machine: Machine) -> Iterator[Finding]:
         yield Finding(WARNING, message, "use another `state_directory` for simulations")
     elif aside:
         message = f"virt-rapld could not use an older ledger and has set it aside: {', '.join(aside)}"
-        yield Finding(WARNING, message, "remove it when you do not want what is in it")
+        yield Finding(WARNING, message, "delete it if you do not need what is in it")
     else:
         date = time.strftime("%Y-%m-%d", time.localtime(since))
         yield Finding(OK, f"{path}: totals of {domains} domains since {date}, {found.st_size >> 10} KiB")
 
 
 def _belongs(machine: Machine, *, simulated: bool) -> bool:
-    """Tell whether a ledger holds the kind of energy that there is here, as far as that is known."""
+    """Return whether a ledger holds the kind of energy that there is here, as far as that is known."""
     try:
         source = open_source(machine.config.source, sys=machine.sys, dev=machine.dev, proc=machine.proc)
     except VirtRaplError:
@@ -223,7 +223,7 @@ def _belongs(machine: Machine, *, simulated: bool) -> bool:
 def events(machine: Machine) -> Iterator[Finding]:
     """Whether an operation of the hook failed, or a start was refused, within a day."""
     directory = machine.config.run_directory
-    recent = [event for event in told_events.told(directory) if event.time > time.time() - DAY_SECONDS]
+    recent = [event for event in hook_events.read(directory) if event.time > time.time() - DAY_SECONDS]
     failed = [event for event in recent if event.result in ("failed", "refuse")]
     if not failed:
         yield Finding(OK, f"the hook's operations of the last 24 hours: {len(recent)}, none failed")

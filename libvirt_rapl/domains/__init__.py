@@ -1,5 +1,5 @@
-"""Libvirt's domains: the connection, their XML with the meter and without, their emulators and run-time files.
+"""Libvirt's domains: the connection, their XML with and without the meter, their emulators and run-time files.
 
-Only `connection` and `domain` import libvirt; what the hook wakes (definition, emulator, run_files) lives without it.
+Only `connection` and `domain` import libvirt; what the hook imports (definition, emulator, run_files) works without it.
 May import the ground and host.
 """

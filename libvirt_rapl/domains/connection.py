@@ -1,4 +1,4 @@
-"""libvirt: the connection to it, and hearing of changes."""
+"""The connection to libvirt, and its events."""
 
 import contextlib
 import functools
@@ -20,18 +20,18 @@ except ImportError as missing:
 LibvirtError = libvirt.libvirtError
 
 OPEN_SECONDS = 10.0
-"""How long to wait for a libvirt that hangs; one that has just been started for us needs a few."""
+"""How long to wait for a libvirt that hangs; one that has just been started for us needs a few seconds."""
 KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT = 5, 3
-"""A libvirt that has not answered for this long, so many times, counts as lost."""
+"""A libvirt that has not answered for this long, this many times, counts as lost."""
 
-HINT = "`systemctl status libvirtd virtqemud` tells how it is"
+HINT = "see `systemctl status libvirtd virtqemud`"
 
 _opening = threading.Lock()
-"""Held while libvirt is being opened. One that hangs keeps one thread of ours, however often we try."""
+"""Held while libvirt is being opened: one that hangs blocks only one thread of ours, however often we try."""
 
 
 def connect(uri: str, *, read_only: bool = False) -> Any:  # noqa: ANN401  libvirt-python has no types
-    """Open libvirt and return its virConnect. Raises VirtRaplError when there is none, or it refuses us or hangs.
+    """Open libvirt and return its virConnect. Raises VirtRaplError when it does not run, refuses us or hangs.
 
     A call on the connection fails when libvirt does not answer for KEEP_ALIVE_SECONDS x KEEP_ALIVE_COUNT.
     """
@@ -75,7 +75,7 @@ def _open(call: Callable[[str], Any], uri: str) -> Any:  # noqa: ANN401
 
 @functools.cache
 def start_events() -> None:
-    """Let libvirt call back, from a thread of its own, for connections that are opened from now on."""
+    """Start the thread that calls back on libvirt's events, for connections that are opened from now on."""
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_deliver_events, name="libvirt events", daemon=True).start()
 
@@ -87,9 +87,9 @@ def _deliver_events() -> None:
 
 @contextlib.contextmanager
 def subscribed(connection: Any, *, changed: Callable[[str], None], lost: Callable[[], None]) -> Iterator[None]:  # noqa: ANN401
-    """Be told the UUID of each domain whose life, title or metadata changes, and when libvirt is lost.
+    """Call `changed` with the UUID of each domain whose state, title or metadata changes, and `lost` with libvirt gone.
 
-    Both are called in the thread that delivers events: they may only take note. At the end of it all we hang up.
+    Both are called in the thread that delivers events and must return at once. The connection is closed at the end.
     Raises VirtRaplError.
     """
     undo = contextlib.ExitStack()
@@ -106,7 +106,7 @@ def subscribed(connection: Any, *, changed: Callable[[str], None], lost: Callabl
         except libvirt.libvirtError as error:
             # Drivers that live in our own process cannot be lost.
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                raise VirtRaplError(f"libvirt does not tell of changes: {error}") from error
+                raise VirtRaplError(f"libvirt does not report changes: {error}") from error
         yield
 
 

@@ -1,4 +1,4 @@
-"""A domain's XML, parsed once: what it says, and the same XML with the meter in it or without."""
+"""A domain's XML, parsed once: what it says, and the same XML with or without the meter."""
 
 import copy
 import dataclasses
@@ -24,22 +24,22 @@ class UnreadableError(VirtRaplError):
     """This is not the XML of a domain, or not XML."""
 
     def __init__(self, xml: str, message: str, hint: str) -> None:
-        """Keep the text, for those who look whether anything in it looks like ours."""
+        """Keep the text, for callers that check whether anything in it looks like ours."""
         super().__init__(message, hint)
         self.xml = xml
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Definition:
-    """What libvirt has of a domain in XML: its definition, or how it runs. inject() and strip() make others of it."""
+    """libvirt's XML of a domain: its definition, or how it runs. inject() and strip() return changed copies."""
 
     _original: str
     """The text that this was parsed from, or made from."""
     _domain: _Element
-    """<domain>. It never changes."""
+    """<domain>. It is never changed."""
     _is_changed: bool = field(default=False, kw_only=True)
     _after: str = field(kw_only=True)
-    """What stands after the domain: comments and processing instructions."""
+    """What follows the domain: comments and processing instructions."""
 
     @classmethod
     def parse(cls, xml: str) -> Self:
@@ -50,14 +50,14 @@ class Definition:
 
     @property
     def xml(self) -> str:
-        """The text; as it was read where nothing was changed."""
+        """The text; as it was read if nothing was changed."""
         return self.rewritten if self._is_changed else self._original
 
     @cached_property
     def rewritten(self) -> str:
-        """The text as we write it, where quotes and the like are always the same; it may hold passwords.
+        """The text as we write it, always with the same quotes and the like; it may hold passwords.
 
-        The domain stands in it as in what was read, with what stood around it: declaration, comments, line ends.
+        What was around the domain when it was read stays: declaration, comments, line ends.
         """
         prolog = PROLOG.match(self._original)
         assert prolog is not None  # it may be empty
@@ -66,23 +66,23 @@ class Definition:
 
     @property
     def name(self) -> str:
-        """Empty where there is none."""
+        """Empty if there is none."""
         return string(self._domain.find("name"))
 
     @property
     def uuid(self) -> str:
-        """Lower case, with dashes. Raises VirtRaplError where there is none."""
+        """Lower case, with dashes. Raises VirtRaplError if there is none."""
         return domxml.uuid_of(self._domain)
 
     @property
     def id(self) -> int | None:
-        """libvirt's number of a domain that runs or is about to; None of any other."""
+        """libvirt's number of a domain that runs or is about to start; None for any other."""
         value = self._domain.get("id", "")
         return int(value) if value.isdecimal() else None
 
     @property
     def traits(self) -> Traits:
-        """What a domain is chosen by. Raises VirtRaplError where there is no UUID."""
+        """What the configuration chooses a domain by. Raises VirtRaplError if there is no UUID."""
         names = [etree.QName(element) for element in self._domain.iterfind("metadata/*")]
         metadata = frozenset((name.namespace or "", name.localname) for name in names)
         return Traits(self.name, self.uuid, string(self._domain.find("title")), metadata)
@@ -94,24 +94,24 @@ class Definition:
 
     @property
     def is_x86_64_kvm(self) -> bool:
-        """Whether it is a KVM guest of this architecture, as libvirt writes that."""
+        """Whether it is a KVM guest of this architecture, in libvirt's words."""
         return self._domain.get("type") == "kvm" and self._domain.find("os/type[@arch='x86_64']") is not None
 
     @property
     def helper_socket(self) -> str | None:
-        """The socket that our argument names; None where there is no such argument."""
+        """The socket that our argument names; None if there is no such argument."""
         return domxml.helper_socket(self._domain)
 
     @property
     def dac_label(self) -> str | None:
-        """The label (`+64055:+64055`, `libvirt-qemu:kvm`) that QEMU runs under; None where the XML has none."""
+        """The label (`+64055:+64055`, `libvirt-qemu:kvm`) that QEMU runs under; None if the XML has none."""
         label = self._domain.find("seclabel[@model='dac']/label")
         return None if label is None else string(label)
 
     def emulator(self, default: str = domxml.DEFAULT_EMULATOR) -> str:
-        """Return the path of the real emulator, whether there is a mark or not; `default` where the XML names none.
+        """Return the path of the real emulator, with or without a mark; `default` if the XML names none.
 
-        What the mark says counts only where <emulator> is the wrapper of that.
+        The emulator that the mark names counts only if <emulator> is the wrapper of it.
         """
         emulator = self._domain.find("devices/emulator")
         if emulator is None:
@@ -125,11 +125,11 @@ class Definition:
         domxml.check(self._cleared(socket), socket)
 
     def check_kind(self) -> None:
-        """Raise VirtRaplError when no change could give this kind of domain a meter: said before what can be mended."""
+        """Raise VirtRaplError when no change of the XML could give this kind of domain a meter. Check this first."""
         domxml.check_kind(self._domain)
 
     def check_takes_effect(self, socket: str) -> None:
-        """Raise VirtRaplError when the mark is there, and the guest would have no meter at `socket` all the same.
+        """Raise VirtRaplError when the mark is there, but the guest would have no meter at `socket`.
 
         The XML may have been edited since, be a copy of another domain's, or the run directory may have changed.
         """
@@ -138,9 +138,9 @@ class Definition:
     def inject(self, *, socket: str, default_emulator: str = domxml.DEFAULT_EMULATOR) -> Self:
         """Return it with the meter in it, reading through the helper at `socket`.
 
-        One that carries the mark already is brought to this socket; so is one that has lost it, if our argument for
-        this very socket is there still together with a wrapper. `default_emulator` is taken where it names none.
-        Raises VirtRaplError for what check() refuses.
+        One that carries the mark already gets this socket; so does one that has lost the mark, if our argument for this
+        very socket and a wrapper are still there. `default_emulator` is used if the XML names none. Raises
+        VirtRaplError for what check() refuses.
         """
         domain = self._cleared(socket)
         domxml.check(domain, socket)
@@ -148,7 +148,7 @@ class Definition:
         return dataclasses.replace(self, _domain=domain, _is_changed=True)
 
     def strip(self) -> Self:
-        """Return it as it was before inject(); itself where there is no mark."""
+        """Return it as it was before inject(); itself if there is no mark."""
         if not self.is_marked:
             return self
         domain = copy.deepcopy(self._domain)
@@ -156,9 +156,9 @@ class Definition:
         return dataclasses.replace(self, _domain=domain, _is_changed=True)
 
     def difference(self, other: "Definition") -> str:
-        """Return what the other one changes as a unified diff, blind to quotes and whatever else means nothing in XML.
+        """Return what the other one changes as a unified diff, which ignores quotes and all else that XML ignores.
 
-        Empty where nothing changes.
+        Empty if nothing changes.
         """
         old, new = ((each.rewritten.rstrip() + "\n").splitlines(keepends=True) for each in (self, other))
         return "".join(difflib.unified_diff(old, new, f"{self.name} (now)", f"{self.name} (new)"))

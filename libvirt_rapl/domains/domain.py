@@ -1,4 +1,4 @@
-"""One domain of libvirt: finding it, or all of them, and its definitions."""
+"""A domain of libvirt: finding one or all of them, and its definitions."""
 
 import contextlib
 import uuid
@@ -71,14 +71,14 @@ class Domain:
         return Definition.parse(self._xml(flags | libvirt.VIR_DOMAIN_XML_SECURE if secrets else flags))
 
     def define(self, definition: Definition) -> None:
-        """Make this what the next start uses. Raises VirtRaplError when libvirt does not take it."""
+        """Make this what the next start uses. Raises VirtRaplError when libvirt does not accept it."""
         try:
             self.handle.connect().defineXML(definition.xml)
         except libvirt.libvirtError as error:
-            raise VirtRaplError(f"libvirt does not take the definition of {self.name}: {error}") from error
+            raise VirtRaplError(f"libvirt does not accept the definition of {self.name}: {error}") from error
 
     def saved(self) -> Definition | None:
-        """Return what it goes on with from its managed save, passwords included; None when it is not saved.
+        """Return the definition in its managed save, passwords included; None when it is not saved.
 
         Raises DomainGoneError, UnreadableError, VirtRaplError.
         """
@@ -90,14 +90,14 @@ class Domain:
             raise self._failure("read the saved state of", error) from error
 
     def snapshots(self) -> dict[str, str]:
-        """Name and XML of each snapshot, the domain as it was in it. Raises DomainGoneError, VirtRaplError."""
+        """Return name and XML of each snapshot; the XML has the domain in it. Raises DomainGoneError, VirtRaplError."""
         try:
             return {snapshot.getName(): str(snapshot.getXMLDesc()) for snapshot in self.handle.listAllSnapshots()}
         except libvirt.libvirtError as error:
             raise self._failure("look at the snapshots of", error) from error
 
     def define_saved(self, definition: Definition) -> None:
-        """Let it go on with this from its managed save. Raises VirtRaplError when libvirt does not take it."""
+        """Replace the definition in its managed save. Raises VirtRaplError when libvirt does not accept it."""
         try:
             self.handle.managedSaveDefineXML(definition.xml)
         except libvirt.libvirtError as error:
@@ -112,7 +112,7 @@ class Domain:
     def _failure(self, attempt: str, error: Any) -> VirtRaplError:  # noqa: ANN401
         message = f"cannot {attempt} domain {self.name}: {error}"
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return DomainGoneError(message, "it has ended, or something saves it just now: see `virsh list --all`")
+            return DomainGoneError(message, "it has ended, or is being saved right now: see `virsh list --all`")
         return VirtRaplError(message)
 
 
@@ -129,7 +129,7 @@ def lookup(connection: Any, name_or_uuid: str) -> Domain:  # noqa: ANN401
 
 
 def no_such_domain(name_or_uuid: str) -> VirtRaplError:
-    """Return the error for a name that the user has got wrong."""
+    """Return the error for a name that no domain has."""
     return VirtRaplError(f"there is no domain {name_or_uuid!r}", "`virsh list --all` shows the names")
 
 

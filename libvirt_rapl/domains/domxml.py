@@ -1,13 +1,13 @@
 """The meter in domain XML: whether a parsed <domain> can have it, putting it in, and taking it out without a trace.
 
-inject() makes four changes and writes down in the mark, an element of ours under <metadata>, what strip() needs to
-take them back exactly, white space included. What the mark does not confirm is its owner's, whatever it looks like:
-  - <emulator> names the wrapper, which stands beside the emulator and has its name with the suffix -rapl,
+inject() makes four changes and records in the mark, an element of ours under <metadata>, what strip() needs to undo
+them exactly, white space included. What the mark does not confirm is the owner's, whatever it looks like:
+  - <emulator> names the wrapper, which is beside the emulator and has its name with the suffix -rapl,
   - qemu:commandline gets `-accel kvm,rapl=true,rapl-helper-socket=SOCKET`, which the wrapper merges into libvirt's own,
-  - the containers of these (metadata, devices, commandline) are made where the domain has none,
+  - the containers of these (metadata, devices, commandline) are made if the domain has none,
   - <metadata> gets the mark.
 
-Everybody but `definition` goes by the object that it makes of XML.
+Only `definition` calls this; all others use the object that it makes of XML.
 """
 
 import re
@@ -33,12 +33,12 @@ DEFAULT_EMULATOR = "/usr/bin/qemu-system-x86_64"
 WRAPPER_SUFFIX = "-rapl"
 ACCELERATOR = "kvm,rapl=true,rapl-helper-socket="
 OUR_ARGUMENT = re.compile(re.escape(ACCELERATOR) + r"/[^,]*/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
-"""Nobody but us names a socket so: another -accel argument is its owner's."""
+"""Only we name a socket like this: another -accel argument is the domain's owner's."""
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a path that fit into sockaddr_un.sun_path, without the closing zero."""
 UUID = re.compile(r"[ \t\r\n]*(?:[- ]*[0-9A-Fa-f]{2}){16}[ \t\r\n]*")
-"""What libvirt takes for one: white space around, blanks and dashes between the bytes."""
+"""What libvirt accepts as one: white space around it, blanks and dashes between the bytes."""
 
 MARK_TAG = f"{{{MARK}}}rapl"
 COMMANDLINE_TAG = f"{{{QEMU}}}commandline"
@@ -46,11 +46,11 @@ ARG_TAG = f"{{{QEMU}}}arg"
 CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMANDLINE_TAG}
 """Elements of <domain> that hold ours: name in the mark, tag."""
 BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
-"""What libvirt prints before <metadata>. Everything goes where libvirt prints it, so that it stays there."""
+"""What libvirt prints before <metadata>. We put everything where libvirt prints it, so that it stays there."""
 
 
 def check(domain: _Element, socket: str) -> None:
-    """Raise VirtRaplError when this domain, which is as clear() leaves it, cannot have a meter at `socket`."""
+    """Raise VirtRaplError when this domain, as clear() has left it, cannot have a meter at `socket`."""
     check_kind(domain)
     uuid_of(domain)
     _check_vcpus(domain)
@@ -61,13 +61,13 @@ def check(domain: _Element, socket: str) -> None:
     _check_emulator(domain)
     if domain.find(f"metadata/{{{MARK}}}*") is not None:
         raise VirtRaplError(
-            "<metadata> holds a foreign element in the mark's namespace", "remove it: libvirt keeps one a namespace"
+            "<metadata> holds a foreign element in the mark's namespace", "remove it: libvirt keeps one per namespace"
         )
     check_socket(socket)
 
 
 def check_kind(domain: _Element) -> None:
-    """Raise VirtRaplError when no change could give this kind of domain a meter: said before what can be mended."""
+    """Raise VirtRaplError when no change of the XML could give this kind of domain a meter. Check this first."""
     if domain.get("type") != "kvm":
         raise VirtRaplError(f"the domain is of type {domain.get('type')!r}", "only domains of type kvm have RAPL")
     machine = domain.find("os/type")
@@ -76,19 +76,19 @@ def check_kind(domain: _Element) -> None:
 
 
 def check_socket(socket: str) -> None:
-    """Raise VirtRaplError when QEMU cannot be given a socket of this path."""
+    """Raise VirtRaplError when QEMU cannot use a socket with this path."""
     if len(socket.encode()) > SOCKET_PATH_LIMIT:
         raise VirtRaplError(
             f"the socket path is longer than {SOCKET_PATH_LIMIT} bytes: {socket}", "choose a shorter run_directory"
         )
     if not socket.startswith("/") or "," in socket or not socket.isprintable():
         raise VirtRaplError(
-            f"not a socket path QEMU can be given: {socket!r}", "choose an absolute run_directory without a comma"
+            f"not a socket path that QEMU can use: {socket!r}", "choose an absolute run_directory without a comma"
         )
 
 
 def _check_vcpus(domain: _Element) -> None:
-    """Refuse a domain whose vCPUs can grow: QEMU sizes its RAPL arrays by the vCPUs it boots with, and writes past."""
+    """Refuse a domain that can get more vCPUs: QEMU sizes its RAPL arrays by those at boot, and writes past the end."""
     vcpu = domain.find("vcpu")
     growable = vcpu is not None and vcpu.get("current", string(vcpu)).strip() != string(vcpu).strip()
     if growable or domain.find("vcpus/vcpu[@enabled='no']") is not None:
@@ -107,13 +107,13 @@ def _check_emulator(domain: _Element) -> None:
         raise VirtRaplError(f"the emulator {path!r} is not an absolute path", "correct <emulator>")
     if path.endswith(WRAPPER_SUFFIX):
         raise VirtRaplError(
-            f"the emulator {path} has the name of a wrapper, and nothing says that virt-rapl has put it there",
+            f"the emulator {path} has the name of a wrapper, but no mark says that virt-rapl has put it there",
             f"name the emulator itself in <emulator>: {path.removesuffix(WRAPPER_SUFFIX)}, if that is the one",
         )
 
 
 def uuid_of(domain: _Element) -> str:
-    """Return the UUID in libvirt's spelling: lower case, with dashes. Raises VirtRaplError where there is none."""
+    """Return the UUID in libvirt's spelling: lower case, with dashes. Raises VirtRaplError if there is none."""
     text = string(domain.find("uuid"))
     if not text:
         raise VirtRaplError("the domain XML has no <uuid>", "add one; /proc/sys/kernel/random/uuid makes them")
@@ -123,7 +123,7 @@ def uuid_of(domain: _Element) -> str:
 
 
 def check_takes_effect(domain: _Element, socket: str) -> None:
-    """Raise VirtRaplError when the mark is there, and the guest would have no meter at `socket` all the same."""
+    """Raise VirtRaplError when the mark is there, but the guest would have no meter at `socket`."""
     if not string(domain.find("devices/emulator")).endswith(WRAPPER_SUFFIX):
         message = "its emulator is not the wrapper, and without it QEMU ignores the argument"
         raise VirtRaplError(message, "run `virt-rapl enable` on it")
@@ -132,7 +132,7 @@ def check_takes_effect(domain: _Element, socket: str) -> None:
 
 
 def inject(domain: _Element, socket: str, default_emulator: str) -> None:
-    """Put the meter in, reading through the helper at `socket`; there is none in it, as clear() leaves it."""
+    """Put the meter in, reading through the helper at `socket`; clear() has removed any that was there."""
     mark = etree.Element(MARK_TAG, nsmap={"rapl": MARK})
     mark.set("socket", socket)
     containers = {name: _container(domain, name, mark) for name in CONTAINERS}
@@ -156,7 +156,7 @@ def inject(domain: _Element, socket: str, default_emulator: str) -> None:
 
 
 def strip(domain: _Element) -> None:
-    """Undo inject(), if the mark says that there is anything to undo."""
+    """Undo inject(), if there is a mark."""
     mark = find_mark(domain)
     if mark is None:
         return
@@ -175,9 +175,9 @@ def strip(domain: _Element) -> None:
 
 
 def clear(domain: _Element, socket: str) -> None:
-    """Take out what inject() is about to put in anew: by the mark, and where that is lost or wrong by the pair.
+    """Remove what inject() is about to put in again: what the mark names or, if it is lost or wrong, the pair.
 
-    The argument for this very socket together with a wrapper is what inject() would make, and so can be our own only.
+    The pair is the argument for this very socket and a wrapper: inject() would make just that, so it can only be ours.
     """
     argument = _argument(domain, ACCELERATOR + socket)
     emulator = domain.find("devices/emulator")
@@ -193,7 +193,7 @@ def clear(domain: _Element, socket: str) -> None:
 
 
 def helper_socket(domain: _Element) -> str | None:
-    """Return the socket that our argument names; None where there is no such argument."""
+    """Return the socket that our argument names; None if there is no such argument."""
     argument = _our_argument(domain)
     return None if argument is None else argument.get("value", "").removeprefix(ACCELERATOR)
 
@@ -220,7 +220,7 @@ def _our_argument(domain: _Element) -> _Element | None:
 
 
 def _strip_argument(domain: _Element, mark: _Element) -> None:
-    """Remove the argument that the mark names; where somebody has edited it, the first one that looks like ours."""
+    """Remove the argument that the mark names; if somebody has edited it, the first one that looks like ours."""
     argument = _argument(domain, ACCELERATOR + mark.get("socket", ""))
     if argument is None:
         argument = _our_argument(domain)
@@ -239,7 +239,7 @@ def _remove_option(arg: _Element) -> None:
 def _strip_emulator(domain: _Element, mark: _Element, created: bool) -> None:
     emulator = domain.find("devices/emulator")
     if emulator is None or not names_wrapper(string(emulator), mark):
-        return  # somebody has changed it since: it is theirs
+        return  # somebody has changed it since, and so it is not ours
     if created:
         remove(emulator)
     else:
@@ -251,7 +251,7 @@ def _note_created(mark: _Element, name: str) -> None:
 
 
 def _container(domain: _Element, name: str, mark: _Element) -> _Element:
-    """Find the container or create it. The mark notes a created one, and the white space an empty one holds."""
+    """Find the container or create it. The mark records a created one, and the white space in an empty one."""
     tag = CONTAINERS[name]
     container = domain.find(tag)
     if container is None:

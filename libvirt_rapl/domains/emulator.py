@@ -1,4 +1,4 @@
-"""Asking a QEMU binary whether it can give a guest RAPL, and whether our wrapper stands beside it."""
+"""Whether a QEMU binary can give a guest RAPL, and has our wrapper beside it."""
 
 import contextlib
 import json
@@ -15,15 +15,15 @@ from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.tree import Tree
 
 KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
-"""Where distributions have QEMU for x86_64, in the order in which libvirt looks for them."""
+"""Where distributions have QEMU for x86_64, in the order in which libvirt looks there."""
 INSTALL = "run `virt-rapl install`"
 ELSEWHERE = "make a link to QEMU in a directory on disk that only root writes, and name that in <emulator>"
 OLDEST = (9, 1)
 TIMEOUT = 10.0
-"""Seconds a QEMU may take to answer; it needs some 0.03."""
-SCRIPT = "if it is a script that chooses an accelerator (-enable-kvm, accel=), take that out: libvirt does it"
-# Without a machine and on TCG where there is one: works without KVM, too. TCG's code buffer is mapped twice, so that no
-# memory is written and executed through the same address: systemd's MemoryDenyWriteExecute= forbids that to virt-rapld.
+"""Seconds a QEMU may take to answer; it needs about 0.03."""
+SCRIPT = "if it is a script that chooses an accelerator (-enable-kvm, accel=), remove that: libvirt does it"
+# Without a machine, and with TCG if QEMU has it, so that it works without KVM. TCG's code buffer is mapped twice, so
+# that no memory is written and executed at one address: systemd's MemoryDenyWriteExecute= forbids that to virt-rapld.
 ARGUMENTS = ["-no-user-config", "-nodefaults", "-display", "none", "-machine", "none", "-qmp", "stdio"]
 ARGUMENTS += ["-accel", "tcg,split-wx=on", "-accel", "kvm"]
 QUESTIONS = [
@@ -34,14 +34,14 @@ QUESTIONS = [
 
 
 def installed() -> str:
-    """Return the path of this machine's emulator: Debian's name, or RHEL's where only that exists."""
+    """Return the path of this machine's emulator: Debian's name, or another one if only that exists."""
     return next((path for path in KNOWN if Path(path).exists()), DEFAULT_EMULATOR)
 
 
 def check(path: str) -> None:
     """Raise VirtRaplError unless the emulator at `path` (the real one, not the wrapper) can do RAPL through us here.
 
-    That is: on this host's processor (or ProcessorError), check_rapl(), and the wrapper stands beside it, to stay.
+    That is: this host's processor can (or ProcessorError), check_rapl() passes, and the wrapper is beside it for good.
     """
     check_processor()
     check_rapl(path)
@@ -66,7 +66,7 @@ def check_rapl(path: str) -> str:
 
 
 def check_wrapper(path: str) -> None:
-    """Raise VirtRaplError unless the wrapper stands beside the emulator, for QEMU's user to run."""
+    """Raise VirtRaplError unless the wrapper is beside the emulator and QEMU's user can run it."""
     wrapper = path + WRAPPER_SUFFIX
     try:
         mode = Path(wrapper).stat().st_mode
@@ -77,13 +77,13 @@ def check_wrapper(path: str) -> None:
 
 
 def check_place(path: str, root: Path = Path("/")) -> None:
-    """Raise VirtRaplError where the emulator at `path`, as seen under `root`, cannot have a wrapper beside it.
+    """Raise VirtRaplError if the emulator at `path`, as seen under `root`, cannot have a wrapper beside it.
 
-    That is: where others than root could put something in its place, or it would not last.
+    That is: if users other than root could put something in its place, or it would not last.
     """
     tree, name = Tree(root), path.lstrip("/")
     for place, who in (tree.writable(name) | tree.changeable(name)).items():
-        hint = f"chown root:root {place} && chmod go-w {place}, when you have looked what is there"
+        hint = f"chown root:root {place} && chmod go-w {place}, after you have checked what is there"
         raise VirtRaplError(f"{path} can have no wrapper: others than root can change {place}: {who}", hint)
     directory = (root / name).parent
     if is_volatile(directory, root):
@@ -94,7 +94,7 @@ def check_place(path: str, root: Path = Path("/")) -> None:
 
 
 def is_volatile(directory: Path, root: Path = Path("/"), mounts: Path = Path("/proc/self/mountinfo")) -> bool:
-    """Tell whether a directory is in memory, and what is at `root` is not."""
+    """Return whether a directory is in memory, and `root` is not."""
     device = directory.stat().st_dev
     if device == root.stat().st_dev:
         return False
@@ -107,7 +107,7 @@ def is_volatile(directory: Path, root: Path = Path("/"), mounts: Path = Path("/p
 
 
 def version(path: str) -> str:
-    """Return the version of the emulator at `path`, such as `10.0.2`. Raises VirtRaplError when it does not tell."""
+    """Return the version of the emulator at `path`, such as `10.0.2`. Raises VirtRaplError when it does not answer."""
     return ".".join(map(str, _ask(path)[0]))
 
 
@@ -133,12 +133,14 @@ def _ask(path: str) -> tuple[tuple[int, int, int], set[str]]:
 
 
 def _check_program(path: str) -> None:
-    """Raise VirtRaplError for a program that others can change, or that would have more rights than who runs it."""
+    """Raise VirtRaplError for a program that others can change, or that would get more rights than its caller."""
     for place, who in Tree(Path("/")).changeable(path).items():
         hint = f"give it to root: chown root:root {place} && chmod go-w {place}"
         raise VirtRaplError(f"{path} is not run to be asked: {place}: {who}", hint)
     if Path(path).stat().st_mode & (stat.S_ISUID | stat.S_ISGID):
-        raise VirtRaplError(f"{path} is not run to be asked: it changes who it runs as", "name QEMU in <emulator>")
+        raise VirtRaplError(
+            f"{path} is not run to be asked: it is set-user-ID or set-group-ID", "name QEMU in <emulator>"
+        )
 
 
 def _messages(output: str) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which domains there are: as libvirt tells, kept up to date by its events, and by its run-time files without it."""
+"""Which domains there are: from libvirt, kept up to date by its events, and without it from its run-time files."""
 
 import contextlib
 import dataclasses
@@ -18,10 +18,10 @@ from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.host.processes import start_time
 
 BACKOFF_SECONDS = (1.0, 2.0, 3.0)
-"""Waits between attempts to reach libvirt; the last one again and again."""
+"""Waits between attempts to reach libvirt; the last one is repeated."""
 
 STARTING_SECONDS, VCPUS_SECONDS = 1.0, 2.0
-"""How often is looked for the process of a domain that starts, and for vCPUs that were plugged or unplugged."""
+"""How often to look for the process of a starting domain, and for vCPUs that were plugged or unplugged."""
 
 
 Mark = Literal["live", "next"]
@@ -40,9 +40,9 @@ class Entry:
     pid: int | None
     """QEMU's main process; None when the domain does not run."""
     vcpu_tids: dict[int, int] = field(default_factory=dict)
-    """Thread of each vCPU by its number, as far as libvirt has written them down."""
+    """Thread of each vCPU by its number, as far as libvirt has recorded them."""
     mark: Mark | None
-    """Where our mark is; None where it is nowhere."""
+    """Where our mark is; None if there is none."""
 
 
 def describe(domain: Domain) -> Entry:
@@ -60,7 +60,7 @@ def describe(domain: Domain) -> Entry:
 
 
 def _is_marked(read: Callable[[], Definition]) -> bool:
-    """Return whether a definition carries the mark; one that metadata has made unreadable counts as without."""
+    """Return whether a definition carries the mark; one that its metadata makes unreadable counts as unmarked."""
     try:
         return read().is_marked
     except UnreadableError:
@@ -68,7 +68,7 @@ def _is_marked(read: Callable[[], Definition]) -> bool:
 
 
 def run_state(domain: Domain) -> RunState | None:
-    """Return the process and threads of a domain, None when it does not run.
+    """Return the process and threads of a domain; None when it does not run.
 
     Raises VirtRaplError when libvirt's run-time files may not be read.
     """
@@ -79,7 +79,7 @@ def run_state(domain: Domain) -> RunState | None:
 
 
 def describe_all(found: Iterable[Domain]) -> list[Entry]:
-    """Describe domains that were listed; one that has gone since, as a transient one does at its end, is left out."""
+    """Describe listed domains; one that has gone since, such as a transient one that has ended, is left out."""
     entries = []
     for domain in found:
         with contextlib.suppress(DomainGoneError):
@@ -88,40 +88,40 @@ def describe_all(found: Iterable[Domain]) -> list[Entry]:
 
 
 class Inventory:
-    """Follows the domains in a thread of its own; whoever reads `entries` never waits for libvirt.
+    """Follows the domains in a thread of its own, so that readers of `entries` never wait for libvirt.
 
-    While libvirt cannot be reached, domains that run stay listed, and those that libvirt recorded as running are found.
+    While libvirt cannot be reached, running domains stay listed, and those that libvirt recorded as running are found.
     """
 
     def __init__(
-        self, uri: str, tell: Callable[[str], None], changed: Callable[[Iterable[str]], None] = lambda _: None
+        self, uri: str, log: Callable[[str], None], changed: Callable[[Iterable[str]], None] = lambda _: None
     ) -> None:
-        """Take libvirt's URI; `tell` takes a line when libvirt is lost and when it is back.
+        """Take libvirt's URI; `log` takes a line when libvirt is lost and when it is back.
 
-        `changed` takes the UUIDs of domains that have come, changed or gone, in our thread: it may only take note.
+        `changed` takes the UUIDs of domains that have come, changed or gone; called in our thread, it must not wait.
         """
         self.entries: dict[str, Entry] = {}
         """By UUID. Replaced as a whole at each change, never changed in place."""
         self.listed = False
-        """Whether libvirt has told all its domains since we began: it knows none that is not in `entries`."""
+        """Whether libvirt has listed its domains since we began: it knows none that is not in `entries`."""
         self.attempted = threading.Event()
         """Set when the domains have been listed for the first time, with libvirt or without."""
         self._uri = uri
-        self._tell = tell
+        self._log = log
         self._changed = changed
         self.trouble = ""
         """Why libvirt cannot be reached; empty while it can."""
         self._attempts = 0
         self._written: dict[str, tuple[int, int] | None] = {}
-        """Of the status file of each domain that runs, what was read last; by UUID."""
+        """The state of each running domain's status file when it was last read; by UUID."""
 
     def start(self) -> None:
-        """Begin to follow; domains that libvirt recorded as running are found at once, whether it answers or not."""
+        """Start following; domains that libvirt recorded as running are found at once, whether it answers or not."""
         self._follow_run_state()
         threading.Thread(target=self._run, name="inventory", daemon=True).start()
 
     def seen(self) -> list[Entry]:
-        """Return the entries, with an eye on their processes: one that has ended is known before libvirt tells it."""
+        """Return the entries, after a look at their processes: an ended one is seen before libvirt reports it."""
         return [_without_dead_process(entry) for entry in self.entries.values()]
 
     def _run(self) -> None:
@@ -131,21 +131,21 @@ class Inventory:
             except Exception as error:  # whatever it is, domains come and go, and libvirt may be back soon
                 before, self.trouble = self.trouble, explain(error)
                 if not before:
-                    self._tell(f"without libvirt for now: {self.trouble}; domains that run are metered on")
+                    self._log(f"without libvirt for now: {self.trouble}; running domains are still metered")
             self._follow_run_state()
             self.attempted.set()
             time.sleep(BACKOFF_SECONDS[min(self._attempts, len(BACKOFF_SECONDS) - 1)])
             self._attempts += 1
 
     def _follow(self) -> None:
-        """List the domains and take in every change, until libvirt is lost, which raises."""
+        """List the domains and follow every change until libvirt is lost, which raises VirtRaplError."""
         changes: SimpleQueue[str | None] = SimpleQueue()
         connection = connect(self._uri, read_only=True)
         with subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
             self.entries = _by_uuid(every_domain(connection))
             self.listed = True
             if self.trouble:
-                self._tell("libvirt is back")
+                self._log("libvirt is back")
             self.trouble, self._attempts = "", 0
             self.attempted.set()
             self._changed(self.entries)
@@ -159,8 +159,8 @@ class Inventory:
         raise VirtRaplError(f"libvirt at {self._uri} closed the connection")
 
     def _next_changed(self, changes: SimpleQueue[str | None]) -> set[str] | None:
-        """Wait for a change, for VCPUS_SECONDS at most, and return whose it is; None when libvirt is lost."""
-        # A domain that runs and has no process yet will have one without a further event.
+        """Wait for a change, for VCPUS_SECONDS at most, and return the domain's UUID; None when libvirt is lost."""
+        # A starting domain that has no process yet will get one without another event.
         starting = {entry.uuid for entry in self.entries.values() if entry.id is not None and entry.pid is None}
         try:
             uuid = changes.get(timeout=STARTING_SECONDS if starting else VCPUS_SECONDS)
@@ -169,7 +169,7 @@ class Inventory:
         return None if uuid is None else {uuid}
 
     def _follow_vcpus(self) -> None:
-        """Take in which vCPUs were plugged and unplugged: libvirt has no event for that, it writes the file anew."""
+        """Find vCPUs that were plugged or unplugged: libvirt has no event for that, but rewrites the file."""
         before, self._written = self._written, {}
         found = {}
         for uuid, entry in self.entries.items():
@@ -185,7 +185,7 @@ class Inventory:
         self.entries = self.entries | found
 
     def _follow_run_state(self) -> None:
-        """Take in which domains run, without libvirt; definitions cannot be seen and stay as they were."""
+        """Find which domains run, without libvirt; definitions cannot be seen and stay as they were."""
         entries = {uuid: _without_dead_process(entry) for uuid, entry in self.entries.items()}
         for found in running_domains():
             marked = _is_marked(functools.partial(Definition.parse, found.xml))
@@ -208,7 +208,7 @@ def _by_uuid(found: Iterable[Domain]) -> dict[str, Entry]:
 def _without_dead_process(entry: Entry) -> Entry:
     if entry.pid is None or start_time(entry.pid) is not None:
         return entry
-    # Whether its next start will have the mark only libvirt knows; as a rule it will.
+    # Only libvirt knows whether its next start will have the mark; usually it will.
     return dataclasses.replace(
         entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark="next" if entry.mark else None
     )

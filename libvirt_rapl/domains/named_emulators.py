@@ -1,4 +1,4 @@
-"""The emulators that libvirt and its domains name: each is to have a wrapper."""
+"""The emulators that libvirt and its domains name: each gets a wrapper."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def named_emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-pyth
     for domain in every_domain(connection):
         try:
             definition = domain.live()
-        except (DomainGoneError, UnreadableError):  # what cannot be read names nothing that could be run
+        except (DomainGoneError, UnreadableError):  # unreadable XML names nothing that could be run
             continue
         if definition.is_x86_64_kvm:
             named.append(definition.emulator())

@@ -1,4 +1,4 @@
-"""The process and vCPU threads of a running domain, from the files libvirt keeps for itself: no connection is made.
+"""The process and vCPU threads of a running domain, from libvirt's own files, without a connection to it.
 
 A libvirt hook may not call libvirt, and asking libvirt for threads is slow. /run/libvirt/qemu/NAME.xml is there
 from the start of a domain to its end, replaced as a whole at each change:
@@ -10,8 +10,8 @@ from the start of a domain to its end, replaced as a whole at each change:
       <domain type='kvm' id='1'> the definition, which may hold another <vcpus> </domain>
     </domstatus>
 
-It is the only word on which thread is which vCPU: threads have the names that QEMU gives them. libvirt itself has the
-TIDs from QEMU, but takes no two that are the same, and knows how many vCPUs there are.
+It is the only source for which thread is which vCPU: threads have the names that QEMU gives them. libvirt itself has
+the TIDs from QEMU, but accepts no two that are the same, and knows how many vCPUs there are.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class RunningDomain:
-    """One running domain, as much of it as libvirt recorded."""
+    """One running domain, as far as libvirt recorded it."""
 
     name: str
     uuid: str
@@ -52,11 +52,11 @@ class RunningDomain:
 
 
 def running_domains(root: Path = LIBVIRT_RUN, proc: Path = PROC, sys: Path = SYS) -> list[RunningDomain]:
-    """Return the domains that libvirt recorded as running and whose process is there; what cannot be read is left out.
+    """Return the domains that libvirt recorded as running and whose process is there; unreadable files are left out.
 
-    The record may be old, when libvirt itself does not run: the process must be in the cgroup of that domain, which
-    nobody but root takes it out of. Where libvirt uses none, it must carry the domain's UUID in its command line, which
-    a QEMU may change.
+    The record may be old if libvirt itself does not run: the process must be in the cgroup of that domain, from which
+    only root can move it. If libvirt uses no cgroups, it must have the domain's UUID in its command line, which a QEMU
+    may change.
     """
     found = []
     for path in sorted(root.glob("*.xml")):
@@ -74,7 +74,7 @@ def running_domains(root: Path = LIBVIRT_RUN, proc: Path = PROC, sys: Path = SYS
 
 
 def _is_of(uuid: str, number: int, pid: int, proc: Path, sys: Path) -> bool:
-    """Tell whether a process is the QEMU of the domain that libvirt has given this number."""
+    """Return whether a process is the QEMU of the domain to which libvirt has given this number."""
     if processes.start_time(pid, proc) is None:
         return False
     in_cgroup_of = machine_number(pid, sys=sys, proc=proc)
@@ -86,8 +86,8 @@ def _is_of(uuid: str, number: int, pid: int, proc: Path, sys: Path) -> bool:
 def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = PROC) -> RunState | None:
     """Return the run state of the domain `name`; None when it does not run.
 
-    Where the status file is absent NAME.pid tells the process, and nobody the vCPUs. Raises PermissionError when the
-    files may not be read.
+    Without a status file, the process is known from NAME.pid, and the vCPUs are unknown. Raises PermissionError when
+    the files may not be read.
     """
     pid, vcpu_tids = _status(root / f"{name}.xml")
     if pid is None:
@@ -98,7 +98,7 @@ def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = PROC) -> Ru
 
 
 def written(name: str, root: Path = LIBVIRT_RUN) -> tuple[int, int] | None:
-    """Return what changes whenever libvirt writes the status file of the domain `name`; None where it has none."""
+    """Return a value that changes whenever libvirt writes the status file of the domain `name`; None without one."""
     try:
         status = (root / f"{name}.xml").stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""AppArmor and SELinux: whether they confine libvirt's QEMU here, and whether their rules know a wrapper elsewhere.
+"""AppArmor and SELinux: whether they confine libvirt's QEMU here, and whether their rules allow a wrapper elsewhere.
 
-The rules that come with virt-rapl name the wrappers of the emulators that distributions have. Of another one its owner
-has had to tell AppArmor or SELinux, and has to tell them of the wrapper.
+The rules that come with virt-rapl name the wrappers of the emulators that distributions have. For another emulator its
+owner has had to add rules to AppArmor or SELinux, and must add some for the wrapper.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ LIBVIRT_PROFILES = re.compile(r"(?:\S*/)?(?:libvirtd|virtqemud|libvirt-\S+) \(en
 DAEMONS = ("usr.sbin.libvirtd", "usr.sbin.virtqemud")
 """Files with the profiles of libvirt's daemons, which run an emulator to ask what it can do."""
 OF_DOMAINS = "abstractions/libvirt-qemu"
-"""What the profiles of all domains have in common."""
+"""What the profiles of all domains include."""
 EXECUTES = re.compile(r'^\s*(?:(?:audit|allow)\s+)*"?(/[^"\s]*)"?\s+[a-zA-Z]*[xX]\b', re.MULTILINE)
-"""A rule that lets something be executed: the path, which may be a pattern."""
+"""A rule that allows a program to be executed: its path, which may be a pattern."""
 QEMU_TYPE = "qemu_exec_t"
 
 
 def apparmor_confines_libvirt(root: Path) -> bool | None:
-    """Tell whether AppArmor confines libvirt or its domains; None where it is not on. Raises OSError."""
+    """Return whether AppArmor confines libvirt or its domains; None if it is not on. Raises OSError."""
     if (read(root / "sys/module/apparmor/parameters/enabled") or "").strip() != "Y":
         return None
     profiles = (root / "sys/kernel/security/apparmor/profiles").read_text(encoding="utf-8")
@@ -36,15 +36,15 @@ def apparmor_confines_libvirt(root: Path) -> bool | None:
 
 
 def selinux_enforces(root: Path) -> bool | None:
-    """Tell whether SELinux enforces its policy; None where it is not on."""
+    """Return whether SELinux enforces its policy; None if it is not on."""
     enforce = read(root / paths.SELINUX)
     return None if enforce is None else enforce.strip() == "1"
 
 
 def missing_rules(emulator: str, root: Path = Path("/")) -> Iterator[VirtRaplError]:
-    """Yield what the security modules of this machine do not know of the wrapper of an emulator, and what tells them.
+    """Yield the rules for the wrapper of an emulator that this machine's security modules lack, and how to add them.
 
-    `emulator` is its path as seen under `root`. Who may not look whether AppArmor is on is told nothing of it.
+    `emulator` is its path as seen under `root`. A user who may not read whether AppArmor is on gets nothing for it.
     """
     if emulator in KNOWN:
         return
@@ -63,7 +63,7 @@ def missing_rules(emulator: str, root: Path = Path("/")) -> Iterator[VirtRaplErr
 
 
 def _apparmor_rules(wrapper: str, root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the rules that are missing: a file for what the administrator adds, and the line."""
+    """Yield the missing rules: a file for the administrator's additions, and the line."""
     directory = root / APPARMOR
     if not _lets_run(wrapper, [directory / OF_DOMAINS, *sorted((directory / f"{OF_DOMAINS}.d").glob("*"))], directory):
         yield APPARMOR / f"{OF_DOMAINS}.d/local", f"{wrapper} rix,"
@@ -73,14 +73,14 @@ def _apparmor_rules(wrapper: str, root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _lets_run(wrapper: str, profiles: list[Path], directory: Path) -> bool:
-    """Tell whether one of these files, or what the administrator has added to it, lets a file be executed."""
+    """Return whether one of these files, or the administrator's addition to it, allows a file to be executed."""
     files = [*profiles, *(directory / "local" / path.relative_to(directory) for path in profiles)]
     rules = (rule for path in files for rule in EXECUTES.findall(read(path) or ""))
     return any(_matches(rule, wrapper) for rule in rules)
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """Tell whether a path is one of AppArmor's pattern; of one with variables, or what else it may hold, it is not."""
+    """Return whether a path matches a pattern of AppArmor; one with variables, or other syntax, matches nothing."""
     parts = {"**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")", ",": "|"}
     tokens = re.findall(r"\*\*|.", pattern)
     try:

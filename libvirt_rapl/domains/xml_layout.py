@@ -1,4 +1,4 @@
-"""Changing XML so that all else comes back as its owner wrote it: white space, line ends, encoding, references."""
+"""Changing XML so that all else stays as its owner wrote it: white space, line ends, encoding, references."""
 
 import codecs
 import re
@@ -11,13 +11,13 @@ from libvirt_rapl.errors import VirtRaplError
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 DECLARED = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z][\w.-]*)["']""")
 PROLOG = re.compile(r"\ufeff?(?:[ \t\r\n]|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
-"""What may stand before the root element, where there is no document type."""
+"""What may precede the root element if there is no document type."""
 
 
 def decode(data: bytes) -> tuple[str, str]:
     """Return the text of an XML document, a byte order mark included, and the encoding that encodes it again.
 
-    Raises VirtRaplError where it is not in the encoding that it says, or that is none.
+    Raises VirtRaplError if it is not in the encoding that it declares, or there is no such encoding.
     """
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
     if not encoding:
@@ -26,15 +26,15 @@ def decode(data: bytes) -> tuple[str, str]:
     try:
         return data.decode(encoding), encoding
     except (UnicodeError, LookupError) as error:
-        hint = "convert it: iconv -t UTF-8; and take the encoding out of <?xml ...?>"
+        hint = "convert it: iconv -t UTF-8; and remove the encoding from <?xml ...?>"
         raise VirtRaplError(f"the XML is not in {encoding.upper()}: {error}", hint) from error
 
 
 def as_in(original: str, element: str) -> str:
-    """Return a written root element as it stood in `original`, which is all of that document.
+    """Return a written root element in the style of `original`, the whole document that it comes from.
 
-    Line ends are of the kind that `original` has, if it has one kind only. What is no ASCII becomes a reference where
-    it does not stand in `original` itself: that may be in an encoding that does not have it.
+    Line ends are of the kind that `original` has, if it has only one kind. A character that is not ASCII and is not in
+    `original` becomes a reference: the encoding of `original` may not have it.
     """
     there = set(original)
     element = re.sub(r"[^\0-\x7f]", lambda found: found[0] if found[0] in there else f"&#{ord(found[0])};", element)
@@ -43,15 +43,15 @@ def as_in(original: str, element: str) -> str:
 
 
 def index_after(parent: _Element, tags: Sequence[str]) -> int:
-    """Return the place after the last child that is one of these; the first place where there is none."""
+    """Return the index after the last child with one of these tags; 0 if there is none."""
     return max((index + 1 for index, child in enumerate(parent) if child.tag in tags), default=0)
 
 
 def insert(parent: _Element, index: int, element: _Element) -> None:
-    """Put the element on a line of its own, so that remove() restores the white space around it."""
+    """Insert the element on a line of its own, so that remove() restores the white space around it."""
     line = indentation(parent)
     if not len(parent) and line:
-        line += "  "  # what stands there indents the end tag
+        line += "  "  # the white space there indents the end tag
     if index == 0:
         tail, parent.text = parent.text, line
     else:
@@ -62,7 +62,7 @@ def insert(parent: _Element, index: int, element: _Element) -> None:
 
 
 def remove(element: _Element) -> None:
-    """Take the element out with its line."""
+    """Remove the element with its line."""
     parent, before, tail = element.getparent(), element.getprevious(), element.tail
     assert parent is not None
     parent.remove(element)
@@ -73,7 +73,7 @@ def remove(element: _Element) -> None:
 
 
 def indentation(parent: _Element) -> str:
-    """Return line end and spaces before the first child; empty where the text is not laid out in lines."""
+    """Return line end and spaces before the first child; empty if the text is not laid out in lines."""
     text = parent.text or ""
     if text.strip() or "\n" not in text:
         return ""
@@ -81,7 +81,7 @@ def indentation(parent: _Element) -> str:
 
 
 def string(element: _Element | None) -> str:
-    """Return an element's text without comments, as libvirt reads it; empty where there is no element."""
+    """Return an element's text without comments, as libvirt reads it; empty if there is no element."""
     return "" if element is None else str(element.xpath("string()"))
 
 
@@ -94,7 +94,7 @@ def add_suffix(element: _Element, suffix: str) -> None:
 
 
 def remove_suffix(element: _Element, suffix: str) -> None:
-    """Undo add_suffix(), though comments may have come after it since."""
+    """Undo add_suffix(), even if comments were added after it since."""
     for child in reversed(element):
         if child.tail:
             child.tail = child.tail.removesuffix(suffix)

@@ -1,9 +1,9 @@
-"""Who used the energy that a zone counted in one interval. Pure arithmetic on integers, no I/O.
+"""What used the energy that a zone counted in one interval. Pure arithmetic on integers, no I/O.
 
 Energy is in microjoules, time in nanoseconds. What is given out adds up to what the zone counted, to the microjoule.
 
 In an interval of T ns the n CPUs of a zone could have run threads for C = T * n ns. They were busy for B ns, and the
-threads of a domain ran for t ns, vCPUs and all others together. Of the energy E that the zone counted
+threads of a domain, vCPUs and all others, ran for t ns. Of the energy E that the zone counted
 
     model       a domain is charged   other is                idle is
     capacity    E * t / C             E * (B - sum of t) / C  the rest
@@ -12,20 +12,20 @@ threads of a domain ran for t ns, vCPUs and all others together. Of the energy E
 
 capacity is how QEMU computes what a guest reads (QEMU documentation, docs/specs/rapl-msr.rst), so host and guest agree;
 a domain's charge does not depend on what others do. active shares by CPU time, as Kepler does (its "Power Attribution
-Guide"), but shares all the energy: those who run bear idle power too. baseline charges domains for no more than what
-they add to an idle host, as Kepler did before version 0.10; its I is the idle power, the lowest that the zone has shown
-(see libvirt_rapl.energy.meter), times T.
+Guide"), but shares all the energy: whatever runs pays for idle power too. baseline charges domains only for what they
+add to an idle host, as Kepler did before version 0.10; its I is the idle power, the lowest that the zone has shown (see
+libvirt_rapl.energy.meter), times T.
 
 The CPUs of a zone, by its kind:
 
     package        the CPUs of that package
-    core, uncore   the same: they are parts of the package, so a domain has the same share in them as in the whole. What
-                   integrated graphics use (uncore of a client CPU) no clock of a thread shows
-    dram           the CPUs of the package the memory is attached to. Accesses are not read by domain (few hosts count
-                   them); who runs there is taken to use memory in proportion. Its refresh, which nobody causes, falls
-                   to idle in baseline
-    psys           all CPUs of the machine, for it covers the whole machine
-    any other      as package where it belongs to one, else as psys
+    core, uncore   the same: they are parts of the package, so a domain has the same share of them as of the whole. No
+                   clock of a thread shows what integrated graphics use (uncore of a client CPU)
+    dram           the CPUs of the package that the memory is attached to. Accesses are not counted by domain (few hosts
+                   can); what runs there is assumed to use memory in proportion. Its refresh, which nothing causes,
+                   goes to idle in baseline
+    psys           all CPUs of the machine, because it covers the whole machine
+    any other      as package if it belongs to one, else as psys
 """
 
 from collections.abc import Collection, Mapping
@@ -41,7 +41,7 @@ class DomainTime(NamedTuple):
     """What one domain ran on one package in the interval, in nanoseconds."""
 
     vcpus: Mapping[int, int]
-    """Time of each vCPU that is on this package, by vCPU number: of all its vCPUs, with 0, when none is. Not empty."""
+    """Time of each vCPU on this package, by vCPU number; if none is there, of all its vCPUs, with 0. Not empty."""
     non_vcpu: int
     """Time of all its other threads on this package."""
 
@@ -58,7 +58,7 @@ class Work:
     capacity: int
     """What all its CPUs could have run: the interval times their number."""
     busy: int
-    """What they ran, whoever did it."""
+    """How long they were busy, for whatever work."""
     domains: Mapping[str, int]
     """What the threads of each domain ran there, by UUID."""
 
@@ -72,7 +72,7 @@ class Charges:
     other: int
     """Host work that is no domain's."""
     idle: int
-    """What nobody's work explains."""
+    """What no work explains."""
 
 
 def together(works: Collection[Work]) -> Work:
@@ -85,7 +85,7 @@ def together(works: Collection[Work]) -> Work:
 
 
 def attribute(model: Model, energy: int, idle_energy: int, work: Work) -> Charges:
-    """Give out `energy` by the model of that name; only baseline looks at `idle_energy`."""
+    """Give out `energy` by that model; only baseline uses `idle_energy`."""
     match model:
         case "capacity":
             return capacity(energy, work)
@@ -100,8 +100,8 @@ def attribute(model: Model, energy: int, idle_energy: int, work: Work) -> Charge
 def capacity(energy: int, work: Work) -> Charges:
     """Give out `energy` by the share of all the time the CPUs could have run.
 
-    The clocks differ slightly (see BusyClock and ProcessClock). Domains are believed first: where they ran longer than
-    the CPUs were busy there is no other; where they ran longer than the capacity they share all the energy.
+    The clocks differ slightly (see BusyClock and ProcessClock). Domains are believed first: if they ran longer than the
+    CPUs were busy, there is no other; if they ran longer than the capacity, they share all the energy.
     """
     run = sum(work.domains.values())
     free = max(0, work.capacity - run)
@@ -115,7 +115,7 @@ def active(energy: int, work: Work) -> Charges:
 
 
 def baseline(energy: int, idle_energy: int, work: Work) -> Charges:
-    """Set aside `idle_energy`, what the zone uses in such an interval when nothing runs, and give out the rest."""
+    """Set aside `idle_energy`, which the zone uses in such an interval when nothing runs, and give out the rest."""
     idle = min(idle_energy, energy)
     rest = active(energy - idle, work)
     return Charges(rest.domains, rest.other, rest.idle + idle)
@@ -124,7 +124,7 @@ def baseline(energy: int, idle_energy: int, work: Work) -> Charges:
 def among_vcpus(charge: int, time: DomainTime) -> dict[int, int]:
     """Divide the charge of a domain on a package among the vCPUs in `time`, by their time.
 
-    The time of threads that are no vCPU (main loop, disk I/O) is spread evenly over them.
+    The time of threads that are not vCPUs (main loop, disk I/O) is spread evenly over them.
     """
     # Times are multiplied by the number of vCPUs so that an even part of the non-vCPU time is a whole number.
     vcpus, non_vcpu = time
@@ -133,7 +133,7 @@ def among_vcpus(charge: int, time: DomainTime) -> dict[int, int]:
 
 
 def _charges(energy: int, domains: Mapping[str, int], other: int, idle: int) -> Charges:
-    """Divide `energy` by time. When there is no time at all it is idle's."""
+    """Divide `energy` in proportion to time. Without any time it is all idle's."""
     parts = _apportion(energy, {**domains, "other": other, "idle": idle})
     given_out = sum(parts.values())
     other, idle = parts.pop("other"), parts.pop("idle")
@@ -143,7 +143,7 @@ def _charges(energy: int, domains: Mapping[str, int], other: int, idle: int) -> 
 def _apportion(amount: int, weights: Mapping[Key, int]) -> dict[Key, int]:
     """Divide `amount` in proportion to `weights` into integers that add up to it (method of the largest remainder).
 
-    What has no weight gets nothing. Among equal remainders the lowest key goes first, so the order does not matter.
+    A key without weight gets nothing. Among equal remainders the lowest key goes first, so the order does not matter.
     """
     total = sum(weights.values())
     if not total:

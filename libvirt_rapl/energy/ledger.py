@@ -1,12 +1,12 @@
 """The ledger: totals of energy that outlive the process, the machine's uptime and a kill -9, in an SQLite file.
 
-What is in it is libvirt_rapl.energy.ledger_content's; this is the care for the file. It is opened for each write, so
-that it may be moved away, and is whole on the disk when the write is done: whoever dies between two writes loses only
-what came after the first.
+libvirt_rapl.energy.ledger_content defines its content; this module takes care of the file. It is opened for each write,
+so that it may be moved away, and is whole on the disk when the write is done: a process that dies between two writes
+loses only what came after the first.
 
-A disk may change a bit, and no total shall be another thereby. What does not match its digest is set aside: when it is
+A disk may flip a bit, and that must not change a total. A file that does not match its digest is set aside: when it is
 loaded, and before it is written, while its owner still has in memory all that it held. A new file is made under
-another name and renamed when it is furnished, so one that is empty has lost what it held. What is no regular file, such
+another name and renamed when it has its tables, so an empty one has lost its content. Anything but a regular file, such
 as a link or a FIFO, is set aside unopened.
 """
 
@@ -35,38 +35,38 @@ NO_DAMAGE = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
 }
-"""Errors that are the fault of the disk, or of who else uses the file. All others are the file's; so is a text that
-does not decode, for which Python has no code, or an exception of its own."""
+"""Errors of the disk, or of another user of the file. All others mean a damaged file; so does a text that cannot be
+decoded, for which Python has no code or exception of its own."""
 FORMATS = (b"\1\1", b"\2\2")
-"""Bytes 18 and 19 of a file that SQLite writes; another makes it read-only for ever."""
+"""Bytes 18 and 19 of a file that SQLite writes; other values make it read-only for ever."""
 
 SUFFIXES = ("-wal", "-shm", "-journal", "")
-"""Of SQLite's files; what it needs to read the ledger goes first."""
+"""Of SQLite's files; the ledger itself is the last to be renamed."""
 
 BUSY_SECONDS = 1.0
 DIRECTORY_MODE, MODE = 0o700, 0o600
-"""Who can read a file of SQLite's can hold its locks: the group asks virt-rapld."""
+"""A user who can read a file of SQLite's can hold its locks: members of the group ask virt-rapld instead."""
 
 Result = TypeVar("Result")
 
 
 class Ledger:
-    """Totals in a file. What goes wrong with it is logged, once, and never raised: its owner counts on in memory."""
+    """Totals in a file. Its errors are logged, once, and never raised: its owner continues to count in memory."""
 
     def __init__(self, path: Path, *, simulated: bool, log: Callable[[str], None]) -> None:
-        """Take the file's path; `simulated`: whether the energy is, for it is kept apart; `log` takes one line."""
+        """Take the file's path; `simulated`: whether the energy is, because that is kept apart; `log` takes a line."""
         self.since = time.time()
-        """When counting began, in seconds since the epoch: the file's word once it has been read."""
+        """When counting began, in seconds since the epoch; from the file once it has been read."""
         self._path = path
         self._simulated = simulated
         self._log = log
         self._loaded = False
         self._retired: set[str] = set()
-        """Domains whose rows are still to be taken out."""
+        """Domains whose rows are still to be deleted."""
         self._trouble = ""
 
     def load(self) -> Kept:
-        """Return what earlier owners have kept, once. Empty before it can be read, and at every call after that."""
+        """Return what earlier owners have kept, once. Empty until it can be read, and at every later call."""
         if self._loaded:
             return Kept()
         kept = self._attempt(self._read)
@@ -74,9 +74,9 @@ class Ledger:
         return kept or Kept()
 
     def write(self, kept: Kept, retired: Collection[str] = ()) -> bool:
-        """Keep this, all or nothing, and take out the rows of `retired` domains, whose energy it has as `gone`.
+        """Keep this, all or nothing, and delete the rows of `retired` domains, whose energy it has as `gone`.
 
-        Nothing happens before the file has been read: what is kept must include its totals. Returns whether it is kept.
+        Does nothing before the file has been read: what is kept must include its totals. Returns whether it is kept.
         """
         self._retired.update(retired)
         if not self._loaded or not self._attempt(lambda database: self._store(database, kept)):
@@ -97,7 +97,7 @@ class Ledger:
         return kept
 
     def _attempt(self, work: Callable[[sqlite3.Connection], Result]) -> Result | None:
-        """Return what `work` does in one transaction; None when the file cannot be had now."""
+        """Return the result of `work` in one transaction; None when the file cannot be used now."""
         try:
             try:
                 result = self._transact(work)
@@ -160,7 +160,7 @@ class Ledger:
             os.close(descriptor)
 
     def _check(self, database: sqlite3.Connection) -> None:
-        """Add to a file of an older schema; refuse one that is not ours or holds another kind of energy."""
+        """Upgrade a file of an older schema; refuse one that is not ours or holds another kind of energy."""
         content.upgrade(database)
         if content.origin(database)[1] != self._simulated:
             content.verified(database)
@@ -177,7 +177,7 @@ class Ledger:
 
 
 def check_files(path: Path) -> None:
-    """Raise DamagedError where a ledger's file, or one of SQLite's beside it, is none that may be opened."""
+    """Raise DamagedError if a ledger's file, or one of SQLite's beside it, must not be opened."""
     for suffix in SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             found = os.lstat(f"{path}{suffix}")
@@ -188,7 +188,7 @@ def check_files(path: Path) -> None:
         if not header:
             raise DamagedError("it is empty")
         if header[18:] not in FORMATS:
-            raise DamagedError("it is not of SQLite's format")
+            raise DamagedError("it is not in SQLite's format")
 
 
 def _kind(mode: int) -> str:

@@ -1,4 +1,4 @@
-"""What is in a ledger: its tables, of this schema and of older ones, and the digest of it all.
+"""The content of a ledger: its tables, in this schema and older ones, and the digest of it all.
 
 Beside totals there are the lowest power of each zone, and when each domain ran last. Totals are written as they are,
 never as differences: writing twice changes nothing.
@@ -32,7 +32,7 @@ TABLES_SINCE_3 = (
     "DELETE FROM domain",  # dates by a clock that may have been wrong; ages begin anew
 )
 STATEMENTS = {0: (*TABLES, *TABLES_SINCE_2, *TABLES_SINCE_3), 1: (*TABLES_SINCE_2, *TABLES_SINCE_3), 2: TABLES_SINCE_3}
-"""What makes a file of each older schema one of ours; 0 is a new file."""
+"""What turns a file of each older schema into one of ours; 0 is a new file."""
 SCHEMA = 3
 
 
@@ -41,14 +41,14 @@ class DamagedError(Exception):
 
 
 def furnish(database: sqlite3.Connection, version: int = 0) -> None:
-    """Make the tables; of an older version, what it lacks."""
+    """Make the tables; for an older version, those that it lacks."""
     for statement in STATEMENTS[version]:
         database.execute(statement)
     database.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Make what is of an older schema one of ours. Raises DamagedError where it is of none, or makes no sense."""
+    """Turn an older schema into ours. Raises DamagedError if its schema is unknown, or its totals are inconsistent."""
     if (version := check_version(database)) != SCHEMA:
         furnish(database, version)
         if difference := imbalance(_content(database)[0].totals):  # there is no digest yet
@@ -57,7 +57,7 @@ def upgrade(database: sqlite3.Connection) -> None:
 
 
 def check_version(database: sqlite3.Connection) -> int:
-    """Return the schema that it has. Raises DamagedError where that is none of ours."""
+    """Return its schema. Raises DamagedError if that is none of ours."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if not version:
         raise DamagedError("it is empty")
@@ -67,7 +67,7 @@ def check_version(database: sqlite3.Connection) -> int:
 
 
 def begin(database: sqlite3.Connection, since: float, *, simulated: bool) -> None:
-    """Write since when it counts, in seconds since the epoch, and which kind of energy, into one that is new."""
+    """Write into a new ledger since when it counts, in seconds since the epoch, and which kind of energy."""
     database.execute("INSERT INTO ledger VALUES (?, ?, 0, '')", (since, simulated))
     seal(database)
 
@@ -75,7 +75,7 @@ def begin(database: sqlite3.Connection, since: float, *, simulated: bool) -> Non
 def origin(database: sqlite3.Connection) -> tuple[float, bool]:
     """Return since when it counts, in seconds since the epoch, and whether its energy is simulated.
 
-    Raises DamagedError where it does not say.
+    Raises DamagedError if it does not say.
     """
     row = database.execute("SELECT since, simulated FROM ledger").fetchone()
     if row is None:
@@ -84,7 +84,7 @@ def origin(database: sqlite3.Connection) -> tuple[float, bool]:
 
 
 def domains(database: sqlite3.Connection) -> int:
-    """Return how many domains it has totals of."""
+    """Return the number of domains in it."""
     (count,) = database.execute(
         "SELECT count(DISTINCT owner) FROM total WHERE owner NOT IN ('host', 'other', 'idle', 'gone')"
     ).fetchone()
@@ -92,12 +92,12 @@ def domains(database: sqlite3.Connection) -> int:
 
 
 def store(database: sqlite3.Connection, kept: Kept, retired: Collection[str]) -> None:
-    """Write this, and take out the rows of `retired` domains. Raises DamagedError."""
+    """Write this, and delete the rows of `retired` domains. Raises DamagedError."""
     filed = verified(database)
     gone = [(uuid,) for uuid in retired]
     database.executemany("DELETE FROM total WHERE owner = ?", gone)
     database.executemany("DELETE FROM domain WHERE uuid = ?", gone)
-    # A total never goes back, whoever has written it. Only what has changed is written.
+    # A total never goes back, whatever has written it. Only changes are written.
     rows = (
         (*part, microjoules)
         for part, microjoules in kept.totals.items()
@@ -118,7 +118,7 @@ def seal(database: sqlite3.Connection) -> None:
 
 
 def verified(database: sqlite3.Connection) -> Kept:
-    """Return what the ledger holds. Raises DamagedError, or sqlite3.Error, where that is not what was written."""
+    """Return what the ledger holds. Raises DamagedError, or sqlite3.Error, if that is not what was written."""
     (written,) = database.execute("SELECT digest FROM ledger").fetchone() or ("",)
     kept, digest = _content(database)
     if digest != written:
@@ -127,7 +127,7 @@ def verified(database: sqlite3.Connection) -> Kept:
 
 
 def _content(database: sqlite3.Connection) -> tuple[Kept, str]:
-    """Return what the ledger holds, and a digest of all that is in the file and has a meaning."""
+    """Return what the ledger holds, and a digest of everything meaningful in the file."""
     _, own, totals, lowest, last_ran = everything = [
         database.execute(query).fetchall()
         for query in (

@@ -1,8 +1,8 @@
 """The meter: samples zones and clocks, and adds up what each domain and vCPU has used since the meter began.
 
-One sample reads everything once; whoever owns the meter decides when. Every zone is given out to the domains, other and
+One sample reads everything once; the meter's owner decides when. Every zone is given out to the domains, other and
 idle; a domain's energy as a whole is that of the package zones, which its guest's own counter shows, and its vCPUs
-share it. What a domain runs before it is first sampled, and after it is last, is `other`. A domain is its QEMU and the
+share it. What a domain runs before its first sample, and after its last, is `other`. A domain is its QEMU and the
 processes that serve it in its cgroup.
 """
 
@@ -28,7 +28,7 @@ from libvirt_rapl.host.zones import Zone
 from libvirt_rapl.paths import PROC
 
 LIST_AGAIN_NS = 10_000_000_000
-"""How often zones are looked for that were not there before."""
+"""How often to look for new zones."""
 
 
 @dataclass(slots=True)
@@ -57,17 +57,17 @@ class ZoneUsage(Usage):
     """Energy and nanoseconds of the interval of lowest power so far; no time when there has been none."""
 
     def idle_energy(self, microjoules: int, interval_ns: int) -> int:
-        """Tell what the zone uses in such an interval when nothing runs, after it counted `microjoules` in this one.
+        """Return what the zone uses in such an interval when nothing runs, after it counted `microjoules` in this one.
 
-        Taken for it is the lowest power seen so far, this interval included. The true idle power is never higher: it
-        is the best that can be known without a guess, and gets better whenever the host is quieter than before.
+        This is the lowest power seen so far, including this interval. The true idle power is never higher: it is the
+        best that can be known without a guess, and gets better whenever the host is quieter than before.
         """
         self.learn(microjoules, interval_ns)
         lowest, lowest_ns = self.lowest
         return lowest * interval_ns // lowest_ns
 
     def learn(self, microjoules: int, interval_ns: int) -> None:
-        """Take in that the zone counted `microjoules` in an interval: its power may be the lowest so far."""
+        """Note that the zone counted `microjoules` in an interval: its power may be the lowest so far."""
         lowest, lowest_ns = self.lowest
         if microjoules * lowest_ns <= lowest * interval_ns:  # the first time, too
             self.lowest = microjoules, interval_ns
@@ -85,7 +85,7 @@ class DomainUsage(Usage):
 
 
 class Running(NamedTuple):
-    """A domain that runs."""
+    """A running domain."""
 
     uuid: str
     pid: int
@@ -105,7 +105,7 @@ class _Given(NamedTuple):
     energy: int
     charges: Charges
     vcpus: dict[str, dict[int, int]] | None
-    """Of a package's zone, what each vCPU has of its domain's charge; None for others."""
+    """For a package's zone, each vCPU's part of its domain's charge; None for others."""
 
 
 class Meter:
@@ -131,11 +131,11 @@ class Meter:
         """Of the packages, as `idle`."""
         self.idle = Usage()
         self.since = 0.0
-        """When counting began, in seconds since the epoch, for its owner to say: here the host's clock is not asked."""
+        """When counting began, in seconds since the epoch; the owner sets it: this class never reads that clock."""
         self.trouble = ""
         """Why not every domain and zone could be read at the last sample; empty when all could."""
         self.metered = 0.0
-        """Seconds that it has metered, with those of earlier meters whose totals it counts on from."""
+        """Seconds that it has metered, including those of earlier meters whose totals it continues."""
         self._model = model
         self._interval_ns = 0
         self._source = source
@@ -155,7 +155,7 @@ class Meter:
         self._ended: dict[str, int] = {}
         """PIDs of processes that have ended and that the caller still names."""
         self._drawing: list[Usage] = []
-        """What has used energy in the last interval."""
+        """Everything that has used energy in the last interval."""
 
     @property
     def interval_seconds(self) -> float:
@@ -165,7 +165,7 @@ class Meter:
     @property
     def domains_watts(self) -> float:
         """Power of all domains together."""
-        return math.fsum(domain.watts for domain in self.domains.values())  # the same in whatever order they came
+        return math.fsum(domain.watts for domain in self.domains.values())  # the same in any order
 
     def vcpu_tids(self, uuid: str) -> dict[int, int]:
         """Return the TID of each vCPU of a domain that is followed, by vCPU number; empty for any other."""
@@ -174,7 +174,7 @@ class Meter:
 
     @property
     def lost(self) -> dict[str, int]:
-        """How often the count of each zone was broken, so that energy is missing from it and from the charges."""
+        """How often the count of each zone was lost, so that energy is missing from it and from the charges."""
         return {name: counter.lost for name, counter in self._counters.items()}
 
     def sample(self, running: Iterable[Running]) -> None:
@@ -196,11 +196,11 @@ class Meter:
         Return what happened since the last time: what each zone counted, how long each package was busy, and what each
         domain ran.
         """
-        # Nanoseconds in which the machine is suspended count, as the zones count then too.
+        # The time in which the machine is suspended counts, because the zones count then too.
         now = self._clock(time.CLOCK_BOOTTIME)
-        # What may fail as a whole comes first: after that all that the zones have counted is given out.
+        # What may fail as a whole comes first: after that, everything that the zones have counted is given out.
         busy_now = self._busy_clock.read()
-        if busy_now.keys() != self._package_of.keys():  # the first time, and when a CPU goes on or off line
+        if busy_now.keys() != self._package_of.keys():  # the first time, and when a CPU goes online or offline
             self._packages = packages(self._sys)
             self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}
         self._time, last_busy, self._busy = now, self._busy, busy_now
@@ -221,7 +221,7 @@ class Meter:
         return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], busy, times
 
     def _list_zones(self) -> None:
-        """Take up zones that appeared, and those that are now found in another place."""
+        """Add zones that have appeared, and those that are now in another place."""
         self._listed = self._time
         with contextlib.suppress(OSError, ValueError):
             for zone in self._source.list_zones():
@@ -229,7 +229,7 @@ class Meter:
                 self.zones.setdefault(zone.name, ZoneUsage(kind=zone.kind))
 
     def _thread_runs(self, running: Iterable[Running]) -> dict[str, list[ThreadRun]]:
-        """What the threads of each process ran since the last sample, nothing when it slept; new ones are followed."""
+        """Return what each process's threads ran since the last sample, nothing if it slept; follow new ones."""
         wanted = {domain.uuid: domain for domain in running}
         self._ended = {uuid: pid for uuid, pid in self._ended.items() if uuid in wanted and wanted[uuid].pid == pid}
         self.trouble = ""
@@ -242,7 +242,7 @@ class Meter:
                     continue
             except ProcessLookupError:
                 self._ended[uuid] = process.pid  # another process may have its PID now
-            except OSError as error:  # too many open files, as a rule; its clock counts what it runs now, for later
+            except OSError as error:  # usually too many open files; its clock keeps counting, for a later sample
                 self.trouble = str(error)
                 continue
             self._processes.pop(uuid).close()
@@ -268,7 +268,7 @@ class Meter:
         machine = together(works.values())
         given = []
         for zone, energy in counted:
-            # Nobody runs on a package none of whose CPUs is online.
+            # Nothing runs on a package that has no CPU online.
             work = machine if zone.package is None else works.get(zone.package, Work(0, 0, {}))
             idle_energy = self.zones[zone.name].idle_energy(energy, self._interval_ns)
             charges = attribute(self._model, energy, idle_energy, work)
@@ -283,8 +283,8 @@ class Meter:
         return Work(self._interval_ns * len(self._packages[package]), busy, runs)
 
     def _domain_times(self, uuid: str, runs: list[ThreadRun]) -> Places:
-        """Sort the time of one domain's threads by package, half where each was and half where it is."""
-        if len(self._packages) == 1:  # nobody asks where a thread ran
+        """Divide the time of one domain's threads among packages, half where each was and half where it is."""
+        if len(self._packages) == 1:  # where a thread ran does not matter
             return {
                 package: _domain_time([(run.vcpu, run.nanoseconds) for run in runs], {}) for package in self._packages
             }
@@ -300,12 +300,12 @@ class Meter:
         return {package: _domain_time(there, everywhere) for package, there in parts.items()}
 
     def _place(self, cpu: int | None) -> int:
-        """Return the package of a CPU. One that has just gone off line, or is not known, is the first's."""
+        """Return the package of a CPU. One that has just gone offline, or is not known, counts as the first's."""
         first = next(iter(self._packages))
         return first if cpu is None else self._package_of.get(cpu, first)
 
     def _count(self, given: list[_Given]) -> None:
-        """Add up what was given out, and note the power of each."""
+        """Add what was given out to the totals, and set the power of each."""
         for usage in self._drawing:
             usage.watts = 0.0
         self._drawing.clear()

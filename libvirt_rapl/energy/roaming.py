@@ -1,11 +1,11 @@
 """On which packages the threads of domains ran. Pure arithmetic on integers, no I/O.
 
-Linux says where a thread ran last, not where it ran for how long. So half its time in an interval seems to be
-from the package where it was at the beginning, half from that where it is at the end. That is right on average; when it
-moves once in an interval, at most half its time in it is in the wrong place, when more often at most all.
+Linux says where a thread ran last, not how long it ran where. So half its time in an interval is counted on the package
+where it was at the beginning, and half on the one where it is at the end. That is right on average; if it moves once in
+an interval, at most half its time is in the wrong place; if more often, at most all.
 
-What the CPUs of each package ran says more. Where domains seem to have run longer than that, what is too much ran on
-packages that ran longer than is explained. Alone on its packages, a domain is placed exactly.
+How long the CPUs of each package were busy says more. If domains seem to have run longer than that, the excess ran on
+packages that were busy for longer than is explained. A domain that is alone on its packages is placed exactly.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,10 +18,10 @@ Places = dict[int, DomainTime]
 
 
 def settle(domains: Mapping[str, Places], roaming: Collection[str], busy: Mapping[int, int]) -> dict[str, Places]:
-    """Return what each domain ran on each package, given what seems so and the time that each was busy.
+    """Return what each domain ran on each package, from what it seems to be and how long each was busy.
 
-    Only what those domains ran that are `roaming`, threads of which have moved, is put elsewhere: the clocks differ by
-    milliseconds, and who stays on his package shall not be charged for others.
+    Only the time of `roaming` domains, whose threads have moved, is moved: the clocks differ by milliseconds, and a
+    domain that stays on its package must not be charged for others.
     """
     left = {
         package: ran - sum(times[package].total for uuid, times in domains.items() if uuid not in roaming)
@@ -33,7 +33,7 @@ def settle(domains: Mapping[str, Places], roaming: Collection[str], busy: Mappin
 
 
 def _elsewhere(seemingly: Mapping[int, int], left: Mapping[int, int]) -> dict[tuple[int, int], Fraction]:
-    """Return which part of the time on one package was on another, by both: as much as there is room for."""
+    """Return which part of the time on one package was on another, by both packages, as far as there is room."""
     too_much = {package: min(ran, ran - left[package]) for package, ran in seemingly.items() if ran > left[package]}
     room = {package: left[package] - ran for package, ran in seemingly.items() if left[package] > ran}
     total = max(sum(too_much.values()), sum(room.values()))

@@ -1,7 +1,7 @@
-"""A meter's figures at one moment, for who shows them; and as flat tables, for the ledger, to be taken up again.
+"""A meter's figures at one moment: to be shown, and as flat tables for the ledger, from which a meter can continue.
 
-The meter changes with each sample. A copy of its figures is made in a millisecond or two, while it rests, and never
-changes: documents and tables are made of that while the meter goes on.
+The meter changes with each sample. A copy of its figures is made in a millisecond or two, between samples, and never
+changes: documents and tables are made from it while the meter continues.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -16,11 +16,11 @@ PACKAGE = "package"
 """All packages together."""
 
 GONE_SECONDS = 30 * 86400.0
-"""A domain that libvirt does not know and that has not run for so long, of the time metered, does not come back."""
+"""A domain that libvirt does not know and that has not run for so much metered time does not come back."""
 
 
 class Figures(NamedTuple):
-    """What a zone, domain or vCPU has used: Usage, as it was."""
+    """What a zone, domain or vCPU has used: a copy of Usage."""
 
     microjoules: int = 0
     watts: float = 0.0
@@ -33,7 +33,7 @@ class Figures(NamedTuple):
 
 
 class ZoneFigures(NamedTuple):
-    """ZoneUsage, as it was."""
+    """A copy of ZoneUsage."""
 
     kind: str
     counted: Figures
@@ -46,7 +46,7 @@ class ZoneFigures(NamedTuple):
 
 
 class DomainFigures(NamedTuple):
-    """DomainUsage, as it was."""
+    """A copy of DomainUsage."""
 
     whole: Figures = Figures()
     zones: Mapping[str, Figures] = {}
@@ -58,7 +58,7 @@ class DomainFigures(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A meter, as it was."""
+    """A copy of a meter's figures."""
 
     since: float
     """When counting began, in seconds since the epoch."""
@@ -66,7 +66,7 @@ class Snapshot(NamedTuple):
     interval_seconds: float
     metered: float
     zones: Mapping[str, ZoneFigures]
-    """By name, also those that are not there today."""
+    """By name, including those that are not there now."""
     domains: Mapping[str, DomainFigures]
     """By UUID."""
     domains_watts: float
@@ -75,7 +75,7 @@ class Snapshot(NamedTuple):
     idle: Figures
 
     def by_kind(self, uuid: str) -> dict[str, Figures]:
-        """Return what a domain has used of each kind of zone that there is: `package` and others."""
+        """Return what a domain has used of each kind of zone: `package` and others."""
         kinds = dict.fromkeys((zone.kind for zone in self.zones.values()), Figures())
         for name, figures in self.domains.get(uuid, DomainFigures()).zones.items():
             microjoules, watts = kinds[self.zones[name].kind]
@@ -118,14 +118,14 @@ def _figures(usage: Usage) -> Figures:
 
 
 class Part(NamedTuple):
-    """Whose total it is."""
+    """What a total belongs to."""
 
     owner: str
     """`host` (what a zone counted), `other`, `idle`, the UUID of a domain, or `gone`: all domains gone for good."""
     vcpu: int
     """vCPU of the domain, or WHOLE."""
     zone: str
-    """Name of the zone, or PACKAGE: that is a domain's energy as a whole, and what its vCPUs share."""
+    """Name of the zone, or PACKAGE: a domain's energy as a whole, which its vCPUs share."""
 
 
 Totals = dict[Part, int]
@@ -134,7 +134,7 @@ Totals = dict[Part, int]
 
 @dataclass
 class Kept:
-    """All that is kept of a meter."""
+    """Everything of a meter that is kept."""
 
     totals: Totals = field(default_factory=dict)
     lowest: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -142,11 +142,11 @@ class Kept:
     last_ran: dict[str, float] = field(default_factory=dict)
     """When each domain ran last, in seconds of the time metered, by UUID."""
     metered: float = 0.0
-    """Seconds that were metered in all: the only clock that ages go by, for the host's may have been wrong."""
+    """Seconds metered in all: the only clock for ages, because the host's may have been wrong."""
 
 
 def kept(snapshot: Snapshot) -> Kept:
-    """Return all that the meter had counted and learned."""
+    """Return everything that the meter had counted and learned."""
     return Kept(
         totals={part: figures.microjoules for part, figures in _parts(snapshot)},
         lowest={name: zone.lowest for name, zone in snapshot.zones.items() if zone.lowest[1]},
@@ -156,7 +156,7 @@ def kept(snapshot: Snapshot) -> Kept:
 
 
 def add(meter: Meter, kept: Kept) -> None:
-    """Let the meter count on from what an earlier one had counted, on top of what it has counted itself."""
+    """Add what an earlier meter had counted to what this one has counted, so that it continues from there."""
     for part, microjoules in kept.totals.items():
         _usage(meter, part).microjoules += microjoules
     for name, lowest in kept.lowest.items():
@@ -171,10 +171,10 @@ def add(meter: Meter, kept: Kept) -> None:
 
 
 def retire(meter: Meter, *, running: Collection[str], known: Collection[str] | None) -> set[str]:
-    """Give the energy of domains that are gone for good to `gone`, and return who they were.
+    """Move the energy of domains that are gone for good to `gone`, and return their UUIDs.
 
     `running` and `known` are the domains that run and that libvirt knows, by UUID; None when libvirt has not said.
-    A domain without a UUID that is ever seen again would otherwise be kept for ever.
+    Otherwise a domain whose UUID is never seen again would be kept for ever.
     """
     retired = set()
     begin = meter.metered - GONE_SECONDS
@@ -197,9 +197,9 @@ def _give(heir: DomainUsage, domain: DomainUsage) -> None:
 
 
 def imbalance(totals: Totals) -> str:
-    """Tell where totals do not add up as a meter's do; empty when they do.
+    """Return where totals do not add up as a meter's do; empty when they do.
 
-    All packages together have counted what is the domains', other's and idle's; a domain's vCPUs share all of its.
+    What all packages have counted is that of domains, other and idle together; a domain's vCPUs share all of its.
     """
     counted = sum(n for part, n in totals.items() if part.owner == HOST and part.zone.startswith("package-"))
     whole = {part.owner: n for part, n in totals.items() if part.vcpu == WHOLE and part.zone == PACKAGE}
@@ -229,7 +229,7 @@ def _parts(snapshot: Snapshot) -> Iterator[tuple[Part, Figures]]:
 
 
 def _zone(meter: Meter, name: str) -> ZoneUsage:
-    # Also a zone that is not there today has its totals: it may come back, and must not begin at 0 then.
+    # A zone that is not there now keeps its totals: it may come back, and must not begin at 0 then.
     return meter.zones.setdefault(name, ZoneUsage(kind=name.partition("-")[0]))
 
 

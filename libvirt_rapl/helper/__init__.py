@@ -1,5 +1,5 @@
-"""The domains' helpers: a record and a process for each, confined, that answers its QEMU.
+"""The domains' helpers: for each domain a record, and a confined process that answers its QEMU.
 
-Inside it `vmsr/` is what such a process runs; that imports next to nothing, as each domain has one. May import the
+Such a process runs what is in `vmsr/`, which imports next to nothing, because each domain has one. May import the
 ground and host; lifecycle and all above use it.
 """

@@ -1,6 +1,6 @@
 """Giving up, for good, whatever a helper does not need: capabilities, privileges of programs, system calls, resources.
 
-It all holds for the programs that the process becomes by exec, too.
+All of it also holds for the programs that the process becomes by exec.
 """
 
 import ctypes
@@ -12,11 +12,11 @@ import termios
 from libvirt_rapl.errors import VirtRaplError
 
 CAP_SYS_RAWIO = 17
-"""Reading model-specific registers takes it."""
+"""Needed to read model-specific registers."""
 DESCRIPTORS = 4096
 DATA_BYTES = 256 << 20
 FILE_BYTES = 64 << 10
-"""How long a file may get by writing: a log."""
+"""How long a file may become by writing: a log."""
 
 READING = """
     access arch_prctl brk clock_getres clock_gettime clock_nanosleep close close_range dup epoll_create1 epoll_ctl
@@ -26,13 +26,13 @@ READING = """
     rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list
     set_tid_address sigaltstack stat statfs statx sysinfo uname write
 """
-"""What an interpreter takes to start, read files and wait; see also filter_system_calls()."""
+"""What an interpreter needs to start, read files and wait; see also filter_system_calls()."""
 ANSWERING = "accept accept4 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto shutdown"
-"""What a server takes whose socket listens already."""
+"""What a server needs if its socket already listens."""
 CONTROLS = (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONBIO)
-"""What an interpreter asks of descriptors: is it a terminal, is it inherited, does it wait."""
+"""What an interpreter does with descriptors: is it a terminal, is it inherited, does it block."""
 COMMANDS = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
-"""The others could have a signal sent to anybody, or break a lease."""
+"""The others could send a signal to any process, or break a lease."""
 
 _LIBSECCOMP = "libseccomp.so.2"
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
@@ -41,10 +41,10 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _ALLOW = 0x7FFF0000
 _AS_IF_NOT_THERE = 0x00050000 | 38
-"""SCMP_ACT_ERRNO(ENOSYS): libraries then take an older system call, which may be allowed."""
+"""SCMP_ACT_ERRNO(ENOSYS): libraries then try an older system call, which may be allowed."""
 _CLONE_THREAD = 0x10000
 _PR_OF_QEMU = (_PR_CAPBSET_READ, 27, 39, 15, 29)
-"""Reading what may be given up (PR_GET_SECUREBITS, PR_GET_NO_NEW_PRIVS), PR_SET_NAME and PR_SET_TIMERSLACK."""
+"""Reading what can be given up (PR_GET_SECUREBITS, PR_GET_NO_NEW_PRIVS), PR_SET_NAME and PR_SET_TIMERSLACK."""
 _EQUAL, _MASKED_EQUAL = 4, 7
 _AT_EMPTY_PATH = 0x1000
 
@@ -63,18 +63,18 @@ def drop_privileges(*, registers: bool) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)()
     _check(_libc.capget(header, sets))
-    # The first words of what is effective, permitted and inheritable; then the second words.
+    # The first words of the effective, permitted and inheritable sets; then the second words.
     kept = sets[1] & 1 << CAP_SYS_RAWIO if registers else 0
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept)))
 
 
 def keep_capabilities_from_programs() -> None:
-    """What a process that is not root executes gets none of its capabilities; in this thread and those it starts."""
+    """Keep our capabilities from programs that we execute, unless as root; in this thread and those that it starts."""
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def limit_resources() -> None:
-    """No core dump, and a bound on memory and descriptors well above what is needed."""
+    """Allow no core dump, and limit memory and descriptors to well above what is needed."""
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, DESCRIPTORS),
@@ -87,7 +87,7 @@ def limit_resources() -> None:
 
 
 def open_program(path: str) -> int:
-    """Limit resources, and return a descriptor of a program that no other file can ever have: it is above the limit.
+    """Limit resources, and return a program's descriptor, whose number no other file can get: it is above the limit.
 
     It is closed when the program is executed. Raises OSError.
     """
@@ -101,13 +101,13 @@ def open_program(path: str) -> int:
 
 
 def filter_system_calls(program: int, *, as_qemu: bool = False) -> None:
-    """Leave the system calls of READING and ANSWERING; any other fails as if the kernel did not have it.
+    """Allow the system calls of READING and ANSWERING; any other fails as if the kernel did not have it.
 
-    A file is opened for reading only: no socket, process or thread is made, no file is created or removed; of a file
-    that is ours the times can be set. No other process is reached, by a signal or a limit. Nothing is executed but the
-    descriptor `program`, as open_program() returns it; what that becomes executes nothing. A program made of QEMU's
-    parts (`as_qemu`) makes threads, too, and takes signals by a descriptor. Raises VirtRaplError where the library is
-    missing, OSError where the kernel has no filters.
+    Files can be opened for reading only; no socket, process or thread can be made, no file created or removed; the
+    times of an open file of ours can be set. No other process can be reached by a signal or a limit. Only the
+    descriptor `program` from open_program() can be executed, and that program can execute nothing. A program made of
+    QEMU's parts (`as_qemu`) can also make threads, and receive signals by a descriptor. Raises VirtRaplError if the
+    library is missing, OSError if the kernel has no filters.
     """
     library = seccomp()
     library.seccomp_init.restype = ctypes.c_void_p
@@ -138,7 +138,7 @@ def filter_system_calls(program: int, *, as_qemu: bool = False) -> None:
 
 
 def seccomp() -> ctypes.CDLL:
-    """Load the library that filters are made with. Raises VirtRaplError where it is missing."""
+    """Load the library that makes the filters. Raises VirtRaplError if it is missing."""
     try:
         return ctypes.CDLL(_LIBSECCOMP)
     except OSError as error:

@@ -1,10 +1,10 @@
-"""Helper instances, one process a domain: systemd units where systemd runs, else processes of their own.
+"""Helper instances, one process per domain: systemd units where systemd runs, else processes of their own.
 
 An instance must outlive the hook that starts it, and libvirtd, whose child the hook is: QEMU connects once and never
 again.
 
-Its socket is root's: neither its mode nor its name is for QEMU to change, nor for another process of QEMU's user. Who
-may connect is that user alone, by an access control list; its group, which stat shows, may be a shared one, as kvm.
+Its socket is root's: neither QEMU nor another process of QEMU's user can change its mode or name. Only that user may
+connect, by an access control list; its group, which stat shows, may be a shared one, such as kvm.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ UNRECORDED = (
     "nothing is known of its helper: the hook did not run or was killed when it started, its record was lost, "
     "or `run_directory` was changed since; restart the domain"
 )
-HELPER_STOPPED = "its helper is stopped; `kill -CONT {}` lets it go on"
+HELPER_STOPPED = "its helper is stopped; `kill -CONT {}` lets it continue"
 STOP_SECONDS = 2.0
 OWNER = "VIRT_RAPL_HELPER_OF"
 """In the environment of a helper that is not a unit: the UUID of its domain."""
@@ -39,14 +39,14 @@ POLL_SECONDS = 0.02
 _READ_WRITE = 6
 _ACL = struct.Struct("<HHI")
 _ACL_USER_OBJ, _ACL_USER, _ACL_GROUP_OBJ, _ACL_MASK, _ACL_OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
-"""Of acl(5), as the kernel has them in an attribute: tag, permissions, user; version 2 before the entries."""
+"""acl(5) in the kernel's attribute: tag, permissions, user for each entry; the version, 2, comes before them."""
 _NOBODY = 0xFFFFFFFF
 
 
 def start(record: Record, registry: Registry, deadline: float) -> None:
-    """Start the domain's helper and wait until it answers as QEMU needs; fills in helper_pid and helper_start.
+    """Start the domain's helper and wait until it answers as QEMU needs; sets helper_pid and helper_start.
 
-    `deadline` is in seconds. Raises VirtRaplError, with nothing left running, when it does not answer by then.
+    `deadline` is in seconds. If the helper does not answer by then, ends it and raises VirtRaplError.
     """
     until = time.monotonic() + deadline
     stop(record, registry)  # one that a crash has left behind
@@ -61,12 +61,12 @@ def start(record: Record, registry: Registry, deadline: float) -> None:
 
 
 def alive(record: Record) -> bool:
-    """Tell whether the very process that was started still runs."""
+    """Return whether the very process that was started still runs."""
     return record.helper_pid is not None and record.helper_start == start_time(record.helper_pid) is not None
 
 
 def trouble(record: Record, registry: Registry) -> str:
-    """Tell in one line why the helper that was started does not answer now; empty when it may well."""
+    """Return in one line why the helper that was started does not answer now; empty when nothing is wrong."""
     if record.helper_pid is None or not alive(record):
         return HELPER_ENDED
     if is_stopped(record.helper_pid):
@@ -75,7 +75,7 @@ def trouble(record: Record, registry: Registry) -> str:
 
 
 def _serves(record: Record, registry: Registry) -> bool:
-    """Tell whether QEMU is connected, as far as the helper shows it: see SignOfLife in vmsr.serving."""
+    """Return whether QEMU is connected, as far as the helper shows it: see SignOfLife in vmsr.serving."""
     try:
         return registry.path(record.uuid, "alive").stat().st_atime_ns != 0
     except OSError:
@@ -83,7 +83,7 @@ def _serves(record: Record, registry: Registry) -> bool:
 
 
 def ended_at(record: Record, registry: Registry) -> float | None:
-    """Tell when a helper last served its QEMU for all that is known, in seconds since the epoch; None: unknown."""
+    """Return when a helper last served its QEMU, as far as it knew, in seconds since the epoch; None: unknown."""
     try:
         return registry.path(record.uuid, "alive").stat().st_mtime
     except OSError:
@@ -91,9 +91,9 @@ def ended_at(record: Record, registry: Registry) -> float | None:
 
 
 def stop(record: Record, registry: Registry) -> bool:
-    """End the domain's helper and take away its socket and its sign of life. Returns whether one was found.
+    """End the domain's helper and remove its socket and its sign of life. Return whether one was found.
 
-    One that no record tells of is ended as well: the hook may have been killed, or the record lost. Raises
+    A helper without a record is ended as well: the hook may have been killed, or the record lost. Raises
     NotOursError, OSError.
     """
     found = _end(record.helper_pid, record) if record.helper_pid is not None and alive(record) else False
@@ -124,7 +124,7 @@ def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:
 
 
 def _spawn(record: Record, registry: Registry) -> int:
-    """Start a helper that shares nothing with the hook: libvirt waits for whoever holds the hook's output."""
+    """Start a helper that shares nothing with the hook: libvirt waits for every process that has the hook's output."""
     path = registry.path(record.uuid, "log")
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as log:
@@ -145,7 +145,7 @@ def _admit(record: Record, socket: Path) -> None:
     try:
         os.setxattr(socket, "system.posix_acl_access", attribute, follow_symlinks=False)
     except OSError as error:
-        # Our helper asks the kernel who connects. qemu-vmsr-helper does not: there the group would be let in.
+        # Our helper asks the kernel which user connects. qemu-vmsr-helper does not, and would admit the whole group.
         if error.errno != errno.EOPNOTSUPP or record.backend == "qemu":
             raise
         socket.chmod(0o660)
@@ -153,9 +153,9 @@ def _admit(record: Record, socket: Path) -> None:
 
 
 def _end(pid: int, record: Record) -> bool:
-    """End a process, by SIGTERM if that works, where it is the domain's helper. Returns whether it was.
+    """End a process, by SIGTERM if that works, if it is the domain's helper. Return whether it was.
 
-    A record is only a file, and PIDs are used again: the process itself must show what it is, while it is held.
+    A record is only a file, and PIDs are used again: the process is checked itself, while a descriptor holds it.
     """
     try:
         process = os.pidfd_open(pid)
@@ -172,14 +172,14 @@ def _end(pid: int, record: Record) -> bool:
             if ended.poll(STOP_SECONDS / 2 * 1000):
                 break
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)  # where it is our own child
+            os.waitpid(pid, os.WNOHANG)  # if it is our own child
     finally:
         os.close(process)
     return True
 
 
 def _is_helper(pid: int, record: Record) -> bool:
-    """Tell whether a process was started as this domain's helper, by root: a user can only claim it of what is his."""
+    """Return whether root has started a process as this domain's helper; users can only fake that for their own."""
     if systemd.runs():
         return processes.unit(pid) == _unit(record)
     return processes.has_environment(pid, OWNER, record.uuid)

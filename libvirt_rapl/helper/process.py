@@ -1,4 +1,4 @@
-"""The process of a helper, from its start as root until it becomes the program that serves, confined."""
+"""The process of a helper, from its start as root until it becomes the confined program that serves its domain."""
 
 import marshal
 import os
@@ -19,14 +19,14 @@ from libvirt_rapl.sockets import listen
 
 PACKAGES = Path(__file__).parents[2]
 SERVE = f"import sys; sys.path.append(sys.argv[1]); from {serving.__name__} import main; main(*sys.argv[2:])"
-"""What an instance runs. The interpreter imports no more than that: its memory is spent for each domain.
+"""What an instance runs. The interpreter imports no more than that, because each domain costs its memory.
 
-It is imported here, too, so that Python finds it compiled there: an instance cannot write.
+It is imported here, too, so that Python finds it compiled: an instance cannot write files.
 """
 
 
 def become_helper(uuid: str, config: Config) -> NoReturn:
-    """Prepare all that takes privileges, give them up, and become the program that serves this domain.
+    """Do all that needs privileges, give them up, and become the program that serves this domain.
 
     Raises VirtRaplError, OSError.
     """
@@ -46,11 +46,11 @@ def become_helper(uuid: str, config: Config) -> NoReturn:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Listen for ourselves alone: whoever started us lets the domain's user in."""
+    """Listen with access for ourselves alone: our starter admits the domain's user."""
     try:
         return listen(path)
     except OSError as error:
-        raise VirtRaplError(f"cannot listen on {path}: {error}", "it takes root and free space") from error
+        raise VirtRaplError(f"cannot listen on {path}: {error}", "it needs root and free space") from error
 
 
 def _exec_native(record: Record, registry: Registry, config: Config, listener: socket.socket) -> NoReturn:
@@ -72,10 +72,10 @@ def _exec_native(record: Record, registry: Registry, config: Config, listener: s
 
 
 def _exec_qemu_helper(path: str, listener: socket.socket) -> NoReturn:
-    """Become qemu-vmsr-helper, handing it the socket as systemd's socket activation would (sd_listen_fds(3)).
+    """Become qemu-vmsr-helper, passing it the socket as systemd's socket activation would (sd_listen_fds(3)).
 
-    By itself it would make the socket root's with mode 0600, which the domain's QEMU cannot open. It means to drop its
-    privileges and does not; so they are dropped here.
+    By itself it would make a socket of root's with mode 0600, which the domain's QEMU cannot open. It does not drop its
+    privileges, although it is meant to; so they are dropped here.
     """
     os.dup2(listener.fileno(), 3)
     os.set_inheritable(3, True)  # also when it was 3 already and dup2 had nothing to do

@@ -1,4 +1,4 @@
-"""What is known of each domain between its start and its end: which helper, process and threads it has."""
+"""What is known of each domain from its start to its end: its helper, process and threads."""
 
 import json
 import time
@@ -11,19 +11,19 @@ from libvirt_rapl.files import replace
 from libvirt_rapl.helper.run_directory import RunDirectory
 
 State = Literal["ready", "degraded", "refuse"]
-"""The helper answers; the domain runs without RAPL; it shall not start."""
+"""The helper answers; the domain runs without RAPL; it must not start."""
 
 
 @dataclass(kw_only=True)
 class Record:
-    """What is known of one domain between its start and its end."""
+    """What is known of one domain from its start to its end."""
 
     uuid: str
     name: str
     backend: Backend
     owner_uid: int
     owner_gid: int
-    """Whom the socket belongs to: the DAC label QEMU runs under."""
+    """The socket's owner: the DAC label that QEMU runs under."""
     state: State = "degraded"
     reason: str = ""
     """Why it is not ready; one line."""
@@ -31,22 +31,22 @@ class Record:
     """When the state was entered, in seconds since the epoch."""
     helper_pid: int | None = None
     helper_start: int | None = None
-    """Start time of the helper in clock ticks since boot: with the PID it names one process for ever."""
+    """Start time of the helper in clock ticks since boot: with the PID it identifies one process for ever."""
     id: int | None = None
-    """Libvirt's number of the domain, while it runs: no other that runs has it."""
+    """Libvirt's number of the domain, while it runs: no other running domain has it."""
     pid: int | None = None
     """QEMU's main process."""
     vcpu_tids: dict[int, int] = field(default_factory=dict)
     """Thread of each vCPU, by vCPU number."""
     qemu_version: str = ""
-    """Of the QEMU that runs, such as `10.0.2`; empty when it did not tell."""
+    """Of the running QEMU, such as `10.0.2`; empty when it did not answer."""
 
 
 class Registry(RunDirectory):
-    """The run directory with the records in it. Writing is atomic; what is not a record of ours is left alone."""
+    """The run directory with the records in it. Writing is atomic; files that are not our records are left alone."""
 
     def write(self, record: Record) -> None:
-        """Store the record and the line for the wrapper. Raises OSError when the disk is full or not ours."""
+        """Write the record and the line for the wrapper. Raises OSError when the disk is full or the place not ours."""
         line = f"degraded: {record.reason}" if record.state == "degraded" else record.state
         self.create_directory()
         replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
@@ -54,11 +54,11 @@ class Registry(RunDirectory):
         replace(self.path(record.uuid, "state"), "\n".join([*lines, ""]), 0o644)
 
     def read(self, uuid: str) -> Record | None:
-        """Return the domain's record; None when there is none, it cannot be understood, or others could write it."""
+        """Return the domain's record; None when there is none, it cannot be parsed, or other users could write it."""
         return self.read_all([uuid]).get(uuid)
 
     def read_all(self, uuids: Iterable[str]) -> dict[str, Record]:
-        """Return what read() returns of these domains, by UUID; whether others could write is looked up once."""
+        """Return the same as read() for these domains, by UUID; whether others could write there is checked once."""
         try:
             self.check_directory()
         except OSError:

@@ -1,18 +1,18 @@
-"""The run directory: the files of each domain in it, by its UUID, and what is locked there.
+"""The run directory: the files of each domain, named by its UUID, and their locks.
 
-Root acts on what is there, so the directory is used only where nobody else can change it: see directories.
+Root acts on what is there, so the directory is used only if nobody else can change it: see directories.
 
-Of a domain with UUID u the run directory holds
+For a domain with UUID u the run directory holds
   u.json   the record (root only), see records,
   u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
            below it, for the helper, QEMU's PID once it is known,
   u.sock   the helper's socket: root's, and the domain's QEMU user may connect; see libvirt_rapl.helper.instances,
-  u.alive  a file whose time of change tells when the native helper last served its QEMU for all it knows; its time of
-           access is 0 while it knows that QEMU is not connected,
-  u.log    what the helper said, where there is no systemd,
-  u.lock   a file that the hook has locked while it changes these,
-  u.live   while `enable --live` works on the domain, which has it locked: how the hook shall restore the domain, `with`
-           its meter, whoever selects it, or `without`. Where nobody has it locked it means nothing.
+  u.alive  a file whose modification time is when the native helper last served its QEMU, as far as it knows; its access
+           time is 0 while the helper knows that QEMU is not connected,
+  u.log    the helper's output, where there is no systemd,
+  u.lock   a file that the hook locks while it changes these,
+  u.live   while `enable --live` works on the domain and has it locked: how the hook is to restore the domain, `with`
+           its meter, whatever the configuration selects, or `without`. It means nothing when no process has it locked.
 """
 
 import contextlib
@@ -34,46 +34,46 @@ Suffix = Literal["state", "sock", "alive", "log", "json", "lock", "live"]
 HowToRestore = Literal["with", "without"]
 """Its meter."""
 SUFFIXES: tuple[Suffix, ...] = ("state", "sock", "alive", "log", "json", "lock")
-"""All files of a domain, but for u.live, which may be locked. The record goes after what it describes."""
+"""All files of a domain, except u.live, which may be locked. The record is removed after what it describes."""
 LOCK_SECONDS = 5.0
-"""How long to wait for whoever changes the same domain. Who takes longer hangs, and shall hold up nobody else."""
+"""How long to wait for another process that changes the same domain; one that takes longer hangs."""
 LIVE_SECONDS = 0.2
-"""How long `enable --live` waits for another: no longer than a hook takes to look whether there is one."""
+"""How long `enable --live` waits for the lock: a hook, which only checks it, holds it for less."""
 POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHARED = (paths.DAEMON, paths.EVENTS, paths.OLDER_EVENTS)
-"""What of ours is beside the domains' files: see daemon.status_socket and lifecycle.events."""
+"""Our other files, beside the domains': see daemon.status_socket and lifecycle.events."""
 MODE = 0o711
-"""Of the run directory: searchable by all, listed by root only."""
+"""Of the run directory: all users can reach files in it, only root can list it."""
 
 
 class RunDirectory:
-    """The directory that the configuration calls `run_directory`. What is not ours in it is left alone."""
+    """The directory that the configuration calls `run_directory`. Files in it that are not ours are left alone."""
 
     def __init__(self, run_directory: Path) -> None:
         """Take its path; it need not exist until create_directory()."""
         self.run_directory = run_directory
 
     def path(self, uuid: str, suffix: Suffix) -> Path:
-        """Path of a domain's file. Raises ValueError if `uuid` is none."""
+        """Return the path of a domain's file. Raises ValueError if `uuid` is not a UUID."""
         if not UUID.fullmatch(uuid):
             raise ValueError(f"not a UUID: {uuid!r}")
         return self.run_directory / f"{uuid}.{suffix}"
 
     def socket(self, uuid: str) -> str:
-        """Path of the socket that a domain's helper listens on, as its XML has it. Raises ValueError as path()."""
+        """Return the path of the socket of a domain's helper, as in the domain's XML. Raises ValueError as path()."""
         return str(self.path(uuid, "sock"))
 
     def check_directory(self) -> None:
-        """Raise NotOursError where others than root and we can change what is in the run directory; else OSError."""
+        """Raise NotOursError if users other than root and ours can change what is in the run directory; OSError."""
         with directories.opened(self.run_directory):
             pass
 
     def create_directory(self) -> None:
         """Make the run directory as it must be: nobody else's, with MODE. Raises NotOursError, OSError.
 
-        One that somebody else uses, too, has his mode: it is left as it is, and is not ours.
+        If somebody else uses it too, its mode is left as it is, and it is not ours.
         """
         with directories.opened(self.run_directory, make=MODE) as place:
             if stat.S_IMODE(os.fstat(place).st_mode) == MODE:
@@ -84,7 +84,7 @@ class RunDirectory:
             _place(place).chmod(MODE)
 
     def is_made_by_us(self) -> bool:
-        """Tell whether the run directory is there as create_directory() makes it, and holds nothing but ours."""
+        """Return whether the run directory is as create_directory() makes it, and holds only files of ours."""
         try:
             with directories.opened(self.run_directory) as place:
                 return stat.S_IMODE(os.fstat(place).st_mode) == MODE and not _stranger(place)
@@ -92,15 +92,15 @@ class RunDirectory:
             return False
 
     def stranger(self) -> str | None:
-        """Return the name of something in the run directory that is not ours; None where there is nothing. OSError."""
+        """Return the name of a file in the run directory that is not ours; None if there is none. Raises OSError."""
         with directories.opened(self.run_directory) as place:
             return _stranger(place)
 
     @contextlib.contextmanager
     def locked(self, uuid: str) -> Iterator[None]:
-        """Change the domain one after another: hooks of one domain meet where libvirt was killed during one of them.
+        """Let only one process at a time change the domain: if libvirt is killed during a hook, two can run at once.
 
-        Goes on without the lock after LOCK_SECONDS, and where the disk has no room for it.
+        Continues without the lock after LOCK_SECONDS, and if the disk has no room for it.
         """
         descriptor = None
         try:
@@ -121,16 +121,16 @@ class RunDirectory:
                 if os.fstat(descriptor).st_ino == path.stat().st_ino:
                     return descriptor
             except OSError:
-                time.sleep(POLL_SECONDS)  # another has it, or had it and has forgotten the domain since
+                time.sleep(POLL_SECONDS)  # another process has it, or has removed it since
             os.close(descriptor)
         return None
 
     @contextlib.contextmanager
     def switching_on(self, uuid: str) -> Iterator[Callable[[HowToRestore], None]]:
-        """Keep the domain to one `enable --live` for as long as this lasts; however our process ends, it is over then.
+        """Allow only one `enable --live` of the domain meanwhile; the lock ends with our process, however that ends.
 
-        Yields a function that tells the hook how to restore it meanwhile: `with` or `without`; it decides until then.
-        Raises VirtRaplError when another works on the domain, or the run directory cannot be written.
+        Yields a function that sets how the hook restores it: `with` or `without`; before that the hook decides.
+        Raises VirtRaplError when another one works on the domain, or the run directory cannot be written.
         """
         path = self.path(uuid, "live")
         descriptor = None
@@ -143,11 +143,11 @@ class RunDirectory:
             except OSError as error:
                 raise VirtRaplError(f"cannot write {path}: {error}", "is there space?") from error
 
-            def tell(how: HowToRestore) -> None:
+            def instruct(how: HowToRestore) -> None:
                 assert descriptor is not None
-                os.pwrite(descriptor, how.encode().ljust(7), 0)  # as long as the text before: a full disk takes it
+                os.pwrite(descriptor, how.encode().ljust(7), 0)  # as long as the text before: works on a full disk
 
-            yield tell
+            yield instruct
         finally:
             if descriptor is not None:
                 with contextlib.suppress(OSError):
@@ -155,7 +155,7 @@ class RunDirectory:
                 os.close(descriptor)
 
     def how_to_restore(self, uuid: str) -> HowToRestore | Literal[""]:
-        """Return `with`, `without`, or nothing where nobody says; what an `enable --live` that was killed left goes."""
+        """Return `with`, `without`, or nothing if no `enable --live` says; remove what a killed one has left."""
         path = self.path(uuid, "live")
         try:
             self.check_directory()
@@ -167,7 +167,7 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 path.unlink()
             return ""
-        except OSError:  # somebody has it locked
+        except OSError:  # another process has it locked
             text = os.read(descriptor, 7).decode("ascii", "replace").strip()
             hows: tuple[HowToRestore, ...] = get_args(HowToRestore)
             return next((how for how in hows if how == text), "")
@@ -175,22 +175,22 @@ class RunDirectory:
             os.close(descriptor)
 
     def remove(self, uuid: str) -> None:
-        """Forget the domain: its record, its line for the wrapper, its socket and all that was left for or by it.
+        """Forget the domain: remove its record, its line for the wrapper, its socket and all other files of it.
 
         Raises NotOursError, OSError.
         """
-        self.how_to_restore(uuid)  # which also takes away what an `enable --live` that was killed has left
+        self.how_to_restore(uuid)  # which also removes what a killed `enable --live` has left
         self.discard(uuid, *SUFFIXES)
 
     def discard(self, uuid: str, *suffixes: Suffix) -> None:
-        """Remove these files of the domain, where they are there. Raises NotOursError, OSError."""
+        """Remove these files of the domain, if they exist. Raises NotOursError, OSError."""
         with contextlib.suppress(FileNotFoundError):
             self.check_directory()
             for suffix in suffixes:
                 self.path(uuid, suffix).unlink(missing_ok=True)
 
     def holds_no_record(self) -> bool:
-        """Tell whether it is there, nobody else's, and without any domain's record."""
+        """Return whether it exists, is nobody else's, and has no domain's record."""
         try:
             self.check_directory()
         except OSError:
@@ -198,7 +198,7 @@ class RunDirectory:
         return not any(self.run_directory.glob("*.json"))
 
     def clear(self) -> None:
-        """Remove it with all that we leave in it; with anything else in it, it stays. Raises OSError."""
+        """Remove what we have left in it, and the directory itself if nothing else is in it. Raises OSError."""
         for path in self.run_directory.iterdir():
             if UUID.fullmatch(path.stem) or is_left_over(path.name) or (path.name in SHARED and path.is_file()):
                 path.unlink()
@@ -213,5 +213,5 @@ def _stranger(place: int) -> str | None:
 
 
 def _place(descriptor: int) -> Path:
-    """Return a path that leads to what is open here, and nowhere else."""
+    """Return a path that leads to what is open here, and only there."""
     return Path(f"/proc/self/fd/{descriptor}")

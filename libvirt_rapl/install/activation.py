@@ -1,4 +1,4 @@
-"""Telling the running system what was put in place, or is to be taken out: systemd, libvirt, kernel, SELinux."""
+"""Making systemd, libvirt, kernel and SELinux use what was put in place, or no longer use what is to be removed."""
 
 import contextlib
 import os
@@ -26,11 +26,11 @@ SELINUX_HINT = "install checkpolicy and policycoreutils, then run this again"
 RUN_DIRECTORY = Path("/", paths.RUN_DIRECTORY)
 
 Step = tuple[str, Callable[[], object]]
-"""What is told of it once it is done, and what does it, which may raise VirtRaplError."""
+"""The line that is printed once it is done, and the function that does it, which may raise VirtRaplError."""
 
 
 def after_install() -> Iterator[Step]:
-    """Yield what makes the running system use what was installed."""
+    """Yield the steps that make the running system use what was installed."""
     if systemd.runs():
         yield "ensured   the user virt-rapl", partial(_run, "systemd-sysusers", "virt-rapl.conf")
         yield f"ensured   {RUN_DIRECTORY}", partial(_run, "systemd-tmpfiles", "--create", "virt-rapl.conf")
@@ -43,11 +43,11 @@ def after_install() -> Iterator[Step]:
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
         yield f"restarted {paths.WRAPPERS_PATH_UNIT}", partial(_systemctl, "restart", paths.WRAPPERS_PATH_UNIT)
-    yield from _tell_libvirt("sees")
+    yield from _reload_libvirt("sees")
 
 
 def before_uninstall() -> Iterator[Step]:
-    """Yield what ends the use of what is about to go."""
+    """Yield the steps that end the use of what is about to be removed."""
     for unit in UNIT_NAMES:
         if not systemd.runs():
             break
@@ -60,12 +60,12 @@ def before_uninstall() -> Iterator[Step]:
 
 
 def after_uninstall(config: Config) -> Iterator[Step]:
-    """Yield what makes the running system forget what is gone, and what nobody needs any more. The ledger stays."""
+    """Yield the steps that make the running system forget what is gone, and remove its leftovers. The ledger stays."""
     run_directory, state_directory = RunDirectory(config.run_directory), config.state_directory
     if systemd.runs():
         yield "reloaded  systemd's units", partial(_systemctl, "daemon-reload")
-    yield from _tell_libvirt("does without")
-    if run_directory.holds_no_record():  # a domain may run on, by --force
+    yield from _reload_libvirt("does without")
+    if run_directory.holds_no_record():  # with --force, a domain may still run
         yield f"removed   {run_directory.run_directory}", run_directory.clear
     if state_directory.is_dir() and any(state_directory.iterdir()):
         yield f"kept      {state_directory}, the energy that was counted", lambda: None
@@ -82,7 +82,7 @@ def _systemctl(*arguments: str) -> None:
 
 
 def _load_msr() -> None:
-    with contextlib.suppress(VirtRaplError):  # powercap may be all that it takes
+    with contextlib.suppress(VirtRaplError):  # powercap may be enough
         _run("modprobe", "msr")
 
 
@@ -96,15 +96,15 @@ def _load_selinux_module() -> None:
 
 
 def _label() -> None:
-    """Give what was installed the labels that SELinux's policy has for these paths: libvirt runs no other wrapper."""
+    """Label what was installed as SELinux's policy says for these paths: else libvirt cannot run the wrapper."""
     files = [f"/{target}" for target in Manifest.load(Path("/")).files]
     _run("restorecon", "-R", "-i", str(RUN_DIRECTORY), *files)
 
 
-def _tell_libvirt(verb: str) -> Iterator[Step]:
+def _reload_libvirt(verb: str) -> Iterator[Step]:
     for daemon in LIBVIRT_DAEMONS:
         if pid := pid_of(daemon):
-            # libvirt remembers whether there are hooks; SIGHUP makes it look again and touches no domain.
+            # libvirt remembers whether there are hooks; SIGHUP makes it look again and affects no domain.
             yield f"reloaded  {daemon}, which now {verb} the hook", partial(_hang_up, pid)
 
 
@@ -114,12 +114,12 @@ def _hang_up(pid: int) -> None:
 
 
 def pid_file(daemon: str) -> str:
-    """Return where a daemon of libvirt's has written its PID, relative to the root."""
+    """Return the path of the PID file of a daemon of libvirt, relative to the root."""
     return f"run/{daemon}.pid"
 
 
 def pid_of(daemon: str, root: Path = Path("/")) -> int | None:
-    """Return the PID of a running system daemon, by its PID file and checked against its name."""
+    """Return the PID of a running system daemon, from its PID file and checked against its name."""
     try:
         pid = int((root / pid_file(daemon)).read_text())
         return pid if (root / f"proc/{pid}/comm").read_text().strip() == daemon else None

@@ -1,6 +1,6 @@
-"""Putting what libvirt, QEMU and systemd look for in place, and taking it out again: files only, under any root.
+"""Putting what libvirt, QEMU and systemd look for in place, and removing it: only files, under any root.
 
-What is put where is in libvirt_rapl.install.places; libvirt_rapl.install.activation informs the running system of it.
+libvirt_rapl.install.places has what is put where; libvirt_rapl.install.activation makes the running system use it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from libvirt_rapl.install.places import BY_HAND, Item, is_wrapper
 from libvirt_rapl.tree import Tree
 
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
-"""What needs no quoting in sh and in a command of a systemd unit."""
+"""A path that needs no quoting in sh or in a command of a systemd unit."""
 Verb = Literal["installed", "updated", "kept", "unchanged"]
 """What is done to an item."""
 HINTS = {
@@ -29,7 +29,7 @@ HINTS = {
     errno.ENOSPC: "make room and run this again",
     errno.EDQUOT: "make room and run this again",
     errno.EISDIR: "move that directory away",
-    errno.ENOTDIR: "move away what stands where a directory is needed",
+    errno.ENOTDIR: "move away the file that is where a directory is needed",
 }
 
 
@@ -40,12 +40,12 @@ def install(
     wrappers_only: bool = False,
     dry_run: bool = False,
 ) -> Iterator[str]:
-    """Put everything in place under `root`; yields a line for each thing when it is done, or found done.
+    """Put everything in place under `root`; yields a line for each file when it is done, or found done.
 
-    `emulators` get a wrapper each (absolute paths, as seen under the root). With `wrappers_only` the rest is there
+    Each of `emulators` gets a wrapper (absolute paths, as seen under the root). With `wrappers_only` the rest is there
     already, as files of a package. With `dry_run` nothing is written. Raises VirtRaplError: before anything is written
-    where a file of somebody else's is in the way, or others can change a directory that something goes into; else what
-    was written before stays, and a second run completes it.
+    if a file of somebody else is in the way, or others can change a directory that a file goes into; else what was
+    written before stays, and a second run completes it.
     """
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
@@ -69,7 +69,7 @@ def install(
             if not dry_run:
                 _place(tree, items[target], verb)
             yield _line(verb, root / target, dry_run)
-        # A wrapper stays: its emulator may be away for as long as a package is being replaced.
+        # A wrapper stays: its emulator may be missing while a package is being replaced.
         gone = [target for target in installed.files if target not in items and not is_wrapper(target)]
         yield from _remove(tree, gone, installed, dry_run)
         if not dry_run:
@@ -79,10 +79,9 @@ def install(
 
 
 def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
-    """Take out what install() has put in place and nobody has changed; yields a line for each thing.
+    """Remove what install() has put in place and nobody has changed; yields a line for each file.
 
-    forget() is what remains to be done then. Raises VirtRaplError when something cannot be removed; a second run goes
-    on from there.
+    Call forget() afterwards. Raises VirtRaplError when something cannot be removed; a second run continues there.
     """
     with _explained():
         if not dry_run:
@@ -91,8 +90,8 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
         if not (root / paths.MANIFEST).exists():
             if (root / BY_HAND).exists():
                 raise VirtRaplError(
-                    f"{root / paths.MANIFEST} is lost, which tells what is virt-rapl's",
-                    "`virt-rapl install` writes it anew; then uninstall",
+                    f"{root / paths.MANIFEST} is lost, which lists the files of virt-rapl",
+                    "`virt-rapl install` writes it again; then uninstall",
                 )
             yield f"nothing is installed under {root}"
             return
@@ -100,22 +99,22 @@ def uninstall(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 
 
 def forget(root: Path) -> None:
-    """Remove the directories that install() has made, as far as they are empty, and at last the manifest."""
+    """Remove the directories that install() has made, as far as they are empty, and finally the manifest."""
     with _explained():
         Manifest.load(root).end(Tree(root))
 
 
 def _check_directory(tree: Tree, target: str) -> None:
-    """Raise VirtRaplError where others can change the directory of what root runs or reads."""
+    """Raise VirtRaplError if others can change the directory of a file that root runs or reads."""
     if target.startswith(places.SHARED):
         return
     for place, who in tree.writable(target).items():
-        hint = f"chown root:root {place} && chmod go-w {place}, when you have looked what is there"
+        hint = f"chown root:root {place} && chmod go-w {place}, after you have checked what is there"
         raise VirtRaplError(f"others than root can change {place}: {who}", hint)
 
 
 def _verb(tree: Tree, item: Item, before: str | None, installed: Manifest) -> Verb:
-    """Tell what is to be done. `before` is the digest of what is there."""
+    """Return what is to be done. `before` is the digest of what is there."""
     if before is None:
         return "installed"
     if before == item.digest and tree.is_ours(item.target):
@@ -135,7 +134,7 @@ def _place(tree: Tree, item: Item, verb: Verb) -> None:
 
 
 def _begin(tree: Tree, items: dict[str, Item], verbs: dict[str, Verb], installed: Manifest) -> None:
-    """Write down all that is going to be ours, first: half an installation can be taken out, too."""
+    """First record all that is going to be ours, so that half an installation can be removed, too."""
     installed.updates = {target: items[target].digest for target, verb in verbs.items() if verb == "updated"}
     installed.files = {
         **installed.files,
@@ -146,7 +145,7 @@ def _begin(tree: Tree, items: dict[str, Item], verbs: dict[str, Verb], installed
 
 
 def _remove(tree: Tree, targets: list[str], installed: Manifest, dry_run: bool) -> Iterator[str]:
-    """Remove files of ours, but for those that were changed, and forget them; yields a line for each."""
+    """Remove files of ours, except those that were changed, and forget them; yields a line for each."""
     for target in targets:
         path, now = tree.root / target, tree.digest(target)
         if now is not None and not installed.has_written(target, now):
@@ -167,7 +166,7 @@ def _line(verb: Verb | Literal["removed"], path: Path, dry_run: bool) -> str:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what the file system refuses into a line for the user."""
+    """Turn an error of the file system into a line for the user."""
     try:
         yield
     except OSError as error:

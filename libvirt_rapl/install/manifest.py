@@ -1,7 +1,7 @@
-"""What `virt-rapl install` has put in place, written down so that `uninstall` takes out that and nothing else.
+"""The record of what `virt-rapl install` has put in place, so that `uninstall` removes that and nothing else.
 
-It stands in /etc, which only root writes: the state directory may belong to virt-rapld's own user. Whatever is about to
-be put in place is in it before: an install or uninstall may be killed at any moment.
+It is in /etc, where only root can write: the state directory may belong to virt-rapld's own user. A file is recorded
+before it is put in place, because an install or uninstall may be killed at any moment.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ class Manifest:
     directories: list[str] = field(default_factory=list)
     """Directories that were not there before, parents first."""
     updates: dict[str, str] = field(default_factory=dict)
-    """Of those files that are being replaced, the digest of the new ones."""
+    """For files that are being replaced, the digest of the new ones."""
 
     @classmethod
     def load(cls, root: Path) -> "Manifest":
-        """Read it; an empty one where nothing is installed. Raises VirtRaplError when it cannot be understood."""
+        """Read it; return an empty one if nothing is installed. Raises VirtRaplError when it cannot be parsed."""
         return cls.read(Tree(root), paths.MANIFEST)
 
     @classmethod
@@ -48,22 +48,22 @@ class Manifest:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             where = tree.root / path
             raise VirtRaplError(
-                f"cannot read {where}: {error}", "remove it and run `virt-rapl install` anew"
+                f"cannot read {where}: {error}", "remove it and run `virt-rapl install` again"
             ) from error
         return manifest
 
     def save(self, tree: Tree, path: str = paths.MANIFEST) -> None:
-        """Write it, if it is not there so already. Raises OSError."""
+        """Write it, unless it is there already. Raises OSError."""
         text = json.dumps(asdict(self), indent=1) + "\n"
         if tree.digest(path) != digest_of(text.encode()):
             tree.write(path, text, 0o644)
 
     def has_written(self, target: str, digest: str | None) -> bool:
-        """Tell whether what is at `target`, by its digest, is what we have put there."""
+        """Return whether what is at `target`, by its digest, is what we have put there."""
         return digest is not None and digest in (self.files.get(target), self.updates.get(target))
 
     def begin(self, tree: Tree, targets: Iterable[str]) -> None:
-        """Save it with all directories in it that are to be made for itself and `targets`, and make them.
+        """Add to it all directories that it and `targets` need, save it, and make them.
 
         Raises OSError; then none of its own directories is left.
         """
@@ -78,7 +78,7 @@ class Manifest:
                 tree.make_directories(above)
                 tree.rename(aside, paths.MANIFEST)
             except OSError:
-                with contextlib.suppress(OSError):  # what is left the next sweep() removes
+                with contextlib.suppress(OSError):  # the next sweep() removes what is left
                     _withdraw(tree, aside)
                 raise
         else:
@@ -86,12 +86,12 @@ class Manifest:
         tree.make_directories(missing)
 
     def end(self, tree: Tree) -> None:
-        """Remove the directories in it, as far as they are empty, and at last itself. Raises OSError."""
+        """Remove the directories in it, as far as they are empty, and finally itself. Raises OSError."""
         above = parents([paths.MANIFEST])
         _remove_directories(tree, [name for name in self.directories if name not in above])
         if own := [name for name in above if name in self.directories]:
             aside = _aside(own[0])
-            with contextlib.suppress(FileNotFoundError):  # another one of us has just done so
+            with contextlib.suppress(FileNotFoundError):  # another process has just done so
                 tree.rename(paths.MANIFEST, aside)
                 _withdraw(tree, aside)
         else:
@@ -99,7 +99,7 @@ class Manifest:
 
 
 def sweep(tree: Tree) -> None:
-    """Remove what an install or uninstall that was killed has left under temporary names. Raises OSError."""
+    """Remove what a killed install or uninstall has left under temporary names. Raises OSError."""
     above = ["", *parents([paths.MANIFEST])]
     for directory in dict.fromkeys([*above, *parents(Manifest.load(tree.root).files)]):
         for name in tree.left_over(directory):
@@ -110,13 +110,13 @@ def sweep(tree: Tree) -> None:
 
 
 def _aside(directory: str) -> str:
-    """Return where the manifest is while this directory, in which it has its place, comes or goes."""
+    """Return where the manifest is while the directory of its proper place is being made or removed."""
     return str(Path(directory).parent / temporary(_NAME))
 
 
 def _withdraw(tree: Tree, aside: str) -> None:
-    """Remove a manifest that is not in its place, before it all directories that it names and that are empty."""
-    with contextlib.suppress(VirtRaplError):  # it is none yet: there are no directories
+    """Remove a manifest that is not in its place, and before it all directories that it names and that are empty."""
+    with contextlib.suppress(VirtRaplError):  # it is incomplete: there are no directories yet
         _remove_directories(tree, Manifest.read(tree, aside).directories)
     tree.remove(aside)
 

@@ -1,7 +1,7 @@
 """virt-rapl as a package of the distribution: where its files are, and whether that is so here.
 
-usage: python -m libvirt_rapl.install.packaged (tells the running system what the package has put in place, and that
-QEMU has changed; run by the package's postinst)
+usage: python -m libvirt_rapl.install.packaged (makes the running system use what the package has put in place, and
+touches the wrappers of changed QEMUs; run by the package's postinst)
 """
 
 import sys
@@ -25,7 +25,7 @@ PLACES = {
     "usr/local/share/zsh/site-functions": "usr/share/zsh/vendor-completions",
     "usr/local/share": "usr/share",
 }
-"""Where a package has what `virt-rapl install` puts into the administrator's directories; the first that fits."""
+"""Where a package has what `virt-rapl install` puts into the administrator's directories; the first match counts."""
 
 BEGINNING = "set -u\n"
 GUARD = f"""{BEGINNING}
@@ -35,14 +35,14 @@ GUARD = f"""{BEGINNING}
 [ "${{0%.dpkg-*}}" = "$0" ] || exit 0
 """
 
-REINSTALL = "reinstall the package; what is to be new below /etc, remove first: dpkg --force-confmiss --install FILE"
-NOT_OURS = f"kept      what a package of this system has put in place; to put it right, {REINSTALL}"
+REINSTALL = "reinstall the package (to renew files in /etc, remove them first): dpkg --force-confmiss --install FILE"
+NOT_OURS = f"kept      what a package of this system has put in place; to repair it, {REINSTALL}"
 
 
 def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:
     """Put the files of the package in place under `root`; yields a line for each. Raises VirtRaplError.
 
-    Units are not enabled and no manifest is written: that is the package manager's.
+    Units are not enabled and no manifest is written: the package manager does that.
     """
     tree = Tree(root)
     for item in contents():
@@ -70,16 +70,16 @@ def contents() -> Iterator[Item]:
 
 
 def in_place(emulators: list[str]) -> list[Item]:
-    """Return what is to be found where the package is installed, but for manuals, which it has compressed.
+    """Return what must be there if the package is installed, except manuals, which it has compressed.
 
-    That is also what `virt-rapl install` puts beside those of the emulators that the package does not know.
+    Includes the wrappers that `virt-rapl install` puts beside emulators that the package does not know.
     """
     others = [path for path in emulators if path != DEFAULT_EMULATOR]
     return [item for item in contents() if "/man/" not in item.target] + list(places.wrapper_items(others))
 
 
 def owns(root: Path) -> bool:
-    """Tell whether a package has put virt-rapl's files in place under `root`."""
+    """Return whether a package has put virt-rapl's files in place under `root`."""
     return (root / paths.PACKAGED_UNITS / paths.DAEMON_UNIT).exists()
 
 
@@ -91,7 +91,7 @@ def _place(target: str) -> str:
 
 
 def main() -> int:
-    """Tell systemd, the kernel and libvirt. Exit status: 0 done, 1 something failed."""
+    """Make systemd, the kernel and libvirt use the package. Exit status: 0 done, 1 something failed."""
     status = 0
     for _, act in [*activation.after_install(), ("touched", lambda: list(wrappers.refresh(Path("/"))))]:
         try:

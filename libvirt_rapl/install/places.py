@@ -1,4 +1,4 @@
-"""What is installed where: the files that are shipped, their places, and links that enable units."""
+"""What is installed where: the shipped files, their places, and the links that enable units."""
 
 import os
 import sys
@@ -31,35 +31,35 @@ PLACES = {
     "etc/man/virt-rapl.yaml.5": "usr/local/share/man/man5/virt-rapl.yaml.5",
     "etc/man/virt-rapld.8": "usr/local/share/man/man8/virt-rapld.8",
 }
-"""A file, or a directory with all that is in it, of those that are shipped, and where it goes (relative to the root).
+"""Each shipped file, or directory with all that is in it, and where it goes (relative to the root).
 
 @PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators.
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
-"""The operator's from the day they are put in place: what was changed stays."""
+"""The operator's once they are in place: what was changed stays."""
 SHARED = (f"{paths.POLKIT_RULES}/", "usr/local/share/")
-"""What may belong to others, to polkitd and to Debian's group staff: root runs nothing of ours there."""
+"""These may belong to others (polkitd, Debian's group staff): root runs nothing of ours there."""
 ENABLED = (paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
 BY_HAND = f"{paths.UNITS}/{paths.WRAPPERS_UNIT}"
-"""What is there where `virt-rapl install` was run; a package has its units elsewhere."""
+"""It exists only after `virt-rapl install`; a package has its units elsewhere."""
 LINKS = {f"{paths.UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit in ENABLED}
-"""How units are enabled that need no decision of the operator's, and what these links hold."""
+"""The links, and their text, that enable the units which need no decision of the operator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One file of ours: where it goes (relative to the root), what it says and its mode. Or a link to `text`."""
+    """One file of ours: where it goes (relative to the root), its text and mode. Or a link to `text`."""
 
     target: str
     text: str
     mode: int = 0o644
     keep: bool = False
-    """The operator's from then on: what was changed stays."""
+    """The operator's once it is in place: what was changed stays."""
     link: bool = False
 
     @property
     def digest(self) -> str:
-        """What Tree.digest() tells of it once it is in place."""
+        """What Tree.digest() returns for it once it is in place."""
         return f"link to {self.text}" if self.link else digest_of(self.text.encode())
 
 
@@ -82,14 +82,14 @@ def wrapper_items(emulators: list[str]) -> Iterator[Item]:
 
 
 def is_wrapper(target: str) -> bool:
-    """Tell a wrapper by its name; several of our other files are called virt-rapl."""
+    """Return whether it is a wrapper, by its name; several of our other files are called virt-rapl."""
     return target.endswith(WRAPPER_SUFFIX) and not target.endswith("/virt-rapl")
 
 
 def changeable_files(tree: Tree, items: Iterable[Item]) -> Others:
-    """Tell who else can change what is installed, as far as root runs or reads it.
+    """Return who else can change what is installed, as far as root runs or reads it.
 
-    A unit that is masked, a link to /dev/null, is no file, and everybody may write there.
+    A masked unit is left out: it is a link to /dev/null, where everybody may write.
     """
     others = Others()
     for item in items:
@@ -113,7 +113,7 @@ def _shipped() -> Traversable:
 
 
 def _files(source: Traversable) -> Iterator[str]:
-    """Yield the paths below a shipped directory, in the order of their names; of a file the empty one, "."."""
+    """Yield the paths below a shipped directory, in the order of their names; for a file the empty one, "."."""
     if source.is_file():
         yield "."
         return

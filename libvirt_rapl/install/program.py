@@ -1,4 +1,4 @@
-"""What root and virt-rapld run of ours, Python, this package and its libraries: who can change it, and get to it."""
+"""What root and virt-rapld run (Python, this package, its libraries): who can change it, and who can reach it."""
 
 import contextlib
 import importlib.util
@@ -18,9 +18,9 @@ PROGRAM = (
 
 
 def changeable_program() -> Others:
-    """Tell who else than root and we can change what root runs: all of PROGRAM, this package, what is above them.
+    """Return who, except root and us, can change what root runs: PROGRAM, this package and the directories above.
 
-    Python runs what is added to a directory that it looks for modules in, so there that counts as well.
+    Python runs files that are added to a directory where it looks for modules, so adding files there counts as well.
     """
     tree, others = Tree(Path("/")), Others()
     for path in (*PROGRAM, *sorted(PROGRAM[1].parent.rglob("*"))):
@@ -32,13 +32,13 @@ def changeable_program() -> Others:
 
 
 def closed_directory(*paths: Path) -> Path | None:
-    """Return the outermost directory on the way to these files that is not open to all: virt-rapld is no root."""
+    """Return the outermost directory above these files that is not open to all: virt-rapld is not root."""
     directories = dict.fromkeys(directory for path in paths for directory in reversed(path.parents))
     return next((directory for directory in directories if not directory.stat().st_mode & 0o001), None)
 
 
 def to_open(closed: Path) -> str:
-    """Return what to do about the closed_directory(): what pip made with a strict umask, or somebody's home."""
+    """Return what to do about closed_directory(): it was made by pip with a strict umask, or is somebody's home."""
     if closed.is_relative_to(sys.prefix):
         return f"chmod -R o+rX {sys.prefix}"
-    return f"chmod o+x {closed}, or install virt-rapl where every user gets, as in /opt/virt-rapl"
+    return f"chmod o+x {closed}, or install virt-rapl where every user can read it, as in /opt/virt-rapl"

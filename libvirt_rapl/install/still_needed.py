@@ -1,4 +1,4 @@
-"""Which domains need what is installed still: `uninstall` refuses while there are any, or disables them."""
+"""Which domains still need what is installed: `uninstall` refuses while there are any, or disables them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -33,12 +33,12 @@ class Dependent:
     why: Reason
 
     def __str__(self) -> str:
-        """Say both."""
+        """Return both in words."""
         return f"{self.domain.name} {self.why}"
 
 
 def find(connection: Any) -> list[Dependent]:  # noqa: ANN401
-    """Return the domains that need us still, one more than once if it has several reasons. Raises VirtRaplError."""
+    """Return the domains that still need us, a domain once for each of its reasons. Raises VirtRaplError."""
     found = []
     wrappers = _wrappers()
     for domain in every_domain(connection):
@@ -50,7 +50,7 @@ def find(connection: Any) -> list[Dependent]:  # noqa: ANN401
 
 
 def old_snapshots(connection: Any) -> list[str]:  # noqa: ANN401
-    """Return DOMAIN/SNAPSHOT for each snapshot that goes back to the wrapper. Raises VirtRaplError."""
+    """Return DOMAIN/SNAPSHOT for each snapshot that needs the wrapper. Raises VirtRaplError."""
     found = []
     for domain in every_domain(connection):
         try:
@@ -70,7 +70,7 @@ def disable(dependent: Dependent) -> None:
 
 
 def _wrappers() -> set[str]:
-    """Return the paths of our wrappers: those that are installed, and those that a package brings."""
+    """Return the paths of our wrappers: those that are installed, and those that a package has."""
     return {f"/{name}" for name in Manifest.load(Path("/")).files} | {path + WRAPPER_SUFFIX for path in KNOWN}
 
 
@@ -91,7 +91,7 @@ def _reasons(domain: Domain, wrappers: set[str]) -> Iterator[Reason]:
 def _ours(read: Callable[[], Definition | None], wrappers: set[str]) -> tuple[bool, bool]:
     """Return whether a definition carries the mark, and whether it names a wrapper of ours without it.
 
-    Where it cannot be read, what looks like ours counts as both: better once too often.
+    If it cannot be read, anything that looks like ours counts as both: better once too often.
     """
     try:
         definition = read()

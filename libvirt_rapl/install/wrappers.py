@@ -1,9 +1,9 @@
 """Which emulators get a wrapper, and keeping libvirt's memory of them fresh.
 
-libvirt asks an emulator once what it can do and remembers that for as long as the file it runs does not change. What it
-runs is the wrapper, which stays as it is when QEMU beside it is upgraded: it has to be touched then.
+libvirt asks an emulator once what it can do and remembers that until the file that it runs changes. That file is the
+wrapper, which does not change when QEMU beside it is upgraded: so it must be touched then.
 
-usage: python -m libvirt_rapl.install.wrappers (touches what is older than its QEMU; run by virt-rapl-wrappers.service)
+usage: python -m libvirt_rapl.install.wrappers (touches those older than their QEMU; run by virt-rapl-wrappers.service)
 """
 
 import os
@@ -21,14 +21,14 @@ from libvirt_rapl.install.places import is_wrapper
 from libvirt_rapl.tree import Tree
 
 QUIET_SECONDS = 3.0
-"""So long after its last change an upgrade of an emulator is over."""
+"""An upgrade of an emulator is over this long after its last change."""
 
 
 def emulators(root: Path, named: Iterable[str] = ()) -> list[str]:
-    """Return the emulators under `root` that need a wrapper: the known ones that are there, and `named` ones.
+    """Return the emulators under `root` that need a wrapper: the known ones that exist, and `named` ones.
 
-    A known one that is only a link to another gets none; one that is named does, as its domain shall run by that name.
-    Names that no unit can have are left out.
+    A known one that is only a link to another gets none; a named one does, because its domain runs it by that name.
+    Names that cannot be in a unit are left out.
     """
     found: dict[Path, str] = {}
     for path in KNOWN:
@@ -64,15 +64,15 @@ def _resolve(root: Path, path: str) -> Path:
 
 
 def stale(path: Path) -> bool:
-    """Tell whether an emulator has changed since its wrapper was last touched. Raises OSError if one is missing."""
-    # Of two changes within one tick of the kernel's clock nobody can tell which came first.
+    """Return whether an emulator has changed since its wrapper was last touched. Raises OSError if one is missing."""
+    # Equal times count as stale: which of two changes within one tick of the kernel's clock came first is unknown.
     return Path(f"{path}{WRAPPER_SUFFIX}").stat().st_ctime_ns <= path.stat().st_ctime_ns
 
 
 def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
     """Touch the installed wrappers that are stale; yields a line for each. Raises VirtRaplError.
 
-    Where others can change the directory it may be any file: it is passed over.
+    A wrapper is skipped if others can change its directory: it may be any file.
     """
     tree = Tree(root)
     for path in _wrapped(root):
@@ -82,18 +82,18 @@ def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
                 continue
             target = str(wrapper.relative_to(root))
             if others := tree.writable(target):
-                yield f"kept      {wrapper} as old as it is: {next(iter(others))} can be changed by others"
+                yield f"kept      {wrapper} as it is: others can change {next(iter(others))}"
                 continue
             if not dry_run:
                 tree.touch(target)
         except OSError as error:
             raise VirtRaplError(f"cannot touch {wrapper}: {error.strerror}", "run it as root") from error
         touched = "would be touched" if dry_run else "touched  "
-        yield f"{touched} {wrapper}: {path.name} has changed, libvirt shall ask it anew"
+        yield f"{touched} {wrapper}: {path.name} has changed, and libvirt must ask it again"
 
 
 def _wrapped(root: Path) -> list[Path]:
-    """Return the emulators that have a wrapper of ours, whether they are there or not. Raises VirtRaplError."""
+    """Return the emulators that have a wrapper of ours, whether they exist or not. Raises VirtRaplError."""
     names = [f"{path.lstrip('/')}{WRAPPER_SUFFIX}" for path in KNOWN]  # a package's are in no manifest
     wrappers = filter(is_wrapper, Manifest.load(root).files)
     return [root / name.removesuffix(WRAPPER_SUFFIX) for name in dict.fromkeys([*wrappers, *names])]
@@ -104,7 +104,7 @@ def _changes(emulators: Iterable[Path]) -> list[int | None]:
 
 
 def main() -> int:
-    """Touch what is stale on this machine, until no emulator changes any more: systemd does not watch while we run.
+    """Touch stale wrappers until no emulator changes any more: systemd does not watch while we run.
 
     Exit status: 0 done, 1 failed.
     """

@@ -13,10 +13,10 @@ def enabled(
     check_emulator: Callable[[str], object],
     default_emulator: str = DEFAULT_EMULATOR,
 ) -> Definition:
-    """Return the definition with which the domain's next start gives it its meter.
+    """Return the definition with which the domain gets its meter at its next start.
 
-    Raises VirtRaplError when this domain cannot have one, or what `check_emulator` raises of the path of its emulator
-    (as a rule emulator.check: one that cannot give it a meter on this host).
+    Raises VirtRaplError when this domain cannot have one, and what `check_emulator` raises for the path of its emulator
+    (usually emulator.check: that emulator cannot give it a meter on this host).
     """
     socket = registry.socket(definition.uuid)
     changed = definition.inject(socket=socket, default_emulator=default_emulator)
@@ -25,6 +25,6 @@ def enabled(
 
 
 def is_enabled(definition: Definition, registry: Registry) -> bool:
-    """Return whether enabled() would change nothing that means anything. Raises VirtRaplError where inject() does."""
+    """Return whether enabled() would change nothing that matters. Raises VirtRaplError where inject() does."""
     changed = definition.inject(socket=registry.socket(definition.uuid))
     return not definition.difference(changed)

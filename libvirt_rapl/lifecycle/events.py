@@ -1,7 +1,7 @@
 """What was done to which domain, one line each: in a file of the run directory, and in systemd's journal where it runs.
 
-The file holds the last thousands of events since the machine started; the journal keeps them for longer. Telling an
-event never fails and never waits: whoever tells one has more important things to do.
+The file holds the last thousands of events since the machine started; the journal keeps them for longer. Recording an
+event never fails and never waits: the caller has more important things to do.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from libvirt_rapl.helper.records import State
 from libvirt_rapl.helper.run_directory import RunDirectory
 
 LIMIT = 1 << 20
-"""Bytes after which the file is set aside as `events.jsonl.1`, in place of the one before."""
+"""Bytes after which the file is set aside as `events.jsonl.1`, in place of the previous one."""
 JOURNAL = f"/{paths.JOURNAL}"
 NOTICE, WARNING = 5, 4
 Result = Literal["failed", State, "active", "ended", "injected", "stripped", "unchanged"]
@@ -36,7 +36,7 @@ class Event:
     """When it was done, in seconds since the epoch."""
     domain: str
     uuid: str
-    """Empty where the XML told none."""
+    """Empty where the XML has none."""
     operation: str
     """libvirt's word for what the hook was called for (start, restore, ...), or `live` for `enable --live`."""
     milliseconds: int
@@ -61,16 +61,16 @@ class Event:
         )
 
 
-def tell(run_directory: Path, event: Event) -> None:
-    """Write the event down wherever that is possible now."""
+def record(run_directory: Path, event: Event) -> None:
+    """Write the event to the file and to the journal, as far as that is possible now."""
     with contextlib.suppress(OSError):
         _append(run_directory, json.dumps(asdict(event)).encode() + b"\n")
     with contextlib.suppress(OSError):
         _send(event)
 
 
-def told(run_directory: Path) -> Iterator[Event]:
-    """Yield the events of the file, oldest first; nothing where there is none. What is no event is left out.
+def read(run_directory: Path) -> Iterator[Event]:
+    """Yield the events of the file, oldest first; nothing if there is no file. Lines that are no event are left out.
 
     Raises NotOursError, OSError.
     """
@@ -78,11 +78,11 @@ def told(run_directory: Path) -> Iterator[Event]:
         RunDirectory(run_directory).check_directory()
     except FileNotFoundError:
         return
-    yield from written(run_directory)
+    yield from read_unchecked(run_directory)
 
 
-def written(run_directory: Path) -> Iterator[Event]:
-    """Yield what told() does, whoever may have written it. Raises OSError."""
+def read_unchecked(run_directory: Path) -> Iterator[Event]:
+    """Like read(), but without checking who can write to the directory. Raises OSError."""
     for name in (paths.OLDER_EVENTS, paths.EVENTS):
         with contextlib.suppress(FileNotFoundError), open(run_directory / name, "rb") as lines:
             for line in lines:
@@ -91,7 +91,7 @@ def written(run_directory: Path) -> Iterator[Event]:
 
 
 def _event(line: bytes) -> Event | None:
-    """Understand a line; None for what is no event, as one that a full disk has cut."""
+    """Parse a line; None if it is no event, such as one that a full disk has cut."""
     try:
         event = Event(**json.loads(line))
         texts = (event.domain, event.uuid, event.operation, event.result, event.reason)
@@ -116,7 +116,7 @@ def _append(run_directory: Path, line: bytes) -> None:
 
 
 def _set_aside(path: Path, descriptor: int) -> None:
-    """Rename the file that is open here, unless another process does or did."""
+    """Rename the file that is open here, unless another process does so or has done so."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.stat()):

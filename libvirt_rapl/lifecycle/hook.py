@@ -1,8 +1,8 @@
-"""What hooks/qemu calls: libvirt tells of a domain's life, and its helper comes and goes with it.
+"""What hooks/qemu calls: libvirt reports what happens to a domain, and its helper is started and ended with it.
 
-libvirt holds the domain locked meanwhile, so this never calls libvirt. What the exit status does: at `start` non-zero
-keeps the domain from starting; at `started` and `reconnect` it would kill the running domain, so these always end in 0.
-Each operation has `hook_deadline` seconds, and is told as an event.
+libvirt holds the domain locked meanwhile, so this never calls libvirt. The exit status: at `start`, non-zero keeps the
+domain from starting; at `started` and `reconnect` it would kill the running domain, so these always return 0. Each
+operation may take `hook_deadline` seconds, and is recorded as an event.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ from libvirt_rapl.lifecycle import events
 from libvirt_rapl.lifecycle.enabling import enabled
 
 OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
-"""How libvirt begins; a name holds no line feed."""
+"""How libvirt's XML begins; a name contains no line feed."""
 WORDS = Config.run_directory
-"""Where the wrapper also looks for a word, whatever directory a domain's XML names: only root can put one there."""
+"""Where the wrapper also looks for a record, whatever directory a domain's XML names: only root can put one there."""
 DEFINITIONS = Path("/", paths.LIBVIRT_DEFINITIONS)
 HELPER_SHARE = 0.9
-"""Of the time a start has: what the helper gets to answer. In the rest it is told that it did not."""
+"""The part of a start's time in which the helper must answer. In the rest we record that it did not."""
 
 
 def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextIO, config: Path = DEFAULT_PATH) -> int:
@@ -68,18 +68,18 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                     result, reason = record.state, record.reason
                 case "stopped" | "release", _:
                     result = end(name, uuid, definition, settings, operation)
-    except Exception as error:  # a domain shall not die of our mistakes
+    except Exception as error:  # a domain must not die of our mistakes
         reason = explain(error)
         if operation == "start" and settings.on_failure == "refuse":
             result = "refuse"
         _say(f"virt-rapl: {operation} of {name}: {reason}", stderr)
     event = events.Event.since(began, domain=name, uuid=uuid, operation=operation, result=result, reason=reason)
-    events.tell(settings.run_directory, event)
+    events.record(settings.run_directory, event)
     return int(operation == "start" and result == "refuse")
 
 
 def _read(xml: str) -> tuple[str, Definition | UnreadableError]:
-    """Return the domain's UUID and definition; why there is none where metadata has made the rest of it unreadable."""
+    """Return the domain's UUID and its definition, or why there is none: its metadata can make the XML unreadable."""
     try:
         definition = Definition.parse(xml)
         return definition.uuid, definition
@@ -90,19 +90,19 @@ def _read(xml: str) -> tuple[str, Definition | UnreadableError]:
 
 
 def _is_ours(definition: Definition | UnreadableError, uuid: str, operation: str, config: Config) -> bool:
-    """Return whether the domain has the mark, or, that taken out or unreadable since it started, a record still."""
+    """Return whether the domain has the mark, or a record: its mark may be gone or unreadable since it started."""
     if isinstance(definition, Definition) and definition.is_marked:
         return True
     return operation != "start" and any(registry.read(uuid) for registry in _registries(definition, config))
 
 
 class _LateError(Exception):
-    """An operation has had its time. Not of the kinds that are raised, and borne, on its way."""
+    """An operation has used up its time. Not one of the kinds of error that are caught on the way."""
 
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Raise _LateError in the middle of whatever takes longer."""
+    """Raise _LateError in whatever takes longer than that."""
 
     def late(*_: object) -> None:
         raise _LateError(f"not done within {seconds:g} s")
@@ -117,30 +117,30 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 def filtered(definition: Definition, config: Config) -> tuple[str, events.Result, str]:
-    """Return the XML a restored or incoming domain shall have here, empty when it may stay as it is; result and reason.
+    """Return the XML that a restored or incoming domain gets here (empty: as it is), and the result and its reason.
 
-    A domain with the mark gets this host's socket; one that the operator chose gets the meter; where that is not
-    possible on this host, the meter is taken out, so that the domain arrives.
+    A domain with the mark gets this host's socket; one that the operator chose gets the meter; if that is not possible
+    on this host, the meter is removed, so that the domain arrives.
     """
     registry = Registry(config.run_directory)
     traits = definition.traits
-    told = registry.how_to_restore(traits.uuid)
-    chosen = told == "with" or config.domains.selects(traits) or _definition_is_marked(traits.name)
+    how = registry.how_to_restore(traits.uuid)
+    chosen = how == "with" or config.domains.selects(traits) or _definition_is_marked(traits.name)
     if not (chosen or definition.is_marked):
         return "", "unchanged", ""
     result: events.Result
     try:
-        if told == "without":
+        if how == "without":
             raise VirtRaplError("it could not be restored with its meter")
         wanted, result, reason = enabled(definition, registry, emulator.check), "injected", ""
     except VirtRaplError as error:
         wanted, result, reason = definition.strip(), "stripped", error.message
-    # libvirt writes other quotes than we do, and marks a domain as tainted whenever a hook has changed it.
+    # libvirt's quotes differ from ours, and it marks a domain as tainted whenever a hook has changed it.
     return (wanted.xml, result, reason) if definition.difference(wanted) else ("", "unchanged", reason)
 
 
 def _definition_is_marked(name: str) -> bool:
-    """Tell whether the domain was enabled while it ran: then only its definition on disk knows."""
+    """Return whether the domain was enabled while it ran: then only its definition on disk has the mark."""
     try:
         return Definition.parse((DEFINITIONS / f"{name}.xml").read_text(encoding="utf-8")).is_marked
     except (OSError, UnreadableError):
@@ -148,22 +148,22 @@ def _definition_is_marked(name: str) -> bool:
 
 
 def start(definition: Definition, config: Config, config_error: VirtRaplError | None, stderr: TextIO) -> Record:
-    """Bring the helper up before QEMU. The state is `refuse` only where the owner wants no domain without its meter."""
+    """Start the helper before QEMU. The state is `refuse` only if the owner wants no domain without its meter."""
     name, uuid = definition.name, definition.uuid
     registry, *former = _registries(definition, config)
     for left in (*former, *([Registry(WORDS)] if config.run_directory != WORDS else [])):
         with contextlib.suppress(OSError):
-            left.remove(uuid)  # or the wrapper takes for ready what was when the domain ran there
+            left.remove(uuid)  # or the wrapper would believe the record of an earlier run there
     failed_state: State = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
-    record.id, record.pid, record.vcpu_tids = definition.id, None, {}  # those of a run that a crash has ended
+    record.id, record.pid, record.vcpu_tids = definition.id, None, {}  # a crash leaves those of the run that it ended
     try:
         if config_error:
             raise config_error
         with _within(config.hook_deadline):
             record.owner_uid, record.owner_gid = _owner(definition.dac_label)
-            # Before anything can go wrong: what the wrapper reads if we do not come back.
+            # Before anything can go wrong: the wrapper reads this if we do not get any further.
             registry.write(record)
             socket = registry.socket(uuid)
             definition.check(socket)
@@ -172,22 +172,22 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
             instances.start(record, registry, config.hook_deadline * HELPER_SHARE)
             _enter(record, "ready", "")
             registry.write(record)
-    except Exception as error:  # whatever it is, the owner has said what shall happen then
+    except Exception as error:  # whatever it is, the owner's `on_failure` says what happens then
         _fail(record, registry, failed_state, error, stderr)
     return record
 
 
 def _fail(record: Record, registry: Registry, state: State, error: Exception, stderr: TextIO) -> None:
     _enter(record, state, explain(error))
-    # Written first: a helper that only begins after this, as a slow systemd's may, reads it and ends.
+    # Written first: a helper that starts only after this (systemd may be slow) reads it and ends.
     try:
         registry.write(record)
     except OSError:
         with contextlib.suppress(OSError):
-            registry.remove(record.uuid)  # without a word from us the wrapper leaves RAPL out
+            registry.remove(record.uuid)  # without a record the wrapper leaves RAPL out
     if registry.run_directory != WORDS:
         with contextlib.suppress(OSError):
-            Registry(WORDS).write(record)  # where the domain's socket would be may be somebody else's directory
+            Registry(WORDS).write(record)  # the directory of the domain's socket may be somebody else's
     with contextlib.suppress(OSError, VirtRaplError):
         instances.stop(record, registry)
     what = "is not started" if state == "refuse" else "starts"
@@ -195,7 +195,7 @@ def _fail(record: Record, registry: Registry, state: State, error: Exception, st
 
 
 def follow(name: str, uuid: str, definition: Definition | UnreadableError, config: Config) -> Record:
-    """Record the processes of a domain that runs, and whether its helper still does."""
+    """Record the processes of a running domain, and whether its helper still runs."""
     found = [(registry, registry.read(uuid)) for registry in _registries(definition, config)]
     registry, record = next((each for each in found if each[1]), found[0])
     if record is None:
@@ -212,7 +212,7 @@ def follow(name: str, uuid: str, definition: Definition | UnreadableError, confi
     registry.write(record)
     if (
         isinstance(definition, Definition) and not record.qemu_version
-    ):  # asked last: a QEMU that hangs may cost its version, which matters for `status` only
+    ):  # asked last: if QEMU hangs, only its version is missing, which matters for `status` only
         with contextlib.suppress(VirtRaplError):
             record.qemu_version = emulator.version(definition.emulator())
             registry.write(record)
@@ -222,11 +222,11 @@ def follow(name: str, uuid: str, definition: Definition | UnreadableError, confi
 def end(
     name: str, uuid: str, definition: Definition | UnreadableError, config: Config, operation: str
 ) -> events.Result:
-    """End the helper of a domain that is gone, and forget the domain. `release` finds nothing left by `stopped`."""
+    """End the helper of a domain that is gone, and forget the domain. After `stopped`, `release` finds nothing left."""
     ended = False
     for registry in _registries(definition, config):
         record = registry.read(uuid)
-        if record or operation == "stopped":  # a helper outlives its record where that was lost
+        if record or operation == "stopped":  # a helper outlives a record that was lost
             unknown = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
             ended |= instances.stop(record or unknown, registry) or record is not None
         registry.remove(uuid)
@@ -234,10 +234,10 @@ def end(
 
 
 def _registries(definition: Definition | UnreadableError, config: Config) -> list[Registry]:
-    """Return the registry that the configuration names, and those where else the domain may have been started.
+    """Return the registry that the configuration names, and others where the domain may have been started.
 
-    That is beside the socket of its own argument, and in the default directory, which goes for a broken configuration.
-    XML may name any directory: what is not as we make them is none of ours.
+    These are the directory of the socket in its own argument, and the default one, which is used if the configuration
+    is broken. XML may name any directory: one that is not as we make them is not ours.
     """
     socket = definition.helper_socket if isinstance(definition, Definition) else None
     named = [Path(socket).parent] if socket else []
@@ -247,7 +247,7 @@ def _registries(definition: Definition | UnreadableError, config: Config) -> lis
 
 
 def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:
-    """Return the configuration. Where it cannot be read: defaults, but what the owner wants on failure, and why."""
+    """Return the configuration. If it cannot be read: the defaults with the owner's `on_failure`, and the error."""
     try:
         return load(path), None
     except VirtRaplError as error:
@@ -259,7 +259,7 @@ def _enter(record: Record, state: State, reason: str) -> None:
 
 
 def _owner(label: str | None) -> tuple[int, int]:
-    """Turn a DAC label (`+64055:+64055`, `libvirt-qemu:kvm`) into uid and gid; our own where there is none."""
+    """Turn a DAC label (`+64055:+64055`, `libvirt-qemu:kvm`) into uid and gid; without a label, return our own."""
     if label is None:
         return os.getuid(), os.getgid()
     user, _, group = label.partition(":")
@@ -277,4 +277,4 @@ def _say(line: str, stderr: TextIO) -> None:
 if __name__ == "__main__":
     status = main(sys.argv[1], sys.argv[2], sys.stdin, sys.stdout, sys.stderr)
     sys.stdout.flush()
-    os._exit(status)  # Python's own end would be 120 where nobody reads stderr any more
+    os._exit(status)  # Python itself would exit with 120 if nobody reads stderr any more

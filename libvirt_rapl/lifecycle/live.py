@@ -1,8 +1,8 @@
-"""Giving a running domain its meter without a reboot: it is saved, and as it is restored the hook puts the meter in.
+"""Giving a running domain its meter without a reboot: it is saved, and the hook puts the meter in when it is restored.
 
-A persistent domain is saved as libvirt's managed save: whatever becomes of us then, `virsh start` lets it go on where
-it was. A transient one is saved to a file beside those. A domain that libvirt does not save runs on; one that is saved
-is restored, with its meter or, when that fails, without.
+A persistent domain is saved as libvirt's managed save: whatever happens to us then, `virsh start` resumes it where it
+was. A transient one is saved to a file beside those. A domain that libvirt does not save runs on; one that is saved is
+restored with its meter or, if that fails, without.
 """
 
 import contextlib
@@ -28,49 +28,49 @@ KILLED = re.compile(
     r"|(exited while connecting to|closed the) monitor( \(vm=.*\))?\s*$"
     r"|Unable to (write to|read from) monitor: [^:]*$"
 )
-"""What libvirt says of a QEMU that something has killed as it was starting; of another it tells the last words."""
+"""libvirt's message about a QEMU that was killed while it started; for any other it quotes QEMU's last message."""
 
 
 def is_active(domain: Domain, registry: Registry) -> bool:
-    """Tell whether the guest reads its joules already."""
+    """Return whether the guest reads its joules already."""
     return vrapl_state(inventory.describe(domain), registry.read(domain.uuid), registry)[0] == "active"
 
 
-def switch_on(plan: Plan, registry: Registry, tell: Callable[[str], None]) -> None:
-    """Save and restore the domain, and tell in one line how long that took; the guest stood still for so long at most.
+def switch_on(plan: Plan, registry: Registry, report: Callable[[str], None]) -> None:
+    """Save and restore the domain, and report in one line how long that took, which is the guest's longest pause.
 
-    Signals that would end us half-way take effect when all is told. Raises VirtRaplError when the guest has no meter
+    Signals that would end us half-way take effect after the report. Raises VirtRaplError when the guest has no meter
     afterwards, or its definition is not enabled; the message says whether the domain runs.
     """
     name = plan.domain.name
     with _signals_held_back() as signals, contextlib.ExitStack() as stack:
         try:
-            tell_hook = stack.enter_context(registry.switching_on(plan.domain.uuid))
+            instruct_hook = stack.enter_context(registry.switching_on(plan.domain.uuid))
             before = lookup_uuid(plan.domain.handle.connect(), plan.domain.uuid)
             if before is None or not before.active:
                 raise VirtRaplError("it has ended meanwhile", "without --live it is enabled from its next start on")
             if is_active(before, registry):
-                tell(f"{name}: its meter is already active")
+                report(f"{name}: its meter is already active")
                 return
             check_jobs(before)
             check_image(plan)
-            tell_hook("with")
+            instruct_hook("with")
         except VirtRaplError as error:
             raise VirtRaplError(f"{name}: {error.message}", error.hint) from error
-        with _told_as_event(plan, registry) as active:
+        with _recorded_as_event(plan, registry) as active:
             began = time.monotonic()
             _save(plan, signals)
-            _restore(plan, tell_hook)
+            _restore(plan, instruct_hook)
             seconds = time.monotonic() - began
             _check(plan.domain, registry)
             active()
             _enable(plan)
-        tell(f"{name}: has its meter; it paused for {seconds:.1f} s")
+        report(f"{name}: has its meter; it paused for {seconds:.1f} s")
 
 
 @contextlib.contextmanager
-def _told_as_event(plan: Plan, registry: Registry) -> Iterator[Callable[[], None]]:
-    """Tell how it ends as an event; the function that is yielded notes that the domain has its meter."""
+def _recorded_as_event(plan: Plan, registry: Registry) -> Iterator[Callable[[], None]]:
+    """Record how it ends as an event; yields a function to call once the domain has its meter."""
     began = time.monotonic()
     results: list[events.Result] = ["failed"]
     reason = ""
@@ -84,7 +84,7 @@ def _told_as_event(plan: Plan, registry: Registry) -> Iterator[Callable[[], None
         event = events.Event.since(
             began, domain=domain.name, uuid=domain.uuid, operation="live", result=results[-1], reason=reason
         )
-        events.tell(registry.run_directory, event)
+        events.record(registry.run_directory, event)
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def _signals_held_back() -> Iterator[list[int]]:
 
 
 def _save(plan: Plan, signals: list[int]) -> None:
-    """Save and end the domain; a signal cancels that, but for Ctrl-Z, which can wait."""
+    """Save and end the domain; a signal cancels that, except Ctrl-Z, which can wait."""
     handle = plan.domain.handle
     cancelled = False
     with ThreadPoolExecutor(1) as thread:
@@ -138,8 +138,8 @@ def _is_active(plan: Plan) -> bool:
         return False
 
 
-def _restore(plan: Plan, tell_hook: Callable[[HowToRestore], None]) -> None:
-    """Let the saved domain go on, with its meter if that is possible."""
+def _restore(plan: Plan, instruct_hook: Callable[[HowToRestore], None]) -> None:
+    """Resume the saved domain, with its meter if that is possible."""
     name, handle = plan.domain.name, plan.domain.handle
     connection = handle.connect()
 
@@ -165,7 +165,7 @@ def _restore(plan: Plan, tell_hook: Callable[[HowToRestore], None]) -> None:
             f"{name}: was killed as it was restored, or QEMU crashed: {trouble}; it is saved in {plan.image}",
             f"`{plan.command}` lets it go on where it was",
         ) from trouble
-    tell_hook("without")
+    instruct_hook("without")
     try:
         restore()
     except LibvirtError as error:
@@ -182,12 +182,12 @@ def _restore(plan: Plan, tell_hook: Callable[[HowToRestore], None]) -> None:
 
 
 def _was_killed(error: LibvirtError) -> bool:
-    """Tell whether QEMU ended without a word of its own, as by `virsh destroy`: its owner's wish is not undone."""
+    """Return whether QEMU ended without a message of its own, as by `virsh destroy`: the owner's wish stands."""
     return bool(KILLED.search(str(error)))
 
 
 def _enable(plan: Plan) -> None:
-    """Enable the definition of a domain that has its meter, which may be another one by now, or none."""
+    """Enable the definition of a domain that has its meter; it may be another definition by now, or be gone."""
     try:
         plan.enable()
     except VirtRaplError as error:

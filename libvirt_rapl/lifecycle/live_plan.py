@@ -24,25 +24,25 @@ from libvirt_rapl.paths import PROC
 
 SAVES = Path("/", paths.LIBVIRT_SAVES)
 TRIAL_BYTES = 64 << 20
-"""So much is written there at most, and forgotten, to see how fast that goes."""
+"""At most this much is written there, and removed, to measure how fast that is."""
 RESTART_SECONDS = 2.0
-"""What a pause takes however small the domain: the new QEMU, and the hook."""
+"""How long the smallest domain pauses: for the new QEMU and the hook."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What shall happen to a running domain."""
+    """What is to happen to a running domain."""
 
     domain: Domain
     enable: Callable[[], None]
-    """Enables its definition, as that is then, once the domain has its meter."""
+    """Enables its definition, whatever it is by then, once the domain has its meter."""
     persistent: bool
     used_bytes: int
-    """Memory that QEMU uses: as much is written, and read again."""
+    """Memory that QEMU uses: that much is written, and read again."""
     bytes_per_second: float
 
     def __str__(self) -> str:
-        """Tell it in one line."""
+        """Return the plan in one line."""
         seconds = RESTART_SECONDS + 2 * self.used_bytes / self.bytes_per_second
         return (
             f"{self.domain.name}: pauses for about {seconds:.0f} s: it is saved to {SAVES} and restored with its meter "
@@ -64,7 +64,7 @@ def plan(domain: Domain, enable: Callable[[], None], registry: Registry) -> Plan
     """Check all that can be checked beforehand. Raises VirtRaplError when the domain cannot have its meter now."""
     if os.geteuid():
         raise VirtRaplError("saving a running domain and restoring it with its meter takes root", "use sudo")
-    with registry.switching_on(domain.uuid):  # so that we do not take for its trouble what another one does to it
+    with registry.switching_on(domain.uuid):  # or we would report what another `enable --live` does to it as a failure
         return _checked_plan(domain, enable, registry)
 
 
@@ -82,7 +82,7 @@ def _checked_plan(domain: Domain, enable: Callable[[], None], registry: Registry
     path = running.emulator()
     emulator.check(path)
     try:
-        # libvirt starts a QEMU or two for an answer, which it remembers: now, and not while the guest waits.
+        # libvirt starts a QEMU or two to answer, and remembers the answer: do that now, not while the guest waits.
         domain.handle.connect().getDomainCapabilities(path + WRAPPER_SUFFIX, "x86_64", None, "kvm")
     except LibvirtError as error:
         raise VirtRaplError(f"libvirt cannot use {path}{WRAPPER_SUFFIX}: {error}", "see its log") from error
@@ -112,23 +112,23 @@ def check_jobs(domain: Domain) -> None:
 
 
 def check_image(plan: Plan) -> None:
-    """Raise VirtRaplError where we would write over an image of ours that was left."""
+    """Raise VirtRaplError if we would overwrite an image that an earlier run of ours has left."""
     if not plan.persistent and plan.image.exists():
         raise VirtRaplError(
-            f"{plan.image} is left of an `enable --live` that was killed",
-            "remove it: the domain runs again, and it would set it back",
+            f"{plan.image} was left by an `enable --live` that was killed",
+            "remove it: the domain runs again, and restoring the file would set it back",
         )
 
 
 def _used_bytes(pid: int) -> int:
-    """Return what QEMU's memory holds, in RAM and swapped out: what is written at most, but for some kilobytes."""
+    """Return the bytes of QEMU's memory, in RAM and swapped out: no more is written, except for some kilobytes."""
     status = processes.read(PROC / str(pid) / "status") or ""
     lines = (line.split() for line in status.splitlines())
     return sum(int(words[1]) << 10 for words in lines if words[0] in ("VmRSS:", "VmSwap:", "HugetlbPages:"))
 
 
 def _bytes_per_second(size: int) -> float:
-    """Return how fast a file of about this size gets onto the disk as libvirt does it: through a pipe."""
+    """Return how fast a file of about this size is written to the disk the way libvirt does it: through a pipe."""
     block = os.urandom(1 << 20)
     blocks = max(1, size // len(block))
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""How far a domain is with its own meter, and why it has none: what status, doctor and `enable --live` go by."""
+"""The state of a domain's own meter, and why it has none: status, doctor and `enable --live` use it."""
 
 from typing import Literal
 
@@ -8,17 +8,17 @@ from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.vmsr.qemu_arithmetic import known
 
 MeterState = Literal["active", "degraded", "pending", "off"]
-"""How far a domain is with its own meter. `active`: the guest reads its joules. `degraded`: it should, but runs without
-a working helper. `pending`: it will from its next start on. `off`: it is not enabled."""
+"""The state of a domain's own meter. `active`: the guest reads its joules. `degraded`: it should, but runs without a
+working helper. `pending`: it will from its next start on. `off`: it is not enabled."""
 
 
 def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[MeterState, str]:
-    """Return how far a domain is with its own meter, and why where it is degraded."""
+    """Return the state of a domain's own meter, and, if it is degraded, why."""
     return state_with(domain, record, instances.trouble(record, registry) if record else "")
 
 
 def state_with(domain: Entry, record: Record | None, trouble: str) -> tuple[MeterState, str]:
-    """Return what vrapl_state() does, where the `trouble` of its helper is known already."""
+    """Return the same as vrapl_state(), if the `trouble` of its helper is known already."""
     if domain.mark != "live":
         return "pending" if domain.mark == "next" else "off", ""
     reason = _reason(domain, record, trouble)
@@ -35,7 +35,7 @@ def _reason(domain: Entry, record: Record | None, trouble: str) -> str:
 
 
 def unknown_qemu(record: Record) -> str | None:
-    """Tell in one line when our helper makes its answers for a QEMU that nobody has looked at yet."""
+    """Return one line if our helper calculates for a QEMU whose arithmetic nobody has checked yet; else None."""
     version = record.qemu_version
     if record.backend != "native" or not version or known(version):
         return None

@@ -4,8 +4,8 @@ It works on definitions only, so a domain has its meter from its next start on, 
 was enabled by hand, or is not chosen any more, stays enabled until `virt-rapl disable`; one that is excluded is not
 touched at all. A transient domain has no definition: its XML passes through `virt-rapl inject`.
 
-libvirt cannot be told to define a domain only if it is still as we have read it. So it is read once more just before:
-what remains for an edit to be lost in is the time of one call.
+libvirt has no call that defines a domain only if it is still as we have read it. So it is read once more just before:
+an edit can only be lost in the time of one call.
 """
 
 import contextlib
@@ -29,24 +29,24 @@ from libvirt_rapl.lifecycle.enabling import enabled, is_enabled
 from libvirt_rapl.selection import Selection
 
 RULE = f"/{paths.POLKIT_RULE}"
-"""Where polkit is told that virt-rapld, which is no root, may change definitions: `org.libvirt.unix.manage`.
+"""polkit's rule that lets virt-rapld, which is not root, change definitions: `org.libvirt.unix.manage`.
 
-That is a comment there until the operator makes it a line, as the right is as good as root's.
+That is a comment there until the operator uncomments the line, because the right is as good as root's.
 """
 GRANT = f'sed -i \'s|// "org.libvirt.unix.manage"|"org.libvirt.unix.manage"|\' {RULE}'
 """The command that gives the right, in sh."""
 SETTLE_SECONDS = 1.0
-"""A change is answered that much later: whoever changes a domain in steps is done by then."""
+"""We react to a change this much later: a program that changes a domain in steps has finished by then."""
 RETRY_SECONDS = 60.0
-"""After this long a domain that refused is looked at again, in silence: QEMU may have been upgraded, say."""
+"""After this long a domain that was refused is checked again, without a log line: QEMU may have been upgraded."""
 MOST_CHANGES = 5
-"""So often within RETRY_SECONDS is a domain changed. Then somebody else wants it otherwise, and has their way."""
+"""A domain is changed this often within RETRY_SECONDS. After that somebody else is changing it back: we give way."""
 
 
 def wanted(
     definition: Definition, selection: Selection, registry: Registry, check_emulator: Callable[[str], None]
 ) -> Definition | None:
-    """Return the definition that a domain shall have instead of this one; None when this one may stay.
+    """Return the definition that a domain is to have instead of this one; None when this one may stay.
 
     Raises VirtRaplError when the domain is chosen and cannot have a meter.
     """
@@ -56,15 +56,15 @@ def wanted(
 
 
 def gives_right_to_manage(rule: str) -> bool:
-    """Tell whether the text of RULE gives it."""
+    """Return whether the text of RULE gives it."""
     return any(line.strip().startswith('"org.libvirt.unix.manage"') for line in rule.splitlines())
 
 
 class Emulators:
-    """Asks each emulator once: one that hangs holds up a round of the policy once, however many domains name it."""
+    """Asks each emulator once: one that hangs delays a round of the policy once, however many domains name it."""
 
     def __init__(self) -> None:
-        """Nothing is asked yet."""
+        """No emulator has been asked yet."""
         self._refusals: dict[str, VirtRaplError | None] = {}
 
     def check(self, path: str) -> None:
@@ -89,14 +89,14 @@ class _Refusal:
 
 
 class Policy:
-    """Applies the configuration's choice in a thread of its own. Nobody who calls it waits for libvirt."""
+    """Applies the configuration's choice in a thread of its own, so that callers never wait for libvirt."""
 
-    def __init__(self, config: Config, uri: str, tell: Callable[[str], None]) -> None:
-        """Take libvirt's URI; `tell` takes a line for each definition that was changed or refuses."""
+    def __init__(self, config: Config, uri: str, log: Callable[[str], None]) -> None:
+        """Take libvirt's URI; `log` takes a line for each definition that was changed or cannot be."""
         self._selection = config.domains
         self._registry = Registry(config.run_directory)
         self._uri = uri
-        self._tell = tell
+        self._log = log
         self._changes: SimpleQueue[frozenset[str]] = SimpleQueue()
         self._refusals: dict[str, _Refusal] = {}
         self._changed_at: dict[str, list[float]] = {}
@@ -104,16 +104,16 @@ class Policy:
         self._trouble = ""
 
     def start(self) -> None:
-        """Begin to work, if any domain is chosen at all: only then libvirt is opened for more than reading.
+        """Start working if any domain is chosen at all: only then libvirt is opened for more than reading.
 
-        Where no guest of this processor can have a meter that is told here, once.
+        If no guest of this processor can have a meter, that is logged here, once.
         """
         if not self._selection.include:
             return
         try:
             check_processor()
         except VirtRaplError as error:
-            self._tell(f"cannot enable the configuration's `domains`: {error}; domains are metered on the host")
+            self._log(f"cannot enable the configuration's `domains`: {error}; domains are metered on the host")
         else:
             threading.Thread(target=self._run, name="policy", daemon=True).start()
 
@@ -136,16 +136,16 @@ class Policy:
                 trouble = explain(error)
                 if not self._trouble:
                     right = f"; does {RULE} give the right to manage? {GRANT}" if "authentication" in trouble else ""
-                    self._tell(f"cannot enable the configuration's `domains`: {trouble}{right}; domains are metered on")
+                    self._log(f"cannot enable the configuration's `domains`: {trouble}{right}; metering goes on")
                 self._trouble = trouble
                 continue
             waiting.clear()
             if self._trouble:
-                self._tell("the configuration's `domains` are enabled again")
+                self._log("the configuration's `domains` are enabled again")
             self._trouble = ""
 
     def _next(self, *, retry: bool) -> set[str]:
-        """Wait for changes, and for others that follow at once; with `retry` not for ever."""
+        """Wait for changes, and for others that follow at once; with `retry`, for RETRY_SECONDS at most."""
         try:
             found = set(self._changes.get(timeout=RETRY_SECONDS if retry else None))
         except Empty:
@@ -157,7 +157,7 @@ class Policy:
         return found
 
     def _apply(self, uuids: Iterable[str]) -> None:
-        """Bring these domains in order. Raises VirtRaplError when libvirt cannot be had."""
+        """Bring these domains in order. Raises VirtRaplError when libvirt cannot be reached."""
         connection = connect(self._uri)
         emulators = Emulators()
         try:
@@ -185,7 +185,7 @@ class Policy:
                 if xml == read:
                     domain.define(changed)
                     break
-                # Somebody has changed it meanwhile: that is what counts now.
+                # Somebody has changed it meanwhile: check it again as it is now.
         except _FightError as error:
             self._refuse(domain, xml, error, final=True)
             return
@@ -198,7 +198,7 @@ class Policy:
         if changed:
             self._changed_at[uuid].append(time.monotonic())
             verb = "repaired" if definition.is_marked else "enabled"
-            self._tell(f"{domain.name}: {verb}, as the configuration's `domains` say; takes effect at the next start")
+            self._log(f"{domain.name}: {verb}, as the configuration's `domains` say; takes effect at the next start")
 
     def _check_that_it_is_no_fight(self, uuid: str) -> None:
         recent = time.monotonic() - RETRY_SECONDS
@@ -212,11 +212,11 @@ class Policy:
             )
 
     def _refuse(self, domain: Domain, xml: str, error: VirtRaplError, *, final: bool = False) -> None:
-        """Note why, and tell it unless that is what was told last: an edit alone is no news."""
+        """Record why, and log it unless it was logged last time: an edit alone is no news."""
         before = self._refusals.get(domain.uuid)
         if before is None or before.reason != error.message:
             hint = f"; {error.hint}" if error.hint else ""
-            self._tell(f"{domain.name}: the configuration's `domains` choose it, but {error.message}{hint}")
+            self._log(f"{domain.name}: the configuration's `domains` choose it, but {error.message}{hint}")
         self._refusals[domain.uuid] = _Refusal(hash(xml), error.message, final)
 
 
