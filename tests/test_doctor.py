@@ -601,7 +601,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("domains", remove(f"run/virt-rapl/{UUID}.json"), "failed", "web1: .*: the hook did not run"),
     ("domains", record(state="ready", qemu_version="99.0.0"), "warning", "web1: QEMU 99.0.0 is not known"),
     ("domains", growable, "failed", "web1: gets no meter at its next start: .* can grow"),
-    ("domains", both(plain, growable), "skipped", "web1: is off, and cannot have a meter: .* can grow"),
+    ("domains", both(plain, growable), "skipped", "web1: is not enabled, and could not have a meter: .* can grow"),
     ("domains", cloned, "failed", "web1: gets no meter at its next start: its -accel argument"),
     ("domains", remove(f"{QEMU}-rapl"), "failed", "web1: gets no meter at its next start: there is no .* wrapper"),
     ("domains", not_yet, "warning", "web1: is enabled, but was started before"),

@@ -365,4 +365,4 @@ def test_libvirt_that_cannot_be_had_is_told_once_and_tried_on(new_bench: NewBenc
     bench.libvirt.there = True
     eventually(lambda: len(bench.told) == 3)
     assert Definition.parse(domain.xml).is_marked
-    assert bench.told[1:] == [ENABLED, "the configuration's `domains` are enabled again"]
+    assert bench.told[1:] == [ENABLED, "enabling the configuration's `domains` works again"]

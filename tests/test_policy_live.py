@@ -182,7 +182,7 @@ def test_a_daemon_that_may_not_write_says_so_once_and_tries_on(world: World, def
         for name in ("chosen", "chosen-too", "chosen-three"):
             wait_until(lambda: in_order(world, name), 10, f"{name} is enabled")  # noqa: B023
         assert len(complaints()) == 1
-        assert log(world)[-1] == "virt-rapl: the configuration's `domains` are enabled again"
+        assert log(world)[-1] == "virt-rapl: enabling the configuration's `domains` works again"
     finally:
         socket.chmod(mode)
         world.kill(pid, "TERM")

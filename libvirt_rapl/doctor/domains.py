@@ -70,7 +70,9 @@ def _of_domain(
         try:
             definition.check(_socket(machine, domain))
         except VirtRaplError as error:
-            yield Finding(SKIPPED, f"{domain.name}: is off, and cannot have a meter: {error.message}", error.hint)
+            yield Finding(
+                SKIPPED, f"{domain.name}: is not enabled, and could not have a meter: {error.message}", error.hint
+            )
 
 
 def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import free_bytes
-from libvirt_rapl.helper.run_directory import RunDirectory
+from libvirt_rapl.helper.run_directory import MODE, RunDirectory
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.install import activation
 from libvirt_rapl.install.program import PROGRAM, closed_directory, to_open
@@ -78,12 +78,14 @@ def run_directory(machine: Machine) -> Iterator[Finding]:
         yield Finding(FAILED, f"{path} is no directory", f"rm {path}: it is made anew")
     elif trouble := _not_ours(path):
         yield Finding(FAILED, f"{trouble.message}: no domain gets its meter", trouble.hint)
-    elif (found := path.stat()).st_mode & 0o777 != 0o711:
+    elif (found := path.stat()).st_mode & 0o777 != MODE:
         if stranger := RunDirectory(path).stranger():
             message = f"{path} is not virt-rapl's own, {stranger} is in it: no domain gets its meter"
             yield Finding(FAILED, message, "set `run_directory` to a directory that nobody else uses")
             return
-        yield Finding(FAILED, f"{path} has mode {found.st_mode & 0o777:04o}, not 0711", f"chmod 0711 {path}")
+        yield Finding(
+            FAILED, f"{path} has mode {found.st_mode & 0o777:04o}, not {MODE:04o}", f"chmod {MODE:04o} {path}"
+        )
     elif free_bytes(path) < FREE_BYTES:
         yield Finding(FAILED, f"the disk of {path} is full: helpers cannot be started", "make room there")
     else:

@@ -141,7 +141,7 @@ class Policy:
                 continue
             waiting.clear()
             if self._trouble:
-                self._log("the configuration's `domains` are enabled again")
+                self._log("enabling the configuration's `domains` works again")
             self._trouble = ""
 
     def _next(self, *, retry: bool) -> set[str]:
