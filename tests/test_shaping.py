@@ -32,8 +32,8 @@ DISK = "/mnt/disk-{name}.raw"
 BACKEND = "/machine/peripheral/virtio-disk0/virtio-backend"
 REQUESTS, REQUEST_MEGABYTES, PARTS = 192, 64, 8
 """Each keeps one of QEMU's 64 workers at most busy for a clock tick or more while the others wait for the file."""
-MOST_ROUNDS = 10
-"""A busy machine lets fewer workers run a tick in a round."""
+MOST_ROUNDS = 25
+"""Rounds end when EXITS workers have ended; a busy machine lets fewer workers run a tick in a round."""
 ROUND_SECONDS = 11.5
 """Workers leave after ten seconds without work."""
 WORK_SECONDS = 6.0
