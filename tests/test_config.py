@@ -155,8 +155,8 @@ def test_what_comes_through_a_pipe_is_checked() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (os.mkfifo, "not a regular file"),
-        (os.mkdir, "not a regular file"),
+        (os.mkfifo, "is not a regular file"),
+        (os.mkdir, "is not a regular file"),
         (link_to_nothing, "is a link to gone.yaml, .* not there"),
     ],
 )

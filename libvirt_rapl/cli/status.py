@@ -82,7 +82,7 @@ def _from_daemon(config: Config, first: dict[str, Any], names: list[str]) -> Ite
             heard = time.monotonic()
             yield _of(document, chosen)
         elif time.monotonic() > heard + RESTART_SECONDS:
-            raise VirtRaplError("virt-rapld does not run any more", "systemctl start virt-rapld, or run this again")
+            raise VirtRaplError("virt-rapld has gone", "systemctl start virt-rapld, or run this again without it")
         for streamed in stream_socket.follow(config.run_directory / paths.STREAM_SOCKET):
             heard = time.monotonic()
             yield _of(streamed, chosen)
