@@ -74,5 +74,5 @@ def who_else_may_write(place: Path | int) -> str:
     if status.st_mode & stat.S_IWOTH:
         return "everybody may write it"
     if status.st_mode & stat.S_IWGRP:
-        return f"group {status.st_gid}, or whom its ACL names, may write it"
+        return f"group {status.st_gid}, or those that its ACL names, may write it"
     return ""

@@ -66,9 +66,9 @@ class Host:
         self.ledger_unread = False
         """virt-rapld was started while its disk was full: it does not know yet what was counted before."""
         self.orphans: set[str] = set()
-        """Guests that ended while libvirtd was away: it has yet to tell the hook."""
-        self.told: dict[str, float] = {}
-        """Each energy that virt-rapld has told, in joules."""
+        """Guests that ended while libvirtd was away: it has not called the hook for them yet."""
+        self.reported: dict[str, float] = {}
+        """Each energy that virt-rapld has reported, in joules."""
         self.kept: dict[str, float] = {}
         """The same, as far as the disk had room for it."""
         self.events = 0
@@ -92,7 +92,7 @@ class Host:
         assert self.daemon
         self.world.kill(self.daemon)
         self.daemon = None
-        self.told = dict(self.kept)
+        self.reported = dict(self.kept)
 
     def kill_libvirtd(self) -> None:
         self.world.stop_libvirtd("KILL")
@@ -269,13 +269,13 @@ def settle(hosts: list[Host], guests: list[Guest], said: str) -> None:
 
 
 def _improper(host: Host, here: list[Guest]) -> Iterator[str]:
-    """Yield what the hook has done wrong since this was asked last, as events and libvirt's logs tell it."""
-    told = list(events.read_unchecked(host.world.path(RUN)))
-    for event in told[host.events :]:
+    """Yield what the hook has done wrong since the last call, according to events and libvirt's logs."""
+    recorded = list(events.read_unchecked(host.world.path(RUN)))
+    for event in recorded[host.events :]:
         no_space = RUN in host.full and re.search(NO_SPACE, event.reason)
         if (event.result == "failed" and not no_space) or event.milliseconds > 1000 * HOOK_SECONDS:
             yield str(event)
-    host.events = len(told)
+    host.events = len(recorded)
     yield from (line for line in host.new_lines("libvirtd.log") if "hook" in line.lower() or "virt-rapl" in line)
     for guest in here:
         lines = host.new_lines(f"qemu/{guest.name}.log")
@@ -308,7 +308,7 @@ def _complaints_of_guests(host: Host, here: dict[str, Guest], document: dict[str
         if domain := domains.get(uuid):
             yield from (f"{guest.name}: {complaint}" for complaint in _judged(guest, domain))
         elif guest.runs or host.libvirt:  # what does not run only libvirt knows
-            yield f"{guest.name} is not told of"
+            yield f"{guest.name} is not reported"
 
 
 def _complaints_of_energy(host: Host, document: dict[str, Any]) -> Iterator[str]:
@@ -316,13 +316,13 @@ def _complaints_of_energy(host: Host, document: dict[str, Any]) -> Iterator[str]
     for domain in document["domains"]:
         energies[domain["uuid"]] = domain["energy_joules"]
         energies |= {f"{domain['uuid']} {vcpu['id']}": vcpu["energy_joules"] for vcpu in domain["vcpus"]}
-    back = [name for name, joules in energies.items() if joules < host.told.get(name, 0.0)]
+    back = [name for name, joules in energies.items() if joules < host.reported.get(name, 0.0)]
     if back:
         if not (host.ledger_unread and LEDGER in host.full):
-            yield from (f"{name} went back to {energies[name]} J from {host.told[name]} J" for name in back)
+            yield from (f"{name} went back to {energies[name]} J from {host.reported[name]} J" for name in back)
         return
     host.ledger_unread &= LEDGER in host.full
-    host.told |= energies
+    host.reported |= energies
     if LEDGER not in host.full:
         host.kept |= energies
 
@@ -333,7 +333,7 @@ def _judged(guest: Guest, domain: dict[str, Any]) -> Iterator[str]:
         yield f"it is {domain['state']}, not {state}"
     vrapl = "pending" if not guest.runs else "active" if guest.meter == ACTIVE else "degraded"
     if domain["vrapl"] != vrapl:
-        yield f"it is told to be {domain['vrapl']} ({domain['reason']}), not {vrapl} ({guest.meter})"
+        yield f"it is reported as {domain['vrapl']} ({domain['reason']}), not {vrapl} ({guest.meter})"
     elif vrapl == "degraded" and not re.search(guest.meter, domain["reason"]):
         yield f"the reason is {domain['reason']!r}, not {guest.meter!r}"
 

@@ -36,7 +36,7 @@ OURS = (
 """Where on the machine a mistake of ours would leave something."""
 
 GRACE_SECONDS = 20.0
-"""How long processes that were told to end may take to do so."""
+"""How long processes may take to end after SIGTERM or the like."""
 
 MOST_WORKERS = 8
 """More of them would take longer to begin than the fast tests take."""
@@ -59,7 +59,9 @@ os.umask(0o022)  # or files that a test makes are open to a group, and not trust
 tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-")
 Path(tempfile.tempdir).chmod(0o711)  # emulators are tried as a user without rights
 atexit.register(shutil.rmtree, tempfile.tempdir)
-os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")  # paths of sockets are short; pytest tells its processes apart
+os.environ.setdefault(
+    "PYTEST_DEBUG_TEMPROOT", "/tmp"
+)  # paths of sockets are short; pytest gives each of its processes a directory
 
 SESSION = str(uuid4())
 os.environ["VIRT_RAPL_TESTS"] = SESSION  # every process we start carries it, also when it has left its parent
@@ -246,7 +248,7 @@ def _ours(pids: set[str]) -> Iterator[str]:
 
 
 def _environment(process: Path) -> bytes:
-    """Return it; in the middle of exec a process shows none for a moment, whoever's it is."""
+    """Return it; in the middle of exec any process shows none for a moment."""
     for _ in range(EXEC_ATTEMPTS):
         if environment := (process / "environ").read_bytes():
             break

@@ -100,7 +100,7 @@ class Host:
         wait_until(self.asked, PATIENCE_SECONDS, "virt-rapld answers")
 
     def asked(self) -> dict[str, Any] | None:
-        """Return what virt-rapld tells; None where it does not answer."""
+        """Return virt-rapld's document; None when it does not answer."""
         return status_socket.ask(self.world.path(f"{self.run_directory}/{paths.STATUS_SOCKET}"))
 
     def are_alive(self, *names: str, counting: Collection[str] = ()) -> None:
@@ -113,11 +113,11 @@ class Host:
 
         wait_until(lambda: all(map(alive, names)), PATIENCE_SECONDS, f"of {names} all run, and {counting} count")
 
-    def check(self, *, degraded: Mapping[str, str] = NONE, daemon_tells: tuple[str, ...] = ()) -> None:
+    def check(self, *, degraded: Mapping[str, str] = NONE, daemon_logs: tuple[str, ...] = ()) -> None:
         """Hold what must be true whatever has happened.
 
-        `degraded`: domains that run without their meter, and a part of the reason that is told; all other domains with
-        a mark have it. `daemon_tells`: beginnings of the lines that virt-rapld wrote meanwhile, the last of which may
+        `degraded`: domains that run without their meter, and a part of the reported reason; all other domains with a
+        mark have it. `daemon_logs`: beginnings of the lines that virt-rapld wrote meanwhile, the last of which may
         come late; it writes no others.
         """
         found = running_domains(self.world.path("/run/libvirt/qemu"), self.world.path("/proc"))
@@ -134,10 +134,10 @@ class Host:
             self._check_counters(uuid, name)
         self._check_energies()
         self._check_events(set(degraded))
-        self._check_logs(set(degraded), daemon_tells)
+        self._check_logs(set(degraded), daemon_logs)
 
     def helpers(self) -> list[str]:
-        """Return whom each helper process serves, sorted UUIDs."""
+        """Return the UUIDs of the domains that helper processes serve, sorted."""
         found = []
         for directory in self.world.path("/proc").glob("[0-9]*"):
             try:
@@ -166,7 +166,7 @@ class Host:
         wanted = {name: "degraded" if name in degraded else "active" for name in marked.values()}
         wanted |= {name: "off" for uuid, name in running.items() if uuid not in marked}
 
-        def told() -> dict[str, str]:
+        def reported() -> dict[str, str]:
             shown = self.asked() or {"domains": []}
             return {
                 domain["name"]: {"pending": "off"}.get(domain["vrapl"], domain["vrapl"])
@@ -174,7 +174,7 @@ class Host:
                 if domain["pid"] is not None
             }
 
-        wait_until(lambda: told() == wanted, SETTLE_SECONDS, f"virt-rapld tells {wanted}")
+        wait_until(lambda: reported() == wanted, SETTLE_SECONDS, f"virt-rapld reports {wanted}")
         for domain in (self.asked() or {})["domains"]:
             if domain["name"] in degraded and domain["pid"] is not None:
                 assert degraded[domain["name"]] in domain["reason"]
@@ -216,11 +216,11 @@ class Host:
 
     def _check_events(self, degraded: set[str]) -> None:
         """Hold that the hook has done what it was called for: where it fails, libvirt's logs need not say so."""
-        told = list(events.read_unchecked(self.world.path(self.run_directory)))
-        new, self._events = told[self._events :], len(told)
+        recorded = list(events.read_unchecked(self.world.path(self.run_directory)))
+        new, self._events = recorded[self._events :], len(recorded)
         assert [event for event in new if event.result in events.TROUBLE and event.domain not in degraded] == []
 
-    def _check_logs(self, degraded: set[str], daemon_tells: tuple[str, ...]) -> None:
+    def _check_logs(self, degraded: set[str], daemon_logs: tuple[str, ...]) -> None:
         """Hold that nobody has complained: we to libvirt or to a domain's log, libvirt of our hook, virt-rapld."""
         logs = self.world.path("/var/log/libvirt")
         for path in (logs / "libvirtd.log", *logs.glob("qemu/*.log")):
@@ -228,14 +228,16 @@ class Host:
             # What libvirt says of each restored or incoming domain whose XML a hook has changed, as it shall here.
             words = [line for line in words if not line.endswith("is tainted: hook-script")]
             assert [line for line in words if not any(name in (path.stem, *line.split()) for name in degraded)] == []
-        told: list[str] = []
+        logged: list[str] = []
 
-        def all_told() -> bool:
-            told.extend(self._new_lines(self.world.path(DAEMON_LOG)))
-            return not daemon_tells or any(f"virt-rapl: {daemon_tells[-1]}" in line for line in told)
+        def all_logged() -> bool:
+            logged.extend(self._new_lines(self.world.path(DAEMON_LOG)))
+            return not daemon_logs or any(f"virt-rapl: {daemon_logs[-1]}" in line for line in logged)
 
-        wait_until(all_told, PATIENCE_SECONDS, f"virt-rapld tells {daemon_tells}")
-        assert [line for line in told if not line.removeprefix("virt-rapl: ").startswith(daemon_tells or ("\0",))] == []
+        wait_until(all_logged, PATIENCE_SECONDS, f"virt-rapld logs {daemon_logs}")
+        assert [
+            line for line in logged if not line.removeprefix("virt-rapl: ").startswith(daemon_logs or ("\0",))
+        ] == []
 
     def _new_lines(self, path: Path) -> list[str]:
         lines = path.read_text(errors="replace").splitlines()
@@ -245,7 +247,7 @@ class Host:
 
 
 def _moves(readings: Iterable[guest.Reading]) -> bool:
-    """Tell whether the counter of a vCPU grows in these."""
+    """Return whether the counter of a vCPU grows in these."""
     last: dict[int, int] = {}
     for vcpu, _, energy in readings:
         if energy > last.get(vcpu, energy):

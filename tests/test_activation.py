@@ -16,7 +16,7 @@ NOTE = '#!/bin/sh\necho "${0##*/} $*" | sed "s,/[^ ]*/,,g" >>"$LOG"\n'
 
 @pytest.fixture
 def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[activation.Step]], list[str]]:
-    """A machine with SELinux and the programs of it that there are; carries out steps and tells what they called."""
+    """A machine with SELinux and the programs of it that there are; carries out steps and returns what they called."""
     (tmp_path / "bin").mkdir()
     for name in ("checkmodule", "semodule_package", "semodule", "restorecon", "modprobe"):
         (tmp_path / "bin" / name).write_text(NOTE + 'case $1 in --list-modules) echo "base virt_rapl zebra" ;; esac\n')
@@ -70,7 +70,7 @@ def test_a_kernel_without_the_module_msr_is_no_failure(called: Called, tmp_path:
     assert called(activation.after_install()) == []
 
 
-def test_what_selinux_lacks_is_told(called: Called, tmp_path: Path) -> None:
+def test_what_selinux_lacks_is_reported(called: Called, tmp_path: Path) -> None:
     (tmp_path / "bin/checkmodule").write_text("#!/bin/sh\necho 'syntax error' >&2\nexit 1\n")
     with pytest.raises(VirtRaplError, match=r"checkmodule .* failed: syntax error"):
         called(activation.after_install())

@@ -96,7 +96,7 @@ class Host:
         return {line for line in self.machine.run(find).stdout.splitlines() if not line.startswith(UNSTEADY)}
 
     def closed(self) -> str:
-        """Tell what of ours not everybody gets into, or may read."""
+        """Return the files of ours that not every user can reach or read."""
         manifest = json.loads(self.machine.path("/etc/virt-rapl/installed.json").read_text())
         ours = ["/opt/virt-rapl", *(f"/{path}" for path in (*manifest["files"], *manifest["directories"]))]
         without = ["(", "!", "-perm", "-go=r", "-o", "-type", "d", "!", "-perm", "-go=x", ")"]

@@ -240,15 +240,17 @@ def test_a_busy_clock_that_is_off_costs_no_more_than_its_error(
 @settings(deadline=None)
 @given(energies, st.lists(st.integers(1, 1000), min_size=1, max_size=6), st.integers(1, S), st.integers(0, S))
 def test_thread_clocks_that_are_ahead_change_nothing(energy: int, parts: list[int], unit: int, ahead: int) -> None:
-    """Domains keep all CPUs busy, and their clocks tell more than the CPUs could have run: each gets its part."""
+    """Domains keep all CPUs busy, and their clocks count more than the CPUs could have run: each gets its part."""
     right, wrong = (
         attribute(
             "capacity",
             energy,
             0,
-            Work(sum(parts) * unit, sum(parts) * unit, {str(number): part * told for number, part in enumerate(parts)}),
+            Work(
+                sum(parts) * unit, sum(parts) * unit, {str(number): part * length for number, part in enumerate(parts)}
+            ),
         )
-        for told in (unit, unit + ahead)
+        for length in (unit, unit + ahead)
     )
     assert right == wrong
     assert right.other == right.idle == 0

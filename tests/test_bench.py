@@ -1,4 +1,4 @@
-"""The benchmark runs and tells what it promises. What it measures is no test's business."""
+"""The benchmark runs and prints what it promises. No test checks what it measures."""
 
 import json
 import subprocess

@@ -42,9 +42,9 @@ def test_idle_in_whole_ticks_adds_nothing_up(tmp_path: Path) -> None:
     stat = Stat(tmp_path)
     stat.read(0, {0: (0, 0, 0)})
     times = [7 * number / 13 for number in range(1000)]
-    told = [stat.read(now, {0: (int(now * 0.6), int(now * 0.3), int(now * 0.1))})[0] for now in times]
-    assert 1 < max(told) <= 3
-    assert sorted(told) == told
+    readings = [stat.read(now, {0: (int(now * 0.6), int(now * 0.3), int(now * 0.1))})[0] for now in times]
+    assert 1 < max(readings) <= 3
+    assert sorted(readings) == readings
 
 
 def test_a_cpu_is_never_busier_than_time_passes(tmp_path: Path) -> None:
@@ -85,6 +85,6 @@ def test_the_work_of_a_real_process_is_not_missed() -> None:
     assert busy >= now - used - 3 * cpus * NANOSECONDS_PER_TICK
 
 
-def test_this_machine_tells_the_same_cpus_both_ways() -> None:
+def test_this_machine_lists_the_same_cpus_both_ways() -> None:
     online = [cpu for cpus in packages(Path("/sys")).values() for cpu in cpus]
     assert sorted(online) == sorted(BusyClock(Path("/proc")).read())

@@ -50,7 +50,7 @@ class Step(NamedTuple):
 
     do: Callable[[Guest], None]
     when: When
-    """Tells whether it can."""
+    """Returns whether it can."""
     weight: int
     """How often it does, beside others that can."""
     mends: bool
@@ -196,7 +196,7 @@ def start_daemon(guest: Guest) -> None:
 
 @step(2, lambda guest: guest.host.daemon)
 def set_clock(guest: Guest) -> None:
-    """The machine's own must stay: virt-rapld and the commands are told another time."""
+    """The machine's own must stay: virt-rapld and the commands read another time."""
     guest.host.set_clock(guest.host.chance.choice(CLOCKS))
 
 
@@ -258,13 +258,13 @@ def hosts(tmp_path: Path) -> Iterator[list[Host]]:
 
 
 def inhabit(hosts: list[Host]) -> list[Guest]:
-    """Return guests for both hosts, who know each other from now on."""
+    """Return guests for both hosts, which know each other from now on."""
     hosts[0].other, hosts[1].other = hosts[1], hosts[0]
     return [Guest(f"guest-{number}", str(UUID(int=number)), hosts[number % 2]) for number in range(1, GUESTS + 1)]
 
 
 def mend_all(guests: list[Guest]) -> None:
-    # The disks first: what the hook is told while they are full may fail, and afterwards that would be no excuse.
+    # The disks first: what the hook does while they are full may fail, and afterwards that would be no excuse.
     for mend in sorted(STEPS, key=lambda step: not step.do.__name__.startswith("free_")):
         for guest in guests:
             if mend.mends and mend.when(guest):

@@ -49,7 +49,7 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert "usage: virt-rapl" in capsys.readouterr().err
 
 
-def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_output_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     done = virt_rapl("install", "--prefix-root", str(tmp_path), output="/dev/full")
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "virt-rapl: error: [Errno 28] No space left on device"

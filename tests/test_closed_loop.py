@@ -125,16 +125,16 @@ def measure(world: World, *, daemon: bool) -> list[State]:
         if daemon:
             start(ends, "virt-rapl", "daemon")
             wait_until(world.path(f"/run/virt-rapl/{paths.STATUS_SOCKET}").exists, 30, "the daemon answers")
-        told = states(world, start(ends, "virt-rapl", "status", "--json", "--watch"))
-        measured = list(islice(told, QUIET_SECONDS))
+        reported = states(world, start(ends, "virt-rapl", "status", "--json", "--watch"))
+        measured = list(islice(reported, QUIET_SECONDS))
         all_guests("resume")
         pid = world.path("/run/libvirt/qemu/one-busy.pid").read_text().strip()
         start(loops, "sh", "-c", READ_DISK, "sh", READ * 20)
         start(loops, "sh", "-c", MOVE, "sh", pid, str(ONLINE[0]), str(ONLINE[-1]))
-        measured += islice(told, SECONDS)
+        measured += islice(reported, SECONDS)
         loops.close()
         all_guests("suspend")
-        measured += islice(told, 3)
+        measured += islice(reported, 3)
         return measured[QUIET_SECONDS - 1 :]
 
 

@@ -18,7 +18,7 @@ from libvirt_rapl.errors import VirtRaplError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs it as nobody")
 SLEEP = f"86399.{os.getpid()}"
-"""What only those sleep that are started here, whoever else runs these tests at the same time."""
+"""Only processes that are started here sleep for this long, even if these tests run twice at the same time."""
 
 
 @pytest.fixture

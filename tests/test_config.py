@@ -103,7 +103,7 @@ KEYS = "helper, on_failure, source, model, run_directory, state_directory, inter
         ("model: active\ninterval: !x 1", 2, "not valid YAML: could not determine a constructor for the tag '!x'", ""),
     ],
 )
-def test_what_is_wrong_is_told_exactly(tmp_path: Path, text: str, line: int, message: str, hint: str) -> None:
+def test_what_is_wrong_is_reported_exactly(tmp_path: Path, text: str, line: int, message: str, hint: str) -> None:
     file = write(tmp_path, text + "\n")
     with pytest.raises(VirtRaplError) as caught:
         load(file)
@@ -161,7 +161,7 @@ def test_what_comes_through_a_pipe_is_checked() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["virt-rapl.yaml", "conf.d/10.yaml"])
-def test_what_is_no_file_is_told(tmp_path: Path, name: str, make: Callable[[Path], None], message: str) -> None:
+def test_what_is_no_file_is_reported(tmp_path: Path, name: str, make: Callable[[Path], None], message: str) -> None:
     (tmp_path / "conf.d").mkdir()
     make(tmp_path / name)
     with pytest.raises(VirtRaplError, match=f"{name} {message}") as caught:
@@ -169,20 +169,20 @@ def test_what_is_no_file_is_told(tmp_path: Path, name: str, make: Callable[[Path
     assert caught.value.hint
 
 
-def test_check_tells_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "helper: other\nintervall: 2\ninterval: 61\n")
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d/10.yaml").write_text("- helper\n")
     (tmp_path / "conf.d/20.yaml").write_text("model: fair\n")
     assert main(["--config", str(path), "config", "check"]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert [line.split(": ", 2)[1] for line in told[::2]] == ["error"] * 5
-    assert [line.split(": ")[2] for line in told[::2]] == [
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.split(": ", 2)[1] for line in printed[::2]] == ["error"] * 5
+    assert [line.split(": ")[2] for line in printed[::2]] == [
         *(f"{path}:{line}" for line in (1, 2, 3)),
         f"{tmp_path}/conf.d/10.yaml:1",
         f"{tmp_path}/conf.d/20.yaml:1",
     ]
-    assert told[3] == "hint: did you mean interval?"
+    assert printed[3] == "hint: did you mean interval?"
 
 
 def test_check_names_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +253,7 @@ def test_no_file_states_no_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "virt-rapl.yaml", "conf.d", "conf.d/10.yaml"])
-@pytest.mark.parametrize(("mode", "who"), [(0o757, "everybody"), (0o775, "group 4321, or whom its ACL names,")])
+@pytest.mark.parametrize(("mode", "who"), [(0o757, "everybody"), (0o775, "group 4321, or those that its ACL names,")])
 def test_what_others_may_write_is_not_followed(tmp_path: Path, place: str, mode: int, who: str) -> None:
     path = write(tmp_path, "on_failure: refuse\n")
     (tmp_path / "conf.d").mkdir()

@@ -58,7 +58,7 @@ sys.exit(main(["--connect", "test:///default", "--config", str(root / "virt-rapl
 
 
 class Bench:
-    """A host of files, and daemons on it that tell a systemd of ours how they are."""
+    """A host of files, and daemons on it that report to a systemd of ours."""
 
     def __init__(self, root: Path, notify: socket.socket) -> None:
         self.root = root
@@ -88,13 +88,13 @@ class Bench:
     def daemon(self) -> Iterator["subprocess.Popen[str]"]:
         with self.popen() as process:
             try:
-                assert self.told(process) == "READY=1"
+                assert self.notification(process) == "READY=1"
                 yield process
             finally:
                 process.kill()
 
-    def told(self, process: "subprocess.Popen[str]") -> str:
-        """Return the next thing that the daemon tells systemd."""
+    def notification(self, process: "subprocess.Popen[str]") -> str:
+        """Return the next notification that the daemon sends to systemd."""
         try:
             return self.notify.recv(100).decode()
         except TimeoutError:
@@ -109,7 +109,7 @@ class Bench:
                 pass
         self.notify.settimeout(30)
 
-    def is_told_within_a_second(self) -> bool:
+    def is_reported_within_a_second(self) -> bool:
         return bool(select.select([self.notify], [], [], 1)[0]) and bool(self.notify.recv(100))
 
     def document(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def test_a_life(bench: Bench) -> None:
     with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
         bench.joules(10)
         wait_until(lambda: bench.package_joules() == 10, 10, "it meters")
         document = bench.document()
@@ -162,7 +162,7 @@ def test_a_life(bench: Bench) -> None:
         process.terminate()
         last = ""
         while last != "STOPPING=1":
-            last = bench.told(process)
+            last = bench.notification(process)
         assert process.wait(30) == 0
         assert process.stderr
         assert process.stderr.read() == ""
@@ -175,7 +175,7 @@ def test_totals_outlive_it_however_it_ends(bench: Bench) -> None:
     for joules, number in ((1010, signal.SIGTERM), (1030, signal.SIGKILL), (5, signal.SIGKILL), (50, signal.SIGINT)):
         bench.joules(joules - 5)
         with bench.daemon() as process:
-            assert bench.told(process) == "WATCHDOG=1"
+            assert bench.notification(process) == "WATCHDOG=1"
             assert bench.package_joules() == counted
             since = bench.document()["host"]["since"]
             bench.joules(joules)
@@ -193,7 +193,7 @@ def test_totals_outlive_it_however_it_ends(bench: Bench) -> None:
 def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) -> None:
     bench.joules(10)
     with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
         bench.joules(15)
         ledger = bench.root / "state/ledger.db"
 
@@ -206,14 +206,14 @@ def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) 
         process.kill()
 
 
-def test_what_is_told_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
-    """Not only at the next sample: whoever was told an energy must never be told less."""
+def test_what_is_reported_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
+    """Not only at the next sample: an energy that was reported must never be reported as less."""
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "60"))
     state = bench.root / "state"
     with bench.daemon() as process:
         bench.joules(9)
-        assert bench.told(process) == "WATCHDOG=1"  # the next sample is a minute away
+        assert bench.notification(process) == "WATCHDOG=1"  # the next sample is a minute away
         bench.document()  # and this one is written
         away = state.rename(state.with_name("away"))
         state.touch()
@@ -262,7 +262,7 @@ def test_a_stream_is_given_each_sample_and_makes_a_document_of_each(bench: Bench
     made = bench.root / "documents"
     with bench.daemon() as process:
         for _ in range(3):
-            assert bench.told(process) == "WATCHDOG=1"
+            assert bench.notification(process) == "WATCHDOG=1"
         assert not made.exists(), "nobody has asked"
         documents = follow(bench.stream)
         next(documents)
@@ -275,7 +275,7 @@ def test_a_stream_is_given_each_sample_and_makes_a_document_of_each(bench: Bench
         time.sleep(1)
         size = made.stat().st_size
         for _ in range(3):
-            assert bench.told(process) == "WATCHDOG=1"
+            assert bench.notification(process) == "WATCHDOG=1"
         assert made.stat().st_size == size, "nobody is connected any more"
 
 
@@ -283,7 +283,7 @@ def test_a_stream_of_rare_samples_shows_each_second_what_changes_between(bench: 
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "60"))
     with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
         documents = follow(bench.stream)
         began = time.monotonic()
         for _ in range(3):
@@ -300,12 +300,12 @@ def test_a_disk_that_hangs_holds_nobody_up(bench: Bench) -> None:
         wait_until(lambda: bench.package_joules() == 7, 20, "it meters and answers")
         bench.forget()
         for _ in range(3):
-            assert bench.told(process) == "WATCHDOG=1"
+            assert bench.notification(process) == "WATCHDOG=1"
         frozen.unlink()
         bench.joules(9)
         process.terminate()
         assert process.wait(30) == 0
-    while "WATCHDOG=1" in (word := bench.told(process)):
+    while "WATCHDOG=1" in (word := bench.notification(process)):
         pass
     assert word == "STOPPING=1"
     with bench.daemon():
@@ -335,11 +335,11 @@ def test_who_may_look_into_the_state_directory_holds_no_lock(bench: Bench) -> No
 
 
 def test_whoever_asks_makes_no_interval_shorter(bench: Bench) -> None:
-    """Figures of a shorter time tell more of what a guest does."""
+    """Figures of a shorter time reveal more of what a guest does."""
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "0.5"))
     with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
         (bench.root / "waits").write_text("0.4")
         intervals = {bench.document()["host"]["interval_seconds"] for _ in range(12)}
     assert min(intervals) >= 0.5
@@ -349,7 +349,7 @@ def test_however_many_ask_documents_are_made_now_and_then(bench: Bench) -> None:
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "60"))
     with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
         (bench.root / "waits").write_text("1")
         for _ in range(40):
             bench.document()
@@ -379,10 +379,10 @@ def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
 
     def run_daemon() -> None:
         with bench.daemon() as process:
-            assert bench.told(process) == "WATCHDOG=1"
-            bench.document()  # what is told is kept
+            assert bench.notification(process) == "WATCHDOG=1"
+            bench.document()  # what is reported is kept
             process.terminate()
-            while bench.told(process) != "STOPPING=1":
+            while bench.notification(process) != "STOPPING=1":
                 pass
             process.wait(30)
 
@@ -409,13 +409,13 @@ def test_a_clock_that_was_wrong_makes_no_domain_older(bench: Bench, began: str) 
 
     def run_daemon(then: Callable[[], object] = lambda: None) -> None:
         with bench.daemon() as process:
-            assert bench.told(process) == "WATCHDOG=1"
+            assert bench.notification(process) == "WATCHDOG=1"
             bench.document()
             then()
-            wait_until(lambda: bench.told(process) == "WATCHDOG=1", 10, "a sample is made after that")
+            wait_until(lambda: bench.notification(process) == "WATCHDOG=1", 10, "a sample is made after that")
             bench.document()
             process.terminate()
-            while bench.told(process) != "STOPPING=1":
+            while bench.notification(process) != "STOPPING=1":
                 pass
             process.wait(30)
 
@@ -436,7 +436,7 @@ def test_a_clock_that_was_wrong_makes_no_domain_older(bench: Bench, began: str) 
 
 def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:
     with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
         stat = bench.host.proc / "stat"
         stat.rename(stat.with_name("away"))
         time.sleep(0.5)
@@ -459,16 +459,16 @@ def test_a_sign_of_life_comes_with_samples_only(bench: Bench) -> None:
                 client = clients.enter_context(socket.socket(socket.AF_UNIX))
                 client.connect(str(bench.root / "run" / paths.STATUS_SOCKET))
             for _ in range(5):
-                assert bench.told(process) == "WATCHDOG=1"
+                assert bench.notification(process) == "WATCHDOG=1"
         # A counter whose reading does not come back does.
         energy.rename(energy.with_name("away"))
         os.mkfifo(energy)
-        while bench.is_told_within_a_second():
+        while bench.is_reported_within_a_second():
             pass
         with energy.open("w") as unblocking:
             energy.with_name("away").rename(energy)
             unblocking.write("0\n")
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
 
 
 def test_a_daemon_that_was_stopped_counts_what_no_wrap_can_hide(bench: Bench) -> None:
@@ -479,7 +479,7 @@ def test_a_daemon_that_was_stopped_counts_what_no_wrap_can_hide(bench: Bench) ->
         return {zone["name"]: (zone["energy_joules"], zone.get("lost_intervals", 0)) for zone in shown}
 
     with bench.daemon() as process:
-        assert bench.told(process) == "WATCHDOG=1"
+        assert bench.notification(process) == "WATCHDOG=1"
         assert zones() == {"package-0": (0, 0), "dram-0": (0, 0)}
         process.send_signal(signal.SIGSTOP)
         time.sleep(2)
@@ -509,7 +509,7 @@ def test_what_cannot_be_read_costs_a_line_each(bench: Bench, ledger: str) -> Non
         bench.joules(10)
         wait_until(lambda: bench.package_joules() == 10, 10, "it meters")
         (bench.host.powercap / "intel-rapl:0/energy_uj").write_text("garbage\n")
-        wait_until(lambda: "package-0: " in bench.document()["host"].get("trouble", ""), 10, "it is told")
+        wait_until(lambda: "package-0: " in bench.document()["host"].get("trouble", ""), 10, "it is reported")
         process.terminate()
         assert process.wait(30) == 0
         assert process.stderr
@@ -594,10 +594,10 @@ def test_metering_outlives_libvirtd_and_the_daemon(
     world.stop_libvirtd("KILL")
     try:
         grows(name)
-        told = energies(world, name)[0]
+        before = energies(world, name)[0]
         world.kill(pid, "KILL")
         start_daemon()  # without libvirt: the stale socket is replaced, and the domain found
-        assert energies(world, name)[0] >= told
+        assert energies(world, name)[0] >= before
         grows(name)
     finally:
         world.start_libvirtd()
@@ -630,12 +630,12 @@ def test_libvirtd_hangs(world: World, new_guest: NewGuest, start_daemon: StartDa
         try:
             # Neither the daemon's samples nor its answers wait for libvirt.
             alone = world.popen(["sh", "-c", f"virt-rapl --config {ALONE} status 2>&1"])
-            told = energies(world, name)[0]
+            before = energies(world, name)[0]
             while notify.recv(100) != b"WATCHDOG=1":
                 pass
             for _ in range(3):
                 assert notify.recv(100) == b"WATCHDOG=1"
-            assert energies(world, name)[0] > told
+            assert energies(world, name)[0] > before
             assert "joules are counted since 2" in world.run(["virt-rapl", "status"]).stdout
             # Where there is no daemon, the command gives up.
             words = alone.communicate(timeout=60)[0]
@@ -647,8 +647,8 @@ def test_libvirtd_hangs(world: World, new_guest: NewGuest, start_daemon: StartDa
             world.kill(pid, "TERM")
             start_daemon()
             wait_until(lambda: name in (asked(world) or {}), 20, "the domain is found")
-            told = energies(world, name)[0]
-            wait_until(lambda: energies(world, name)[0] > told, 20, "it is metered")
+            before = energies(world, name)[0]
+            wait_until(lambda: energies(world, name)[0] > before, 20, "it is metered")
         finally:
             world.run(["sh", "-c", f"kill -s CONT {libvirtd}"])
     world.path(address).unlink()
@@ -681,7 +681,7 @@ def test_status_through_the_socket_is_what_it_samples_itself(
     def guests(command: str) -> None:
         world.run(["virsh", "; ".join(f"{command} {name}" for name in names)])
 
-    told, sampled = documents(), documents("--config", ALONE)
+    reported, sampled = documents(), documents("--config", ALONE)
 
     def at_rest(documents: Generator[dict[str, Any], None, None]) -> list[float]:
         """Return what is printed when nothing is used any more: what was printed before we read it is still to come."""
@@ -692,13 +692,13 @@ def test_status_through_the_socket_is_what_it_samples_itself(
 
     # They sample at different moments: the guests rest at the beginning and at the end.
     guests("suspend")
-    first = at_rest(told), at_rest(sampled)
+    first = at_rest(reported), at_rest(sampled)
     guests("resume")
     for _ in range(10):
-        next(told), next(sampled)
+        next(reported), next(sampled)
     guests("suspend")
-    last = at_rest(told), at_rest(sampled)
-    told.close()
+    last = at_rest(reported), at_rest(sampled)
+    reported.close()
     sampled.close()
     by_daemon, by_itself = ([b - a for a, b in zip(*pair, strict=True)] for pair in zip(first, last, strict=True))
     print(f"by the daemon {by_daemon}, by itself {by_itself}")

@@ -56,7 +56,7 @@ chmod 755 /srv/script
 mount --bind /srv/script /usr/bin/qemu-system-x86_64
 exec "$@"
 """
-"""An emulator that runs guests, and nobody can tell beforehand that it runs none with a meter."""
+"""An emulator that runs guests; that it runs none with a meter cannot be known beforehand."""
 
 
 def test_where_guests_start_without_a_meter_only_the_host_s_side_is_shown() -> None:

@@ -75,7 +75,7 @@ def test_links_on_the_way_are_followed_where_they_are_ours(tmp_path: Path) -> No
         pass
 
 
-def test_what_is_no_directory_is_told_with_its_path(tmp_path: Path) -> None:
+def test_what_is_no_directory_is_reported_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path, kind in ((tmp_path / "none/run", FileNotFoundError), (tmp_path / "file/run", NotADirectoryError)):
         with pytest.raises(kind, match=str(path.parent)), opened(path):

@@ -1,4 +1,4 @@
-"""What the docs tell to do is done here: each command on a second machine, README's first, in the order of their page.
+"""What the docs say to do is done here: each command on a second machine, README's first, in the order of their page.
 
 Every block of code says what it is: `sh` is run, `yaml` must be a configuration, `ini` a drop-in of a unit, `text` what
 a program prints. Commands that stand in the middle of a sentence or a table are parsed, not run.
@@ -155,7 +155,7 @@ def run(machine: Machine, page: Path, script: str) -> None:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine without network that has the guest web1, and all done that README tells."""
+    """A machine without network that has the guest web1, and all done that README says."""
     wheels = tmp_path_factory.mktemp("wheels")
     fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(wheels), "setuptools>=68"]
     subprocess.run(fetch, check=True)

@@ -121,7 +121,7 @@ class Patient:
         return Machine("fake:///", self.root / "etc/virt-rapl/virt-rapl.yaml", self.root)
 
     def examine(self, *names: str) -> dict[str, list[Check]]:
-        """Run these checks, or all, and return what they tell by name."""
+        """Run these checks, or all, and return their results by name."""
         found: dict[str, list[Check]] = {}
         if names:
             self.patch.setattr(doctor, "CHECKS", {name: doctor.CHECKS[name] for name in names})

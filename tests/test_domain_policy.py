@@ -57,7 +57,7 @@ class Libvirt(FakeLibvirt):
 
     def defineXML(self, xml: str) -> None:  # noqa: N802
         if self.refuses or not self.there:
-            raise libvirt.libvirtError("told so")
+            raise libvirt.libvirtError("refused")
         super().defineXML(xml)
         if self.policy:
             self.policy.changed([Definition.parse(xml).uuid])
@@ -78,14 +78,14 @@ class Bench:
 
     libvirt: Libvirt
     policy: Policy
-    told: list[str]
+    logged: list[str]
 
     def apply(self, *uuids: str) -> list[str]:
-        """Apply it to these domains, the first one by default, and return what was told meanwhile."""
-        before = len(self.told)
+        """Apply it to these domains, the first one by default, and return what was logged meanwhile."""
+        before = len(self.logged)
         self.policy._apply(uuids or [UUID])
         assert self.libvirt.opened == 0
-        return self.told[before:]
+        return self.logged[before:]
 
 
 ENABLED = "web1: enabled, as the configuration's `domains` say; takes effect at the next start"
@@ -97,10 +97,10 @@ def new_bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
     def new_bench(*include: str, exclude: tuple[str, ...] = ()) -> Bench:
         fake = Libvirt()
         monkeypatch.setattr("libvirt_rapl.lifecycle.policy.connect", fake.open)
-        told: list[str] = []
+        logged: list[str] = []
         selection = Selection.parse({"include": list(include), "exclude": list(exclude)})
         assert selection
-        return Bench(fake, Policy(Config(domains=selection), "fake:///", told.append), told)
+        return Bench(fake, Policy(Config(domains=selection), "fake:///", logged.append), logged)
 
     monkeypatch.setattr(emulator, "check", lambda _: None)
     return new_bench
@@ -169,13 +169,13 @@ def test_transient_and_unknown_domains_are_left_alone(new_bench: NewBench) -> No
     assert bench.libvirt.defined == 0
 
 
-def test_a_refusal_is_told_again_only_when_the_reason_changes(new_bench: NewBench) -> None:
+def test_a_refusal_is_logged_again_only_when_the_reason_changes(new_bench: NewBench) -> None:
     bench = new_bench("web1")
     domain = bench.libvirt.add(GROWABLE)
-    (told,) = bench.apply()
-    assert told.startswith("web1: the configuration's `domains` choose it, but the domain's number of vCPUs can grow")
+    (logged,) = bench.apply()
+    assert logged.startswith("web1: the configuration's `domains` choose it, but the domain's number of vCPUs can grow")
     assert bench.policy.refusals()[UUID].startswith("the domain's number of vCPUs can grow")
-    assert bench.apply() == [], "told once"
+    assert bench.apply() == [], "logged once"
     domain.xml = GROWABLE.replace("<vcpu", "<title>x</title><vcpu")
     assert bench.apply() == [], "an edit that changes nothing of it"
     domain.xml = PLAIN.replace("type='kvm'", "type='qemu'")
@@ -184,7 +184,7 @@ def test_a_refusal_is_told_again_only_when_the_reason_changes(new_bench: NewBenc
     assert bench.apply() == [ENABLED]
     assert bench.policy.refusals() == {}
     domain.xml = GROWABLE
-    assert bench.apply() == [told], "it was in order in between"
+    assert bench.apply() == [logged], "it was in order in between"
     bench.libvirt.domains.clear()
     assert bench.apply() == []
     assert bench.policy.refusals() == {}, "it is gone"
@@ -208,8 +208,8 @@ def test_a_definition_that_libvirt_does_not_take(new_bench: NewBench) -> None:
     bench = new_bench("web1")
     bench.libvirt.add(PLAIN)
     bench.libvirt.refuses = True
-    (told,) = bench.apply()
-    assert told.endswith("but libvirt does not accept the definition of web1: told so")
+    (logged,) = bench.apply()
+    assert logged.endswith("but libvirt does not accept the definition of web1: refused")
     assert bench.apply() == []
     bench.libvirt.refuses = False
     assert bench.apply() == [ENABLED]
@@ -246,8 +246,8 @@ def test_an_edit_that_refuses_is_not_overwritten(new_bench: NewBench) -> None:
     bench = new_bench("web1")
     domain = bench.libvirt.add(PLAIN)
     bench.libvirt.reads = [grow]
-    (told,) = bench.apply()
-    assert "can grow" in told
+    (logged,) = bench.apply()
+    assert "can grow" in logged
     assert (domain.xml, bench.libvirt.defined) == (GROWABLE, 0)
 
 
@@ -258,8 +258,8 @@ def test_somebody_who_takes_it_out_again_and_again_has_their_way(new_bench: NewB
         domain.xml = PLAIN
         assert bench.apply() == [ENABLED]
     domain.xml = PLAIN
-    (told,) = bench.apply()
-    assert "something took its meter out 5 times within 60 s" in told
+    (logged,) = bench.apply()
+    assert "something took its meter out 5 times within 60 s" in logged
     bench.policy._changed_at.clear()  # time goes by
     assert bench.apply() == []
     assert (domain.xml, list(bench.policy.refusals())) == (PLAIN, [UUID])
@@ -267,14 +267,14 @@ def test_somebody_who_takes_it_out_again_and_again_has_their_way(new_bench: NewB
     assert bench.apply() == [ENABLED], "another definition"
 
 
-def test_a_fight_by_ever_other_definitions_is_told_once(new_bench: NewBench) -> None:
+def test_a_fight_by_ever_other_definitions_is_logged_once(new_bench: NewBench) -> None:
     bench = new_bench("web1")
     domain = bench.libvirt.add(PLAIN)
     for number in range(20):
         domain.xml = PLAIN.replace("<vcpu>", f"<title>{number}</title><vcpu>")
         bench.apply()
-    assert bench.told[: policy.MOST_CHANGES] == [ENABLED] * policy.MOST_CHANGES
-    (fight,) = bench.told[policy.MOST_CHANGES :]
+    assert bench.logged[: policy.MOST_CHANGES] == [ENABLED] * policy.MOST_CHANGES
+    (fight,) = bench.logged[policy.MOST_CHANGES :]
     assert "something took its meter out" in fight
 
 
@@ -315,7 +315,7 @@ def test_nothing_chosen_opens_nothing(new_bench: NewBench) -> None:
     bench.policy.start()
     bench.policy.changed([UUID])
     time.sleep(0.1)
-    assert bench.told == []
+    assert bench.logged == []
 
 
 @pytest.mark.usefixtures("quick")
@@ -328,7 +328,7 @@ def test_our_own_change_is_answered_with_nothing(new_bench: NewBench) -> None:
     eventually(lambda: Definition.parse(first.xml).is_marked and Definition.parse(second.xml).is_marked)
     time.sleep(0.1)
     assert bench.libvirt.defined == 2
-    assert len(bench.told) == 2
+    assert len(bench.logged) == 2
 
 
 @pytest.mark.usefixtures("quick")
@@ -345,24 +345,24 @@ def test_the_right_that_polkit_does_not_give_is_named(new_bench: NewBench, monke
     monkeypatch.setattr("libvirt_rapl.lifecycle.policy.connect", refuse_once)
     bench.policy.start()
     bench.policy.changed([UUID])
-    eventually(lambda: len(bench.told) == 2)  # and so its thread is at rest when other tests come
-    assert f"access denied by policy; does {policy.RULE} give the right to manage?" in bench.told[0]
+    eventually(lambda: len(bench.logged) == 2)  # and so its thread is at rest when other tests come
+    assert f"access denied by policy; does {policy.RULE} give the right to manage?" in bench.logged[0]
 
 
 @pytest.mark.usefixtures("quick")
-def test_libvirt_that_cannot_be_had_is_told_once_and_tried_on(new_bench: NewBench) -> None:
+def test_libvirt_that_cannot_be_reached_is_logged_once_and_tried_again(new_bench: NewBench) -> None:
     bench = new_bench("*")
     domain = bench.libvirt.add(PLAIN)
     bench.libvirt.there = False
     bench.policy.start()
     bench.policy.changed([UUID])
-    eventually(lambda: bench.told)
+    eventually(lambda: bench.logged)
     bench.policy.changed([UUID])
     time.sleep(0.2)
-    assert bench.told == [
+    assert bench.logged == [
         "cannot enable the configuration's `domains`: no libvirt at fake:///; metering goes on",
     ]
     bench.libvirt.there = True
-    eventually(lambda: len(bench.told) == 3)
+    eventually(lambda: len(bench.logged) == 3)
     assert Definition.parse(domain.xml).is_marked
-    assert bench.told[1:] == [ENABLED, "enabling the configuration's `domains` works again"]
+    assert bench.logged[1:] == [ENABLED, "enabling the configuration's `domains` works again"]

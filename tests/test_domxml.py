@@ -201,7 +201,7 @@ def files(draw: st.DrawFn) -> bytes:
 
 
 def canonical_bytes(data: bytes) -> str:
-    """C14N of a file as everybody else reads it, who goes by what it says of itself."""
+    """C14N of a file as other programs read it, by the encoding that it declares."""
     return etree.tostring(etree.fromstring(data).getroottree(), method="c14n", with_comments=True).decode()
 
 

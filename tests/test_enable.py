@@ -24,7 +24,7 @@ from libvirt_rapl.simulator.world import World
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that the unprivileged user whom the emulator is run as can reach; tmp_path is root's only."""
+    """A directory that the unprivileged user of the emulator can reach; tmp_path is root's only."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -62,7 +62,7 @@ def test_an_emulator_that_cannot(directory: Path, answers: list[str], message: s
     assert caught.value.hint
 
 
-def test_what_an_emulator_says_last_is_told(directory: Path) -> None:
+def test_what_an_emulator_says_last_is_reported(directory: Path) -> None:
     path = script(directory / "qemu", "echo 'no' >&2; echo 'library' >&2; exit 1")
     with pytest.raises(VirtRaplError, match="does not answer as QEMU does: no library"):
         emulator.check(str(path))
@@ -228,11 +228,11 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
     assert fake.defined == 2
 
 
-@pytest.mark.parametrize("told", ["/opt/planted", "", "/usr/bin/qemu-system-x86_64"])
-def test_the_mark_names_no_emulator(fake: FakeLibvirt, qemu: Path, run: Run, told: str) -> None:
-    """It is metadata, which whoever defines the domain writes: <emulator> says what is asked."""
+@pytest.mark.parametrize("claimed", ["/opt/planted", "", "/usr/bin/qemu-system-x86_64"])
+def test_the_mark_names_no_emulator(fake: FakeLibvirt, qemu: Path, run: Run, claimed: str) -> None:
+    """It is metadata, which the owner of the domain can write: <emulator> says which program is asked."""
     marked = Definition.parse(definition("web", UUID, qemu)).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
-    lying = marked.replace(f'emulator="{qemu}"', f'emulator="{told}"')
+    lying = marked.replace(f'emulator="{qemu}"', f'emulator="{claimed}"')
     assert (lying == marked, Definition.parse(lying).is_marked) == (False, True)
     assert Definition.parse(lying).emulator() == f"{qemu}-rapl"
     assert Definition.parse(lying.replace(f"{qemu}-rapl", "/opt/own-rapl")).emulator() == "/opt/own-rapl"
@@ -296,7 +296,7 @@ def test_a_reader_that_has_gone_stops_nothing(
     assert fake.defined == 2
 
 
-def test_disable_tells_that_the_configuration_chooses_the_domain(
+def test_disable_warns_that_the_configuration_chooses_the_domain(
     fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path
 ) -> None:
     for name, uuid in (("web", UUID), ("other", OTHER_UUID)):
@@ -330,8 +330,8 @@ def test_those_that_the_configuration_chooses_or_excludes(
     status, out, err = run("enable", "--chosen", "--dry-run")
     assert (status, fake.defined, out.splitlines()[:2]) == (0, 0, ["--- web1 (now)", "+++ web1 (new)"])
     assert "\n--- " not in out
-    told, hint = err.splitlines()
-    assert told.startswith("virt-rapl: warning: web-cannot: ")
+    warning, hint = err.splitlines()
+    assert warning.startswith("virt-rapl: warning: web-cannot: ")
     assert hint.startswith("hint: ")
     assert run("enable", "--chosen")[:2] == (0, "web1: enabled; takes effect at the next start\n")
     assert run("enable", "--chosen")[:2] == (0, "")
@@ -353,7 +353,7 @@ def test_named_or_by_the_configuration(run: Run, arguments: list[str]) -> None:
     assert caught.value.code == 2
 
 
-def test_a_running_domain_is_told_of(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+def test_a_running_domain_is_mentioned(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
     fake.add(definition("web", UUID, qemu), number=4)
     assert "it is running now" in run("enable", "web")[1]
 
@@ -522,7 +522,7 @@ def test_two_documents_at_once(virt_rapl: VirtRapl, qemu: Path) -> None:
             assert "virt-install --print-xml" in err.splitlines()[1]
 
 
-def test_what_can_be_mended_is_told_last(
+def test_what_can_be_mended_is_reported_last(
     fake: FakeLibvirt, run: Run, virt_rapl: VirtRapl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     xml = definition("web", UUID, Path("/nowhere/qemu"), domain_type="qemu")

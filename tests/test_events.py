@@ -1,4 +1,4 @@
-"""Events: where they are told, that telling never fails or waits, and how `virt-rapl events` shows them."""
+"""Events: where they are recorded, that recording never fails or waits, and how `virt-rapl events` shows them."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield journal
 
 
-def test_what_is_told_is_read_again(tmp_path: Path) -> None:
+def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert list(events.read(run)) == []
     first, second = event(), event(domain="Zürich\n", result="degraded", reason="no helper")
@@ -126,7 +126,7 @@ def test_an_odd_line_does_not_end_the_command(tmp_path: Path, run: Run, odd: dic
     assert run("--json", "--since", "1d")[0] == 0
 
 
-def test_who_may_not_read_is_told(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_may_not_read_is_reported(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(path: Path, _: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 

@@ -80,7 +80,7 @@ Fault = Callable[[World, str], AbstractContextManager[str]]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_degrade_starts_the_domain_and_tells_why(world: World, new_guest: NewGuest, fault: Fault) -> None:
+def test_degrade_starts_the_domain_and_says_why(world: World, new_guest: NewGuest, fault: Fault) -> None:
     name = new_guest(100)
     with fault(world, "degrade") as reason:
         start_enabled(world, name)
@@ -136,9 +136,12 @@ def test_no_metadata_hides_the_mark_and_none_fakes_it(world: World, new_guest: N
         world.run(["virsh", "destroy", other])
     world.run(["virsh", "start", name])
     assert status(world, name)["vrapl"] == "active"
-    told = list(events.read_unchecked(world.path("/run/virt-rapl")))
-    assert [event.result for event in told if (event.domain, event.operation) == (name, "start")] == ["refuse", "ready"]
-    assert not [event for event in told if event.domain == other]
+    recorded = list(events.read_unchecked(world.path("/run/virt-rapl")))
+    assert [event.result for event in recorded if (event.domain, event.operation) == (name, "start")] == [
+        "refuse",
+        "ready",
+    ]
+    assert not [event for event in recorded if event.domain == other]
 
 
 @pytest.mark.parametrize("fault", [no_helper_binary, no_rapl_on_the_host])
@@ -273,7 +276,7 @@ def test_a_helper_that_dies_costs_the_meter_and_not_the_domain(world: World, new
     helper = status(world, name)["helper"]["pid"]
     world.kill(helper)
     before = datetime.now(UTC)
-    wait_until(lambda: status(world, name)["vrapl"] == "degraded", 5, "status tells")
+    wait_until(lambda: status(world, name)["vrapl"] == "degraded", 5, "status shows it")
     domain = status(world, name)
     assert "its helper ended" in domain["reason"]
     assert before - timedelta(seconds=5) <= datetime.fromisoformat(domain["since"]) <= before

@@ -63,7 +63,7 @@ def test_the_argument_alone_reads_nothing(world: World, new_guest: NewGuest) -> 
 
 @contextmanager
 def watched(world: World, name: str) -> Iterator[list[tuple[float, float]]]:
-    """Collect (time, joules) of the domain as `status --watch --json` tells them."""
+    """Collect (time, joules) of the domain as `status --watch --json` prints them."""
     points: list[tuple[float, float]] = []
     process = world.popen(["virt-rapl", "status", "--json", "--watch", name])
     assert process.stdout is not None
@@ -108,7 +108,7 @@ def test_guest_and_status_agree(world: World, new_guest: NewGuest, backend: str)
     start_enabled(world, name)
     wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
     with watched(world, name) as points:
-        wait_until(lambda: points, 5, "status tells something")
+        wait_until(lambda: points, 5, "status prints something")
         guest_points = counted(world, name, 22)
         time.sleep(1.5)
     (begin, first), (end, last) = guest_points[0], guest_points[-1]

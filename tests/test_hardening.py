@@ -1,4 +1,4 @@
-"""What confines us and QEMU is as tight as it is told to be, and is understood by those who read it."""
+"""What confines us and QEMU is as tight as it should be, and is understood by the programs that read it."""
 
 import os
 import re
@@ -31,10 +31,10 @@ def test_the_exposure_of_the_units(tmp_path: Path, unit: str, most: float) -> No
     """0.9 and 1.5 by systemd 254; another version may count a setting more."""
     path = tmp_path / unit
     path.write_text((ETC / "systemd" / unit).read_text().replace("@PYTHON@", "/usr/bin/python3"))
-    told = run("systemd-analyze", "security", "--offline=true", "--no-pager", path)
-    found = re.search(r"Overall exposure level for \S+: ([\d.]+) ", told)
-    assert found, told
-    assert float(found[1]) <= most, told
+    printed = run("systemd-analyze", "security", "--offline=true", "--no-pager", path)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+) ", printed)
+    assert found, printed
+    assert float(found[1]) <= most, printed
 
 
 @pytest.mark.parametrize("unit", sorted(path.name for path in (ETC / "systemd").glob("*.service")))

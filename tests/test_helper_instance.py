@@ -205,7 +205,7 @@ def test_energy_comes_at_a_rhythm_of_a_second(rapl: Rapl, directory: Path) -> No
         assert 1 <= len(set(values)) <= 5
 
 
-def test_status_tells_since_when_a_helper_is_dead(rapl: Rapl, directory: Path) -> None:
+def test_status_says_since_when_a_helper_is_dead(rapl: Rapl, directory: Path) -> None:
     with Instance(rapl, directory) as instance:
         registry = Registry(directory)
         record = registry.read(instance.uuid)

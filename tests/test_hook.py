@@ -135,9 +135,9 @@ def test_a_life(host: Host) -> None:
     assert host.helpers == 0
     assert host.call("release", host.marked) == (0, "", "")
     assert [path.name for path in host.run.iterdir()] == [paths.EVENTS]
-    told = [(event.domain, event.uuid, event.operation, event.result) for event in host.events()]
+    recorded = [(event.domain, event.uuid, event.operation, event.result) for event in host.events()]
     results = {"start": "ready", "started": "ready", "reconnect": "ready", "stopped": "ended", "release": "unchanged"}
-    assert told == [("web1", UUID, operation, result) for operation, result in results.items()]
+    assert recorded == [("web1", UUID, operation, result) for operation, result in results.items()]
 
 
 MARK_IN_TEXT = [
@@ -168,7 +168,7 @@ def test_a_mark_taken_out_while_the_domain_runs_changes_nothing(host: Host, oper
 
 @pytest.mark.parametrize(("policy", "status"), [("degrade", 0), ("refuse", 1)])
 def test_a_definition_that_cannot_be_read(host: Host, policy: str, status: int) -> None:
-    """Whether the mark is in it nobody can tell: who wants no domain without its meter gets none."""
+    """Whether the mark is in it is unknown: with `on_failure: refuse` the domain does not start."""
     host.configure(on_failure=policy)
     deep = host.marked.replace("<metadata>", "<metadata>" + "<a>" * 300 + "</a>" * 300)
     got, output, said = host.call("start", deep)
@@ -339,7 +339,7 @@ def test_no_failure_of_ours_reaches_libvirt(host: Host, operation: str) -> None:
         assert "Traceback" not in said
 
 
-def test_reconnect_tells_a_helper_that_died(host: Host) -> None:
+def test_reconnect_reports_a_helper_that_died(host: Host) -> None:
     host.call("start", host.marked)
     host.alive = False
     sign_of_life = host.run / f"{host.record.uuid}.alive"
@@ -402,7 +402,7 @@ def test_a_run_directory_of_somebody_else_has_no_say(host: Host, policy: str) ->
 
 @pytest.mark.skipif(os.getuid() != 0, reason="gives a directory away")
 def test_where_the_run_directory_is_not_ours_the_wrapper_finds_a_word_elsewhere(host: Host) -> None:
-    """Who has made the directory may have put a word into it."""
+    """The user who made the directory may have put a record into it."""
     host.run.mkdir()
     os.chown(host.run, 4321, 4321)
     host.call("start", host.marked)
@@ -485,15 +485,15 @@ def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> Non
 
 
 def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
-    with host.registry.switching_on(UUID) as tell:
+    with host.registry.switching_on(UUID) as instruct:
         assert host.call("restore", PLAIN)[1] == "", "it only looks yet"
-        tell("with")
+        instruct("with")
         assert host.call("restore", PLAIN)[1] == host.marked
         host.configure(domains="[web*]")
-        tell("without")
+        instruct("without")
         assert host.call("restore", PLAIN)[1] == ""
         assert not Definition.parse(host.call("restore", host.marked)[1]).is_marked
-        tell("with")
+        instruct("with")
         host.configure(domains="[]")
         assert host.call("restore", PLAIN)[1] == host.marked
     assert host.call("restore", PLAIN)[1] == ""
@@ -515,8 +515,8 @@ def test_the_end_of_a_domain_takes_away_what_a_killed_enable_live_left_and_no_mo
 def test_what_a_killed_enable_live_said_rules_nothing(host: Host, how: str) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path; from libvirt_rapl.helper.records import Registry\n"
-        f"with Registry(Path({str(host.run)!r})).switching_on({UUID!r}) as tell:\n"
-        f"    tell({how!r}); os.kill(os.getpid(), signal.SIGKILL)"
+        f"with Registry(Path({str(host.run)!r})).switching_on({UUID!r}) as instruct:\n"
+        f"    instruct({how!r}); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
     assert host.registry.path(UUID, "live").read_text().strip() == how

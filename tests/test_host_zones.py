@@ -85,11 +85,11 @@ def test_psys_of_further_packages(tmp_path: Path) -> None:
 
 def test_most_power_of_powercap_zones(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    for package, told in enumerate(["800000000\n", "15000000\n", "\n", None, "-1\n", f"{1 << 63}\n"]):
+    for package, written in enumerate(["800000000\n", "15000000\n", "\n", None, "-1\n", f"{1 << 63}\n"]):
         host.zone(f"intel-rapl:{package}", f"package-{package}")
         host.zone(f"intel-rapl:{package}:0", "dram")
-        if told:
-            write(host.powercap / f"intel-rapl:{package}/constraint_0_max_power_uw", told)
+        if written:
+            write(host.powercap / f"intel-rapl:{package}/constraint_0_max_power_uw", written)
     host.zone("intel-rapl:6", "psys")
     expected = {
         f"{kind}-{n}": watts
@@ -197,7 +197,7 @@ def test_a_register_that_a_cpu_does_not_have(tmp_path: Path) -> None:
 
 @dataclass
 class Script:
-    """A zone which reads as told."""
+    """A zone that reads as it was made to."""
 
     readings: list[int | OSError]
     wrap: int = 10**10
@@ -310,7 +310,7 @@ GARBAGE = [("max_energy_range_uj", text) for text in ("-1", "0", "-5", "", "garb
 
 
 @pytest.mark.parametrize(("file", "text"), GARBAGE)
-def test_a_zone_that_shows_what_no_counter_can_is_left_out_and_told(tmp_path: Path, file: str, text: str) -> None:
+def test_a_zone_that_shows_what_no_counter_can_is_left_out_and_reported(tmp_path: Path, file: str, text: str) -> None:
     host = Host(tmp_path)
     host.zone("intel-rapl:0", "package-0")
     host.zone("intel-rapl:0:0", "dram")
@@ -344,7 +344,7 @@ def test_a_counter_that_begins_to_show_garbage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "powercap", "msr"])
-def test_no_zones_tells_what_to_do(tmp_path: Path, choice: EnergySource) -> None:
+def test_no_zones_says_what_to_do(tmp_path: Path, choice: EnergySource) -> None:
     host = Host(tmp_path)
     with pytest.raises(VirtRaplError, match="zones of its CPU packages") as caught:
         open_source(choice, sys=host.sys, dev=host.dev, proc=host.proc)

@@ -155,7 +155,7 @@ def test_what_a_newer_version_does_not_have_any_more_goes_but_for_wrappers(
     assert not (root / WRAPPER).exists()
 
 
-def test_what_cannot_be_written_is_told(root: Path) -> None:
+def test_what_cannot_be_written_is_reported(root: Path) -> None:
     (root / "etc").write_text("not a directory")
     with pytest.raises(VirtRaplError, match="cannot change") as caught:
         install(root)
@@ -172,17 +172,17 @@ def test_a_file_of_somebody_elses_is_not_overwritten(root: Path, name: str) -> N
     assert tree(root) == before
 
 
-def test_a_dry_run_tells_what_a_run_does_and_does_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_what_a_run_does_and_does_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def virt_rapl(*arguments: str) -> list[str]:
         assert main([*arguments, "--prefix-root", str(root)]) == 0
         return capsys.readouterr().out.splitlines()
 
     for command in ("install", "uninstall"):
         before = tree(root)
-        told = virt_rapl(command, "--dry-run")
+        printed = virt_rapl(command, "--dry-run")
         assert tree(root) == before
-        assert told
-        assert virt_rapl(command) == [line.removeprefix("would be ") for line in told]
+        assert printed
+        assert virt_rapl(command) == [line.removeprefix("would be ") for line in printed]
         assert tree(root) != before
 
 
@@ -350,7 +350,7 @@ def test_killed_at_any_moment(
 
 
 def test_what_another_process_is_writing_stays(root: Path) -> None:
-    """What is left under a name of ours goes if nobody is there any more who writes it, and it is ours."""
+    """A leftover under a temporary name is removed if the process that wrote it has ended, and it is ours."""
     install(root)
     other = subprocess.Popen(["sleep", "60"])
     try:
@@ -368,7 +368,7 @@ def test_what_another_process_is_writing_stays(root: Path) -> None:
     assert mine.exists()
 
 
-def test_what_cannot_be_removed_is_told_and_goes_the_next_time(root: Path) -> None:
+def test_what_cannot_be_removed_is_reported_and_goes_the_next_time(root: Path) -> None:
     before = tree(root)
     install(root)
     with after(3, OSError(errno.EROFS, os.strerror(errno.EROFS))):  # noqa: SIM117
@@ -383,7 +383,7 @@ READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@
 
 
 @pytest.mark.e2e
-def test_a_read_only_system_is_told_by_the_files_own_name(root: Path) -> None:
+def test_a_read_only_system_is_reported_by_the_files_own_name(root: Path) -> None:
     install(root)
     (root / HOOK).write_text("of an older version\n")
     command = [sys.executable, "-m", "libvirt_rapl", "install", "--prefix-root", str(root)]
@@ -461,11 +461,11 @@ def test_a_wrapper_older_than_its_emulator_is_touched(root: Path) -> None:
     before = (root / WRAPPER).stat().st_ctime_ns
     os.utime(qemu, (0, 0))  # packages bring files that are older than their installation
     time.sleep(TICK)
-    (told,) = wrappers.refresh(root, dry_run=True)
-    assert told.startswith("would be touched")
+    (line,) = wrappers.refresh(root, dry_run=True)
+    assert line.startswith("would be touched")
     assert wrappers.stale(qemu)
-    (told,) = wrappers.refresh(root)
-    assert told.startswith(f"touched   {root / WRAPPER}: qemu-system-x86_64 has changed")
+    (line,) = wrappers.refresh(root)
+    assert line.startswith(f"touched   {root / WRAPPER}: qemu-system-x86_64 has changed")
     assert (root / WRAPPER).stat().st_ctime_ns > before
     assert not wrappers.stale(qemu)
     qemu.unlink()

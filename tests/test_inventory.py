@@ -30,8 +30,8 @@ def marked(number: int) -> str:
 
 
 def failure(code: int) -> libvirt.libvirtError:
-    error = libvirt.libvirtError("told so")
-    error.err = (code, 0, "told so")
+    error = libvirt.libvirtError("refused")
+    error.err = (code, 0, "refused")
     return error
 
 
@@ -139,8 +139,8 @@ def entry(number: int, *, running: bool = True, mark: Mark | None = None) -> Ent
     )
 
 
-def started(told: list[str]) -> Inventory:
-    found = Inventory("fake:///", told.append)
+def started(logged: list[str]) -> Inventory:
+    found = Inventory("fake:///", logged.append)
     found.start()
     assert found.attempted.wait(10)
     return found
@@ -215,11 +215,11 @@ def test_vcpus_that_are_plugged_and_unplugged(fake: FakeLibvirt, monkeypatch: py
 
 
 def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
-    told: list[str] = []
+    logged: list[str] = []
     fake.set(FakeDomain(1, plain(1)))
-    found = started(told)
+    found = started(logged)
     fake.lose()
-    eventually(lambda: len(told) == 1)
+    eventually(lambda: len(logged) == 1)
     assert found.entries == {UUID.format(1): entry(1)}  # metered on
     fake.domains.clear()
     fake.set(FakeDomain(2, plain(2)))
@@ -227,14 +227,14 @@ def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
     eventually(shows(found, entry(2)))
     fake.set(FakeDomain(3, plain(3)))
     eventually(shows(found, entry(2), entry(3)))
-    assert told == [
+    assert logged == [
         "without libvirt for now: libvirt at fake:/// closed the connection; running domains are still metered",
         "libvirt is back",
     ]
     assert fake.closed == 1
 
 
-def test_without_libvirt_its_run_time_files_tell(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_libvirt_its_run_time_files_are_read(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     record = run_files.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, marked(1))
     monkeypatch.setattr(inventory, "running_domains", lambda: [record])
     fake.there = False
@@ -249,7 +249,9 @@ def test_without_libvirt_its_run_time_files_tell(fake: FakeLibvirt, monkeypatch:
     eventually(shows(found, entry(2, running=False)))
 
 
-def test_a_process_that_ended_is_seen_before_libvirt_tells(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ended_is_seen_before_libvirt_reports_it(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(2**22 + 1, {}))  # no process has this PID
     fake.set(FakeDomain(1, marked(1)))
     fake.set(FakeDomain(2, plain(2)))
@@ -336,9 +338,7 @@ def test_running_domains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "found"), [(1, True), (2, False)])
-def test_whose_process_it_is_its_cgroup_tells_and_not_its_command_line(
-    tmp_path: Path, number: int, found: bool
-) -> None:
+def test_whose_process_it_is_its_cgroup_says_and_not_its_command_line(tmp_path: Path, number: int, found: bool) -> None:
     root, host = tmp_path / "libvirt", Host(tmp_path)
     text = plain(1).replace("<domain ", "<domain id='1' ")
     write(root / "vm1.xml", f"<domstatus state='running' pid='7'><vcpus/>{text}</domstatus>")
@@ -368,14 +368,14 @@ def test_events_of_a_real_libvirt_driver() -> None:
         connection.close()
 
 
-def test_a_title_and_metadata_that_change_are_told() -> None:
-    """On libvirt's test driver, which tells it as QEMU's does."""
-    test, told = connection.connect("test:///default"), SimpleQueue[str]()
+def test_a_title_and_metadata_that_change_are_reported() -> None:
+    """On libvirt's test driver, which reports it as QEMU's does."""
+    test, changes = connection.connect("test:///default"), SimpleQueue[str]()
     domain = test.lookupByName("test")
-    with connection.subscribed(test, changed=told.put, lost=lambda: None):
+    with connection.subscribed(test, changed=changes.put, lost=lambda: None):
         for change in (
             (libvirt.VIR_DOMAIN_METADATA_TITLE, "Shop", None, None),
             (libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<a/>", "a", "urn:a"),
         ):
             domain.setMetadata(*change, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-            assert told.get(timeout=10) == domain.UUIDString()
+            assert changes.get(timeout=10) == domain.UUIDString()

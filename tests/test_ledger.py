@@ -26,7 +26,7 @@ DRAM = Part(HOST, WHOLE, "dram-0")
 VCPU = Part("aaaaaaaa-0000-0000-0000-000000000000", 3, "package")
 
 
-class Told(list[str]):
+class Logged(list[str]):
     """The lines of one ledger."""
 
 
@@ -36,19 +36,19 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def logged() -> Logged:
+    return Logged()
 
 
 MakeLedger = Callable[..., Ledger]
 
 
 @pytest.fixture
-def make_ledger(path: Path, told: Told) -> MakeLedger:
-    return lambda simulated=False: Ledger(path, simulated=simulated, log=told.append)
+def make_ledger(path: Path, logged: Logged) -> MakeLedger:
+    return lambda simulated=False: Ledger(path, simulated=simulated, log=logged.append)
 
 
-def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, told: Told) -> None:
+def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, logged: Logged) -> None:
     first = make_ledger()
     assert first.load().totals == {}
     first.write(Kept({PACKAGE: 10, VCPU: 2**62}))
@@ -58,7 +58,7 @@ def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, told: Told) 
     assert second.load().totals == {PACKAGE: 30, VCPU: 2**62, DRAM: 1}
     assert second.load().totals == {}  # only once: they would count twice
     assert second.since == first.since
-    assert told == []
+    assert logged == []
 
 
 def test_nobody_else_may_read_and_so_hold_its_locks(make_ledger: MakeLedger, path: Path) -> None:
@@ -106,21 +106,21 @@ INSERT INTO domain VALUES ('aaaaaaaa-0000-0000-0000-000000000000', 1764240000.5)
 """A file as virt-rapl wrote it before there was a digest, when ages went by the host's clock."""
 
 
-def test_what_was_open_to_everybody_is_told_and_closed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+def test_what_was_open_to_everybody_is_logged_and_closed(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:
     make_ledger().load()
-    assert told == []
+    assert logged == []
     assert path.parent.stat().st_mode & 0o777 == 0o700
     path.parent.chmod(0o755)
     path.chmod(0o644)
     make_ledger().load()
-    assert told == [f"{path} was open to everybody (mode 644); now it is not (mode 600)"]
+    assert logged == [f"{path} was open to everybody (mode 644); now it is not (mode 600)"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o755, "the directory may be the system's"
 
 
 @pytest.mark.parametrize(("schema", "lowest"), [(SCHEMA_1, {}), (SCHEMA_2, {"package-0": (5, 1000)})])
 def test_a_file_of_an_older_schema_is_counted_on(
-    make_ledger: MakeLedger, path: Path, told: Told, schema: str, lowest: dict[str, tuple[int, int]]
+    make_ledger: MakeLedger, path: Path, logged: Logged, schema: str, lowest: dict[str, tuple[int, int]]
 ) -> None:
     path.parent.mkdir(mode=0o750)
     path.touch(mode=0o640)
@@ -135,19 +135,19 @@ def test_a_file_of_an_older_schema_is_counted_on(
     again = make_ledger()
     assert again.load() == more
     assert again.since == 1234567890.5
-    assert told == []
+    assert logged == []
 
 
 @pytest.mark.parametrize("change", ["microjoules = 71 WHERE owner = 'host'", "microjoules = 6 WHERE vcpu = 3"])
 def test_a_file_of_an_older_schema_whose_totals_do_not_add_up(
-    make_ledger: MakeLedger, path: Path, told: Told, change: str
+    make_ledger: MakeLedger, path: Path, logged: Logged, change: str
 ) -> None:
     path.parent.mkdir(mode=0o750)
     path.touch(mode=0o640)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(f"{SCHEMA_2}; UPDATE total SET {change};")
     assert make_ledger().load() == Kept()
-    assert len(told) == 1
+    assert len(logged) == 1
     assert len(list(path.parent.glob("ledger.db.aside-*"))) == 1
 
 
@@ -231,7 +231,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_set_aside(
-    make_ledger: MakeLedger, path: Path, told: Told, damage: Callable[[Path], None]
+    make_ledger: MakeLedger, path: Path, logged: Logged, damage: Callable[[Path], None]
 ) -> None:
     ledger = make_ledger()
     ledger.load()
@@ -242,13 +242,13 @@ def test_a_damaged_file_is_set_aside(
     anew = make_ledger()
     assert anew.load().totals == {}
     anew.write(Kept({PACKAGE: 5}))
-    (line,) = told
+    (line,) = logged
     assert line.startswith(f"{path} cannot be used: ")
     (aside,) = path.parent.glob("ledger.db.aside-*[0-9]")
     assert aside.name in line
     assert aside.read_bytes() == damaged
     assert make_ledger().load().totals == {PACKAGE: 5}
-    assert len(told) == 1
+    assert len(logged) == 1
 
 
 FULL = Kept(
@@ -265,7 +265,7 @@ FULL = Kept(
 FLIPS = 2000
 
 
-def test_a_bit_that_flips_changes_no_total_in_silence(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+def test_a_bit_that_flips_changes_no_total_in_silence(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:
     ledger = make_ledger()
     ledger.load()
     assert ledger.write(FULL)
@@ -275,16 +275,16 @@ def test_a_bit_that_flips_changes_no_total_in_silence(make_ledger: MakeLedger, p
         flipped, bit = bytearray(whole), chance.randrange(len(whole) * 8)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        told.clear()
+        logged.clear()
         again = make_ledger()
         if again.load() == FULL and again.since == ledger.since:
-            assert told == [], bit
+            assert logged == [], bit
             found["the same"] += 1
         else:
-            (line,) = told
+            (line,) = logged
             assert line.startswith(f"{path} cannot be used: "), bit
             (aside,) = path.parent.glob("ledger.db.aside-*[0-9]")
-            assert aside.read_bytes()[20:] == flipped[20:], bit  # its header tells who has opened it
+            assert aside.read_bytes()[20:] == flipped[20:], bit  # its header shows which program has opened it
             aside.unlink()
             found["set aside"] += 1
     print(found)
@@ -292,19 +292,19 @@ def test_a_bit_that_flips_changes_no_total_in_silence(make_ledger: MakeLedger, p
 
 
 @pytest.mark.parametrize("length", [1, 19, 99, 100, 4095, 4096, 4097, 8192, -4096, -2048])
-def test_a_file_that_was_cut(make_ledger: MakeLedger, path: Path, told: Told, length: int) -> None:
+def test_a_file_that_was_cut(make_ledger: MakeLedger, path: Path, logged: Logged, length: int) -> None:
     ledger = make_ledger()
     ledger.load()
     ledger.write(FULL)
     path.write_bytes(path.read_bytes()[:length])
     assert make_ledger().load() == Kept()
-    assert len(told) == 1
+    assert len(logged) == 1
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
 @pytest.mark.parametrize("what", ["link", "dangling", "fifo", "directory"])
 def test_what_is_no_file_is_neither_opened_nor_followed(
-    make_ledger: MakeLedger, path: Path, told: Told, what: str, suffix: str
+    make_ledger: MakeLedger, path: Path, logged: Logged, what: str, suffix: str
 ) -> None:
     ledger = make_ledger()
     ledger.load()
@@ -321,41 +321,41 @@ def test_what_is_no_file_is_neither_opened_nor_followed(
         target.write_text("somebody else's")
         target.chmod(0o644)
     assert ledger.write(Kept({PACKAGE: 20}))
-    (line,) = told
+    (line,) = logged
     assert place.name in line
     assert make_ledger().load().totals == {PACKAGE: 20}
-    assert len(told) == 1
+    assert len(logged) == 1
     if what == "link":
         assert (target.read_text(), target.stat().st_mode & 0o777) == ("somebody else's", 0o644)
     assert target.exists() == (what == "link")
 
 
-def test_a_file_that_is_being_made_when_we_are_killed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+def test_a_file_that_is_being_made_when_we_are_killed(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:
     path.parent.mkdir(mode=0o750)
     for suffix in (".new", ".new-journal"):
         Path(f"{path}{suffix}").write_text("half")
     assert make_ledger().load() == Kept()
-    assert told == []
+    assert logged == []
     assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
 
 
 def test_a_file_damaged_or_taken_away_meanwhile_is_written_anew(
-    make_ledger: MakeLedger, path: Path, told: Told
+    make_ledger: MakeLedger, path: Path, logged: Logged
 ) -> None:
     ledger = make_ledger()
     ledger.load()
     ledger.write(Kept({PACKAGE: 10, VCPU: 5}))
     path.write_text("damaged" * 1000)
     ledger.write(Kept({PACKAGE: 20, VCPU: 5}))
-    assert len(told) == 1
+    assert len(logged) == 1
     path.unlink()
     ledger.write(Kept({PACKAGE: 30, VCPU: 5}))
     assert make_ledger().load().totals == {PACKAGE: 30, VCPU: 5}
     assert make_ledger().since < ledger.since + 60
 
 
-def test_a_place_that_cannot_be_used_is_told_once_and_tried_again(
-    make_ledger: MakeLedger, path: Path, told: Told
+def test_a_place_that_cannot_be_used_is_logged_once_and_tried_again(
+    make_ledger: MakeLedger, path: Path, logged: Logged
 ) -> None:
     before = make_ledger()
     before.load()
@@ -368,7 +368,7 @@ def test_a_place_that_cannot_be_used_is_told_once_and_tried_again(
     for _ in range(3):
         assert ledger.load().totals == {}
         ledger.write(Kept(counted))
-    (line,) = told
+    (line,) = logged
     assert line.startswith(f"cannot keep totals in {path}: ")
     assert line.endswith("metering goes on in memory")
 
@@ -377,11 +377,11 @@ def test_a_place_that_cannot_be_used_is_told_once_and_tried_again(
     assert ledger.load().totals == {PACKAGE: 100}
     ledger.write(Kept({PACKAGE: 107}))
     assert make_ledger().load().totals == {PACKAGE: 107}
-    assert told[1:] == [f"totals are kept in {path} again"]
+    assert logged[1:] == [f"totals are kept in {path} again"]
 
 
 def test_another_program_holds_the_file(
-    make_ledger: MakeLedger, path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+    make_ledger: MakeLedger, path: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("libvirt_rapl.energy.ledger.BUSY_SECONDS", 0.01)
     ledger = make_ledger()
@@ -390,25 +390,25 @@ def test_another_program_holds_the_file(
         other.execute("BEGIN IMMEDIATE")
         ledger.write(Kept({PACKAGE: 1}))
         other.execute("ROLLBACK")
-    assert "locked" in told[0]
+    assert "locked" in logged[0]
     ledger.write(Kept({PACKAGE: 2}))
     assert make_ledger().load().totals == {PACKAGE: 2}
 
 
-def test_simulated_and_measured_energy_are_never_mixed(make_ledger: MakeLedger, path: Path, told: Told) -> None:
+def test_simulated_and_measured_energy_are_never_mixed(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:
     simulated = make_ledger(simulated=True)
     simulated.load()
     simulated.write(Kept({PACKAGE: 10}))
     measured = make_ledger()
     assert measured.load().totals == {}
     measured.write(Kept({PACKAGE: 3}))
-    assert "simulated" in told[0]
+    assert "simulated" in logged[0]
     assert len(list(path.parent.glob("ledger.db.aside-*"))) == 1
 
     again = make_ledger(simulated=True)
     assert again.load().totals == {}
     again.write(Kept({PACKAGE: 99}))
-    assert "it holds measured energy" in told[1]
+    assert "it holds measured energy" in logged[1]
     assert make_ledger().load().totals == {PACKAGE: 3}
 
 
@@ -457,26 +457,26 @@ def fill():
         try:
             while filler.write(b"x" * 4096): pass
         except OSError: pass
-told = []
-def ledger(): return Ledger(directory / "ledger.db", simulated=True, log=told.append)
+logged = []
+def ledger(): return Ledger(directory / "ledger.db", simulated=True, log=logged.append)
 def many(n): return {Part("host", -1, f"zone-{number}"): n for number in range(5000)}
 fill()
 empty = ledger()
 assert empty.load().totals == {} and empty.load().totals == {}
-assert len(told) == 1 and "memory" in told[0], told
+assert len(logged) == 1 and "memory" in logged[0], logged
 (directory / "filler").unlink()
 assert empty.load().totals == {}
-assert len(told) == 2 and "again" in told[1], told
+assert len(logged) == 2 and "again" in logged[1], logged
 empty.write(Kept(many(1)))
 fill()
 empty.write(Kept({**many(2), **{Part("other", n, "package" * 20): n for n in range(5000)}}))
 empty.write(Kept({**many(3), **{Part("other", n, "package" * 20): n for n in range(5000)}}))
-assert len(told) == 3 and "memory" in told[2], told
+assert len(logged) == 3 and "memory" in logged[2], logged
 assert set(ledger().load().totals.values()) <= {1}
 (directory / "filler").unlink()
 empty.write(Kept(many(4)))
 assert set(ledger().load().totals.values()) == {4}
-print("\\n".join(told))
+print("\\n".join(logged))
 """
 
 
@@ -577,7 +577,7 @@ def test_domains_that_are_gone_for_good_are_kept_together(tmp_path: Path) -> Non
     month = GONE_SECONDS
     assert retire(1000.0, set(), {A, B}) == set()
     assert retire(999.0 + month, set()) == set()  # not so long ago yet
-    assert retire(1001.0 + month, None) == set()  # libvirt has not told
+    assert retire(1001.0 + month, None) == set()  # libvirt has not said
     assert retire(1001.0 + month, {A, B}) == set()  # defined, though it does not run
     assert retire(1001.0 + month, {A}, {A}) == {B}
     assert meter.domains.keys() == {A, GONE}

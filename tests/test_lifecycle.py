@@ -144,7 +144,7 @@ def test_qemu_crashes_while_libvirtd_is_away(host: Host, name: str) -> None:
     host.world.kill(qemu)
     host.world.start_libvirtd()
     assert host.state(name) == "shut off"
-    host.check(daemon_tells=LIBVIRT_AWAY)
+    host.check(daemon_logs=LIBVIRT_AWAY)
     host.virsh("start", name)
     host.check()
 
@@ -210,7 +210,7 @@ def test_autostart(host: Host, name: str) -> None:
     host.world.run(["sh", "-c", "rm -f /run/libvirt/qemu/autostarted"])  # as if the machine had been booted
     host.world.start_libvirtd()
     wait_until(lambda: host.state(name) == "running", 20, "it starts by itself")
-    host.check(daemon_tells=LIBVIRT_AWAY)
+    host.check(daemon_logs=LIBVIRT_AWAY)
 
 
 def test_transient(host: Host) -> None:
@@ -290,7 +290,7 @@ def test_libvirtd(host: Host, name: str, step: Callable[[Host], None]) -> None:
     host.check()
     before = host.qemu(name), host.helpers()
     step(host)
-    host.check(daemon_tells=() if step is reloaded else LIBVIRT_AWAY)
+    host.check(daemon_logs=() if step is reloaded else LIBVIRT_AWAY)
     assert (host.qemu(name), host.helpers()) == before
     host.virsh("destroy", name)
     host.check()
@@ -332,7 +332,7 @@ def test_a_helper_dies_while_libvirtd_is_away(host: Host, name: str) -> None:
     host.world.stop_libvirtd("KILL")
     kill_helper(host, uuid)
     host.world.start_libvirtd()
-    host.check(degraded={name: "its helper ended"}, daemon_tells=LIBVIRT_AWAY)
+    host.check(degraded={name: "its helper ended"}, daemon_logs=LIBVIRT_AWAY)
     last = list(events.read_unchecked(host.world.path(host.run_directory)))[-1]
     assert (last.domain, last.operation, last.result) == (name, "reconnect", "degraded")
 
@@ -359,7 +359,7 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
     finally:
         aside.rename(helper)
     host.configure()
-    host.check(degraded={name: "its log and events tell of it"})
+    host.check(degraded={name: "its log and events report it"})
     host.virsh("start", name)
     host.check()
 

@@ -184,7 +184,7 @@ def test_the_destination_refuses(hosts: Hosts, name: str) -> None:
         why = f"virt-rapl: {name} is not started without RAPL: the helper ended: qemu-vmsr-helper is not installed"
         assert why in refused.stderr
         hosts.here.check()
-        hosts.there.check(degraded={name: why})  # as its log tells, too; it does not run
+        hosts.there.check(degraded={name: why})  # as its log says, too; it does not run
         hosts.there.configure(helper="qemu")
         hosts.here.world.run(command(name, "there"))
         hosts.here.check()

@@ -40,7 +40,7 @@ class Handle:
 
     def __init__(self, registry: Registry, *, save: str = "", restores: tuple[str, ...] = ("",)) -> None:
         self.registry, self.trouble, self.restores = registry, save, list(restores)
-        self.active, self.enabled, self.aborted, self.told = True, False, threading.Event(), list[str]()
+        self.active, self.enabled, self.aborted, self.hows = True, False, threading.Event(), list[str]()
         self.job, self.operation = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
         self.image = live_plan.SAVES / "web.save"
 
@@ -70,7 +70,7 @@ class Handle:
         return 0
 
     def create(self) -> int:
-        self.told.append(self.registry.how_to_restore(UUID))
+        self.hows.append(self.registry.how_to_restore(UUID))
         if trouble := self.restores.pop(0):
             raise libvirt.libvirtError(trouble)
         self.active = True
@@ -112,20 +112,20 @@ def plan(handle: Handle, *, persistent: bool = True) -> live_plan.Plan:
     )
 
 
-def told(registry: Registry) -> list[tuple[str, str]]:
+def recorded(registry: Registry) -> list[tuple[str, str]]:
     return [(event.operation, event.result) for event in events.read(registry.run_directory)]
 
 
-def test_the_hook_is_told_while_the_domain_is_restored_and_no_longer(registry: Registry) -> None:
+def test_the_hook_is_instructed_while_the_domain_is_restored_and_no_longer(registry: Registry) -> None:
     handle = Handle(registry)
     live.switch_on(plan(handle), registry, print)
     assert handle.enabled
-    assert handle.told == ["with"]
+    assert handle.hows == ["with"]
     assert registry.how_to_restore(UUID) == ""
-    assert told(registry) == [("live", "active")]
+    assert recorded(registry) == [("live", "active")]
 
 
-def test_what_the_guest_will_see_is_told() -> None:
+def test_what_the_guest_will_see_is_reported() -> None:
     line = str(plan(Handle(Registry(Path("/none")))))
     assert line.startswith("web: pauses for about 4 s: it is saved to /var/lib/libvirt/qemu/save and restored")
     assert "1024 MiB of memory" in line
@@ -135,8 +135,8 @@ def test_not_saved_is_not_touched(registry: Registry) -> None:
     handle = Handle(registry, save="no space left")
     with pytest.raises(VirtRaplError, match="web: runs on as before, as libvirt did not save it: no space left"):
         live.switch_on(plan(handle), registry, print)
-    assert handle.told == []
-    assert told(registry) == [("live", "failed")]
+    assert handle.hows == []
+    assert recorded(registry) == [("live", "failed")]
 
 
 def test_a_libvirt_that_is_lost_meanwhile(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_not_restored_with_it_is_restored_without(registry: Registry) -> None:
     ):
         live.switch_on(plan(handle), registry, print)
     assert not handle.enabled
-    assert handle.told == ["with", "without"]
+    assert handle.hows == ["with", "without"]
     assert registry.how_to_restore(UUID) == ""
 
 
@@ -186,7 +186,7 @@ def test_a_domain_that_its_owner_destroys_stays_so(registry: Registry, trouble: 
     handle = Handle(registry, restores=(trouble, ""))
     with pytest.raises(VirtRaplError, match=r"web: was killed as it was restored.*; it is saved in"):
         live.switch_on(plan(handle), registry, print)
-    assert handle.told == ["with"]
+    assert handle.hows == ["with"]
     assert not handle.active
 
 
@@ -205,7 +205,7 @@ def test_a_restored_domain_that_has_ended_does_not_run_on(registry: Registry, mo
         live._check(domain(handle), registry)
 
 
-def test_a_definition_that_is_gone_is_told(registry: Registry) -> None:
+def test_a_definition_that_is_gone_is_reported(registry: Registry) -> None:
     def enable() -> None:
         raise VirtRaplError("it was undefined meanwhile")
 
@@ -213,7 +213,7 @@ def test_a_definition_that_is_gone_is_told(registry: Registry) -> None:
         VirtRaplError, match=r"web: has its meter until it ends, but not .*: it was undefined meanwhile"
     ):
         live.switch_on(dataclasses.replace(plan(Handle(registry)), enable=enable), registry, print)
-    assert told(registry) == [("live", "active")]
+    assert recorded(registry) == [("live", "active")]
 
 
 def test_a_full_run_directory_is_seen_before_the_domain_is_touched(registry: Registry) -> None:
@@ -237,7 +237,7 @@ def test_one_at_a_time(registry: Registry) -> None:
 def test_what_another_does_to_a_domain_is_not_taken_for_its_trouble(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saved by another it does not run, and has an image that one would be told to remove."""
+    """Saved by another it does not run, and has an image that a hint would say to remove."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     handle = Handle(registry)
     handle.active = False
@@ -290,14 +290,14 @@ def test_ctrl_c_cancels_the_save(registry: Registry) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_ctrl_c_that_comes_too_late_takes_effect_when_all_is_told(
+def test_a_ctrl_c_that_comes_too_late_takes_effect_after_the_report(
     registry: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handle = Handle(registry, save="late")
     with pytest.raises(KeyboardInterrupt):
         live.switch_on(plan(handle), registry, print)
     assert handle.enabled
-    assert told(registry) == [("live", "active")]
+    assert recorded(registry) == [("live", "active")]
     assert "web: has its meter; it paused for" in capsys.readouterr().out
 
 
@@ -308,7 +308,7 @@ def test_ctrl_z_waits_until_the_domain_runs_again(registry: Registry, monkeypatc
 
     def managed_save() -> int:
         os.kill(os.getpid(), signal.SIGTSTP)
-        time.sleep(0.2)  # long enough to be seen by whoever cancels
+        time.sleep(0.2)  # long enough for the code that cancels to see it
         return save()
 
     monkeypatch.setattr(handle, "managedSave", managed_save)
@@ -363,7 +363,7 @@ def plant(world: World, name: str) -> None:
 
 
 def remembers(world: World, name: str) -> bool:
-    """Tell whether the guest is the one that was started first."""
+    """Return whether the guest is the one that was started first."""
     line = monitor(world, name, f"xp /4xb {ADDRESS:#x}")
     return [word.removeprefix("0x") for word in line.partition(":")[2].split()] == [
         SECRET[place : place + 2] for place in range(0, 8, 2)
@@ -637,7 +637,7 @@ def begin_to_save(world: World, running: str) -> tuple[int, "subprocess.Popen[st
     assert command.stdout is not None
     ours = command.stdout.readline().strip()
     assert "pauses for about" in command.stdout.readline()
-    time.sleep(1)  # libvirt is told to save, and waits for QEMU
+    time.sleep(1)  # libvirt has begun to save, and waits for QEMU
     return pid, command, ours
 
 

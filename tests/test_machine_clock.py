@@ -156,7 +156,7 @@ def test_servants_are_not_looked_for_at_every_call(tmp_path: Path, monkeypatch: 
     clock.close()
 
 
-def test_a_servant_that_is_new_is_told_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_servant_that_is_new_is_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_clock, "PROCESSES_SECONDS", 0)
     up = 4710 * NANOSECONDS_PER_TICK
     monkeypatch.setattr(machine_clock, "_now", lambda: up)

@@ -1,4 +1,4 @@
-"""The meter on a host made of files: who is charged what while domains, threads, zones and CPUs come and go."""
+"""The meter on a host made of files: what domains are charged while domains, threads, zones and CPUs come and go."""
 
 import errno
 import time
@@ -58,7 +58,7 @@ class Bench:
         self.host.process(pid, threads, ended_ns=int(ended * S))
 
     def conserved(self, joules: float) -> bool:
-        """Tell whether domains, other and idle make up this much, each domain's vCPUs the domain, and every zone."""
+        """Return whether domains, other and idle make up this much, each domain's vCPUs the domain, and every zone."""
         meter = self.meter
         for uuid, domain in meter.domains.items():
             assert sum(vcpu.microjoules for vcpu in domain.vcpus.values()) == domain.microjoules
@@ -205,7 +205,7 @@ def test_a_process_that_cannot_be_read_costs_its_own_readings_only(
     assert bench.conserved(200)
 
 
-def test_what_is_counted_while_the_host_does_not_tell_is_given_out_later(make_bench: MakeBench) -> None:
+def test_what_is_counted_while_the_host_cannot_be_read_is_given_out_later(make_bench: MakeBench) -> None:
     bench = make_bench()
     bench.qemu(7, 0, 0)
     meter = bench.start((A, 7))
@@ -369,7 +369,7 @@ def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(make
         total += true
         bench.joules(100 * second, 0)
         bench.joules(20 * second, 1)
-        bench.host.busy(dict.fromkeys(range(4), 100 * second))  # with others, so that busy time tells nothing
+        bench.host.busy(dict.fromkeys(range(4), 100 * second))  # with others, so that busy time says nothing
         bench.qemu(7, 0, second, cpu=2 * package)
         bench.sample((A, 7))
         wrongly_placed = (0, 0.5, 1)[min(moves, 2)]  # at most, seconds

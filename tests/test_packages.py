@@ -211,7 +211,7 @@ def machine(deb: Path) -> Iterator[Machine]:
 
 
 def dpkg(machine: Machine, *arguments: str, check: bool = True, **environment: str) -> str:
-    """Run dpkg as an administrator does who is not there to be asked; return all that it says."""
+    """Run dpkg without asking questions; return all that it prints."""
     variables = [f"{name}={value}" for name, value in {**SYSTEM, "DEBIAN_FRONTEND": "noninteractive"}.items()]
     variables += [f"{name}={value}" for name, value in environment.items()]
     done = machine.run(["env", *variables, "dpkg", "--force-unsafe-io", *arguments], check=check, timeout=180)
@@ -322,7 +322,7 @@ def test_the_life_of_a_package(machine: Machine) -> None:
 
 @pytest.mark.e2e
 def test_a_package_that_was_unpacked_and_not_configured_is_removed_without_being_asked(machine: Machine) -> None:
-    """As after an upgrade that broke off. It cannot refuse, but tells; and what it leaves is in nobody's way."""
+    """As after an upgrade that broke off. It cannot refuse, but warns; and nothing that it leaves is in the way."""
     other = "/usr/libexec/qemu-kvm"
     dpkg(machine, "-i", "/root/this.deb")
     machine.run(["cp", "/usr/bin/qemu-system-x86_64", other])

@@ -54,7 +54,7 @@ def dumped(world: World, name: str) -> str:
 
 
 def in_order(world: World, name: str) -> bool:
-    """Tell whether the domain's next start gives it its meter."""
+    """Return whether the domain's next start gives it its meter."""
     xml = dumped(world, name)
     definition = Definition.parse(xml)
     try:
@@ -129,7 +129,7 @@ def test_repairs(world: World, define: Define) -> None:
 
 
 @pytest.mark.usefixtures("daemon")
-def test_a_refusal_is_told_once_and_shown(world: World, define: Define) -> None:
+def test_a_refusal_is_logged_once_and_shown(world: World, define: Define) -> None:
     growable = plain("chosen", 1).replace("<vcpu>2<", "<vcpu current='1'>2<")
     define("chosen", growable)
     wait_until(lambda: (asked(world) or {}).get("chosen", {}).get("reason"), 5, "the reason is shown")
@@ -148,7 +148,7 @@ def test_a_refusal_is_told_once_and_shown(world: World, define: Define) -> None:
 
 
 @pytest.mark.usefixtures("daemon")
-def test_disable_tells_that_it_is_in_vain(world: World, define: Define) -> None:
+def test_disable_warns_that_it_is_in_vain(world: World, define: Define) -> None:
     define("chosen", plain("chosen", 1))
     comes_in_order(world, "chosen")
     done = world.run(["virt-rapl", "disable", "chosen"])

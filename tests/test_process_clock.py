@@ -1,4 +1,4 @@
-"""Thread clocks: nothing is lost and nothing is told twice, in a tree of files and on real processes."""
+"""Thread clocks: nothing is lost and nothing is counted twice, in a tree of files and on real processes."""
 
 import os
 import signal
@@ -28,18 +28,18 @@ def host(tmp_path: Path) -> Host:
 
 def advance(clock: ProcessClock) -> dict[int | None, int]:
     """What each vCPU ran, by its number, and what all the rest did."""
-    told: dict[int | None, int] = {}
+    counted: dict[int | None, int] = {}
     for run in clock.advance():
-        told[run.vcpu] = told.get(run.vcpu, 0) + run.nanoseconds
-    return told
+        counted[run.vcpu] = counted.get(run.vcpu, 0) + run.nanoseconds
+    return counted
 
 
 def test_what_each_thread_ran_and_where(host: Host) -> None:
     host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS, cpu=1), 11: Thread("worker", 0, cpu=1)})
     clock = ProcessClock(7, with_cpu=True, vcpu_tids={0: 9}, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 30 * MS, cpu=1), 9: Thread("CPU 0/KVM", 905 * MS), 11: Thread("worker", 30 * MS)})
-    told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()}
-    assert told == {(7, REST, 0, 0, 1), (7, REST, 20 * MS, 0, 1), (9, 0, 900 * MS, 1, 0), (11, REST, 30 * MS, 1, 0)}
+    counted = {(run.tid, run.vcpu, run.nanoseconds, run.cpu_before, run.cpu) for run in clock.advance()}
+    assert counted == {(7, REST, 0, 0, 1), (7, REST, 20 * MS, 0, 1), (9, 0, 900 * MS, 1, 0), (11, REST, 30 * MS, 1, 0)}
     assert {(run.tid, run.cpu_before, run.cpu) for run in clock.advance()} == {(7, 1, 1), (9, 0, 0), (11, 0, 0)}
     assert set(advance(clock).values()) == {0}
     clock.close()
@@ -49,8 +49,8 @@ def test_a_domain_of_one_package_needs_its_vcpus_only(host: Host) -> None:
     host.process(7, {7: Thread(QEMU, 10 * MS), 9: Thread("CPU 0/KVM", 5 * MS), 11: Thread("worker", 0)})
     clock = ProcessClock(7, with_cpu=False, vcpu_tids={0: 9}, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 20 * MS), 9: Thread("CPU 0/KVM", 905 * MS), 11: Thread("worker", 30 * MS)})
-    told = {(run.tid, run.vcpu, run.nanoseconds, run.cpu) for run in clock.advance()}
-    assert told == {(7, REST, 40 * MS, None), (9, 0, 900 * MS, None)}
+    counted = {(run.tid, run.vcpu, run.nanoseconds, run.cpu) for run in clock.advance()}
+    assert counted == {(7, REST, 40 * MS, None), (9, 0, 900 * MS, None)}
     assert (advance(clock), clock.vcpu_tids()) == ({REST: 0, 0: 0}, {0: 9})
     clock.close()
 
@@ -84,7 +84,7 @@ def test_a_vcpu_that_is_plugged_and_unplugged(host: Host, with_cpu: bool) -> Non
     host.process(7, {7: Thread(QEMU, 0)})
     clock = ProcessClock(7, with_cpu=with_cpu, proc=host.proc)
     host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 10 * MS)})
-    assert sum(advance(clock).values()) == 10 * MS  # libvirt has not told yet
+    assert sum(advance(clock).values()) == 10 * MS  # libvirt has not recorded it yet
     assert clock.vcpu_tids() == {}
     clock.set_vcpus({3: 9})
     host.process(7, {7: Thread(QEMU, 0), 9: Thread("CPU 3/KVM", 30 * MS)})
@@ -174,7 +174,7 @@ def test_as_many_threads_as_before_but_not_the_same(kernel: Kernel) -> None:
     kernel.set({7: Thread(QEMU, 0), 9: Thread("worker", 0)})
     clock = kernel.clock()
     kernel.set({7: Thread(QEMU, 2), 10: Thread("CPU 0/KVM", 5)})
-    assert advance(clock) == {REST: 7}  # it is the domain's, and nobody has told yet whose
+    assert advance(clock) == {REST: 7}  # it is the domain's; whose thread it is has not been recorded yet
     clock.set_vcpus({0: 10})
     kernel.set({7: Thread(QEMU, 3), 10: Thread("CPU 0/KVM", 15)})
     assert advance(clock) == {REST: 0, 0: 11}  # all that is left: it is not known which part was the main thread's
@@ -205,7 +205,7 @@ NAMES = st.sampled_from([QEMU, "CPU 0/KVM", "CPU 1/KVM", "worker"])
 @given(
     seconds=st.lists(
         st.tuples(
-            st.dictionaries(st.integers(8, 12), st.tuples(NAMES, st.integers(0, 50)), max_size=4),  # who is there
+            st.dictionaries(st.integers(8, 12), st.tuples(NAMES, st.integers(0, 50)), max_size=4),  # the threads
             st.dictionaries(st.integers(0, 3), st.integers(6, 13)),  # which threads are vCPUs, by libvirt's word
             st.integers(0, 50),  # what the main thread ran
             st.integers(0, 50),  # what came and went
@@ -215,7 +215,7 @@ NAMES = st.sampled_from([QEMU, "CPU 0/KVM", "CPU 1/KVM", "worker"])
     with_cpu=st.booleans(),
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_threads_do_all_is_told_once(
+def test_whatever_threads_do_all_is_counted_once(
     tmp_path_factory: pytest.TempPathFactory,
     seconds: list[tuple[Threads, dict[int, int], int, int]],
     with_cpu: bool,
@@ -233,12 +233,12 @@ def test_whatever_threads_do_all_is_told_once(
                 threads[tid] = Thread(name, before + more)
             ended += sum(thread.ns for thread in last.values())
             last = dict(threads)
-            begin, told = kernel.total, 0
+            begin, counted = kernel.total, 0
             clock.set_vcpus(vcpu_tids)
             kernel.set({7: Thread(QEMU, main), **threads}, ended_ns=ended)
             runs = clock.advance()
-            told = sum(run.nanoseconds for run in runs)
-            assert told == kernel.total - begin
+            counted = sum(run.nanoseconds for run in runs)
+            assert counted == kernel.total - begin
             assert all(run.nanoseconds >= 0 for run in runs)
             vcpus = [run.vcpu for run in runs if run.vcpu is not None]
             assert len(vcpus) == len(set(vcpus))
@@ -295,7 +295,7 @@ while True:
 
 
 @pytest.mark.parametrize("with_cpu", [False, True])
-def test_a_hostile_process_is_told_whole_whatever_it_calls_its_threads(with_cpu: bool) -> None:
+def test_a_hostile_process_is_counted_whole_whatever_it_calls_its_threads(with_cpu: bool) -> None:
     with subprocess.Popen([sys.executable, "-c", HOSTILE], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout
@@ -305,19 +305,19 @@ def test_a_hostile_process_is_told_whole_whatever_it_calls_its_threads(with_cpu:
             start = time.clock_gettime_ns(~process.pid << 3 | 2)
             schedstat = Path(f"/proc/{process.pid}/task/{tid}/schedstat")
             vcpu_start = int(schedstat.read_text().split()[0])
-            told: dict[int | None, int] = {}
+            counted: dict[int | None, int] = {}
             for _ in range(10):
                 os.kill(process.pid, signal.SIGCONT)
                 time.sleep(0.05)
                 stop(process.pid)
                 for vcpu, nanoseconds in advance(clock).items():
-                    told[vcpu] = told.get(vcpu, 0) + nanoseconds
-            time.sleep(0.05)  # a thread that was about to end when it was told to stop has ended now
+                    counted[vcpu] = counted.get(vcpu, 0) + nanoseconds
+            time.sleep(0.05)  # a thread that was about to end when it was stopped has ended now
             for vcpu, nanoseconds in advance(clock).items():
-                told[vcpu] += nanoseconds
-            assert sum(told.values()) == time.clock_gettime_ns(~process.pid << 3 | 2) - start > 0
-            assert told.keys() == {REST, 0}
-            assert told[0] == int(schedstat.read_text().split()[0]) - vcpu_start > 0
+                counted[vcpu] += nanoseconds
+            assert sum(counted.values()) == time.clock_gettime_ns(~process.pid << 3 | 2) - start > 0
+            assert counted.keys() == {REST, 0}
+            assert counted[0] == int(schedstat.read_text().split()[0]) - vcpu_start > 0
             clock.close()
         finally:
             process.kill()
@@ -356,15 +356,15 @@ def test_not_a_nanosecond_of_a_real_process_is_lost(short_threads: subprocess.Po
     pid = short_threads.pid
     clock = ProcessClock(pid, with_cpu=with_cpu)
     start = time.clock_gettime_ns(~pid << 3 | 2)
-    told = 0
+    counted = 0
     for _ in range(5):
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.1)
         stop(pid)
-        told += sum(run.nanoseconds for run in clock.advance())
-    time.sleep(0.05)  # a thread that was about to end when it was told to stop has ended now
-    told += sum(run.nanoseconds for run in clock.advance())
-    assert told == time.clock_gettime_ns(~pid << 3 | 2) - start > 0
+        counted += sum(run.nanoseconds for run in clock.advance())
+    time.sleep(0.05)  # a thread that was about to end when it was stopped has ended now
+    counted += sum(run.nanoseconds for run in clock.advance())
+    assert counted == time.clock_gettime_ns(~pid << 3 | 2) - start > 0
     clock.close()
 
 

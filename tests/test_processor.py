@@ -51,7 +51,7 @@ def test_cpuinfo_of_the_same_vendor_is_the_machines_own() -> None:
 @pytest.mark.parametrize(
     ("real", "simulated", "compared"),
     [
-        ("AuthenticAMD", "intel", b"AuthenticAMD"),  # which CPUID will tell
+        ("AuthenticAMD", "intel", b"AuthenticAMD"),  # as CPUID will say
         ("HygonGenuine", "intel", b"HygonGenuine"),
         ("GenuineIntel", "amd", b"AuthenticAMD"),  # which it will not
         ("HygonGenuine", "amd", b"AuthenticAMD"),
@@ -99,7 +99,7 @@ powercap = [zone.name for zone in powercap_zones(roots["sys"])]
 print(json.dumps([processor(roots["proc"]), powercap, [zone.name for zone in msr_zones(**roots)], qemu.stderr,
                   helper.stderr]))
 """
-"""Who asks for the vendor, and what each finds. Where QEMU takes the processor for Intel's it goes on to its socket."""
+"""Which programs ask for the vendor, and what each finds. QEMU goes on to its socket if it finds Intel's."""
 ZONES = {"intel": ["core-0", "dram-0", "package-0"], "amd": ["core-0", "package-0"]}
 
 

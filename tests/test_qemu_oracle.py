@@ -24,7 +24,7 @@ MICROJOULES_PER_UNIT = 1_000_000 / (1 << RECORDING["exponent"])
 
 @dataclass(frozen=True)
 class Second:
-    """What the recording tells of one second; of the threads that QEMU looks at."""
+    """What was recorded in one second, of the threads that QEMU looks at."""
 
     start: int
     end: int
@@ -105,7 +105,7 @@ def test_equal_in_the_first_second_after_qemu_has_started(second: Second) -> Non
     assert qemu_of(second) == pytest.approx(ours_of(second), abs=2)
 
 
-def test_equal_whether_time_is_told_in_ticks_or_in_nanoseconds() -> None:
+def test_equal_whether_time_is_counted_in_ticks_or_in_nanoseconds() -> None:
     """Over all good seconds, by the clocks and the intervals that our meter reads."""
     by_ticks = by_nanoseconds = 0.0
     for second, (first, last) in zip(SECONDS, pairwise(RECORDING["samples"]), strict=True):

@@ -1,4 +1,4 @@
-"""A machine with systemd is rebooted while guests run: who is autostarted has its meter again, and nothing is lost."""
+"""A machine with systemd is rebooted while guests run: autostarted ones have their meter again, and nothing is lost."""
 
 import contextlib
 import json

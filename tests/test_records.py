@@ -1,4 +1,4 @@
-"""Records: what is written is read back, by whom, and what a damaged one does."""
+"""Records: what is written is read back, for which users, and what a damaged one does."""
 
 import json
 from dataclasses import asdict, replace
@@ -94,7 +94,7 @@ def test_a_record_is_of_the_domain_whose_name_it_has(tmp_path: Path) -> None:
     assert registry.read(other) is None
 
 
-def test_a_full_disk_is_told_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

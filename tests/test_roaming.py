@@ -73,8 +73,8 @@ def test_all_is_explained_when_nobody_else_runs(domains: dict[str, Places], data
     busy = {0: first, 1: second - first, 2: ran - second}
     settled = settle(domains, domains.keys(), busy)
     for package in PACKAGES:
-        told = sum(places[package].total for places in settled.values())
-        assert abs(told - busy[package]) <= len(domains) * 5 * len(PACKAGES)
+        placed = sum(places[package].total for places in settled.values())
+        assert abs(placed - busy[package]) <= len(domains) * 5 * len(PACKAGES)
 
 
 @settings(deadline=None)

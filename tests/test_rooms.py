@@ -1,4 +1,4 @@
-"""The plan of the house: which room of the package may import which, and who may import what is expensive or risky.
+"""The plan of the house: which room may import which, and which modules may import what is expensive or risky.
 
 This table is the rule; CONTRIBUTING.md draws it. An import that is not in it fails here, wherever in a file it stands.
 """
@@ -39,9 +39,9 @@ RUN_PROGRAMS = {
     "simulator.kvm": "talks with a QEMU",
     "simulator.world": "talks with whatever runs in a world",
 }
-"""Who may import subprocess, and what for."""
+"""Which modules may import subprocess, and what for."""
 CATCH_ALL = {"helper.vmsr.server": "logs by itself: errors would take memory"}
-"""Who may catch every exception without explain(), which logs a traceback for who debugs."""
+"""Which modules may catch every exception without explain(), which logs a traceback."""
 WOKEN = {"lifecycle.hook", "helper.vmsr.serving"}
 """Where a process begins that a domain's start waits for, or of which each domain has one."""
 TOO_MUCH = {"libvirt", "argparse", "sqlite3", "http", "asyncio"}

@@ -1,4 +1,4 @@
-"""The run directory: whose it is, what is removed of it, and who waits for whom."""
+"""The run directory: who owns it, what is removed of it, and which process waits for which."""
 
 import os
 import threading
@@ -105,12 +105,12 @@ def test_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         other = threading.Thread(target=second)
         other.start()
         time.sleep(0.3)
-        registry.remove(UUID)  # its lock as well: who waits takes the next one
+        registry.remove(UUID)  # its lock as well: a process that waits takes the next one
         order.append("first")
     other.join()
     assert order == ["first", "second"]
     monkeypatch.setattr("libvirt_rapl.helper.run_directory.LOCK_SECONDS", 0.1)
     with registry.locked(UUID):
-        second()  # whoever hangs holds nobody up
+        second()  # a process that hangs delays no other
     registry.remove(UUID)
     assert list(registry.run_directory.iterdir()) == []

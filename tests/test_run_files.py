@@ -55,7 +55,7 @@ def test_no_thread_is_a_vcpu_while_the_status_file_has_none(run: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [None, "", "<domstatus state='running'>", "<domstatus state='running'/>"])
-def test_the_pid_file_where_the_status_file_does_not_tell(run: Path, status: str | None) -> None:
+def test_the_pid_file_where_the_status_file_does_not_say(run: Path, status: str | None) -> None:
     if status is not None:
         write(run / "vm.xml", status)
     assert state(run) is None

@@ -1,4 +1,4 @@
-"""What AppArmor and SELinux have to be told of a wrapper in a place of its own, and when they have been."""
+"""Which rules AppArmor and SELinux need for a wrapper in a place of its own, and when they have them."""
 
 import os
 from pathlib import Path
@@ -30,19 +30,19 @@ def write(root: Path, name: str, text: str) -> None:
     path.write_text(text)
 
 
-def told(root: Path, emulator: str = EMULATOR) -> list[str]:
+def hints(root: Path, emulator: str = EMULATOR) -> list[str]:
     assert all(emulator in missing.message for missing in missing_rules(emulator, root))
     return [missing.hint for missing in missing_rules(emulator, root)]
 
 
 def test_apparmors_rules_are_named_until_they_are_there(root: Path) -> None:
-    domains, daemon = told(root)
+    domains, daemon = hints(root)
     assert f"`{WRAPPER} rix,` to /etc/apparmor.d/{DOMAINS}.d/local" in domains
     assert f"`{WRAPPER} PUx,` to /etc/apparmor.d/local/{DAEMON}" in daemon
     write(root, f"{DOMAINS}.d/local", f"{WRAPPER} rix,\n")  # as the hint says
-    assert told(root) == [daemon]
+    assert hints(root) == [daemon]
     write(root, f"local/{DAEMON}", f"{WRAPPER} PUx,\n")
-    assert told(root) == []
+    assert hints(root) == []
 
 
 @pytest.mark.parametrize(
@@ -57,21 +57,21 @@ def test_apparmors_rules_are_named_until_they_are_there(root: Path) -> None:
 def test_a_pattern_that_fits_is_a_rule(root: Path, rule: str) -> None:
     write(root, f"local/{DOMAINS}", rule)
     write(root, f"local/{DAEMON}", rule)
-    assert told(root) == []
+    assert hints(root) == []
 
 
 @pytest.mark.parametrize("rule", ["/opt/* rmix,", "/opt/q-1.0/bin/qemu rmix,", "/opt/q-1.0/bin/* rm,", "/opt/[ rix,"])
 def test_one_that_does_not_is_none(root: Path, rule: str) -> None:
     write(root, f"local/{DOMAINS}", rule)
-    assert len(told(root)) == 2
+    assert len(hints(root)) == 2
 
 
 def test_where_apparmor_has_no_say_nothing_is_missing(root: Path) -> None:
-    assert told(root, "/usr/bin/qemu-system-x86_64") == []
+    assert hints(root, "/usr/bin/qemu-system-x86_64") == []
     write(root, "../../sys/kernel/security/apparmor/profiles", "man (enforce)\nlibvirtd (complain)\n")
-    assert told(root) == []
+    assert hints(root) == []
     write(root, "../../sys/module/apparmor/parameters/enabled", "N\n")
-    assert told(root) == []
+    assert hints(root) == []
 
 
 @pytest.mark.parametrize("enforce", ["0", "1"])
@@ -80,7 +80,7 @@ def test_selinuxs_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enforce
     (tmp_path / "sys/fs/selinux/enforce").write_text(enforce)
     for label in (b"", b"system_u:object_r:usr_t:s0\0", b"odd"):
         monkeypatch.setattr(os, "getxattr", lambda *_, label=label: label)
-        (hint,) = told(tmp_path)
+        (hint,) = hints(tmp_path)
         assert hint.startswith("semanage fcontext -a -t qemu_exec_t '/opt/q-1\\.0/bin/qemu-rapl' && restorecon ")
     monkeypatch.setattr(os, "getxattr", lambda *_: b"system_u:object_r:qemu_exec_t:s0\0")
-    assert told(tmp_path) == []
+    assert hints(tmp_path) == []

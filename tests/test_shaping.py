@@ -1,6 +1,6 @@
 """What a guest's own counter shows with the native helper, against what the host charges its domain, on KVM.
 
-How long domains are compared, 60 s unless VIRT_RAPL_SHAPING_SECONDS says otherwise, is what accuracy is told for.
+Domains are compared for 60 s unless VIRT_RAPL_SHAPING_SECONDS says otherwise; accuracy is stated for that time.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Guest:
 
 
 class Comparison:
-    """Guests' counters and the joules that `status` tells of their domains, point by point."""
+    """Guests' counters and the joules that `status` shows for their domains, point by point."""
 
     def __init__(self, world: World, names: list[str]) -> None:
         self.host: dict[str, list[tuple[float, float]]] = {name: [] for name in names}

@@ -170,7 +170,7 @@ print(json.dumps(readings))
 
 
 def test_power_follows_the_load() -> None:
-    """Busy time is what another clock tells, and energy what the model makes of it."""
+    """Busy time is what another clock shows, and energy what the model makes of it."""
     answers = inside(
         """
 clock = BusyClock(Path("/proc"))

@@ -207,7 +207,7 @@ def test_what_does_not_exist() -> None:
     assert error_of(lambda: Host().files.getattr("/cpu/4/msr")) == errno.ENOENT
 
 
-def test_it_tells_when_it_is_mounted() -> None:
+def test_it_reports_when_it_is_mounted() -> None:
     host = Host()
     host.files.init("/")
     assert host.mounted

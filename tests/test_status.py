@@ -141,18 +141,18 @@ def test_the_document(
 
 
 @pytest.mark.parametrize(
-    ("backend", "version", "told"),
+    ("backend", "version", "part"),
     [("native", "10.0.2", None), ("native", "12.0.0", "QEMU 12.0.0 is not known"), ("qemu", "12.0.0", None)],
 )
-def test_a_qemu_that_nobody_has_looked_at_is_told(backend: Backend, version: str, told: str | None) -> None:
+def test_a_qemu_that_nobody_has_looked_at_is_reported(backend: Backend, version: str, part: str | None) -> None:
     record = Record(uuid=TEST_UUID, name="a", backend=backend, owner_uid=0, owner_gid=0, qemu_version=version)
     note = meter_state.unknown_qemu(record)
-    assert (note is None) == (told is None)
+    assert (note is None) == (part is None)
     helper = {"backend": backend, "pid": 7, "socket": "/s", "healthy": True, "note": note}
     shown = a_document("msr")
     shown["domains"] = [{**shown["domains"][0], "helper": helper}]
     lines = status.table(read(shown))
-    assert any(told in line for line in lines) if told else "not known" not in "".join(lines)
+    assert any(part in line for line in lines) if part else "not known" not in "".join(lines)
 
 
 def test_the_model_that_is_configured(
@@ -260,7 +260,7 @@ def test_the_table() -> None:
     ]
 
 
-def test_the_table_tells_why_a_chosen_domain_has_no_meter() -> None:
+def test_the_table_says_why_a_chosen_domain_has_no_meter() -> None:
     chosen = a_document("msr")
     chosen["domains"][0]["reason"] = "it can grow"
     assert (
@@ -392,13 +392,13 @@ Serve = Callable[[Path, Callable[[], bytes]], list[str]]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """A function that answers on a socket as virt-rapld does, and returns the lines that are told."""
+    """A function that answers on a socket as virt-rapld does, and returns the lines that are logged."""
     served: list[status_socket.Answerers] = []
 
     def serve(path: Path, text: Callable[[], bytes]) -> list[str]:
-        told: list[str] = []
-        served.append(status_socket.Answerers(path, text, told.append))
-        return told
+        logged: list[str] = []
+        served.append(status_socket.Answerers(path, text, logged.append))
+        return logged
 
     yield serve
     for answerers in served:
@@ -445,7 +445,7 @@ def test_who_asks_and_does_not_read_holds_nobody_up(
         crowd.communicate()
 
 
-def test_an_answer_that_fails_is_told_once_and_ends_no_answering(tmp_path: Path, serve: Serve) -> None:
+def test_an_answer_that_fails_is_logged_once_and_ends_no_answering(tmp_path: Path, serve: Serve) -> None:
     """As where no thread can be started."""
     failures = [RuntimeError("can't start new thread") for _ in range(3 * status_socket.ANSWERERS)]
 
@@ -455,11 +455,11 @@ def test_an_answer_that_fails_is_told_once_and_ends_no_answering(tmp_path: Path,
         return b'{"schema": 1}'
 
     path = tmp_path / "status.sock"
-    told = serve(path, text)
+    logged = serve(path, text)
     while failures:
         assert status_socket.ask(path) is None
     assert status_socket.ask(path) == {"schema": 1}
-    (line,) = told
+    (line,) = logged
     assert "can't start new thread" in line
 
 
@@ -475,23 +475,23 @@ def test_answering_ends_with_all_its_threads(tmp_path: Path) -> None:
 
 
 def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    told = a_document("msr")
-    told["schema"] = 1
-    told["host"]["since"] = "2026-01-02T03:04:05+00:00"
-    for number, domain in enumerate(told["domains"]):
+    reported = a_document("msr")
+    reported["schema"] = 1
+    reported["host"]["since"] = "2026-01-02T03:04:05+00:00"
+    for number, domain in enumerate(reported["domains"]):
         domain["uuid"] = f"{number}2345678-1234-1234-1234-123456789abc"
     path = tmp_path / paths.STATUS_SOCKET
     path.parent.mkdir()
-    serve(path, lambda: json.dumps(told).encode())
+    serve(path, lambda: json.dumps(reported).encode())
     assert path.stat().st_mode & 0o777 == 0o660
 
     assert ask_daemon(tmp_path, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == told
-    assert ask_daemon(tmp_path, "--json", "long-name", told["domains"][1]["uuid"]) == 0
-    assert json.loads(capsys.readouterr().out)["domains"] == [told["domains"][1]]
+    assert json.loads(capsys.readouterr().out) == reported
+    assert ask_daemon(tmp_path, "--json", "long-name", reported["domains"][1]["uuid"]) == 0
+    assert json.loads(capsys.readouterr().out)["domains"] == [reported["domains"][1]]
     assert ask_daemon(tmp_path) == 0
     since = datetime.fromtimestamp(1767323045).strftime("%Y-%m-%d %H:%M:%S")
-    assert capsys.readouterr().out.splitlines() == [*status.table(read(told)), f"joules are counted since {since}"]
+    assert capsys.readouterr().out.splitlines() == [*status.table(read(reported)), f"joules are counted since {since}"]
     assert ask_daemon(tmp_path, "nobody") == 1
     assert "there is no domain 'nobody'" in capsys.readouterr().err
 
@@ -499,10 +499,10 @@ def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, caps
 def test_a_watch_outlives_a_restart_of_the_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(energy: float) -> dict[str, Any]:
+    def reported(energy: float) -> dict[str, Any]:
         return {"schema": 1, "host": {"since": "2026-01-02T03:04:05+00:00"}, "domains": [], "energy": energy}
 
-    answers = [told(1), told(2), None, None, told(3)]
+    answers = [reported(1), reported(2), None, None, reported(3)]
     monkeypatch.setattr(status_socket, "ask", lambda _: answers.pop(0) if answers else None)
     monkeypatch.setattr(status, "INTERVAL_SECONDS", 0)
     monkeypatch.setattr(status, "RESTART_SECONDS", 0.1)
@@ -563,7 +563,7 @@ def test_a_field_that_is_new_has_a_default() -> None:
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_a_daemon_that_does_not_answer_is_told(
+def test_a_daemon_that_does_not_answer_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, silent: bool
 ) -> None:
     monkeypatch.setattr(status_socket, "ask", lambda _: None)

@@ -1,4 +1,4 @@
-"""The stream of documents: who is given what, and that nobody who is slow, many or gone costs others anything."""
+"""The stream of documents: what a client gets, and that slow, many or vanished clients cost others nothing."""
 
 import contextlib
 import json
@@ -99,7 +99,7 @@ def test_everybody_is_given_each_document_from_then_on(daemon: Daemon) -> None:
     assert daemon.made == 5
 
 
-def test_who_has_gone_is_let_go_and_nothing_is_made_for_nobody(daemon: Daemon) -> None:
+def test_a_client_that_has_gone_is_dropped_and_without_clients_nothing_is_made(daemon: Daemon) -> None:
     (client,) = daemon.admit()
     client.lines.close()
     client.peer.close()
@@ -115,7 +115,7 @@ def test_who_does_not_read_is_given_the_newest_when_he_does(daemon: Daemon) -> N
     for number in range(1, 31):
         daemon.sample()
         assert quick.number() == number
-    assert slow.number() == 1  # which he was given before he was slow
+    assert slow.number() == 1  # which it was sent before it was slow
     assert slow.number() == 30
     daemon.sample()
     assert (slow.number(), quick.number()) == (31, 31)
@@ -131,7 +131,7 @@ def test_a_document_larger_than_what_a_socket_holds(daemon: Daemon) -> None:
     assert slow.number() == 3
 
 
-def test_who_is_stuck_is_let_go(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_client_is_disconnected(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_socket, "STUCK_SECONDS", 0.2)
     monkeypatch.setattr(stream_socket, "BETWEEN_SECONDS", 0.05)
     (small,) = daemon.admit()
@@ -144,7 +144,7 @@ def test_who_is_stuck_is_let_go(daemon: Daemon, monkeypatch: pytest.MonkeyPatch)
     wait_until(lambda: not daemon.streams._clients, 10, "it is let go, too")
 
 
-def test_who_writes_is_let_go(daemon: Daemon) -> None:
+def test_a_client_that_writes_is_disconnected(daemon: Daemon) -> None:
     (client,) = daemon.admit()
     client.peer.sendall(b"GET / HTTP/1.1\r\n")
     with contextlib.suppress(ConnectionResetError):

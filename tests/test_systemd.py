@@ -148,7 +148,7 @@ def guest_at_rest(machine: Machine) -> Iterator[str]:
 
 
 SLOW_SYSTEMCTL = """#!/bin/sh
-# What is asked of systemd reaches it seconds later, also when whoever asked has given up.
+# What is asked of systemd reaches it seconds later, also when the caller has given up.
 [ "$1" = start ] || exec /usr/bin/systemctl "$@"
 setsid sh -c 'sleep 4; exec /usr/bin/systemctl "$@"' sh "$@" </dev/null >/dev/null 2>&1 &
 wait
@@ -210,12 +210,12 @@ def test_a_hung_daemon_is_killed_and_restarted(machine: Machine, daemon: Callabl
     daemon("WatchdogSec=5", "RestartSec=0")
     time.sleep(7)
     assert restarted(machine, 0)  # its signs of life are enough
-    told = document(machine)
+    before = document(machine)
     machine.run(["systemctl", "kill", "--kill-whom=main", "--signal=STOP", "virt-rapld"])
     wait_until(lambda: restarted(machine, 1), 30, "it is restarted")
     again = document(machine)
-    assert again["host"]["since"] == told["host"]["since"]
-    assert zone_joules(again) >= zone_joules(told)
+    assert again["host"]["since"] == before["host"]["since"]
+    assert zone_joules(again) >= zone_joules(before)
     said = machine.run(["journalctl", "--quiet", "--unit=virt-rapld", "--output=cat"]).stdout
     assert "Watchdog timeout" in said
 
@@ -254,16 +254,16 @@ def test_the_daemon_has_a_user_of_its_own(machine: Machine, daemon: Callable[...
     assert owners() == {"virt-rapl:virt-rapl"}
     assert machine.run(["stat", "-c", "%U", "/run/virt-rapl"]).stdout == "root\n"
     for user in ("colleague", "root"):
-        status, told = ask(user)
-        assert status == 0, told
-        shown = json.loads(told)
+        status, printed = ask(user)
+        assert status == 0, printed
+        shown = json.loads(printed)
         assert shown["host"]["since"] == first["host"]["since"]
         assert zone_joules(shown) > zone_joules(first)
         (domain,) = shown["domains"]
         assert (domain["name"], domain["state"]) == (guest_at_rest, "running")
-    status, told = ask("stranger")
+    status, printed = ask("stranger")
     assert status == 1
-    assert told.splitlines()[-1] == "hint: run as root"
+    assert printed.splitlines()[-1] == "hint: run as root"
     wait_until(lambda: zone_joules(document(machine)) > zone_joules(shown), 20, "it counts on")
 
     daemon(*MSR_DROP_IN)
@@ -290,9 +290,9 @@ def test_doctor_where_systemd_runs(machine: Machine, daemon: Callable[..., None]
     machine.path("/run/virt-rapl/events.jsonl").unlink(missing_ok=True)
     assert examine()["hook-seen"] == "warning"
     machine.run(["systemctl", "reload", "libvirtd"])
-    told = examine()
-    assert told["hook-seen"] == "ok"
-    assert told["virt-rapld"] == "warning"  # it is not enabled
+    found = examine()
+    assert found["hook-seen"] == "ok"
+    assert found["virt-rapld"] == "warning"  # it is not enabled
 
     nobody = examine("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     assert (nobody["energy"], nobody["virt-rapld"]) == ("skipped", "skipped")
@@ -411,9 +411,9 @@ def test_uninstall_takes_everything_out_but_the_ledger(machine: Machine) -> None
         "virt-rapl-wrappers.path",
         "virt-rapl-wrappers.service",
     }
-    told = machine.run(["virt-rapl", "uninstall"]).stdout
-    assert told.startswith("stopped   virt-rapld.service\nstopped   virt-rapl-wrappers.path\n")
-    assert told.endswith("kept      /var/lib/virt-rapl, the energy that was counted\n")
+    printed = machine.run(["virt-rapl", "uninstall"]).stdout
+    assert printed.startswith("stopped   virt-rapld.service\nstopped   virt-rapl-wrappers.path\n")
+    assert printed.endswith("kept      /var/lib/virt-rapl, the energy that was counted\n")
     assert not list(links.glob("virt-rapl*"))
     assert "virt-rapl" not in machine.run(["systemctl", "list-units", "--all", "virt-rapl*", "--plain"]).stdout
     find = ["find", "/etc", "/run", "/usr/bin", "/usr/local", "/usr/share/selinux", "/var/lib", "-name", "*rapl*"]

@@ -1,4 +1,4 @@
-"""Taking virt-rapl out of a machine with a real libvirt: who still needs it, and what is there afterwards."""
+"""Taking virt-rapl out of a machine with a real libvirt: which domains still need it, and what is there afterwards."""
 
 import re
 import sys
@@ -39,9 +39,9 @@ def test_every_emulator_that_a_domain_names_gets_a_wrapper(other_world: World) -
     other_world.run(["ln", "-s", installed(), OWN_QEMU])
     xml = other_world.run(["virsh", "dumpxml", "plain"]).stdout.replace(installed(), OWN_QEMU)
     other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
-    told = other_world.run(["virt-rapl", "install", "--force", "--dry-run"]).stdout
-    assert f"would be installed {OWN_QEMU}-rapl\n" in told
-    assert f"would be installed {installed()}-rapl\n" in told
+    printed = other_world.run(["virt-rapl", "install", "--force", "--dry-run"]).stdout
+    assert f"would be installed {OWN_QEMU}-rapl\n" in printed
+    assert f"would be installed {installed()}-rapl\n" in printed
     other_world.run(["virsh", "define", "/proc/self/fd/0"], input=xml.replace(OWN_QEMU, installed()))
     other_world.run(["rm", "-r", str(Path(OWN_QEMU).parent.parent)])
 

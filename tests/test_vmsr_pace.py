@@ -1,4 +1,4 @@
-"""How often who gets an answer, by a clock that the test sets."""
+"""How often a peer gets an answer, by a clock that the test sets."""
 
 from libvirt_rapl.helper.vmsr.pace import Bucket
 

@@ -107,9 +107,9 @@ def test_powercap_where_the_registers_read_nothing(host: Host) -> None:
         read(ENERGY, 2)
 
 
-@pytest.mark.parametrize("told", [{}, {"constraint_0_power_limit_uw": "-9000000", "constraint_0_max_power_uw": "-1"}])
-def test_powercap_that_tells_no_power(host: Host, told: dict[str, str]) -> None:
-    host.powercap(0, 1, **told)
+@pytest.mark.parametrize("limits", [{}, {"constraint_0_power_limit_uw": "-9000000", "constraint_0_max_power_uw": "-1"}])
+def test_powercap_that_reports_no_power(host: Host, limits: dict[str, str]) -> None:
+    host.powercap(0, 1, **limits)
     read = peers(host, "powercap")
     assert (read(POWER_LIMIT, 0) & 0x7FFF, read(POWER_INFO, 0)) == (0, 1)
     assert read(POWER_LIMIT, 0) != 0
@@ -135,30 +135,30 @@ def test_the_dies_of_a_package_are_added_up(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [("auto", "neither RAPL registers"), ("msr", "cannot read RAPL"), ("powercap", "neither")]
+    ("source", "message"), [("auto", "neither RAPL registers"), ("msr", "cannot read RAPL"), ("powercap", "neither")]
 )
-def test_no_source_is_told(host: Host, source: EnergySource, told: str) -> None:
-    with pytest.raises(VirtRaplError, match=told) as caught:
+def test_no_source_is_reported(host: Host, source: EnergySource, message: str) -> None:
+    with pytest.raises(VirtRaplError, match=message) as caught:
         find(source, sys=host.sys, dev=host.dev, proc=host.proc)
     assert "modprobe" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("vendor", "enabled", "told"),
+    ("vendor", "enabled", "message"),
     [("GenuineIntel", "1", None), ("AuthenticAMD", "1", "Intel hosts only"), ("GenuineIntel", "0", "not enabled")],
 )
-def test_what_qemu_insists_on(host: Host, vendor: str, enabled: str, told: str | None) -> None:
+def test_what_qemu_insists_on(host: Host, vendor: str, enabled: str, message: str | None) -> None:
     host.write("proc/cpuinfo", f"processor\t: 0\nvendor_id\t: {vendor}\n")
     host.write("sys/class/powercap/intel-rapl/enabled", f"{enabled}\n")
-    if told is None:
+    if message is None:
         check_host(host.sys, host.proc)
     else:
-        with pytest.raises(VirtRaplError, match=told):
+        with pytest.raises(VirtRaplError, match=message):
             check_host(host.sys, host.proc)
 
 
 @pytest.mark.parametrize(
-    ("topologies", "told"),
+    ("topologies", "message"),
     [
         ({0: 0, 1: 0, 10: None}, r"all CPUs are online, and CPU 2 is not"),
         ({0: 0, 1: None, 2: 0}, r"all CPUs are online, and CPU 1 is not"),
@@ -169,7 +169,7 @@ def test_what_qemu_insists_on(host: Host, vendor: str, enabled: str, told: str |
     ],
 )
 def test_qemu_wants_all_cpus_on_line_and_packages_without_a_gap(
-    tmp_path: Path, topologies: dict[int, int | None], told: str | None
+    tmp_path: Path, topologies: dict[int, int | None], message: str | None
 ) -> None:
     host = Host(tmp_path)
     host.write("sys/class/powercap/intel-rapl/enabled", "1\n")
@@ -180,10 +180,10 @@ def test_qemu_wants_all_cpus_on_line_and_packages_without_a_gap(
         else:
             host.write(f"sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id", f"{package}\n")
     host.write("sys/devices/system/cpu/cpufreq/boost", "1\n")
-    if told is None:
+    if message is None:
         check_host(host.sys, host.proc)
     else:
-        with pytest.raises(VirtRaplError, match=told):
+        with pytest.raises(VirtRaplError, match=message):
             check_host(host.sys, host.proc)
 
 

@@ -1,4 +1,4 @@
-"""The native helper on a real socket: what it answers, whom it hangs up on, and who gets in nevertheless."""
+"""The native helper on a real socket: what it answers, which peers it hangs up on, and which get in nevertheless."""
 
 import os
 import resource
@@ -33,7 +33,7 @@ class Helper:
         self.qemu_pid: int | None = None
         self.of_domain: bool | None = None
         self.connected: list[bool] = []
-        """What each tick was told."""
+        """The argument of each tick."""
         self.server = Server(
             listener,
             owner_uid=os.getuid(),
@@ -105,7 +105,7 @@ def test_a_register_that_cannot_be_read_is_0(helper: Helper) -> None:
         assert ask(peer, ENERGY, cpu=9) == 0
 
 
-def test_a_mistake_of_ours_is_told_once_and_reads_0(helper: Helper, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_of_ours_is_logged_once_and_reads_0(helper: Helper, capsys: pytest.CaptureFixture[str]) -> None:
     del helper.values[ENERGY]
     with helper.connect() as peer:
         assert [ask(peer, ENERGY) for _ in range(3)] == [0, 0, 0]
@@ -211,7 +211,7 @@ CONNECT = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).connect(sy
 
 
 def test_who_has_ended_before_it_is_seen_is_turned_away(tmp_path: Path) -> None:
-    """A process of another domain could have children connect for it, of which no cgroup tells any more."""
+    """A process of another domain could have children connect for it, which no cgroup shows any more."""
     path = tmp_path / "helper.sock"
     listener = listen(path)
     with socket.socket(socket.AF_UNIX) as peer:
@@ -288,7 +288,7 @@ def test_who_asked_for_energy_keeps_its_slot_while_qemu_is_not_known(helper: Hel
 def test_a_process_of_the_domain_gets_a_slot_and_keeps_it_before_qemu_is_known(helper: Helper) -> None:
     peers = [helper.connect() for _ in range(SLOTS)]
     assert all(ask(peer, ENERGY) for peer in peers)
-    helper.of_domain = True  # as the processes' cgroups tell of the next one
+    helper.of_domain = True  # as the processes' cgroups show for the next one
     code = (
         OTHER_PROCESS
         + "sys.stdout.flush()\nsys.stdin.readline()\npeer.sendall(struct.pack('=3I', 0x611, 0, os.getpid()))\n"
@@ -350,7 +350,7 @@ def test_a_slot_that_is_wanted_shows_who_qemu_is(tmp_path: Path, monkeypatch: py
     helper.close()
 
 
-def test_each_tick_is_told_whether_qemu_is_connected(helper: Helper) -> None:
+def test_each_tick_is_reported_whether_qemu_is_connected(helper: Helper) -> None:
     with helper.connect() as qemu:
         assert ask(qemu, ENERGY)
         helper.qemu_pid = os.getpid()
@@ -398,7 +398,7 @@ def test_a_peer_of_another_user_is_turned_away(helper: Helper) -> None:
 def test_once_qemu_is_known_another_process_of_its_user_is_turned_away(
     helper: Helper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As if none of us were root, who is always welcome.
+    # As if we were not root, which is always admitted.
     monkeypatch.setattr(Server, "_welcomes", lambda server, pid, _uid: server._qemu_pid in (None, pid))
     with helper.connect() as peer:
         assert ask(peer, ENERGY)

@@ -44,12 +44,12 @@ class Machine:
         self.zone = Zone()
         self.ns = dict.fromkeys(VCPUS.values(), 0)
         """What each thread but the main one has run, by TID."""
-        self.ran = self.told = 0
-        """What all threads there ever were have run, and how much of it the helper has been told."""
+        self.ran = self.reported = 0
+        """What all threads there ever were have run, and how much of that has been reported to the helper."""
         self.oracle = Oracle()
         self.cpus = Cpus(dict.fromkeys(range(CPUS), 0), directory)
         self.cpu: dict[int, int] = {}
-        """Where each thread ran last; CPU 0 unless it is told."""
+        """Where each thread ran last; CPU 0 unless it is set."""
         self.shaper = Shaper(cast(Any, self), {0: Package([cast(Any, self.zone)])}, self.cpus, UNIT, self.clock)
         (self.side,) = self.shaper._sides.values()
         self.intended = self.delivered = self.allowed = 0
@@ -74,7 +74,7 @@ class Machine:
         return self.ns[tid]
 
     def advance(self) -> dict[int, int]:
-        run, self.told = self.ran - self.told, self.ran
+        run, self.reported = self.ran - self.reported, self.ran
         return {0: run}
 
     def run(self, runs: Mapping[int, int]) -> None:
@@ -113,7 +113,7 @@ class Machine:
         self.zone.value = (self.zone.value + millijoules * 1000) % self.zone.wrap
         self.run(runs)
         self.end(dies)
-        self.intended += millijoules * 1000 * UNIT[1] * min(self.ran - self.told, SECOND * CPUS) // (SECOND * CPUS)
+        self.intended += millijoules * 1000 * UNIT[1] * min(self.ran - self.reported, SECOND * CPUS) // (SECOND * CPUS)
         end = self.shaper.energy(0)
         assert end >= start > 0
         # What is left of the share was owed before.
@@ -383,7 +383,7 @@ def test_a_package_with_no_cpu_on_line_owes_nothing() -> None:
     assert machine.side.owed <= 0
 
 
-def test_a_cpu_whose_package_is_not_told_yet_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_cpu_whose_package_is_not_known_yet_is_looked_at_again(tmp_path: Path) -> None:
     cpus = Cpus({0: 0}, on_line(tmp_path, 1))
     (tmp_path / "online").write_text("0-1\n")
     cpus.look()

@@ -72,13 +72,13 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hostile]:
 def test_a_domain_ran_what_the_clock_of_its_process_says(hostile: Hostile, by_cpu: bool) -> None:
     with hostile.stopped():
         domain, start = Domain(hostile.pid, by_cpu=by_cpu), process_nanoseconds(hostile.pid)
-    told = 0
+    counted = 0
     for more in (0, 5, 40, 0):  # from the third on there are too many to look at
         hostile.make(more)
         time.sleep(0.05)
         with hostile.stopped():
-            told += sum(domain.advance().values())
-            assert told == process_nanoseconds(hostile.pid) - start
+            counted += sum(domain.advance().values())
+            assert counted == process_nanoseconds(hostile.pid) - start
     assert domain.tids() == []
     assert domain.threads() == {}
 

@@ -145,7 +145,7 @@ sys.stdin.read()
     wait_for(lambda: all(gone(pid) for pid in processes))
 
 
-def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("libvirt_rapl.simulator.world.SEARCH_PATH", "/nowhere")
     with pytest.raises(VirtRaplError, match="is not installed") as caught:
         World().__enter__()

@@ -35,7 +35,7 @@ def start_enabled(world: World, name: str) -> None:
 
 
 def status(world: World, name: str) -> dict[str, Any]:
-    """Return what `virt-rapl status` tells of one domain."""
+    """Return what `virt-rapl status` shows for one domain."""
     document = json.loads(world.run(["virt-rapl", "status", "--json", name]).stdout)
     (domain,) = document["domains"]
     assert document["host"]["source"] == "simulated"
@@ -44,13 +44,13 @@ def status(world: World, name: str) -> dict[str, Any]:
 
 
 def asked(world: World) -> dict[str, dict[str, Any]] | None:
-    """Return what the daemon tells of each domain, by name; None where there is no daemon."""
+    """Return what the daemon reports of each domain, by name; None when there is no daemon."""
     document = status_socket.ask(world.path(f"/run/virt-rapl/{paths.STATUS_SOCKET}"))
     return None if document is None else {domain["name"]: domain for domain in document["domains"]}
 
 
 def grows(world: World, name: str) -> bool:
-    """Tell whether the counter that the guest reads has moved since the guest's first reading."""
+    """Return whether the counter that the guest reads has moved since the guest's first reading."""
     return any(joules > 0 for joules in guest.joules(world.readings(name)).values())
 
 

@@ -45,7 +45,7 @@ def with_environment(name: str, value: str, proc: Path = PROC) -> list[int]:
 def has_environment(pid: int, name: str, value: str, proc: Path = PROC) -> bool:
     """Return whether a process is root's and was started with a variable of this value.
 
-    This excludes set-user-ID programs, which a user has started with an environment of his choice.
+    This excludes set-user-ID programs, which a user has started with an environment of their own.
     """
     with contextlib.suppress(OSError):  # it has ended
         directory = proc / str(pid)

@@ -40,7 +40,7 @@ ABOUT = (
 
 
 def python(script: str, *arguments: str) -> Any:  # noqa: ANN401
-    """Run a script of the benchmark in a process of its own, and return what it tells."""
+    """Run a script of the benchmark in a process of its own, and return what it prints."""
     command = [sys.executable, str(HERE / script), *arguments]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
@@ -118,7 +118,7 @@ def real(count: int, ticks: int) -> dict[str, Any]:
 
 
 def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Tell how CPU time and memory grow with the number of domains."""
+    """Measure how CPU time and memory grow with the number of domains."""
     counts = [float(each["domains"]) for each in samples]
     times = [each["microseconds"]["ours"] * each["domains"] for each in samples]
     memory = [float(each["memory"]["grown_pss_bytes"]) for each in samples]

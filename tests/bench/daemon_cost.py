@@ -3,7 +3,7 @@
     python daemon_cost.py SYS DIRECTORY SECONDS PID...
 
 Zones are read below SYS; the ledger and the status socket are below DIRECTORY. Prints one JSON document. libvirt is
-left out: the domains are told, and none comes or goes.
+left out: the domains are given, and none comes or goes.
 """
 
 import json
@@ -23,11 +23,11 @@ from libvirt_rapl.daemon import host_meter, loop
 from libvirt_rapl.domains.inventory import Entry, Inventory
 
 
-class Told(Inventory):
+class Given(Inventory):
     """Knows the domains without asking libvirt."""
 
-    def __init__(self, uri: str, tell: Callable[[str], None], changed: Callable[[Iterable[str]], None]) -> None:
-        super().__init__(uri, tell, changed)
+    def __init__(self, uri: str, log: Callable[[str], None], changed: Callable[[Iterable[str]], None]) -> None:
+        super().__init__(uri, log, changed)
         self.entries = {entry.uuid: entry for entry in map(entry_of, map(int, sys.argv[4:]))}
         self.listed = True
         self.attempted.set()
@@ -45,7 +45,7 @@ def main() -> None:
     sys_root, directory, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     # To mypy these names there are not for others.
     setattr(host_meter, "SYS", sys_root)  # noqa: B010
-    setattr(loop, "Inventory", Told)  # noqa: B010
+    setattr(loop, "Inventory", Given)  # noqa: B010
     figures = {}
 
     def measure() -> None:

@@ -1,5 +1,5 @@
 /*
- * A herd of stand-ins for QEMU: processes with a QEMU's threads, which sleep until they are told to run a little.
+ * A herd of stand-ins for QEMU: processes with a QEMU's threads, which sleep until they are ordered to run a little.
  *
  *     herd COUNT
  *
@@ -110,7 +110,7 @@ int main(int count_of_arguments, char **arguments)
         usleep(1000);
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
-        unsigned told = 0;
+        unsigned ordered = 0;
         atomic_store(&shared->done, 0);
         for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n")) {
             int kind = atoi(word);
@@ -118,9 +118,9 @@ int main(int count_of_arguments, char **arguments)
                 return fprintf(stderr, "no thread %d\n", kind), 2;
             atomic_fetch_add(&shared->round[kind], 1);
             futex(&shared->round[kind], FUTEX_WAKE, INT_MAX);
-            told += count;
+            ordered += count;
         }
-        while (atomic_load(&shared->done) < told)
+        while (atomic_load(&shared->done) < ordered)
             usleep(1000);
         usleep(20000); /* what has run goes to sleep */
         puts("done");

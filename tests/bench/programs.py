@@ -25,7 +25,7 @@ class Cost(NamedTuple):
 
 
 class Program:
-    """A C program beside this file that is told lines and answers lines; compiled when it is started."""
+    """A C program beside this file that reads lines and answers with lines; compiled when it is started."""
 
     def __init__(self, directory: Path, name: str, *arguments: str) -> None:
         self._binary = binary = directory / name
@@ -45,7 +45,7 @@ class Program:
         self._process.wait()
         self._process.stdout.close()
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self._process.stdin
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
@@ -59,7 +59,7 @@ class Program:
 
 
 class Herd(Program):
-    """Stand-ins for QEMU: processes of nine threads, named as QEMU's, that sleep until they are told to run."""
+    """Stand-ins for QEMU: processes of nine threads, named as QEMU's, that sleep until they are ordered to run."""
 
     def __init__(self, directory: Path, count: int) -> None:
         super().__init__(directory, "herd", str(count))
@@ -67,12 +67,12 @@ class Herd(Program):
 
     def run(self, threads: Iterable[int]) -> None:
         """Let these threads of each run for about 20 microseconds, and wait until they sleep again."""
-        self.tell(" ".join(map(str, threads)))
+        self.send(" ".join(map(str, threads)))
         self.answer()
 
 
 def vcpu_tids(pid: int) -> dict[int, int]:
-    """Return the thread of each vCPU by its number, as libvirt has them of a QEMU; here it is told by names."""
+    """Return the thread of each vCPU by its number, as libvirt has them of a QEMU; here it is found by names."""
     names = {int(task.name): (task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}
     return {int(name[4:].partition("/")[0]): tid for tid, name in names.items() if name.startswith("CPU ")}
 
@@ -82,9 +82,9 @@ class Reads(Program):
 
     def __init__(self, directory: Path, what: str, zones: Iterable[Path], pids: Iterable[int]) -> None:
         super().__init__(directory, "reads", what, *map(str, zones))
-        self.tell("".join(f"{pid}\n" for pid in pids))
+        self.send("".join(f"{pid}\n" for pid in pids))
         self.answer()
 
     def sample(self, *, listing: bool) -> Cost:
-        self.tell("list" if listing else "sample")
+        self.send("list" if listing else "sample")
         return Cost(*map(int, self.answer().split()))

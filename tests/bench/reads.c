@@ -3,7 +3,7 @@
  *
  *     reads all|same ZONE...
  *
- * reads every ZONE (a powercap counter), /proc/stat, and the processes whose PIDs are told on the input, a line each, up
+ * reads every ZONE (a powercap counter), /proc/stat, and the processes whose PIDs are given on the input, a line each, up
  * to an empty line. Descriptors stay open, as in libvirt_rapl.host. Then each line takes a sample and is answered by:
  * nanoseconds of CPU time it took, nanoseconds that the processes ran since the last one, and threads read.
  *
@@ -114,13 +114,13 @@ static long long read_thread(struct thread *thread)
 static long long sample(struct process *process, int all, int with_list)
 {
     struct stat links;
-    long long now = nanoseconds(~process->pid << 3 | 2), told = 0;
+    long long now = nanoseconds(~process->pid << 3 | 2), counted = 0;
     long long ran = now - process->at;
 
     if (all || ran)
         for (int n = 0; n < process->count_of_threads; n++)
-            told += read_thread(&process->threads[n]);
-    if (!all && told < ran && fstat(process->task, &links))
+            counted += read_thread(&process->threads[n]);
+    if (!all && counted < ran && fstat(process->task, &links))
         die("fstat");
     if (with_list)
         list(process, NULL);
@@ -164,7 +164,7 @@ int main(int count_of_arguments, char **arguments)
     puts("ready");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
-        long long begin = nanoseconds(CLOCK_THREAD_CPUTIME_ID), told = 0;
+        long long begin = nanoseconds(CLOCK_THREAD_CPUTIME_ID), counted = 0;
         threads_read = 0;
         for (int n = 2; n < count_of_arguments; n++) {
             read_once(arguments[n]);
@@ -172,8 +172,8 @@ int main(int count_of_arguments, char **arguments)
         }
         read_once("/proc/stat");
         for (size_t n = 0; n < count; n++)
-            told += sample(&processes[n], all, all || !strcmp(line, "list\n"));
-        printf("%lld %lld %ld\n", nanoseconds(CLOCK_THREAD_CPUTIME_ID) - begin, told, threads_read);
+            counted += sample(&processes[n], all, all || !strcmp(line, "list\n"));
+        printf("%lld %lld %ld\n", nanoseconds(CLOCK_THREAD_CPUTIME_ID) - begin, counted, threads_read);
         fflush(stdout);
     }
     return 0;
