@@ -1,8 +1,9 @@
 """Files under a root directory, reached through directories that are held open: no name is looked up twice.
 
-Root also works where others may write, for example beside an emulator. Whoever can change a directory may put a link, a
-pipe or another file in the place of one that was checked. So a link on the way is followed only if nobody but root and
-us can have made it, and one at the end never; only regular files are opened; and what is changed is what was opened.
+Root also works where others may write, for example beside an emulator. A user who can change a directory may put a
+link, a pipe or another file in the place of one that was checked. So a link on the way is followed only if nobody but
+root and us can have made it, and one at the end never; only regular files are opened; and what is changed is what was
+opened.
 """
 
 import contextlib
