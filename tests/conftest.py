@@ -91,8 +91,11 @@ def fast_only(config: pytest.Config) -> bool:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the fast tests on all CPUs, and what the user has chosen in one process, where it can be debugged."""
-    return min(len(os.sched_getaffinity(0)), MOST_WORKERS) if fast_only(config) else 0
+    """Run the fast tests on all CPUs, and what the user has chosen in one process, where it can be debugged.
+
+    One process more than there are CPUs: many tests wait for a second to pass.
+    """
+    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS) if fast_only(config) else 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each runs a pytest of its own
+
 HERE = Path(__file__).parent
 CONFIGURATION = HERE.parent / "setup.cfg"
 PLUGINS = ("-p", "conftest", "-p", "no:hypothesispytest")
 """Ours, and not hypothesis, which takes longer to begin than all else."""
-CONFIGURATION = HERE.parent / "setup.cfg"
 
 
 def run_test(directory: Path, body: str, *arguments: str, **environment: str) -> str:
