@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libvirt_rapl.choices import Model
-from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
+from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together, work_for
 
 S = 1_000_000_000
 JOULE = 1_000_000
@@ -102,6 +102,9 @@ def test_a_microjoule_that_two_have_the_same_right_to(order: str) -> None:
 def test_the_machine_is_its_packages_together() -> None:
     first, second = Work(4 * S, 3 * S, {"a": S, "b": 7}), Work(2 * S, S, {"a": 5})
     assert together([first, second]) == Work(6 * S, 4 * S, {"a": S + 5, "b": 7})
+    assert work_for(None, {0: first, 1: second}) == together([first, second])
+    assert [work_for(package, {0: first, 1: second}) for package in (0, 1)] == [first, second]
+    assert work_for(2, {0: first, 1: second}) == Work(0, 0, {}), "all its CPUs are offline"
 
 
 models = st.sampled_from(MODELS)

@@ -75,6 +75,13 @@ class Charges:
     """What no work explains."""
 
 
+def work_for(package: int | None, works: Mapping[int, Work]) -> Work:
+    """Return the work that shares a zone's energy: that on its package; the whole machine's if it belongs to none."""
+    if package is None:
+        return together(works.values())
+    return works.get(package, Work(0, 0, {}))  # nothing runs on a package that has no CPU online
+
+
 def together(works: Collection[Work]) -> Work:
     """Return the work of all packages as the work of one machine."""
     domains: dict[str, int] = {}

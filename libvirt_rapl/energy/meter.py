@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from libvirt_rapl.choices import Model
-from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, together
+from libvirt_rapl.energy.attribution import Charges, DomainTime, Work, among_vcpus, attribute, work_for
 from libvirt_rapl.energy.roaming import Places, settle
 from libvirt_rapl.host.busy_clock import BusyClock
 from libvirt_rapl.host.energy_counter import EnergyCounter
@@ -265,13 +265,10 @@ class Meter:
     def _give_out(self, counted: list[tuple[Zone, int]], busy: dict[int, int], times: DomainTimes) -> list[_Given]:
         """Give out what each zone counted in the last interval."""
         works = {package: self._work(package, ran, times) for package, ran in busy.items()}
-        machine = together(works.values())
         given = []
         for zone, energy in counted:
-            # Nothing runs on a package that has no CPU online.
-            work = machine if zone.package is None else works.get(zone.package, Work(0, 0, {}))
             idle_energy = self.zones[zone.name].idle_energy(energy, self._interval_ns)
-            charges = attribute(self._model, energy, idle_energy, work)
+            charges = attribute(self._model, energy, idle_energy, work_for(zone.package, works))
             vcpus = None
             if zone.kind == "package" and zone.package is not None:
                 vcpus = {uuid: among_vcpus(part, times[uuid][zone.package]) for uuid, part in charges.domains.items()}
