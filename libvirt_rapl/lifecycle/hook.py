@@ -210,9 +210,8 @@ def follow(name: str, uuid: str, definition: Definition | UnreadableError, confi
         _enter(record, "degraded", instances.HELPER_ENDED)
         record.since = since or record.since
     registry.write(record)
-    if (
-        isinstance(definition, Definition) and not record.qemu_version
-    ):  # asked last: if QEMU hangs, only its version is missing, which matters for `status` only
+    # Asked last: if QEMU hangs, only its version is missing, which matters for `status` only.
+    if isinstance(definition, Definition) and not record.qemu_version:
         with contextlib.suppress(VirtRaplError):
             record.qemu_version = emulator.version(definition.emulator())
             registry.write(record)
