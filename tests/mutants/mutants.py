@@ -1,8 +1,9 @@
 """Put small mistakes into the code, one at a time, and see which of them the tests do not notice.
 
-Each mutant in mutants.yaml replaces a text of a file. In a copy of the tree the fast tests that are named for that file
-run until one fails; with --e2e, also the end-to-end test that a mutant names. Survivors are printed, and then the exit
-status is 1.
+Beside this file is a list for each room. It names files and, for each, the `tests` that notice mistakes in it: files in
+tests/, the quickest first. A mutant replaces the text `old`, which stands exactly once in its file, by `new`; `what` is
+wrong then. In a copy of the tree those tests run, as far as they are fast, until one fails; with --e2e, also the
+end-to-end test that a mutant names. Survivors are printed, and then the exit status is 1.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from queue import SimpleQueue
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
-LIST = Path(__file__).with_name("mutants.yaml")
+LISTS = Path(__file__).parent.glob("*.yaml")
 SECONDS = 300.0
 """A mutant that makes the tests hang is noticed, too: that is how long they may take."""
 
@@ -71,7 +72,8 @@ def load() -> list[Mutant]:
     """Read the list. Ends the program where a mutant does not fit the code any more."""
     mutants = [
         Mutant(file=part["file"], tests=part["tests"], **each)
-        for part in yaml.safe_load(LIST.read_text(encoding="utf-8"))
+        for room in sorted(LISTS)
+        for part in yaml.safe_load(room.read_text(encoding="utf-8"))
         for each in part["mutants"]
     ]
     twice = [name for name, count in Counter(mutant.id for mutant in mutants).items() if count > 1]
