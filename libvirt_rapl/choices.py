@@ -1,6 +1,6 @@
 """The choices of the configuration as types, so that mypy finds any other word."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Backend = Literal["native", "qemu"]
 """A domain's helper: ours, or qemu-vmsr-helper."""
@@ -10,3 +10,17 @@ EnergySource = Literal["auto", "powercap", "msr"]
 """Where energy is read; `auto` is powercap if it has zones, else MSR."""
 Model = Literal["capacity", "active", "baseline"]
 """How energy is given out to domains; see libvirt_rapl.energy.attribution."""
+
+
+class KeepHistory(NamedTuple):
+    """How long history is kept by quarters of an hour, and then by the hour; what is older is by the day."""
+
+    on: bool = True
+    quarter_hours: int = 35
+    """Days."""
+    hours: int = 400
+    """Days."""
+
+
+KEEP_HISTORY = KeepHistory()
+"""The default."""

@@ -15,6 +15,7 @@ from libvirt_rapl.daemon.document import Host as Shown
 from libvirt_rapl.daemon.kept_meter import KeptMeter
 from libvirt_rapl.daemon.publisher import Publisher
 from libvirt_rapl.domains.inventory import Inventory
+from libvirt_rapl.energy.history import Moment
 from libvirt_rapl.energy.ledger import Ledger
 from libvirt_rapl.energy.meter import Meter
 from libvirt_rapl.energy.snapshot import Kept, Snapshot
@@ -32,10 +33,10 @@ class CountedLedger(Ledger):
         self.works = threading.Event()
         self.works.set()
 
-    def write(self, kept: Kept, retired: Collection[str] = ()) -> bool:
+    def write(self, kept: Kept, retired: Collection[str] = (), moment: Moment | None = None) -> bool:
         assert self.works.wait(30)
         self.writes.append(kept)
-        return super().write(kept, retired)
+        return super().write(kept, retired, moment)
 
 
 class Bench:

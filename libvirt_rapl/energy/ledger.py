@@ -19,7 +19,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
+from libvirt_rapl.choices import KEEP_HISTORY, KeepHistory
 from libvirt_rapl.energy import ledger_content as content
+from libvirt_rapl.energy.history import Moment
 from libvirt_rapl.energy.ledger_content import SCHEMA, DamagedError
 from libvirt_rapl.energy.snapshot import Kept
 from libvirt_rapl.errors import VirtRaplError
@@ -53,13 +55,19 @@ Result = TypeVar("Result")
 class Ledger:
     """Totals in a file. Its errors are logged, once, and never raised: its owner continues to count in memory."""
 
-    def __init__(self, path: Path, *, simulated: bool, log: Callable[[str], None]) -> None:
-        """Take the file's path; `simulated`: whether the energy is, because that is kept apart; `log` takes a line."""
+    def __init__(
+        self, path: Path, *, simulated: bool, log: Callable[[str], None], history: KeepHistory = KEEP_HISTORY
+    ) -> None:
+        """Take the file's path; `simulated`: whether the energy is, because that is kept apart; `log` takes a line.
+
+        `history`: how much of it is kept.
+        """
         self.since = time.time()
         """When counting began, in seconds since the epoch; from the file once it has been read."""
         self._path = path
         self._simulated = simulated
         self._log = log
+        self._history = history
         self._loaded = False
         self._retired: set[str] = set()
         """Domains whose rows are still to be deleted."""
@@ -73,19 +81,21 @@ class Ledger:
         self._loaded = kept is not None
         return kept or Kept()
 
-    def write(self, kept: Kept, retired: Collection[str] = ()) -> bool:
+    def write(self, kept: Kept, retired: Collection[str] = (), moment: Moment | None = None) -> bool:
         """Keep this, all or nothing, and delete the rows of `retired` domains, whose energy it has as `gone`.
+
+        What totals have grown by becomes history of that `moment` (default: now).
 
         Does nothing before the file has been read: what is kept must include its totals. Returns whether it is kept.
         """
         self._retired.update(retired)
-        if not self._loaded or not self._attempt(lambda database: self._store(database, kept)):
+        if not self._loaded or not self._attempt(lambda database: self._store(database, kept, moment or Moment())):
             return False
         self._retired.clear()
         return True
 
-    def _store(self, database: sqlite3.Connection, kept: Kept) -> bool:
-        content.store(database, kept, self._retired)
+    def _store(self, database: sqlite3.Connection, kept: Kept, moment: Moment) -> bool:
+        content.store(database, kept, self._retired, moment, self._history)
         return True
 
     def _read(self, database: sqlite3.Connection) -> Kept:

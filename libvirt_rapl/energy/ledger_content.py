@@ -1,13 +1,16 @@
 """The content of a ledger: its tables, in this schema and older ones, and the digest of it all.
 
-Beside totals there are the lowest power of each zone, and when each domain ran last. Totals are written as they are,
-never as differences: writing twice changes nothing.
+Beside totals there are their history (libvirt_rapl.energy.history), the lowest power of each zone, and when each domain
+ran last. Totals are written as they are, never as differences: writing twice changes nothing.
 """
 
 import hashlib
 import sqlite3
 from collections.abc import Collection
 
+from libvirt_rapl.choices import KeepHistory
+from libvirt_rapl.energy import history
+from libvirt_rapl.energy.history import Moment
 from libvirt_rapl.energy.snapshot import Kept, Part, imbalance
 
 TABLES = (
@@ -31,9 +34,13 @@ TABLES_SINCE_3 = (
     "ALTER TABLE ledger ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
     "DELETE FROM domain",  # dates by a clock that may have been wrong; ages begin anew
 )
-STATEMENTS = {0: (*TABLES, *TABLES_SINCE_2, *TABLES_SINCE_3), 1: (*TABLES_SINCE_2, *TABLES_SINCE_3), 2: TABLES_SINCE_3}
-"""What turns a file of each older schema into one of ours; 0 is a new file."""
-SCHEMA = 3
+STEPS = (TABLES, TABLES_SINCE_2, TABLES_SINCE_3, history.TABLES)
+"""Each turns a file of one schema into one of the next; 0 is a new file."""
+SCHEMA = len(STEPS)
+DIGEST_SINCE = 3
+
+OWN = {3: "SELECT since, simulated, metered FROM ledger", 4: "SELECT since, simulated, metered, written FROM ledger"}
+"""What the ledger says of itself, by schema."""
 
 
 class DamagedError(Exception):
@@ -42,16 +49,19 @@ class DamagedError(Exception):
 
 def furnish(database: sqlite3.Connection, version: int = 0) -> None:
     """Make the tables; for an older version, those that it lacks."""
-    for statement in STATEMENTS[version]:
-        database.execute(statement)
+    for step in STEPS[version:]:
+        for statement in step:
+            database.execute(statement)
     database.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def upgrade(database: sqlite3.Connection) -> None:
     """Turn an older schema into ours. Raises DamagedError if its schema is unknown, or its totals are inconsistent."""
     if (version := check_version(database)) != SCHEMA:
+        if version == 3:
+            verified(database, version)
         furnish(database, version)
-        if difference := imbalance(_content(database)[0].totals):  # there is no digest yet
+        if difference := imbalance(_content(database)[0].totals):  # the oldest have no digest
             raise DamagedError(difference)
         seal(database)
 
@@ -61,14 +71,14 @@ def check_version(database: sqlite3.Connection) -> int:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if not version:
         raise DamagedError("it is empty")
-    if version != SCHEMA and version not in STATEMENTS:
+    if not 0 < version <= SCHEMA:
         raise DamagedError(f"it has version {version}, not {SCHEMA}")
     return int(version)
 
 
 def begin(database: sqlite3.Connection, since: float, *, simulated: bool) -> None:
     """Write into a new ledger since when it counts, in seconds since the epoch, and which kind of energy."""
-    database.execute("INSERT INTO ledger VALUES (?, ?, 0, '')", (since, simulated))
+    database.execute("INSERT INTO ledger VALUES (?, ?, 0, '', 0)", (since, simulated))
     seal(database)
 
 
@@ -91,9 +101,12 @@ def domains(database: sqlite3.Connection) -> int:
     return int(count)
 
 
-def store(database: sqlite3.Connection, kept: Kept, retired: Collection[str]) -> None:
-    """Write this, and delete the rows of `retired` domains. Raises DamagedError."""
+def store(
+    database: sqlite3.Connection, kept: Kept, retired: Collection[str], moment: Moment, keep: KeepHistory
+) -> None:
+    """Write this with its history, and delete the rows of `retired` domains. Raises DamagedError."""
     filed = verified(database)
+    history.record(database, filed.totals, kept.totals, retired, kept.metered - filed.metered, moment, keep)
     gone = [(uuid,) for uuid in retired]
     database.executemany("DELETE FROM total WHERE owner = ?", gone)
     database.executemany("DELETE FROM domain WHERE uuid = ?", gone)
@@ -117,22 +130,25 @@ def seal(database: sqlite3.Connection) -> None:
     database.execute("UPDATE ledger SET digest = ?", (_content(database)[1],))
 
 
-def verified(database: sqlite3.Connection) -> Kept:
+def verified(database: sqlite3.Connection, version: int = SCHEMA) -> Kept:
     """Return what the ledger holds. Raises DamagedError, or sqlite3.Error, if that is not what was written."""
     (written,) = database.execute("SELECT digest FROM ledger").fetchone() or ("",)
-    kept, digest = _content(database)
+    kept, digest = _content(database, version)
     if digest != written:
         raise DamagedError("it does not hold what was written")
     return kept
 
 
-def _content(database: sqlite3.Connection) -> tuple[Kept, str]:
-    """Return what the ledger holds, and a digest of everything meaningful in the file."""
+def _content(database: sqlite3.Connection, version: int = SCHEMA) -> tuple[Kept, str]:
+    """Return what the ledger holds but its history, and a digest of that.
+
+    History is too long to be read at each write; libvirt_rapl.energy.extract checks it when it is read.
+    """
     _, own, totals, lowest, last_ran = everything = [
         database.execute(query).fetchall()
         for query in (
             "SELECT type, name, sql FROM sqlite_schema ORDER BY name",
-            "SELECT since, simulated, metered FROM ledger",
+            OWN[version],
             "SELECT owner, vcpu, zone, microjoules FROM total ORDER BY owner, vcpu, zone",
             "SELECT zone, microjoules, nanoseconds FROM lowest ORDER BY zone",
             "SELECT uuid, last_ran FROM domain ORDER BY uuid",

@@ -1,0 +1,187 @@
+"""What a report needs of the ledger's history: the energy of each slot of time, and what is known of that time.
+
+It is read from the file, or comes as lines of JSON from virt-rapld, for those who may not open the file.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from libvirt_rapl.energy import ledger_content as content
+from libvirt_rapl.energy.history import QUARTER, Reason
+from libvirt_rapl.energy.ledger import check_files
+from libvirt_rapl.energy.ledger_content import SCHEMA, DamagedError
+from libvirt_rapl.energy.snapshot import HOST
+
+
+class Name(NamedTuple):
+    """What a domain was called from a time on."""
+
+    since: float
+    name: str
+    title: str
+    labels: Mapping[str, str]
+
+
+class Gap(NamedTuple):
+    """A time of which nothing is known."""
+
+    since: float
+    until: float
+    reason: Reason
+
+
+class Lost(NamedTuple):
+    """In how many intervals of the quarter of an hour from `start` on the count of a zone was lost."""
+
+    start: int
+    zone: str
+    intervals: int
+
+
+class Metering(NamedTuple):
+    """How energy was metered from a time on: attribution model and source."""
+
+    since: float
+    model: str
+    source: str
+
+
+class Slot(NamedTuple):
+    """The energy of a time, in microjoules."""
+
+    since: int
+    until: int
+    energy: Mapping[tuple[str, str], int]
+    """By owner (a UUID, `host`, `other`, `idle` or `gone`) and name of the zone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of the time of an extract."""
+
+    begin: int | None
+    """When history begins, in seconds since the epoch; None if there is none yet."""
+    simulated: bool
+    coarsest: int
+    """Seconds of the longest bucket in that time."""
+    names: Mapping[str, Sequence[Name]]
+    """By UUID, in the order of time."""
+    gaps: Sequence[Gap]
+    lost: Sequence[Lost]
+    metering: Sequence[Metering]
+
+    def to_json(self) -> str:
+        """Return it as a line."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """Read what to_json() returns. Raises ValueError, KeyError or TypeError if it is something else."""
+        values: dict[str, Any] = json.loads(line)
+        names = {uuid: [Name(*name) for name in names] for uuid, names in values.pop("names").items()}
+        gaps = [Gap(*gap) for gap in values.pop("gaps")]
+        lost = [Lost(*each) for each in values.pop("lost")]
+        metering = [Metering(*each) for each in values.pop("metering")]
+        return cls(**values, names=names, gaps=gaps, lost=lost, metering=metering)
+
+
+@dataclass(frozen=True)
+class Extract:
+    """What is known of the time, and its slots, which can be read once."""
+
+    known: Known
+    slots: Iterator[Slot]
+
+
+@contextlib.contextmanager
+def extract(path: Path, edges: Sequence[int], *, packages_only: bool) -> Iterator[Extract]:
+    """Read a ledger between each two edges, in seconds since the epoch, as it is at one moment.
+
+    A bucket belongs to the slot in which it begins. Raises OSError, or DamagedError where the ledger cannot be read; so
+    does taking a slot.
+    """
+    check_files(path)
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        with _as_damage():
+            database.execute("BEGIN")
+            if content.check_version(database) != SCHEMA:
+                raise DamagedError("it is of an older version; virt-rapld will upgrade it")
+            known = _known(database, edges[0], edges[-1])
+        yield Extract(known, _slots(database, edges, packages_only=packages_only))
+
+
+@contextlib.contextmanager
+def _as_damage() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise DamagedError(str(error)) from error
+
+
+def _known(database: sqlite3.Connection, since: int, until: int) -> Known:
+    _, simulated = content.origin(database)
+    begins = [row[0] for row in database.execute("SELECT min(start) FROM history GROUP BY seconds")]
+    coarsest = database.execute(
+        "SELECT max(seconds) FROM history WHERE seconds IN (900, 3600, 86400) AND start >= ? AND start < ?",
+        (since, until),
+    ).fetchone()[0]
+    names: dict[str, list[Name]] = defaultdict(list)
+    for uuid, begin, name, title, labels in database.execute(
+        "SELECT uuid, since, name, title, labels FROM identity ORDER BY uuid, since"
+    ):
+        names[uuid].append(Name(begin, name, title, json.loads(labels)))
+    overlaps = (until, since)
+    return Known(
+        begin=min(begins, default=None),
+        simulated=simulated,
+        coarsest=coarsest or QUARTER,
+        names=names,
+        gaps=[
+            Gap(*row)
+            for row in database.execute("SELECT * FROM gap WHERE since < ? AND until > ? ORDER BY since", overlaps)
+        ],
+        lost=[Lost(*row) for row in database.execute("SELECT * FROM lost WHERE start < ? AND start >= ?", overlaps)],
+        metering=[
+            Metering(*row)
+            for row in database.execute("SELECT * FROM metering WHERE since < ? ORDER BY rowid", (until,))
+        ],
+    )
+
+
+def _slots(database: sqlite3.Connection, edges: Sequence[int], *, packages_only: bool) -> Iterator[Slot]:
+    """Yield what is between each two edges. Raises DamagedError."""
+    with _as_damage():
+        parts = {number: (owner, zone) for number, owner, zone in database.execute("SELECT id, owner, zone FROM part")}
+    for since, until in pairwise(edges):
+        with _as_damage():
+            rows = database.execute(
+                """SELECT part, sum(microjoules) FROM history
+                WHERE seconds IN (900, 3600, 86400) AND start >= ? AND start < ?
+                AND (? OR part IN (SELECT id FROM part WHERE zone LIKE 'package-%'))
+                GROUP BY part""",
+                (since, until, not packages_only),
+            ).fetchall()
+        unknown = [number for number, _ in rows if number not in parts]
+        slot = Slot(since, until, {parts[number]: energy for number, energy in rows if number not in unknown})
+        if unknown or (wrong := imbalance(slot)):
+            raise DamagedError(f"its history is damaged: {f'part {unknown[0]} is missing' if unknown else wrong}")
+        yield slot
+
+
+def imbalance(slot: Slot) -> str:
+    """Return where a slot's energies are not those of one host; empty if they are.
+
+    What a zone of the host has counted is what domains, other and idle have of it together.
+    """
+    difference: dict[str, int] = defaultdict(int)
+    for (owner, zone), microjoules in slot.energy.items():
+        difference[zone] += microjoules if owner == HOST else -microjoules
+    wrong = [zone for zone, microjoules in difference.items() if microjoules]
+    return f"{wrong[0]} does not add up from {slot.since} to {slot.until}" if wrong else ""
