@@ -13,6 +13,7 @@ from typing import Literal
 import pytest
 from fakes.host import Host, Thread
 
+from libvirt_rapl import __version__
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import host_meter
 from libvirt_rapl.daemon.document import read, render
@@ -44,16 +45,25 @@ HELPERS = {ACTIVE: 1100, ENDED: 1200, UNCONNECTED: 1400}
 def entries(host: Host) -> dict[str, Entry]:
     """Return what libvirt would say of the domains."""
 
-    def running(uuid: str, name: str, mark: Literal["live", "next"] | None) -> Entry:
+    def running(uuid: str, name: str, mark: Literal["live", "next"] | None, title: str = "", **labels: str) -> Entry:
         pid = PIDS[uuid]
-        tids = host.vcpu_tids[pid]
-        return Entry(name=name, uuid=uuid, id=pid // 100, state="running", pid=pid, vcpu_tids=tids, mark=mark)
+        return Entry(
+            name=name,
+            uuid=uuid,
+            id=pid // 100,
+            state="running",
+            pid=pid,
+            vcpu_tids=host.vcpu_tids[pid],
+            mark=mark,
+            title=title,
+            labels=labels,
+        )
 
     def shut_off(uuid: str, name: str, mark: Literal["live", "next"] | None) -> Entry:
         return Entry(name=name, uuid=uuid, id=None, state="shut off", pid=None, mark=mark)
 
     found = [
-        running(ACTIVE, "web", "live"),
+        running(ACTIVE, "web", "live", "The shop's \N{GLOBE WITH MERIDIANS}", project="shop", flavor="c2.large"),
         running(ENDED, "database", "live"),
         running(FAILED, "batch", "live"),
         running(UNCONNECTED, "cache", "live"),
@@ -138,7 +148,7 @@ def test_the_document_byte_for_byte(host: Host, tmp_path: Path, pytestconfig: py
     document = metered.document(
         take(metered.meter), domains.seen(), {REFUSED: "its number of vCPUs can grow"}, "libvirt cannot be reached"
     )
-    text = render(document, indent=2).replace(str(tmp_path), "/host") + "\n"
+    text = render(document, indent=2).replace(str(tmp_path), "/host").replace(f'"{__version__}"', '"VERSION"') + "\n"
     if pytestconfig.getoption("renew"):
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8")

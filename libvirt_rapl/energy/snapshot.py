@@ -64,6 +64,12 @@ class Snapshot(NamedTuple):
     """When counting began, in seconds since the epoch."""
     trouble: str
     interval_seconds: float
+    sampled_at: float
+    """When the last sample was taken, in seconds since the epoch; 0 if none was."""
+    sample_seconds: float
+    """How long it took."""
+    read: frozenset[str]
+    """Zones, by name, and domains, by UUID, whose use in the last interval is known."""
     metered: float
     zones: Mapping[str, ZoneFigures]
     """By name, including those that are not there now."""
@@ -90,6 +96,9 @@ def take(meter: Meter) -> Snapshot:
         since=meter.since,
         trouble=meter.trouble,
         interval_seconds=meter.interval_seconds,
+        sampled_at=meter.sampled_at,
+        sample_seconds=meter.sample_seconds,
+        read=meter.read,
         metered=meter.metered,
         zones={
             name: ZoneFigures(
