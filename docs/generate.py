@@ -20,8 +20,6 @@ import shtab
 
 from libvirt_rapl import cli
 from libvirt_rapl.config import KEYS, Config
-from libvirt_rapl.labels import Labels
-from libvirt_rapl.selection import Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKDOWN_MARKS = ("<!-- made by docs/generate.py -->", "<!-- end -->")
@@ -181,17 +179,8 @@ def configuration() -> Iterator[Key]:
     """Yield the keys of the configuration."""
     for name, key in KEYS.items():
         default = getattr(Config(), name)
-        yield Key(name, plain(default), cleandoc(key.text), key.expected)
-
-
-def plain(default: object) -> str:
-    """Return a default value as the shipped configuration has it."""
-    match default:
-        case Selection():
-            return "[]"
-        case Labels():
-            return "{}"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+        plain = f"{default:g}" if isinstance(default, float) else str(default)
+        yield Key(name, key.default or plain, cleandoc(key.text), key.expected)
 
 
 def shipped_key(key: Key) -> str:

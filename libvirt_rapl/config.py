@@ -1,44 +1,25 @@
 """The configuration: /etc/virt-rapl/virt-rapl.yaml, then conf.d/*.yaml beside it in the order of their names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import yaml
-
-from libvirt_rapl import paths
-from libvirt_rapl.choices import Backend, EnergySource, Model, OnFailure
+from libvirt_rapl import config_file, paths
+from libvirt_rapl.choices import Backend, EnergySource, KeepHistory, Model, OnFailure
+from libvirt_rapl.config_file import Key, Setting
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.labels import EXPECTED as EXPECTED_LABELS
-from libvirt_rapl.labels import WELL_KNOWN, Labels, is_name
-from libvirt_rapl.labels import place as place_of_label
+from libvirt_rapl.labels import WELL_KNOWN, Labels
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import KINDS, LISTS, Selection
 
+if TYPE_CHECKING:
+    from libvirt_rapl.tariff import Carbon, Tariff
+
 DEFAULT_PATH = Path("/", paths.CONFIGURATION)
-STANDARD_INPUT = Path("/dev/stdin")
-
-CONSTRUCTORS = (ValueError, KeyError, AttributeError, TypeError)
-"""What PyYAML raises for a value that does not fit its tag, or looks like a date and is none."""
-
-
-class Key(NamedTuple):
-    """The declaration of a key beside its name, type and default."""
-
-    expected: str
-    """Which values it accepts, in words."""
-    parse: Callable[[Any], object | None]
-    """Returns the written value as Config holds it; None if that is not what is expected."""
-    text: str
-    """What it means: Markdown, from which the shipped file and the documentation are made (docs/generate.py).
-
-    Paragraphs, `- ` items, and examples, which are indented by four columns more.
-    """
-    words: tuple[str, ...] = ()
-    """A misspelt word is compared with these."""
+Off = Literal[False]
+"""As YAML reads `off`."""
 
 
 def _key(default: object, key: Key) -> Any:  # noqa: ANN401  a field, of the type that its key has in Config
@@ -50,13 +31,17 @@ def _choice(default: str, choice: object, text: str) -> Any:  # noqa: ANN401
     return _key(default, Key(f"one of {', '.join(words)}", lambda it: it if it in words else None, text, words))
 
 
-def _seconds(default: float, least: float, most: float, text: str) -> Any:  # noqa: ANN401
+def _number(least: float, most: float) -> Callable[[object], float | None]:
     def parse(written: object) -> float | None:
         if isinstance(written, bool) or not isinstance(written, int | float):
             return None
         return float(written) if least <= written <= most else None
 
-    return _key(default, Key(f"seconds from {least:g} to {most:g}", parse, text))
+    return parse
+
+
+def _seconds(default: float, least: float, most: float, text: str) -> Any:  # noqa: ANN401
+    return _key(default, Key(f"seconds from {least:g} to {most:g}", _number(least, most), text))
 
 
 def _directory(default: str, text: str) -> Any:  # noqa: ANN401
@@ -67,6 +52,29 @@ def _directory(default: str, text: str) -> Any:  # noqa: ANN401
         return path if plain and len(path.parts) > 2 else None  # the root is the first part
 
     return _key(Path("/", default), Key(f"a directory of its own, such as /{default}", parse, text))
+
+
+def _keep_history(written: object) -> KeepHistory | None:
+    if written is False:  # YAML's `off`
+        return KeepHistory(on=False)
+    if not isinstance(written, dict) or not written.keys() <= set(KeepHistory._fields[1:]):
+        return None
+    if any(type(days) is not int or not 1 <= days <= 36500 for days in written.values()):
+        return None
+    keep = KeepHistory(**written)
+    return keep if keep.quarter_hours <= keep.hours else None
+
+
+def _parse_tariff(written: object) -> "Tariff | Off":
+    from libvirt_rapl.tariff import parse_tariff  # here, so that the hook does not wait for it
+
+    return written is not False and parse_tariff(written)
+
+
+def _parse_carbon(written: object) -> "Carbon | Off":
+    from libvirt_rapl.tariff import parse_carbon
+
+    return written is not False and parse_carbon(written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +128,22 @@ class Config:
         another, virt-rapld cannot keep totals until a drop-in names it (ReadWritePaths=).
         """,
     )
+    history: KeepHistory = _key(
+        KeepHistory(),
+        Key(
+            "off, or days for quarter_hours and hours",
+            _keep_history,
+            """
+            How long virt-rapld keeps the history of energy, for `virt-rapl report`: by quarters of an hour, then by the
+            hour, both in days; what is older is by the day, for ever. Or off: what is used then is in no report.
+                history: {quarter_hours: 35, hours: 400}
+            or
+                history: off
+            """,
+            KeepHistory._fields[1:],
+            "{quarter_hours: 35, hours: 400}",
+        ),
+    )
     interval: float = _seconds(1.0, 0.1, 60, "Seconds between two samples of virt-rapld.")
     hook_deadline: float = _seconds(
         5.0,
@@ -149,6 +173,7 @@ class Config:
                   exclude: [web-test]
             """,  # noqa: E501  as one writes it
             (*LISTS, *KINDS),
+            "[]",
         ),
     )
     labels: Labels = _key(
@@ -168,22 +193,60 @@ class Config:
                   tier: http://example.com/shop tenant@tier
             """,
             tuple(WELL_KNOWN),
+            "{}",
+        ),
+    )
+    tariff: "Tariff | Off" = _key(
+        False,
+        Key(
+            "off, or a currency with a price, windows or a csv",
+            _parse_tariff,
+            """
+            What a kilowatt hour costs, for `virt-rapl report`: a price, and others in windows of the week, which may
+            cross midnight (days: those on which a window begins), in a time zone (default: the machine's). Or a CSV
+            file of time,price; a row is valid until the next one. Or off: reports have no costs.
+                tariff:
+                  currency: EUR
+                  price: 0.31
+                  time_zone: Europe/Berlin
+                  windows:
+                    - {days: mon-fri, from: 22:00, to: 06:00, price: 0.22}
+                    - {days: [sat, sun], from: 06:00, to: 22:00, price: 0.25}
+            or
+                tariff: {currency: EUR, csv: /etc/virt-rapl/prices.csv}
+            """,
+            default="off",
+        ),
+    )
+    carbon: "Carbon | Off" = _key(
+        False,
+        Key(
+            "off, or grams_per_kwh or a csv, and a source",
+            _parse_carbon,
+            """
+            The grams of CO2 equivalent of a kilowatt hour, for `virt-rapl report`, and who says so; or a CSV file of
+            time,grams. Or off: reports do not have them.
+                carbon: {grams_per_kwh: 363, source: Umweltbundesamt 2024}
+            or
+                carbon: {csv: /etc/virt-rapl/carbon.csv, source: Electricity Maps}
+            """,
+            default="off",
+        ),
+    )
+    pue: float = _key(
+        1.0,
+        Key(
+            "a number from 1 to 10",
+            _number(1, 10),
+            """
+            Power usage effectiveness: for each kilowatt hour of the machines, the data center uses so many. Costs and
+            CO2 in `virt-rapl report` are multiplied by it; energies are not.
+            """,
         ),
     )
 
 
 KEYS: dict[str, Key] = {each.name: each.metadata["key"] for each in fields(Config)}
-
-
-class Setting(NamedTuple):
-    """A valid line of a file."""
-
-    value: Any
-    """As Config holds it."""
-    written: object
-    """As YAML has it."""
-    place: str
-    """FILE:LINE."""
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
@@ -207,157 +270,4 @@ def stated_policy(path: Path = DEFAULT_PATH) -> OnFailure:
 
 def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, Setting], list[VirtRaplError]]:
     """Return the files' valid settings, and all mistakes in them, in the order of the files."""
-    settings: dict[str, Setting] = {}
-    mistakes: list[VirtRaplError] = []
-    for file in files(path):
-        found: dict[str, Setting] = {}
-        for setting in _settings(file):
-            if isinstance(setting, VirtRaplError):
-                mistakes.append(setting)
-                continue
-            key, value = setting
-            if key in found:
-                mistakes.append(
-                    VirtRaplError(
-                        f"{value.place}: {key} is set a second time",
-                        f"keep one of the two lines; the first is {found[key].place}",
-                    )
-                )
-            found[key] = value
-        settings |= found
-    return settings, mistakes
-
-
-def as_yaml(value: object) -> str:
-    """Return a value on one line, as a person would write it."""
-    written = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return written.removesuffix("...\n").rstrip("\n")
-
-
-def files(path: Path) -> list[Path]:
-    """Return the files that are read if they exist; later ones override earlier ones."""
-    return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
-
-
-def _check_writers(file: Path) -> None:
-    """Raise VirtRaplError if users other than root and ours can write the file, which root's processes obey."""
-    for place in (file.parent, file):
-        if other := who_else_may_write(place):
-            hint = f"check what it says, then: chown root:root {place} && chmod go-w {place}"
-            raise VirtRaplError(f"{place} is not used: {other}", hint)
-
-
-def _settings(file: Path) -> Iterator[tuple[str, Setting] | VirtRaplError]:
-    """Yield each key of the file with its setting, or what is wrong with it; one error if nothing can be read."""
-    try:
-        loader, document = _read(file)
-    except VirtRaplError as error:
-        yield error
-        return
-    if document is None:
-        return
-    if not isinstance(document, yaml.MappingNode):
-        yield VirtRaplError(f"{_place(file, document)}: expected `key: value` lines", f"correct {file}")
-        return
-    for key_node, node in document.value:
-        place = _place(file, key_node)
-        try:
-            key = loader.construct_object(key_node, deep=True)
-            key = key if isinstance(key, str) else as_yaml(key)
-            yield key, _setting(file, key, place, node, loader)
-        except VirtRaplError as error:
-            yield error
-        except (yaml.YAMLError, *CONSTRUCTORS, RecursionError) as error:
-            yield _not_yaml(file, error, place)
-
-
-def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
-    """Return what is in the file; no node if it is empty or missing. Raises VirtRaplError."""
-    try:
-        _check_writers(file)
-        if not (file.is_file() or file == STANDARD_INPUT):  # reading a pipe without a writer would never end
-            raise VirtRaplError(f"{file} is not a regular file", "move it away")
-        text = file.read_bytes().decode()
-        loader = yaml.SafeLoader(text)
-        return loader, loader.get_single_node()
-    except FileNotFoundError:
-        if file.is_symlink():
-            raise VirtRaplError(f"{file} is a link to {file.readlink()}, which is not there", f"rm {file}") from None
-        return yaml.SafeLoader(""), None
-    except OSError as error:
-        raise VirtRaplError(f"cannot read {file}: {error}", "make it a text file readable by root") from error
-    except UnicodeDecodeError as error:
-        place = f"{file}:{1 + error.object[: error.start].count(10)}"  # of line feeds
-        raise VirtRaplError(f"{place}: not UTF-8: {error.reason}", f"correct {place}") from error
-    except yaml.reader.ReaderError as error:
-        place = f"{file}:{1 + text[: error.position].count(chr(10))}"
-        raise _not_yaml(file, ValueError(f"{error.reason}: {chr(int(error.character))!r}"), place) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise _not_yaml(file, error) from error
-
-
-def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.SafeLoader) -> Setting:
-    """Return what a key is set to. Raises VirtRaplError if the key or its value is wrong."""
-    if key not in KEYS:
-        near = get_close_matches(key, KEYS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
-        raise VirtRaplError(f"{place}: unknown key {key!r}", hint)
-    written = loader.construct_object(node, deep=True)
-    value = KEYS[key].parse(written)
-    if value is not None:
-        return Setting(value, written, place)
-    if key in WRONG_PARTS:
-        part = WRONG_PARTS[key](node, loader)
-        place, written = _place(file, part), loader.construct_object(part, deep=True)
-    word = str(next(iter(written), "") if isinstance(written, dict) else written)
-    near = get_close_matches(word, KEYS[key].words, 1) if word not in KEYS[key].words else []
-    hint = f"did you mean {near[0]}?" if near else f"correct {place}"
-    found = " ".join(as_yaml(written).split())
-    raise VirtRaplError(f"{place}: {key}: expected {KEYS[key].expected}, found {found}", hint)
-
-
-def _wrong_selector(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
-    """Return the wrong part of `domains`: a list's name, something that is no list, or an item; else all of it."""
-    lists: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else [(node, node)]
-    for name, items in lists:
-        if name is not node and loader.construct_object(name) not in LISTS:
-            return name
-        if not isinstance(items, yaml.SequenceNode):
-            return items
-        for item in items.value:
-            if Selection.parse([loader.construct_object(item, deep=True)]) is None:
-                wrong: yaml.Node = item
-                return wrong
-    return node
-
-
-def _wrong_label(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
-    """Return the wrong part of `labels`: a name or a place; all of it if it is no mapping."""
-    if isinstance(node, yaml.MappingNode):
-        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
-        for name, where in pairs:
-            if not is_name(loader.construct_object(name, deep=True)):
-                return name
-            if place_of_label(loader.construct_object(where, deep=True)) is None:
-                return where
-    return node
-
-
-WRONG_PARTS: dict[str, Callable[[yaml.Node, yaml.SafeLoader], yaml.Node]] = {
-    "domains": _wrong_selector,
-    "labels": _wrong_label,
-}
-"""For values that have parts: which one is wrong."""
-
-
-def _not_yaml(file: Path, error: Exception, place: str = "") -> VirtRaplError:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    place = f"{file}:{mark.line + 1}" if mark else place or str(file)
-    problem = (isinstance(error, yaml.MarkedYAMLError) and error.problem) or str(error)
-    if isinstance(error, RecursionError):
-        problem = "nested too deeply"
-    return VirtRaplError(f"{place}: not valid YAML: {' '.join(problem.split())}", f"correct {place}")
-
-
-def _place(file: Path, node: yaml.Node) -> str:
-    return f"{file}:{node.start_mark.line + 1}"
+    return config_file.read(path, KEYS)

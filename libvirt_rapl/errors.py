@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 DEBUG = "VIRT_RAPL_DEBUG"
 """The environment variable that turns on logging of tracebacks and of the commands that are run; empty means unset."""
@@ -17,6 +17,16 @@ class VirtRaplError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class WrongPartError(Exception):
+    """A part of a value in the configuration is wrong."""
+
+    def __init__(self, where: Sequence[str | int], problem: str) -> None:
+        """Take the keys and numbers that lead from the value to its part, and what is wrong with that."""
+        super().__init__(problem)
+        self.where = list(where)
+        self.problem = problem
 
 
 def message_of(check: Callable[[], object]) -> str:

@@ -48,7 +48,10 @@ LISTS = (
 )
 RUN = "a directory of its own, such as /run/virt-rapl"
 STATE = "a directory of its own, such as /var/lib/virt-rapl"
-KEYS = "helper, on_failure, source, model, run_directory, state_directory, interval, hook_deadline, domains, labels"
+KEYS = (
+    "helper, on_failure, source, model, run_directory, state_directory, history, interval, hook_deadline, domains, "
+    "labels, tariff, carbon, pue"
+)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +211,14 @@ def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.
         ("model: active", f"{path}:3"),
         ("run_directory: /run/virt-rapl", "default"),
         ("state_directory: /var/lib/virt-rapl", "default"),
+        ("history: {quarter_hours: 35, hours: 400}", "default"),
         ("interval: 5", f"{tmp_path}/conf.d/10.yaml:1"),
         ("hook_deadline: 5.0", "default"),
         ("domains: [web*, {title: 'a: b'}]", f"{tmp_path}/conf.d/10.yaml:2"),
         ("labels: {}", "default"),
+        ("tariff: off", "default"),
+        ("carbon: off", "default"),
+        ("pue: 1.0", "default"),
     ]
     in_force = load(path)
     (tmp_path / "conf.d/10.yaml").unlink()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libvirt_rapl.choices import KeepHistory
-from libvirt_rapl.energy.extract import Gap, Known, Lost, Name, Slot, extract
+from libvirt_rapl.energy.extract import Gap, Known, Lost, Name, Slot, open_ledger
 from libvirt_rapl.energy.history import DAY, HOUR, QUARTER, Identity, Moment
 from libvirt_rapl.energy.ledger import Ledger
 from libvirt_rapl.energy.ledger_content import DamagedError
@@ -209,8 +209,8 @@ def test_compaction_takes_a_day_at_most_at_a_time(bench: Bench) -> None:
 
 
 def known(bench: Bench, since: float = 0, until: float = 2 * NOON) -> Known:
-    with extract(bench.path, [int(since), int(until)], packages_only=True) as found:
-        return found.known
+    with open_ledger(bench.path) as found:
+        return found.known(int(since), int(until))
 
 
 @pytest.mark.parametrize(
@@ -298,12 +298,9 @@ def test_an_extract_is_of_slots_of_buckets(bench: Bench) -> None:
         bench.use(QUARTER, {(A, "package-0"): 100, (IDLE, "package-0"): 7, (A, "dram-0"): 5})
         bench.write()
     edges = [NOON - DAY, NOON, NOON + 2 * QUARTER, NOON + 3 * QUARTER, NOON + DAY]
-    with extract(bench.path, edges, packages_only=True) as found:
-        again = Known.from_json(found.known.to_json())
-        assert again == found.known
-        assert again.begin == NOON
-        assert again.coarsest == QUARTER
-        slots = list(found.slots)
+    with open_ledger(bench.path) as found:
+        slots = list(found.slots(edges, packages_only=True))
+        every_zone = next(found.slots([NOON, NOON + QUARTER], packages_only=False)).energy
 
     def energy(times: int) -> dict[tuple[str, str], int]:
         energies = {(A, "package-0"): 100, (IDLE, "package-0"): 7, (HOST, "package-0"): 107}
@@ -312,8 +309,20 @@ def test_an_extract_is_of_slots_of_buckets(bench: Bench) -> None:
     assert slots == [
         Slot(begin, end, energy(times)) for begin, end, times in zip(edges, edges[1:], [0, 2, 1, 1], strict=False)
     ]
-    with extract(bench.path, [NOON, NOON + QUARTER], packages_only=False) as found:
-        assert next(found.slots).energy == energy(1) | {(A, "dram-0"): 5, (HOST, "dram-0"): 5}
+    assert every_zone == energy(1) | {(A, "dram-0"): 5, (HOST, "dram-0"): 5}
+
+
+def test_what_is_known_travels_as_json(bench: Bench) -> None:
+    bench.write()
+    bench.write(domains={A: Identity("web", "", {"project": "x"})}, lost={"package-0": 1}, model="active", source="msr")
+    bench.now += 100
+    bench.use(1, {(A, "package-0"): 1})
+    bench.write()
+    found = known(bench)
+    assert (found.begin, found.coarsest, found.simulated) == (NOON, QUARTER, False)
+    assert found.gaps
+    assert found.lost
+    assert Known.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize(
@@ -334,6 +343,11 @@ def test_a_damaged_history_is_not_reported(bench: Bench, damage: str) -> None:
     with contextlib.closing(sqlite3.connect(bench.path)) as database:
         database.execute(damage)
         database.commit()
-    edges = [NOON, NOON + QUARTER]
-    with pytest.raises(DamagedError), extract(bench.path, edges, packages_only=True) as found:
-        list(found.slots)
+
+    def read() -> None:
+        with open_ledger(bench.path) as found:
+            found.known(NOON, NOON + DAY)
+            list(found.slots([NOON, NOON + QUARTER], packages_only=True))
+
+    with pytest.raises(DamagedError):
+        read()

@@ -5,9 +5,10 @@
 #    source ~/.local/share/bash_completion/virt-rapl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_virt_rapl_subparsers=(status events doctor enable disable inject strip config install uninstall daemon helper simulate demo)
+_shtab_virt_rapl_subparsers=(status report events doctor enable disable inject strip config install uninstall daemon helper simulate demo)
 
 _shtab_virt_rapl_status_option_strings=(-h --help --json --watch)
+_shtab_virt_rapl_report_option_strings=(-h --help --since --until --by --domain --format --json --plot)
 _shtab_virt_rapl_events_option_strings=(-h --help --json --since)
 _shtab_virt_rapl_doctor_option_strings=(-h --help --json)
 _shtab_virt_rapl_enable_option_strings=(-h --help --chosen --dry-run --live)
@@ -24,6 +25,8 @@ _shtab_virt_rapl_demo_option_strings=(-h --help --seconds)
 _shtab_virt_rapl_option_strings=(-h --help --connect --config --version)
 
 _shtab_virt_rapl_status_pos_0_COMPGEN=_virt_rapl_domains
+_shtab_virt_rapl_report___domain_COMPGEN=_virt_rapl_domains
+_shtab_virt_rapl_report___plot_COMPGEN=_shtab_compgen_files
 _shtab_virt_rapl_events_pos_0_COMPGEN=_virt_rapl_domains
 _shtab_virt_rapl_enable_pos_0_COMPGEN=_virt_rapl_domains
 _shtab_virt_rapl_disable_pos_0_COMPGEN=_virt_rapl_domains
@@ -32,15 +35,19 @@ _shtab_virt_rapl_uninstall___prefix_root_COMPGEN=_shtab_compgen_dirs
 _shtab_virt_rapl_simulate___fail_while_COMPGEN=_shtab_compgen_files
 _shtab_virt_rapl___config_COMPGEN=_shtab_compgen_files
 
+_shtab_virt_rapl_report___format_choices=(table csv json)
 _shtab_virt_rapl_config_pos_0_choices=(check show)
 _shtab_virt_rapl_simulate___cpu_choices=(intel amd)
-_shtab_virt_rapl_pos_0_choices=(status events doctor enable disable inject strip config install uninstall daemon helper simulate demo)
+_shtab_virt_rapl_pos_0_choices=(status report events doctor enable disable inject strip config install uninstall daemon helper simulate demo)
 
 _shtab_virt_rapl_status_pos_0_nargs='*'
 _shtab_virt_rapl_status__h_nargs=0
 _shtab_virt_rapl_status___help_nargs=0
 _shtab_virt_rapl_status___json_nargs=0
 _shtab_virt_rapl_status___watch_nargs=0
+_shtab_virt_rapl_report__h_nargs=0
+_shtab_virt_rapl_report___help_nargs=0
+_shtab_virt_rapl_report___json_nargs=0
 _shtab_virt_rapl_events_pos_0_nargs='*'
 _shtab_virt_rapl_events__h_nargs=0
 _shtab_virt_rapl_events___help_nargs=0

@@ -8,9 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from libvirt_rapl.cli import aligned, fail
-from libvirt_rapl.config import Config, as_yaml, files, read
-from libvirt_rapl.labels import Labels
-from libvirt_rapl.selection import Selection
+from libvirt_rapl.config import KEYS, Config, read
+from libvirt_rapl.config_file import as_yaml, files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,17 +40,12 @@ def _show(path: Path) -> int:
     rows = []
     for field in fields(Config):
         setting = settings.get(field.name)
-        written = setting.written if setting else getattr(Config(), field.name)
-        rows.append((f"{field.name}: {_shown(written)}", f"# {setting.place if setting else 'default'}"))
+        written = as_yaml(setting.written) if setting else KEYS[field.name].default or _shown(field.default)
+        rows.append((f"{field.name}: {written}", f"# {setting.place if setting else 'default'}"))
     print("\n".join(aligned(rows, right=())))
     return 0
 
 
 def _shown(value: object) -> str:
-    """Return a setting's value as one would write it in the file."""
-    match value:
-        case Selection():
-            return "[]"
-        case Labels():
-            return "{}"
+    """Return a default as one would write it in the file."""
     return as_yaml(str(value) if isinstance(value, Path) else value)

@@ -5,17 +5,13 @@ Where systemd runs, its journal has them too, and keeps them for longer: journal
 
 import argparse
 import json
-import re
-import time
 from dataclasses import asdict
 from datetime import datetime
 
-from libvirt_rapl.cli import aligned
+from libvirt_rapl.cli import aligned, when
 from libvirt_rapl.config import load
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.lifecycle import events
-
-UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since",
         metavar="WHEN",
-        type=instant,
+        type=when.instant,
         default=0.0,
-        help="how long ago (90s, 10m, 2h, 1d) or a local time (2026-01-31T12:00)",
+        help=when.HELP,
     )
-
-
-def instant(text: str) -> float:
-    """Turn the value of --since into seconds since the epoch. Raises ArgumentTypeError."""
-    if ago := re.fullmatch(r"(\d+)([smhd])", text):
-        return time.time() - int(ago[1]) * UNIT_SECONDS[ago[2]]
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"neither how long ago (10m) nor a time (2026-01-31T12:00): {text}") from error
 
 
 def run(options: argparse.Namespace) -> int:

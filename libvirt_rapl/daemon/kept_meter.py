@@ -7,11 +7,12 @@ a sample.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy import snapshot
+from libvirt_rapl.energy.history import Identity, Moment
 from libvirt_rapl.energy.ledger import Ledger
 from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.energy.snapshot import Snapshot
@@ -39,6 +40,9 @@ class KeptMeter:
         """The write of the ledger that was requested last."""
         self._unkept = True
         """Whether there has been a sample since the ledger was written."""
+        self._lost: Mapping[str, int] = {}
+        """In how many intervals the count of each zone had been lost then."""
+        self._has_written = False
 
     def sample(self) -> bool:
         """Meter every domain once; return False when the host cannot be read. Errors are logged once."""
@@ -91,6 +95,19 @@ class KeptMeter:
             self._meter.since = self._ledger.since
             retired = snapshot.retire(self._meter, running=running, known=known)
             counted = snapshot.take(self._meter)
+            now = time.time()
             self._unkept = False
-        if not self._ledger.write(snapshot.kept(counted), retired):
+        lost = {name: zone.lost for name, zone in counted.zones.items()}
+        moment = Moment(
+            now=now,
+            booted=now - time.clock_gettime(time.CLOCK_BOOTTIME),
+            first=not self._has_written,
+            model=self._meter.model,
+            source=self._meter.source.name,
+            lost={name: count - self._lost.get(name, 0) for name, count in lost.items()},
+            domains={entry.uuid: Identity(entry.name, entry.title, entry.labels) for entry in entries.values()},
+        )
+        if self._ledger.write(snapshot.kept(counted), retired, moment):
+            self._lost, self._has_written = lost, True
+        else:
             self._unkept = True

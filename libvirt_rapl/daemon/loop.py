@@ -116,7 +116,8 @@ class Daemon:
         host = HostMeter(config)
         for zone, why in host.source.left_out.items():
             log(f"{zone} is left out: {why}")
-        ledger = Ledger(config.state_directory / paths.LEDGER, simulated=host.source.name == "simulated", log=log)
+        simulated = host.source.name == "simulated"
+        ledger = Ledger(config.state_directory / paths.LEDGER, simulated=simulated, log=log, history=config.history)
         policy = self._policy = Policy(config, uri, log)
         self._overruns = 0
         """How many samples began more than an interval late."""

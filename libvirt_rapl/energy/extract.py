@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from libvirt_rapl.energy import ledger_content as content
 from libvirt_rapl.energy.history import QUARTER, Reason
@@ -92,29 +92,25 @@ class Known:
         return cls(**values, names=names, gaps=gaps, lost=lost, metering=metering)
 
 
-@dataclass(frozen=True)
-class Extract:
-    """What is known of the time, and its slots, which can be read once."""
+class History(Protocol):
+    """Where a report finds its energy. What it does raises DamagedError where that cannot be read."""
 
-    known: Known
-    slots: Iterator[Slot]
+    def known(self, since: int, until: int) -> Known:
+        """Return what is known of this time, in seconds since the epoch."""
+
+    def slots(self, edges: Sequence[int], *, packages_only: bool) -> Iterator[Slot]:
+        """Yield the energy between each two edges. A bucket belongs to the slot in which it begins."""
 
 
 @contextlib.contextmanager
-def extract(path: Path, edges: Sequence[int], *, packages_only: bool) -> Iterator[Extract]:
-    """Read a ledger between each two edges, in seconds since the epoch, as it is at one moment.
-
-    A bucket belongs to the slot in which it begins. Raises OSError, or DamagedError where the ledger cannot be read; so
-    does taking a slot.
-    """
+def open_ledger(path: Path) -> Iterator["LedgerHistory"]:
+    """Read a ledger as it is at one moment, while virt-rapld may write it. Raises OSError or DamagedError."""
     check_files(path)
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        with _as_damage():
-            database.execute("BEGIN")
-            if content.check_version(database) != SCHEMA:
-                raise DamagedError("it is of an older version; virt-rapld will upgrade it")
-            known = _known(database, edges[0], edges[-1])
-        yield Extract(known, _slots(database, edges, packages_only=packages_only))
+    with _as_damage(), contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        database.execute("BEGIN")
+        if content.check_version(database) != SCHEMA:
+            raise DamagedError("it is of an older version, which virt-rapld upgrades when it starts")
+        yield LedgerHistory(database)
 
 
 @contextlib.contextmanager
@@ -125,54 +121,58 @@ def _as_damage() -> Iterator[None]:
         raise DamagedError(str(error)) from error
 
 
-def _known(database: sqlite3.Connection, since: int, until: int) -> Known:
-    _, simulated = content.origin(database)
-    begins = [row[0] for row in database.execute("SELECT min(start) FROM history GROUP BY seconds")]
-    coarsest = database.execute(
-        "SELECT max(seconds) FROM history WHERE seconds IN (900, 3600, 86400) AND start >= ? AND start < ?",
-        (since, until),
-    ).fetchone()[0]
-    names: dict[str, list[Name]] = defaultdict(list)
-    for uuid, begin, name, title, labels in database.execute(
-        "SELECT uuid, since, name, title, labels FROM identity ORDER BY uuid, since"
-    ):
-        names[uuid].append(Name(begin, name, title, json.loads(labels)))
-    overlaps = (until, since)
-    return Known(
-        begin=min(begins, default=None),
-        simulated=simulated,
-        coarsest=coarsest or QUARTER,
-        names=names,
-        gaps=[
-            Gap(*row)
-            for row in database.execute("SELECT * FROM gap WHERE since < ? AND until > ? ORDER BY since", overlaps)
-        ],
-        lost=[Lost(*row) for row in database.execute("SELECT * FROM lost WHERE start < ? AND start >= ?", overlaps)],
-        metering=[
-            Metering(*row)
-            for row in database.execute("SELECT * FROM metering WHERE since < ? ORDER BY rowid", (until,))
-        ],
-    )
+class LedgerHistory:
+    """The history in a ledger that is open."""
 
+    def __init__(self, database: sqlite3.Connection) -> None:
+        """Take the connection."""
+        self._database = database
 
-def _slots(database: sqlite3.Connection, edges: Sequence[int], *, packages_only: bool) -> Iterator[Slot]:
-    """Yield what is between each two edges. Raises DamagedError."""
-    with _as_damage():
-        parts = {number: (owner, zone) for number, owner, zone in database.execute("SELECT id, owner, zone FROM part")}
-    for since, until in pairwise(edges):
-        with _as_damage():
-            rows = database.execute(
+    def known(self, since: int, until: int) -> Known:
+        """Return what is known of this time."""
+        read = self._database.execute
+        _, simulated = content.origin(self._database)
+        begins = [row[0] for row in read("SELECT min(start) FROM history GROUP BY seconds")]
+        (coarsest,) = read(
+            "SELECT max(seconds) FROM history WHERE seconds IN (900, 3600, 86400) AND start >= ? AND start < ?",
+            (since, until),
+        ).fetchone()
+        names: dict[str, list[Name]] = {}
+        for uuid, begin, name, title, labels in read(
+            "SELECT uuid, since, name, title, labels FROM identity ORDER BY uuid, since"
+        ):
+            names.setdefault(uuid, []).append(Name(begin, name, title, json.loads(labels)))
+        gaps = read("SELECT * FROM gap WHERE since < ? AND until > ? ORDER BY since", (until, since))
+        lost = read("SELECT * FROM lost WHERE start < ? AND start >= ? ORDER BY start, zone", (until, since))
+        return Known(
+            begin=min(begins, default=None),
+            simulated=simulated,
+            coarsest=coarsest or QUARTER,
+            names=names,
+            gaps=[Gap(*row) for row in gaps],
+            lost=[Lost(*row) for row in lost],
+            metering=[
+                Metering(*row) for row in read("SELECT * FROM metering WHERE since < ? ORDER BY rowid", (until,))
+            ],
+        )
+
+    def slots(self, edges: Sequence[int], *, packages_only: bool) -> Iterator[Slot]:
+        """Yield the energy between each two edges."""
+        read = self._database.execute
+        parts = {number: (owner, zone) for number, owner, zone in read("SELECT id, owner, zone FROM part")}
+        for since, until in pairwise(edges):
+            rows = read(
                 """SELECT part, sum(microjoules) FROM history
                 WHERE seconds IN (900, 3600, 86400) AND start >= ? AND start < ?
                 AND (? OR part IN (SELECT id FROM part WHERE zone LIKE 'package-%'))
                 GROUP BY part""",
                 (since, until, not packages_only),
             ).fetchall()
-        unknown = [number for number, _ in rows if number not in parts]
-        slot = Slot(since, until, {parts[number]: energy for number, energy in rows if number not in unknown})
-        if unknown or (wrong := imbalance(slot)):
-            raise DamagedError(f"its history is damaged: {f'part {unknown[0]} is missing' if unknown else wrong}")
-        yield slot
+            unknown = [number for number, _ in rows if number not in parts]
+            slot = Slot(since, until, {parts[number]: energy for number, energy in rows if number not in unknown})
+            if unknown or (wrong := imbalance(slot)):
+                raise DamagedError(f"its history is damaged: {f'part {unknown[0]} is missing' if unknown else wrong}")
+            yield slot
 
 
 def imbalance(slot: Slot) -> str:

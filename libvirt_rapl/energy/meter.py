@@ -142,9 +142,9 @@ class Meter:
         """Zones, by name, and domains, by UUID, whose use in the last interval is known: no other power is."""
         self.metered = 0.0
         """Seconds that it has metered, including those of earlier meters whose totals it continues."""
-        self._model = model
+        self.model = model
         self._interval_ns = 0
-        self._source = source
+        self.source = source
         self._counters = {zone.name: EnergyCounter(zone) for zone in source.zones}
         self._listed = 0
         self._sys = sys
@@ -236,7 +236,7 @@ class Meter:
         """Add zones that have appeared, and those that are now in another place."""
         self._listed = self._time
         with contextlib.suppress(OSError, ValueError):
-            for zone in self._source.list_zones():
+            for zone in self.source.list_zones():
                 self._counters.setdefault(zone.name, EnergyCounter(zone)).zone = zone
                 self.zones.setdefault(zone.name, ZoneUsage(kind=zone.kind))
 
@@ -280,7 +280,7 @@ class Meter:
         given = []
         for zone, energy in counted:
             idle_energy = self.zones[zone.name].idle_energy(energy, self._interval_ns)
-            charges = attribute(self._model, energy, idle_energy, work_for(zone.package, works))
+            charges = attribute(self.model, energy, idle_energy, work_for(zone.package, works))
             vcpus = None
             if zone.kind == "package" and zone.package is not None:
                 vcpus = {uuid: among_vcpus(part, times[uuid][zone.package]) for uuid, part in charges.domains.items()}

@@ -1,0 +1,138 @@
+"""Show what domains used in a time: kWh, cost, CO2 and share of the host, from the history that virt-rapld keeps.
+
+The energy is that of the packages; what domains, other and idle have is together what the host used. Times are rounded
+to quarters of an hour. Prices, CO2 and PUE are those of the configuration, and each report ends with where its figures
+come from and what is missing in them.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import cast, get_args
+
+from libvirt_rapl import paths
+from libvirt_rapl.cli import report_formats, report_picture, when
+from libvirt_rapl.config import Config, load
+from libvirt_rapl.energy import factors, report
+from libvirt_rapl.energy.calendar import Span
+from libvirt_rapl.energy.extract import History, Known, open_ledger
+from libvirt_rapl.energy.history import QUARTER
+from libvirt_rapl.energy.ledger_content import DamagedError
+from libvirt_rapl.energy.provenance import local, provenance
+from libvirt_rapl.energy.report import By, Factors, Question
+from libvirt_rapl.errors import VirtRaplError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "--since", metavar="WHEN", type=when.instant, default="this month", help=f"{when.HELP} (default: this month)"
+    )
+    parser.add_argument("--until", metavar="WHEN", type=when.instant, default="now", help="the same (default: now)")
+    parser.add_argument(
+        "--by",
+        metavar="WHAT",
+        type=rows,
+        default="domain",
+        help=f"one of {', '.join(get_args(By))}; or a time and another of them: day,domain (default: domain)",
+    )
+    parser.add_argument(
+        "--domain", metavar="DOMAIN", action="append", default=[], help="name or UUID; may be repeated (default: all)"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--format", choices=report_formats.FORMATS, default="table", help="default: table")
+    output.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=report_picture.path,
+        help="draw it, too: FILE.svg or FILE.png (needs matplotlib)",
+    )
+
+
+def rows(text: str) -> tuple[By, ...]:
+    """Turn the value of --by into one or two words. Raises ArgumentTypeError."""
+    words = text.split(",")
+    wrong = [word for word in words if word not in get_args(By)]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(get_args(By))}, found {wrong[0]!r}")
+    if len(words) > 2 or (len(words) == 2 and ("total" in words or sum(word in get_args(Span) for word in words) != 1)):
+        raise argparse.ArgumentTypeError(f"expected one, or a time and domain, project or zone, found {text!r}")
+    return cast("tuple[By, ...]", tuple(words))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report, and draw it."""
+    config = load(options.config)
+    now = time.time()
+    since, until = round_down(options.since), round_up(min(options.until, now))
+    if options.since > now:
+        raise VirtRaplError(f"{local(options.since)} is in the future", "give an earlier --since")
+    if options.since >= options.until:
+        raise VirtRaplError(f"the report would end at {local(options.until)}, before it begins", "correct --until")
+    known_factors = _factors(config)
+    with _history(config) as history:
+        uuids = _uuids(history.known(since, until), options.domain)
+        question = Question(since=since, until=until, by=options.by, uuids=uuids)
+        made = report.make(history, question, known_factors)
+    if not made.host.microjoules:
+        begin = made.known.begin
+        hint = (
+            f"it begins at {local(begin)}" if begin is not None else "virt-rapld keeps it: systemctl status virt-rapld"
+        )
+        raise VirtRaplError(f"there is no history from {local(since)} to {local(until)}", hint)
+    lines = provenance(made, config)
+    if options.plot:
+        report_picture.draw(made, options.plot)
+    sys.stdout.write(report_formats.FORMATS[options.format](made, lines))
+    return 0
+
+
+def round_down(instant: float) -> int:
+    """Return the beginning of the quarter of an hour that an instant is in."""
+    return int(instant // QUARTER) * QUARTER
+
+
+def round_up(instant: float) -> int:
+    """Return the end of the quarter of an hour that ends at or after an instant."""
+    return -int(-instant // QUARTER) * QUARTER
+
+
+def _factors(config: Config) -> Factors:
+    return Factors(
+        price=factors.price(config.tariff) if config.tariff else None,
+        currency=config.tariff.currency if config.tariff else "",
+        grams=factors.grams(config.carbon) if config.carbon else None,
+        pue=Decimal(str(config.pue)),
+    )
+
+
+@contextmanager
+def _history(config: Config) -> Iterator[History]:
+    """Open the ledger. Raises VirtRaplError."""
+    path = config.state_directory / paths.LEDGER
+    try:
+        with open_ledger(path) as history:
+            yield history
+    except FileNotFoundError as error:
+        raise VirtRaplError(f"there is no ledger {path}", "start virt-rapld: systemctl start virt-rapld") from error
+    except PermissionError as error:
+        raise VirtRaplError(f"may not read {path}", "run it as root") from error
+    except DamagedError as error:
+        raise VirtRaplError(f"cannot read {path}: {error}", "journalctl -u virt-rapld") from error
+
+
+def _uuids(known: Known, domains: list[str]) -> frozenset[str]:
+    """Return the domains that were called so at any time."""
+    found: set[str] = set()
+    for domain in domains:
+        uuids = {
+            uuid for uuid, names in known.names.items() if domain == uuid or domain in {each.name for each in names}
+        }
+        if not uuids:
+            raise VirtRaplError(f"no domain {domain!r} in the history", "virt-rapl report shows those that there are")
+        found |= uuids
+    return frozenset(found)

@@ -1,0 +1,44 @@
+"""Times as people write them, for options such as --since."""
+
+import argparse
+import re
+from datetime import date, datetime, timedelta
+
+from libvirt_rapl.energy.calendar import midnight
+
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+HELP = (
+    "a date or local time (2026-01-31, 2026-01-31T12:00), how long ago (90s, 10m, 2h, 7d, 4w), or where one of these "
+    "begins: today, yesterday, this or last week, month or year"
+)
+
+
+def instant(text: str) -> float:
+    """Turn a time into seconds since the epoch. Raises ArgumentTypeError."""
+    if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
+        return datetime.now().timestamp() - int(ago[1]) * UNIT_SECONDS[ago[2]]
+    if text == "now":
+        return datetime.now().timestamp()
+    if day := _day(" ".join(text.lower().split()), date.today()):
+        return midnight(day)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of these: {HELP}") from error
+
+
+def _day(text: str, today: date) -> date | None:
+    """Return the day on which that begins; None for other words."""
+    monday, month, year = today - timedelta(days=today.weekday()), today.replace(day=1), today.replace(month=1, day=1)
+    days = {
+        "today": today,
+        "yesterday": today - timedelta(days=1),
+        "this week": monday,
+        "last week": monday - timedelta(days=7),
+        "this month": month,
+        "last month": (month - timedelta(days=1)).replace(day=1),
+        "this year": year,
+        "last year": year.replace(year=year.year - 1),
+    }
+    return days.get(text)

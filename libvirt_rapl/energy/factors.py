@@ -1,0 +1,137 @@
+"""The price and the CO2 of a kilowatt hour at any time: from the configuration, or a CSV file of time,value.
+
+A row of a file is valid until the next one. Where rows are missing, nothing is known: neither 0 nor the value before.
+Months, years, and days with a change of the clock differ in length, so a row is valid for a little more than the
+shortest distance between two rows if the next one begins then; else, as the last one, for that shortest distance.
+"""
+
+import csv
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.tariff import MINUTES, Carbon, Tariff
+
+LONGER = 1.12
+"""A month may be 1.107 times as long as the shortest, a day 1.087 times."""
+
+Factor = Callable[[int], Decimal | None]
+"""Returns what is valid at a time, in seconds since the epoch; None if that is not known."""
+
+
+class Row(NamedTuple):
+    """A value that is valid from `since` to `until`, in seconds since the epoch."""
+
+    since: float
+    until: float
+    value: Decimal
+
+
+def price(tariff: Tariff) -> Factor:
+    """Return the price of a kilowatt hour by time. Raises VirtRaplError if its file cannot be used."""
+    if tariff.csv:
+        return _by_row(read_rows(tariff.csv, tariff.time_zone))
+
+    def at(instant: int) -> Decimal | None:
+        local = datetime.fromtimestamp(instant, tariff.time_zone)
+        return tariff.week[local.weekday() * MINUTES + local.hour * 60 + local.minute]
+
+    return at
+
+
+def grams(carbon: Carbon) -> Factor:
+    """Return the grams of CO2 of a kilowatt hour by time. Raises VirtRaplError if its file cannot be used."""
+    if carbon.csv:
+        return _by_row(read_rows(carbon.csv, carbon.time_zone))
+    return lambda _: carbon.grams
+
+
+def _by_row(rows: list[Row]) -> Factor:
+    starts = [row.since for row in rows]
+
+    def at(instant: int) -> Decimal | None:
+        number = bisect_right(starts, instant) - 1
+        return rows[number].value if number >= 0 and instant < rows[number].until else None
+
+    return at
+
+
+def read_rows(path: Path, time_zone: ZoneInfo | None) -> list[Row]:
+    """Read a file; its first line may be a heading. Raises VirtRaplError with file and line."""
+    rows = list(_values(path, time_zone))
+    if len(rows) < 2:
+        raise VirtRaplError(f"{path}: expected two rows or more of time,value", "a row's time ends with the next row")
+    shortest = min(later - earlier for (earlier, _), (later, _) in itertools.pairwise(rows))
+    following = [since for since, _ in rows[1:]] + [rows[-1][0] + shortest]
+    return [
+        Row(since, until if until - since <= LONGER * shortest else since + shortest, value)
+        for (since, value), until in zip(rows, following, strict=True)
+    ]
+
+
+def _values(path: Path, time_zone: ZoneInfo | None) -> Iterator[tuple[float, Decimal]]:
+    before = float("-inf")
+    for line, fields in _lines(path):
+        place = f"{path}:{line}"
+        if len(fields) != 2:
+            raise VirtRaplError(f"{place}: expected time,value, found {len(fields)} fields", f"correct {place}")
+        if line == 1 and not any(sign.isdigit() for sign in "".join(fields)):
+            continue
+        since = _instant(fields[0], time_zone, before, place)
+        if since == before:
+            raise VirtRaplError(f"{place}: {fields[0]} is there twice", "keep one of the two rows")
+        if since < before:
+            raise VirtRaplError(f"{place}: {fields[0]} is not later than the row before", f"sort the rows of {path}")
+        try:
+            value = Decimal(fields[1])
+        except InvalidOperation:
+            value = Decimal("NaN")
+        if not value.is_finite():
+            raise VirtRaplError(f"{place}: expected a number, found {fields[1]!r}", f"correct {place}")
+        before = since
+        yield since, value
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the fields of each line that is not empty. Raises VirtRaplError."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise VirtRaplError(f"cannot read {path}: {error.strerror}", "correct the path in the configuration") from error
+    except UnicodeDecodeError as error:
+        place = f"{path}:{1 + error.object[: error.start].count(10)}"
+        raise VirtRaplError(f"{place}: not UTF-8", f"correct {place}") from error
+    if text.startswith("\ufeff"):
+        raise VirtRaplError(f"{path}:1: it begins with a byte order mark", f"sed -i '1s/^\\xef\\xbb\\xbf//' {path}")
+    try:
+        reader = csv.reader(text.splitlines(), strict=True)
+        for fields in reader:
+            if fields:
+                yield reader.line_num, [field.strip() for field in fields]
+    except csv.Error as error:
+        raise VirtRaplError(f"{path}:{reader.line_num}: {error}", f"correct {path}") from error
+
+
+def _instant(text: str, time_zone: ZoneInfo | None, before: float, place: str) -> float:
+    """Return a time of a row, in seconds since the epoch.
+
+    When clocks are set back, an hour without an offset is there twice: the second time it is the later one.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise VirtRaplError(
+            f"{place}: expected a time such as 2026-11-01T13:00 or 2026-11-01T13:00+01:00, found {text!r}",
+            f"correct {place}",
+        ) from None
+    if time.tzinfo is not None:
+        return time.timestamp()
+    local = time.replace(tzinfo=time_zone)
+    first = local.timestamp()
+    return first if first > before else local.replace(fold=1).timestamp()
