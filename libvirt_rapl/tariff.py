@@ -144,7 +144,7 @@ def _time_zone(values: Mapping[str, object]) -> ZoneInfo | None:
         return None
     try:
         return ZoneInfo(str(values["time_zone"]))
-    except (OSError, ValueError):
+    except (KeyError, OSError, ValueError):
         raise WrongPartError(["time_zone"], "expected a time zone such as Europe/Berlin") from None
 
 

@@ -45,7 +45,7 @@ def draw(report: Report, file: Path) -> None:
             for row, each in zip(report.rows, whats, strict=True):
                 if each == what or (what == "others" and each not in _largest(whats, report)):
                     heights[row.key[time]] += row.amount.kwh
-            axes.bar(labels, heights.values(), bottom=list(bottoms.values()), label=_literal(what))
+            axes.bar(labels, list(heights.values()), bottom=list(bottoms.values()), label=_literal(what))
             bottoms = {label: bottoms[label] + height for label, height in heights.items()}
         axes.tick_params(axis="x", rotation=90)
         axes.set_ylabel("kWh")

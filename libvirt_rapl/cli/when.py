@@ -14,13 +14,14 @@ HELP = (
 )
 
 
-def instant(text: str) -> float:
-    """Turn a time into seconds since the epoch. Raises ArgumentTypeError."""
+def instant(text: str, now: datetime | None = None) -> float:
+    """Turn a time into seconds since the epoch; `now` is for tests. Raises ArgumentTypeError."""
+    now = now or datetime.now()
     if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
-        return datetime.now().timestamp() - int(ago[1]) * UNIT_SECONDS[ago[2]]
+        return now.timestamp() - int(ago[1]) * UNIT_SECONDS[ago[2]]
     if text == "now":
-        return datetime.now().timestamp()
-    if day := _day(" ".join(text.lower().split()), date.today()):
+        return now.timestamp()
+    if day := _day(" ".join(text.lower().split()), now.date()):
         return midnight(day)
     try:
         return datetime.fromisoformat(text).timestamp()

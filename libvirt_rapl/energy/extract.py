@@ -106,6 +106,7 @@ class History(Protocol):
 def open_ledger(path: Path) -> Iterator["LedgerHistory"]:
     """Read a ledger as it is at one moment, while virt-rapld may write it. Raises OSError or DamagedError."""
     check_files(path)
+    path.lstat()  # SQLite does not say why it cannot open a file
     with _as_damage(), contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         database.execute("BEGIN")
         if content.check_version(database) != SCHEMA:

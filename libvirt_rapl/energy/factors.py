@@ -100,6 +100,8 @@ def _values(path: Path, time_zone: ZoneInfo | None) -> Iterator[tuple[float, Dec
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the fields of each line that is not empty. Raises VirtRaplError."""
+    if path.exists() and not path.is_file():  # reading a pipe without a writer would never end
+        raise VirtRaplError(f"{path} is not a regular file", "correct the path in the configuration")
     try:
         text = path.read_bytes().decode()
     except OSError as error:

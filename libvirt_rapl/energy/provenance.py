@@ -58,9 +58,9 @@ def _price(report: Report, config: Config) -> Iterator[str]:
     elif config.tariff.csv:
         yield f"price: {config.tariff.csv} of {_modified(config.tariff.csv.stat().st_mtime)}"
     else:
-        windows = f", {len(config.tariff.windows)} windows" if config.tariff.windows else ""
-        price = "" if config.tariff.price is None else f" {config.tariff.price}"
-        yield f"price:{price} {config.tariff.currency}/kWh{windows}, of the configuration"
+        prices = [price for price in (config.tariff.price, *(each.price for each in config.tariff.windows)) if price]
+        windows = f" by the time of the week ({config.tariff.time_zone or 'local'})" if config.tariff.windows else ""
+        yield f"price: {', '.join(map(str, prices))} {config.tariff.currency}/kWh{windows}, of the configuration"
     yield from _times("no price", report.unpriced)
 
 

@@ -1,0 +1,234 @@
+"""Prices and CO2: what the configuration accepts, and what is valid at which time."""
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+
+from libvirt_rapl.config import load
+from libvirt_rapl.energy import factors
+from libvirt_rapl.energy.factors import read_rows
+from libvirt_rapl.errors import VirtRaplError, WrongPartError
+from libvirt_rapl.tariff import parse_carbon, parse_tariff
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@pytest.fixture(params=["Europe/Berlin", "America/St_Johns"])
+def local(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The machine's time zone."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield request.param
+    monkeypatch.undo()
+    time.tzset()
+
+
+NIGHT = "{days: mon-fri, from: 22:00, to: 06:00, price: 0.2}"
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "problem"),
+    [
+        ("0.3", [], "mapping"),
+        ("{price: 0.3}", ["currency"], "three letters"),
+        ("{currency: Euro, price: 0.3}", ["currency"], "three letters"),
+        ("{currency: EUR, prise: 0.3}", ["prise"], "price"),
+        ("{currency: EUR, price: cheap}", ["price"], "number"),
+        ("{currency: EUR, price: .nan}", ["price"], "number"),
+        ("{currency: EUR, price: true}", ["price"], "number"),
+        ("{currency: EUR}", [], "no price at mon 00:00"),
+        ("{currency: EUR, csv: prices.csv}", ["csv"], "absolute"),
+        ("{currency: EUR, csv: /prices.csv, price: 1}", ["csv"], "either"),
+        ("{currency: EUR, price: 1, time_zone: Mars/Phobos}", ["time_zone"], "time zone"),
+        ("{currency: EUR, price: 1, time_zone: ../../etc/passwd}", ["time_zone"], "time zone"),
+        ("{currency: EUR, price: 1, windows: {}}", ["windows"], "list"),
+        ("{currency: EUR, price: 1, windows: [{from: 1:00, to: 2:00}]}", ["windows", 0], "price is missing"),
+        ("{currency: EUR, price: 1, windows: [{from: 25:00, to: 2:00, price: 1}]}", ["windows", 0, "from"], "time"),
+        ("{currency: EUR, price: 1, windows: [{from: 1:00, to: '2', price: 1}]}", ["windows", 0, "to"], "time"),
+        (
+            "{currency: EUR, price: 1, windows: [{days: [mon, foo], from: 1:00, to: 2:00, price: 1}]}",
+            ["windows", 0, "days"],
+            "mon-fri",
+        ),
+        (
+            f"{{currency: EUR, price: 1, windows: [{NIGHT}, {{days: sat, from: 05:00, to: 07:00, price: 1}}]}}",
+            ["windows", 1],
+            "windows[0] at sat 05:00",
+        ),
+        (f"{{currency: EUR, windows: [{NIGHT}]}}", [], "no price at mon 00:00"),
+        (
+            "{currency: EUR, windows: [{from: 00:00, to: 12:00, price: 1}, {from: 12:15, to: 24:00, price: 2}]}",
+            [],
+            "no price at mon 12:00",
+        ),
+    ],
+)
+def test_what_is_no_tariff(text: str, where: list[str | int], problem: str) -> None:
+    with pytest.raises(WrongPartError) as raised:
+        parse_tariff(yaml.safe_load(text))
+    assert raised.value.where == where
+    assert problem in raised.value.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("{grams_per_kwh: 363}", ["source"]),
+        ("{source: me}", []),
+        ("{grams_per_kwh: 1, csv: /x, source: me}", []),
+        ("{grams_per_kwh: much, source: me}", ["grams_per_kwh"]),
+        ("{csv: x, source: me}", ["csv"]),
+        ("{grams_per_kwh: 363, sauce: me}", ["sauce"]),
+    ],
+)
+def test_what_is_no_carbon(text: str, where: list[str]) -> None:
+    with pytest.raises(WrongPartError) as raised:
+        parse_carbon(yaml.safe_load(text))
+    assert raised.value.where == where
+
+
+def test_a_mistake_in_the_configuration_has_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text(
+        "tariff:\n  currency: EUR\n  price: 1\n  windows:\n    - {from: 1:00, to: 2:00,\n       price: x}\n"
+    )
+    with pytest.raises(VirtRaplError) as raised:
+        load(path)
+    assert raised.value.message.startswith(f"{path}:6: tariff.windows[0].price: expected a number")
+    path.write_text("tariff: off\ncarbon: off\nhistory: off\npue: 1.5\n")
+    config = load(path)
+    assert (config.tariff, config.carbon, config.history.on, config.pue) == (False, False, False, 1.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["history: 35", "history: {days: 1}", "history: {hours: 0}", "history: {quarter_hours: 500}", "pue: 0.9", "pue: x"],
+)
+def test_what_is_neither_history_nor_pue(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text(text)
+    with pytest.raises(VirtRaplError, match=f"{path}:1: {text.partition(':')[0]}: expected"):
+        load(path)
+
+
+@pytest.mark.usefixtures("local")
+def test_windows_of_the_week_in_a_time_zone() -> None:
+    tariff = parse_tariff(
+        yaml.safe_load(
+            f"""
+            currency: EUR
+            price: 0.3
+            time_zone: Europe/Berlin
+            windows:
+              - {NIGHT}
+              - {{days: sun-mon, from: 12:00, to: 13:30, price: 0.1}}
+            """
+        )
+    )
+    price = factors.price(tariff)
+
+    def at(text: str) -> Decimal | None:
+        return price(int(datetime.fromisoformat(text).replace(tzinfo=BERLIN).timestamp()))
+
+    night, noon, base = Decimal("0.2"), Decimal("0.1"), Decimal("0.3")
+    assert [at(f"2026-11-{day}") for day in ("02T21:59", "02T22:00", "03T05:59", "03T06:00")] == [
+        base,
+        night,
+        night,
+        base,
+    ]
+    friday_to_saturday, sunday_to_monday = ("06T23:00", "07T05:59", "07T06:00"), ("08T23:00", "09T05:59")
+    assert [at(f"2026-11-{day}") for day in friday_to_saturday] == [night, night, base]
+    assert [at(f"2026-11-{day}") for day in sunday_to_monday] == [base, base]
+    assert [at(f"2026-11-{day}") for day in ("08T12:00", "09T13:15", "10T12:00")] == [noon, noon, base]
+    # In the night of 2026-10-25, Berlin's clocks go from 3:00 back to 2:00: a local time, whichever of two, decides.
+    assert at("2026-10-26T05:59") == base == at("2026-10-24T12:00")
+
+
+@pytest.mark.usefixtures("local")
+def test_windows_are_in_local_time_by_default() -> None:
+    price = factors.price(parse_tariff({"currency": "EUR", "price": 1, "windows": [yaml.safe_load(NIGHT)]}))
+    assert price(int(datetime(2026, 11, 2, 22).timestamp())) == Decimal("0.2")
+    assert price(int(datetime(2026, 11, 2, 21, 59).timestamp())) == 1
+
+
+@pytest.mark.usefixtures("local")
+def test_a_file_is_valid_where_it_has_rows(tmp_path: Path) -> None:
+    file = tmp_path / "prices.csv"
+    hours = ("00:00", "01:00", "02:00", "05:00", "06:00")
+    file.write_text(
+        "time,price\n" + "".join(f"2026-11-02T{hour}+01:00,{number}\n" for number, hour in enumerate(hours))
+    )
+    price = factors.price(parse_tariff({"currency": "EUR", "csv": str(file)}))
+
+    def at(text: str) -> Decimal | None:
+        return price(int(datetime.fromisoformat(f"2026-11-02T{text}+01:00").timestamp()))
+
+    found = [at(text) for text in ("00:00", "00:59", "01:00", "02:59", "03:00", "04:59", "05:00", "06:59", "07:00")]
+    assert found == [0, 0, 1, 2, None, None, 3, 4, None]
+    assert price(int(datetime.fromisoformat("2026-11-01T23:59+01:00").timestamp())) is None
+
+
+@pytest.mark.parametrize(
+    ("times", "hours"),
+    [
+        (["2026-10-25T01:00", "2026-10-25T02:00", "2026-10-25T02:00", "2026-10-25T03:00"], [1, 1, 1, 1]),
+        (["2026-03-29T01:00", "2026-03-29T03:00", "2026-03-29T04:00"], [1, 1, 1]),
+        (["2026-10-24", "2026-10-25", "2026-10-26", "2026-10-28"], [24, 25, 24, 24]),
+        (["2026-01-01", "2026-02-01", "2026-03-01", "2026-04-01"], [31 * 24, 28 * 24, 31 * 24 - 1, 28 * 24]),
+    ],
+)
+def test_hours_days_and_months_of_a_file_are_as_long_as_they_are(
+    tmp_path: Path, times: list[str], hours: list[int]
+) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_text("".join(f"{time},1\n" for time in times))
+    assert [(row.until - row.since) / 3600 for row in read_rows(file, BERLIN)] == hours
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        (b"\xef\xbb\xbftime,price\n2026-11-01,1\n2026-11-02,2\n", 1, "byte order mark"),
+        (b"2026-11-01,1\n2026-11-02,\xff\n", 2, "UTF-8"),
+        (b"2026-11-02,1\n2026-11-01,2\n", 2, "not later"),
+        (b"2026-11-01,1\n2026-11-02,1\n\n2026-11-02,2\n", 4, "twice"),
+        (b"2026-11-01,1\n2026-11-02,much\n", 2, "number"),
+        (b"2026-11-01,1\n2026-11-02,\n", 2, "number"),
+        (b"2026-11-01,1\n2026-11-02,inf\n", 2, "number"),
+        (b"2026-11-01,1\n2026-11-02,0,31\n", 2, "3 fields"),
+        (b"2026-11-01;1\n2026-11-02;2\n", 1, "1 fields"),
+        (b"time,price\nyesterday,1\n2026-11-02,2\n", 2, "time"),
+        (b'2026-11-01,1\n"2026-11-02,2\n', 2, "end of data"),
+    ],
+)
+def test_what_is_no_file_of_prices(tmp_path: Path, text: bytes, line: int, problem: str) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_bytes(text)
+    with pytest.raises(VirtRaplError) as raised:
+        read_rows(file, None)
+    assert raised.value.message.startswith(f"{file}:{line}: ")
+    assert problem in raised.value.message
+
+
+@pytest.mark.parametrize("text", ["", "time,price\n", "time,price\n2026-11-01,1\n"])
+def test_a_file_of_too_few_rows(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_text(text)
+    with pytest.raises(VirtRaplError, match="two rows"):
+        read_rows(file, None)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(VirtRaplError, match="cannot read"):
+        read_rows(tmp_path / "none", None)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(VirtRaplError, match="not a regular file"):
+        read_rows(tmp_path / "pipe", None)
