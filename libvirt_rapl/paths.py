@@ -36,6 +36,8 @@ STATUS_SOCKET = f"{DAEMON}/status.sock"
 """A client that connects gets the document, once."""
 STREAM_SOCKET = f"{DAEMON}/stream.sock"
 """A client that connects gets each document from then on."""
+HISTORY_SOCKET = f"{DAEMON}/history.sock"
+"""A client that says which time it wants gets the history of it."""
 EVENTS = "events.jsonl"
 OLDER_EVENTS = f"{EVENTS}.1"
 

@@ -174,12 +174,12 @@ def test_they_are_shown(tmp_path: Path, run: Run) -> None:
     assert domains("--since", "9998-01-01T12:00") == []
 
 
-@pytest.mark.parametrize("when", ["soon", "10", "-1h", "1w", "99999999-01-01"])
+@pytest.mark.parametrize("when", ["soon", "10", "-1h", "1y", "99999999-01-01"])
 def test_a_time_that_is_none(when: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(f"--since={when}")
     assert caught.value.code == 2
-    assert "neither how long ago" in capsys.readouterr().err
+    assert when in capsys.readouterr().err
 
 
 @pytest.mark.e2e

@@ -1,6 +1,7 @@
 """The ledger's history: nothing is lost or counted twice, whatever happens to clock, domains, zones and process."""
 
 import contextlib
+import json
 import sqlite3
 import tempfile
 from collections import defaultdict
@@ -322,7 +323,7 @@ def test_what_is_known_travels_as_json(bench: Bench) -> None:
     assert (found.begin, found.coarsest, found.simulated) == (NOON, QUARTER, False)
     assert found.gaps
     assert found.lost
-    assert Known.from_json(found.to_json()) == found
+    assert Known.from_json(json.loads(found.to_json())) == found
 
 
 @pytest.mark.parametrize(

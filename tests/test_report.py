@@ -462,7 +462,7 @@ def no_file(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("make", "problem"),
-    [(without, "no ledger"), (empty, "no history"), (damaged, "cannot read"), (older, "older"), (no_file, "link")],
+    [(without, "there is no"), (empty, "no history"), (damaged, "cannot read"), (older, "older"), (no_file, "link")],
 )
 def test_ledgers_that_cannot_be_reported(
     host: Host, capsys: pytest.CaptureFixture[str], make: Callable[[Host], None], problem: str

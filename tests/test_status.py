@@ -23,7 +23,8 @@ from libvirt_rapl import paths
 from libvirt_rapl.choices import Backend
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
-from libvirt_rapl.daemon import document, host_meter, status_socket, stream_socket
+from libvirt_rapl.daemon import answerers, document, host_meter, status_socket, stream_socket
+from libvirt_rapl.daemon.answerers import Answerers
 from libvirt_rapl.daemon.document import read
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
@@ -397,19 +398,19 @@ Serve = Callable[[Path, Callable[[], bytes]], list[str]]
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """A function that answers on a socket as virt-rapld does, and returns the lines that are logged."""
-    served: list[status_socket.Answerers] = []
+    served: list[Answerers] = []
 
     def serve(path: Path, text: Callable[[], bytes]) -> list[str]:
         logged: list[str] = []
-        served.append(status_socket.Answerers(path, text, logged.append))
+        served.append(status_socket.serve(path, text, logged.append))
         return logged
 
     yield serve
-    for answerers in served:
-        answerers.close()
+    for each in served:
+        each.close()
 
 
-def answerers() -> int:
+def answering() -> int:
     return sum(thread.name.startswith("status ") for thread in threading.enumerate())
 
 
@@ -429,23 +430,23 @@ sys.stdin.read()
 def test_who_asks_and_does_not_read_holds_nobody_up(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_socket, "SEND_SECONDS", 600)
+    monkeypatch.setattr(answerers, "SEND_SECONDS", 600)
     tmp_path.chmod(0o755)
     for directory in tmp_path.parents:
         if len(directory.parts) > 2:  # in /tmp
             directory.chmod(0o755)
     path, document = tmp_path / "status.sock", {"schema": 1, "padding": "x" * 10_000_000}
     text = json.dumps(document).encode()
-    before = answerers()
+    before = answering()
     serve(path, lambda: text)
-    assert answerers() == before + status_socket.ANSWERERS
+    assert answering() == before + status_socket.ANSWERERS
     path.chmod(0o666)
     command = [sys.executable, "-c", CROWD, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd:
         assert crowd.stdout
         assert crowd.stdout.readline() == b"\n"
         assert status_socket.ask(path) == document
-        assert answerers() == before + status_socket.ANSWERERS, "as many as ever"
+        assert answering() == before + status_socket.ANSWERERS, "as many as ever"
         crowd.communicate()
 
 
@@ -468,11 +469,11 @@ def test_an_answer_that_fails_is_logged_once_and_ends_no_answering(tmp_path: Pat
 
 
 def test_answering_ends_with_all_its_threads(tmp_path: Path) -> None:
-    before = answerers()
-    made = status_socket.Answerers(tmp_path / "status.sock", lambda: b"", print)
+    before = answering()
+    made = status_socket.serve(tmp_path / "status.sock", lambda: b"", print)
     made.close()
     until = time.monotonic() + 20
-    while answerers() > before:
+    while answering() > before:
         assert time.monotonic() < until
         time.sleep(0.01)
     assert not status_socket.listens(tmp_path / "status.sock")

@@ -9,13 +9,14 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from typing import cast, get_args
 
 from libvirt_rapl import paths
 from libvirt_rapl.cli import report_formats, report_picture, when
 from libvirt_rapl.config import Config, load
+from libvirt_rapl.daemon.history_socket import RemoteHistory
 from libvirt_rapl.energy import factors, report
 from libvirt_rapl.energy.calendar import Span
 from libvirt_rapl.energy.extract import History, Known, open_ledger
@@ -112,16 +113,22 @@ def _factors(config: Config) -> Factors:
 
 @contextmanager
 def _history(config: Config) -> Iterator[History]:
-    """Open the ledger. Raises VirtRaplError."""
+    """Open the ledger, or if only virt-rapld may, ask that. Raises VirtRaplError."""
     path = config.state_directory / paths.LEDGER
     try:
-        with open_ledger(path) as history:
+        with ExitStack() as stack:
+            try:
+                history: History = stack.enter_context(open_ledger(path))
+            except PermissionError:
+                history = RemoteHistory(config.run_directory / paths.HISTORY_SOCKET)
             yield history
-    except FileNotFoundError as error:
-        raise VirtRaplError(f"there is no ledger {path}", "start virt-rapld: systemctl start virt-rapld") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise VirtRaplError(
+            f"there is no ledger {path}, or no virt-rapld that reads it", "systemctl start virt-rapld"
+        ) from error
     except PermissionError as error:
-        raise VirtRaplError(f"may not read {path}", "run it as root") from error
-    except DamagedError as error:
+        raise VirtRaplError(f"may not read {path}", "run it as root, or as a member of the group virt-rapl") from error
+    except (OSError, DamagedError) as error:
         raise VirtRaplError(f"cannot read {path}: {error}", "journalctl -u virt-rapld") from error
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import Config
+from libvirt_rapl.daemon import history_socket, status_socket
+from libvirt_rapl.daemon.answerers import DIRECTORY_MODE as SOCKETS_MODE
 from libvirt_rapl.daemon.document import Document
 from libvirt_rapl.daemon.host_meter import HostMeter
 from libvirt_rapl.daemon.kept_meter import KeptMeter
 from libvirt_rapl.daemon.publisher import Publisher
-from libvirt_rapl.daemon.status_socket import DIRECTORY_MODE as SOCKETS_MODE
-from libvirt_rapl.daemon.status_socket import Answerers
 from libvirt_rapl.daemon.stream_socket import Streams
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.domains.inventory import Inventory
@@ -109,7 +109,9 @@ class Daemon:
         """Open the zones. Raises VirtRaplError when there are none."""
         self._interval = config.interval
         self._run_directory = config.run_directory
-        self._sockets = [config.run_directory / name for name in (paths.STATUS_SOCKET, paths.STREAM_SOCKET)]
+        names = (paths.STATUS_SOCKET, paths.STREAM_SOCKET, paths.HISTORY_SOCKET)
+        self._sockets = [config.run_directory / name for name in names]
+        self._ledger = config.state_directory / paths.LEDGER
         self._servers = contextlib.ExitStack()
         self._mute = False
         """Whether it was logged that the sockets do not work."""
@@ -117,7 +119,7 @@ class Daemon:
         for zone, why in host.source.left_out.items():
             log(f"{zone} is left out: {why}")
         simulated = host.source.name == "simulated"
-        ledger = Ledger(config.state_directory / paths.LEDGER, simulated=simulated, log=log, history=config.history)
+        ledger = Ledger(self._ledger, simulated=simulated, log=log, history=config.history)
         policy = self._policy = Policy(config, uri, log)
         self._overruns = 0
         """How many samples began more than an interval late."""
@@ -149,10 +151,11 @@ class Daemon:
         try:
             _make_directory(self._run_directory)
             self._servers.close()
-            status, stream = self._sockets
+            status, stream, history = self._sockets
             self._streams = Streams(stream, self._publisher.text, log)
             self._servers.callback(self._streams.close)
-            self._servers.callback(Answerers(status, self._publisher.text, log).close)
+            self._servers.callback(status_socket.serve(status, self._publisher.text, log).close)
+            self._servers.callback(history_socket.serve(history, self._ledger).close)
         except OSError as error:
             trouble = explain(error)
         if trouble and not self._mute:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from libvirt_rapl.daemon.answerers import MODE, user_of
 from libvirt_rapl.daemon.document import SCHEMA
-from libvirt_rapl.daemon.status_socket import MODE, CarefulText, understood, user_of
+from libvirt_rapl.daemon.status_socket import CarefulText, understood
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.sockets import listen
 

@@ -82,14 +82,17 @@ class Known:
         return json.dumps(vars(self))
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> Self:
-        """Read what to_json() returns. Raises ValueError, KeyError or TypeError if it is something else."""
-        values: dict[str, Any] = json.loads(line)
-        names = {uuid: [Name(*name) for name in names] for uuid, names in values.pop("names").items()}
-        gaps = [Gap(*gap) for gap in values.pop("gaps")]
-        lost = [Lost(*each) for each in values.pop("lost")]
-        metering = [Metering(*each) for each in values.pop("metering")]
-        return cls(**values, names=names, gaps=gaps, lost=lost, metering=metering)
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return what was in to_json(), decoded. Raises ValueError, KeyError or TypeError if it is something else."""
+        return cls(
+            begin=values["begin"],
+            simulated=values["simulated"],
+            coarsest=values["coarsest"],
+            names={uuid: [Name(*name) for name in names] for uuid, names in values["names"].items()},
+            gaps=[Gap(*gap) for gap in values["gaps"]],
+            lost=[Lost(*each) for each in values["lost"]],
+            metering=[Metering(*each) for each in values["metering"]],
+        )
 
 
 class History(Protocol):
