@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libvirt_rapl.choices import KeepHistory
+from libvirt_rapl.energy import ledger_content as content
 from libvirt_rapl.energy.extract import Gap, Known, Lost, Name, Slot, open_ledger
 from libvirt_rapl.energy.history import DAY, HOUR, QUARTER, Identity, Moment
 from libvirt_rapl.energy.ledger import Ledger
@@ -163,14 +164,51 @@ def test_energy_is_divided_by_time(bench: Bench, begin: float, end: float, expec
     bench.check()
 
 
-def test_what_was_counted_before_there_was_history_is_the_opening(bench: Bench) -> None:
+def test_history_begins_with_the_first_write(bench: Bench) -> None:
     bench.use(1, {(A, "package-0"): 7, (IDLE, "package-0"): 3})
     bench.write()
-    assert bench.rows() == []
+    assert [row[2:] for row in bench.rows()] == [
+        (A, "package-0", 7),
+        (HOST, "package-0", 10),
+        (IDLE, "package-0", 3),
+    ]
     bench.check()
+
+
+def test_what_an_older_ledger_had_is_the_opening(bench: Bench) -> None:
+    with contextlib.closing(sqlite3.connect(bench.path)) as database:
+        for statement in [*content.TABLES, *content.TABLES_SINCE_2, *content.TABLES_SINCE_3]:
+            database.execute(statement)
+        database.execute("INSERT INTO ledger VALUES (5, 0, 9, '')")
+        rows = [(owner, zone, 7) for owner, zone in ((HOST, "package-0"), (A, "package-0"), (A, "package"))]
+        database.executemany("INSERT INTO total VALUES (?, -1, ?, ?)", rows)
+        database.execute("PRAGMA user_version = 3")
+        database.execute("UPDATE ledger SET digest = ?", (content._content(database, 3)[1],))
+        database.commit()
+    bench.start()
+    assert bench.totals[Part(A, WHOLE, "package")] == 7
     bench.use(1, {(A, "package-0"): 2})
     bench.write()
+    bench.check()
     assert [row[2:] for row in bench.rows()] == [(A, "package-0", 2), (HOST, "package-0", 2)]
+
+
+def test_history_begins_anew_where_a_damaged_ledger_is_set_aside(bench: Bench) -> None:
+    logged: list[str] = []
+    bench.ledger = Ledger(bench.path, simulated=False, log=logged.append)
+    bench.ledger.load()
+    bench.use(HOUR, {(A, "package-0"): 7})
+    bench.write()
+    bench.path.write_bytes(b"no" * 50)
+    bench.use(HOUR, {(A, "package-0"): 2})
+    bench.write()
+    bench.check()
+    assert len(logged) == 1
+    assert bench.rows() == []
+    bench.use(1, {(A, "package-0"): 1})
+    bench.write()
+    bench.check()
+    assert [row[2:] for row in bench.rows()] == [(A, "package-0", 1), (HOST, "package-0", 1)]
 
 
 def hours(rows: Iterable[tuple[int, int, str, str, int]]) -> dict[tuple[int, int], int]:

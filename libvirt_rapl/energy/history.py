@@ -99,14 +99,14 @@ def record(
 ) -> None:
     """Add the growth of totals to the buckets of the `seconds` before the moment, in which it was metered.
 
-    `before` are the totals in the ledger, `after` those that are written now. Where history is off, and at the ledger's
-    first write, openings grow instead.
+    `before` are the totals in the ledger, `after` those that are written now. Where history is off, openings grow
+    instead; so they do in a new file that is written from memory, because the old one was damaged.
     """
     (written,) = database.execute("SELECT written FROM ledger").fetchone()
     begin = moment.now - seconds
     growth, openings = _changes(before, after, retired)
     _open(database, openings)
-    if keep.on and written:
+    if keep.on and (written or moment.first):
         _add(database, divided(growth, shares(begin, moment.now)))
         _note_lost(database, moment)
     else:
