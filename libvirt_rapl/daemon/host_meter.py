@@ -62,9 +62,7 @@ class HostMeter:
                 sampled_at=_instant(snapshot.sampled_at, "milliseconds") if snapshot.sampled_at else None,
                 sample_seconds=snapshot.sample_seconds if snapshot.sampled_at else None,
                 overruns=overruns,
-                zones=tuple(
-                    _zone(name, zone, unread=name not in snapshot.read) for name, zone in snapshot.zones.items()
-                ),
+                zones=tuple(_zone(name, zone) for name, zone in snapshot.zones.items()),
                 domains_watts=snapshot.domains_watts,
                 other_watts=snapshot.other.watts,
                 idle_watts=snapshot.idle.watts,
@@ -122,7 +120,7 @@ class HostMeter:
         )
 
 
-def _zone(name: str, zone: ZoneFigures, *, unread: bool) -> Zone:
+def _zone(name: str, zone: ZoneFigures) -> Zone:
     domains = zone.counted.microjoules - zone.other.microjoules - zone.idle.microjoules
     return Zone(
         name=name,
@@ -132,7 +130,7 @@ def _zone(name: str, zone: ZoneFigures, *, unread: bool) -> Zone:
         other_joules=zone.other.joules,
         idle_joules=zone.idle.joules,
         lost_intervals=zone.lost,
-        unread=unread,
+        unread=zone.unread,
     )
 
 
