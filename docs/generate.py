@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Update what the docs say about commands and configuration: .venv/bin/python docs/generate.py [--check]
+"""Update what the docs say about commands, configuration and metrics: .venv/bin/python docs/generate.py [--check]
 
-The command line is read from argparse, the configuration from etc/virt-rapl.yaml and libvirt_rapl.config. In README,
-docs/configuration.md and the man pages the text between two marks is replaced; completions are whole files.
+The command line is read from argparse, the configuration from libvirt_rapl.config, the metrics from
+libvirt_rapl.daemon.exposition. In README, pages of docs/ and man pages the text between two marks is replaced; the
+shipped configuration and the completions are whole files.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import shtab
 
 from libvirt_rapl import cli
 from libvirt_rapl.config import KEYS, Config
+from libvirt_rapl.daemon.exposition import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKDOWN_MARKS = ("<!-- made by docs/generate.py -->", "<!-- end -->")
@@ -84,6 +86,7 @@ def made() -> dict[Path, str]:
         ROOT / "docs/configuration.md": between(
             ROOT / "docs/configuration.md", MARKDOWN_MARKS, "\n".join(map(markdown_key, keys))
         ),
+        ROOT / "docs/metrics.md": between(ROOT / "docs/metrics.md", MARKDOWN_MARKS, metric_table()),
         ROOT / "etc/man/virt-rapl.1": between(
             ROOT / "etc/man/virt-rapl.1", ROFF_MARKS, "".join(roff_command(*each) for each in commands.items())
         ),
@@ -173,6 +176,15 @@ def command_table(commands: dict[str, argparse.ArgumentParser]) -> str:
     calls = {name: synopsis(name, parser).replace("|", "\\|") for name, parser in commands.items()}
     rows = (f"| `{call}` | {cli.COMMANDS[name]} |\n" for name, call in calls.items())
     return "| command | what it does |\n| --- | --- |\n" + "".join(rows)
+
+
+def metric_table() -> str:
+    """Return the table of metrics in Markdown."""
+    rows = ["| metric | type | unit | labels | what it is |", "| --- | --- | --- | --- | --- |"]
+    for each in METRICS:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        rows.append(f"| `{each.name}` | {each.type} | {each.unit or '-'} | {labels or '-'} | {each.help} |")
+    return "\n".join(rows) + "\n"
 
 
 def configuration() -> Iterator[Key]:

@@ -1,8 +1,9 @@
-"""A host of files in, `status --json` out, byte for byte as in data/status.json.
+"""A host of files in, `status --json` and `/metrics` out, byte for byte as in data/status.json and data/metrics.txt.
 
 Where a change of the document is wanted: .venv/bin/python -m pytest tests/test_golden.py --renew, and look at the diff.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -12,11 +13,13 @@ from typing import Literal
 
 import pytest
 from fakes.host import Host, Thread
+from prometheus_client import CollectorRegistry, generate_latest
 
 from libvirt_rapl import __version__
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import host_meter
-from libvirt_rapl.daemon.document import read, render
+from libvirt_rapl.daemon.document import Document, read, render
+from libvirt_rapl.daemon.exposition import Exposition
 from libvirt_rapl.daemon.host_meter import HostMeter
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.inventory import Entry, Inventory
@@ -26,7 +29,7 @@ from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host import processes
 
-GOLDEN = Path(__file__).parent / "data/status.json"
+STATUS, METRICS = (Path(__file__).parent / "data" / name for name in ("status.json", "metrics.txt"))
 SECOND = 1_000_000_000
 NOON = 1_767_355_200  # 2026-01-02T12:00:00+00:00
 HELPER_START = 4711
@@ -37,8 +40,8 @@ def uuid(number: int) -> str:
     return f"0000000{number}-0000-4000-8000-000000000000"
 
 
-ACTIVE, ENDED, FAILED, UNCONNECTED, PENDING, REFUSED, PLAIN, DEAD = map(uuid, range(1, 9))
-PIDS = {ACTIVE: 100, ENDED: 200, FAILED: 300, UNCONNECTED: 400, PLAIN: 500, DEAD: 600}
+ACTIVE, ENDED, FAILED, UNCONNECTED, PENDING, REFUSED, PLAIN, DEAD, GONE = map(uuid, range(1, 10))
+PIDS = {ACTIVE: 100, ENDED: 200, FAILED: 300, UNCONNECTED: 400, PLAIN: 500, DEAD: 600, GONE: 700}
 HELPERS = {ACTIVE: 1100, ENDED: 1200, UNCONNECTED: 1400}
 
 
@@ -71,6 +74,7 @@ def entries(host: Host) -> dict[str, Entry]:
         shut_off(REFUSED, "refused", None),
         running(PLAIN, "plain", None),
         running(DEAD, "dead", "live"),
+        running(GONE, "transient", None, "Gone by now"),
     ]
     return {entry.uuid: entry for entry in found}
 
@@ -128,7 +132,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def test_the_document_byte_for_byte(host: Host, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+@pytest.fixture
+def document(host: Host, tmp_path: Path) -> Document:
+    """What is known of the host after four samples."""
     registry = Registry(tmp_path / "run")
     write_records(registry)
     metered = HostMeter(Config(run_directory=registry.run_directory))
@@ -145,12 +151,26 @@ def test_the_document_byte_for_byte(host: Host, tmp_path: Path, pytestconfig: py
         metered.meter.sample(
             Running(entry.uuid, entry.pid, entry.vcpu_tids) for entry in domains.seen() if entry.pid is not None
         )
-    document = metered.document(
-        take(metered.meter), domains.seen(), {REFUSED: "its number of vCPUs can grow"}, "libvirt cannot be reached"
-    )
-    text = render(document, indent=2).replace(str(tmp_path), "/host").replace(f'"{__version__}"', '"VERSION"') + "\n"
+    gone = dataclasses.replace(domains.entries.pop(GONE), id=None, state="shut off", pid=None, vcpu_tids={})
+    refusals = {REFUSED: "its number of vCPUs can grow"}
+    return metered.document(take(metered.meter), domains.seen(), refusals, "libvirt cannot be reached", gone=[gone])
+
+
+def compare(text: str, golden: Path, pytestconfig: pytest.Config) -> None:
+    """Assert that the text is the expected one, apart from our version, or renew that."""
+    text = text.replace(f'"{__version__}"', '"VERSION"')
     if pytestconfig.getoption("renew"):
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+
+
+def test_the_document_byte_for_byte(document: Document, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    compare(render(document, indent=2).replace(str(tmp_path), "/host") + "\n", STATUS, pytestconfig)
     assert render(read(json.loads(render(document)))) == render(document), "what is read back is the same"
     assert {domain.vrapl for domain in document.domains} == {"active", "degraded", "pending", "off"}
+
+
+def test_the_metrics_byte_for_byte(document: Document, pytestconfig: pytest.Config) -> None:
+    registry = CollectorRegistry()
+    registry.register(Exposition(lambda: document, vcpus=True))
+    compare(generate_latest(registry).decode(), METRICS, pytestconfig)

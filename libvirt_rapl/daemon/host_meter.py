@@ -43,11 +43,14 @@ class HostMeter:
         refusals: Mapping[str, str] | None = None,
         libvirt_trouble: str = "",
         overruns: int = 0,
+        gone: Iterable[Entry] = (),
     ) -> Document:
         """Return the document of the meter's figures for the host and these domains.
 
         `refusals`: why the policy could not enable domains, by UUID. `libvirt_trouble`: why there may be more domains.
-        `overruns`: how many samples were late. The meter may sample meanwhile.
+        `overruns`: how many samples were late. `gone`: domains that libvirt does not know any more.
+
+        The meter may sample meanwhile.
         """
         entries = sorted(domains, key=lambda entry: entry.name)
         records = self._registry.read_all(entry.uuid for entry in entries)
@@ -62,9 +65,7 @@ class HostMeter:
                 sampled_at=_instant(snapshot.sampled_at, "milliseconds") if snapshot.sampled_at else None,
                 sample_seconds=snapshot.sample_seconds if snapshot.sampled_at else None,
                 overruns=overruns,
-                zones=tuple(
-                    _zone(name, zone, unread=name not in snapshot.read) for name, zone in snapshot.zones.items()
-                ),
+                zones=tuple(_zone(name, zone) for name, zone in snapshot.zones.items()),
                 domains_watts=snapshot.domains_watts,
                 other_watts=snapshot.other.watts,
                 idle_watts=snapshot.idle.watts,
@@ -74,6 +75,7 @@ class HostMeter:
             domains=tuple(
                 self._domain(entry, records.get(entry.uuid), refused.get(entry.uuid), snapshot) for entry in entries
             ),
+            ended=tuple(self._domain(entry, None, None, snapshot) for entry in gone if entry.uuid in snapshot.domains),
         )
 
     def _domain(self, entry: Entry, record: Record | None, refusal: str | None, snapshot: Snapshot) -> DomainReading:
@@ -122,7 +124,7 @@ class HostMeter:
         )
 
 
-def _zone(name: str, zone: ZoneFigures, *, unread: bool) -> Zone:
+def _zone(name: str, zone: ZoneFigures) -> Zone:
     domains = zone.counted.microjoules - zone.other.microjoules - zone.idle.microjoules
     return Zone(
         name=name,
@@ -132,7 +134,7 @@ def _zone(name: str, zone: ZoneFigures, *, unread: bool) -> Zone:
         other_joules=zone.other.joules,
         idle_joules=zone.idle.joules,
         lost_intervals=zone.lost,
-        unread=unread,
+        unread=zone.unread,
     )
 
 

@@ -138,8 +138,10 @@ class Meter:
         """When zones and clocks were read last, in seconds since the epoch; 0 before."""
         self.sample_seconds = 0.0
         """How long the last sample took."""
-        self.read: frozenset[str] = frozenset()
-        """Zones, by name, and domains, by UUID, whose use in the last interval is known: no other power is."""
+        self.read_domains: frozenset[str] = frozenset()
+        """Domains whose use in the last interval is known, by UUID, also if they used nothing."""
+        self.unread_zones: frozenset[str] = frozenset()
+        """Zones that should have been read and whose use in the last interval is not known, by name."""
         self.metered = 0.0
         """Seconds that it has metered, including those of earlier meters whose totals it continues."""
         self.model = model
@@ -190,7 +192,7 @@ class Meter:
         reading. Raises OSError or ValueError, with nothing lost, when /proc or sysfs itself cannot be read.
         """
         began, last_time = self._clock(time.CLOCK_MONOTONIC), self._time
-        self.read = frozenset()
+        self.read_domains, self.unread_zones = frozenset(), frozenset(self._counters)
         counted, busy, times = self._read(running)
         if last_time:
             self._interval_ns = self._time - last_time
@@ -229,7 +231,8 @@ class Meter:
         if self._roaming:
             times = settle(times, self._roaming & times.keys(), busy)
         counted = [(zone, microjoules) for zone, microjoules in readings if microjoules is not None]
-        self.read = frozenset(runs).union(zone.name for zone, _ in counted)
+        self.read_domains = frozenset(runs)
+        self.unread_zones = frozenset(self._counters).difference(zone.name for zone, _ in counted)
         return counted, busy, times
 
     def _list_zones(self) -> None:
