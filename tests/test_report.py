@@ -285,7 +285,7 @@ class Host:
         now = NOON
         names = {A: Identity('we"b, <1>', "", {"project": "x"}), B: Identity("d\x1bb")}
         for hour in range(3):
-            for owner, joules in ((A, 3_600_000), (B, 1_800_000), (OTHER, 900_000), (IDLE, 1)):
+            for owner, joules in ((A, 3_600_000), (B, 1_800_000), (OTHER, 900_000), (IDLE, 1)) if hour else ():
                 for part in (
                     Part(HOST, WHOLE, "package-0"),
                     Part(owner, WHOLE, "package-0"),
