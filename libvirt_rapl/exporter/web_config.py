@@ -21,7 +21,8 @@ UNVERIFIED = ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
 TlsVersion = Literal["TLS12", "TLS13"]
 """OpenSSL of today's distributions accepts no older one."""
 
-CURVES = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521": "secp521r1", "X25519": "X25519"}
+CURVES = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521": "secp521r1"}
+"""Python's ssl can be restricted to one of these; not to X25519, which OpenSSL offers first if nothing is set."""
 CIPHERS = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
     "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
@@ -252,6 +253,8 @@ def _tls(item: _Item) -> Tls | None:
     curves = keys["curve_preferences"].each() if "curve_preferences" in keys else []
     if len(curves) > 1:
         curves[1].reject("Python's ssl can only be restricted to one curve", "keep one, or leave out curve_preferences")
+    if curves and curves[0].text() == "X25519":
+        curves[0].reject("Python's ssl cannot be restricted to X25519", "leave it out: it is offered first anyway")
     return Tls(
         cert_file=keys["cert_file"].named_file(),
         key_file=keys["key_file"].named_file(),
