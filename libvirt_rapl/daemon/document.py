@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from libvirt_rapl.choices import Backend
+from libvirt_rapl.choices import Backend, MeterState
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.energy_source import Listing
-from libvirt_rapl.lifecycle.meter_state import MeterState
 
 SCHEMA = 1
 

@@ -1,15 +1,10 @@
 """The state of a domain's own meter, and why it has none: status, doctor and `enable --live` use it."""
 
-from typing import Literal
-
+from libvirt_rapl.choices import MeterState
 from libvirt_rapl.domains.inventory import Entry
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.vmsr.qemu_arithmetic import known
-
-MeterState = Literal["active", "degraded", "pending", "off"]
-"""The state of a domain's own meter. `active`: the guest reads its joules. `degraded`: it should, but runs without a
-working helper. `pending`: it will from its next start on. `off`: it is not enabled."""
 
 
 def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tuple[MeterState, str]:
