@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Update what the docs say about commands and configuration: .venv/bin/python docs/generate.py [--check]
+"""Update what the docs say about commands, configuration and metrics: .venv/bin/python docs/generate.py [--check]
 
-The command line is read from argparse, the configuration from etc/virt-rapl.yaml and libvirt_rapl.config. In README,
-docs/configuration.md and the man pages the text between two marks is replaced; completions are whole files.
+The command line is read from argparse, the configuration from libvirt_rapl.config, the metrics from
+libvirt_rapl.daemon.exposition. In README, pages of docs/ and man pages the text between two marks is replaced; the
+shipped configuration and the completions are whole files.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import shtab
 
 from libvirt_rapl import cli
 from libvirt_rapl.config import KEYS, Config
+from libvirt_rapl.daemon.exposition import METRICS
+from libvirt_rapl.labels import Labels
 from libvirt_rapl.selection import Selection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +88,7 @@ def made() -> dict[Path, str]:
         ROOT / "docs/configuration.md": between(
             ROOT / "docs/configuration.md", MARKDOWN_MARKS, "\n".join(map(markdown_key, keys))
         ),
+        ROOT / "docs/metrics.md": between(ROOT / "docs/metrics.md", MARKDOWN_MARKS, metric_table()),
         ROOT / "etc/man/virt-rapl.1": between(
             ROOT / "etc/man/virt-rapl.1", ROFF_MARKS, "".join(roff_command(*each) for each in commands.items())
         ),
@@ -176,12 +180,30 @@ def command_table(commands: dict[str, argparse.ArgumentParser]) -> str:
     return "| command | what it does |\n| --- | --- |\n" + "".join(rows)
 
 
+def metric_table() -> str:
+    """Return the table of metrics in Markdown."""
+    rows = ["| metric | type | unit | labels | what it is |", "| --- | --- | --- | --- | --- |"]
+    for each in METRICS:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        rows.append(f"| `{each.name}` | {each.type} | {each.unit or '-'} | {labels or '-'} | {each.help} |")
+    return "\n".join(rows) + "\n"
+
+
 def configuration() -> Iterator[Key]:
     """Yield the keys of the configuration."""
     for name, key in KEYS.items():
         default = getattr(Config(), name)
-        plain = "[]" if default == Selection() else f"{default:g}" if isinstance(default, float) else str(default)
-        yield Key(name, plain, cleandoc(key.text), key.expected)
+        yield Key(name, plain(default), cleandoc(key.text), key.expected)
+
+
+def plain(default: object) -> str:
+    """Return a default value as the shipped configuration has it."""
+    match default:
+        case Selection():
+            return "[]"
+        case Labels():
+            return "{}"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def shipped_key(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""Choices among words as types, so that mypy finds any other word: those of the configuration, and a state."""
+"""Words of which there is a fixed set, as types, so that mypy finds any other: choices of the configuration, states."""
 
 from typing import Literal
 
@@ -10,7 +10,6 @@ EnergySource = Literal["auto", "powercap", "msr"]
 """Where energy is read; `auto` is powercap if it has zones, else MSR."""
 Model = Literal["capacity", "active", "baseline"]
 """How energy is given out to domains; see libvirt_rapl.energy.attribution."""
-
 MeterState = Literal["active", "degraded", "pending", "off"]
 """The state of a domain's own meter. `active`: the guest reads its joules. `degraded`: it should, but runs without a
 working helper. `pending`: it will from its next start on. `off`: it is not enabled."""

@@ -12,6 +12,9 @@ from libvirt_rapl import paths
 from libvirt_rapl.choices import Backend, EnergySource, Model, OnFailure
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import who_else_may_write
+from libvirt_rapl.labels import EXPECTED as EXPECTED_LABELS
+from libvirt_rapl.labels import WELL_KNOWN, Labels, is_name
+from libvirt_rapl.labels import place as place_of_label
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import KINDS, LISTS, Selection
 
@@ -146,6 +149,25 @@ class Config:
                   exclude: [web-test]
             """,  # noqa: E501  as one writes it
             (*LISTS, *KINDS),
+        ),
+    )
+    labels: Labels = _key(
+        Labels(),
+        Key(
+            EXPECTED_LABELS,
+            Labels.parse,
+            """
+            What is known of each domain beside name and title, for Prometheus: labels, and where their values are in a
+            domain's `<metadata>`. `nova.project` and `nova.flavor` are what OpenStack's nova writes there. Any other
+            place is a namespace and a path of elements in it, whose text is the value, or an attribute of the last one.
+            A domain that has nothing there has no such label. virt-rapld reads this when it starts.
+                labels:
+                  project: nova.project
+                  flavor: nova.flavor
+                  tenant: http://example.com/shop tenant/name
+                  tier: http://example.com/shop tenant@tier
+            """,
+            tuple(WELL_KNOWN),
         ),
     )
 
@@ -284,8 +306,8 @@ def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.Saf
     value = KEYS[key].parse(written)
     if value is not None:
         return Setting(value, written, place)
-    if key == "domains":
-        part = _wrong_part(node, loader)
+    if key in WRONG_PARTS:
+        part = WRONG_PARTS[key](node, loader)
         place, written = _place(file, part), loader.construct_object(part, deep=True)
     word = str(next(iter(written), "") if isinstance(written, dict) else written)
     near = get_close_matches(word, KEYS[key].words, 1) if word not in KEYS[key].words else []
@@ -294,7 +316,7 @@ def _setting(file: Path, key: str, place: str, node: yaml.Node, loader: yaml.Saf
     raise VirtRaplError(f"{place}: {key}: expected {KEYS[key].expected}, found {found}", hint)
 
 
-def _wrong_part(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
+def _wrong_selector(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
     """Return the wrong part of `domains`: a list's name, something that is no list, or an item; else all of it."""
     lists: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else [(node, node)]
     for name, items in lists:
@@ -307,6 +329,25 @@ def _wrong_part(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
                 wrong: yaml.Node = item
                 return wrong
     return node
+
+
+def _wrong_label(node: yaml.Node, loader: yaml.SafeLoader) -> yaml.Node:
+    """Return the wrong part of `labels`: a name or a place; all of it if it is no mapping."""
+    if isinstance(node, yaml.MappingNode):
+        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
+        for name, where in pairs:
+            if not is_name(loader.construct_object(name, deep=True)):
+                return name
+            if place_of_label(loader.construct_object(where, deep=True)) is None:
+                return where
+    return node
+
+
+WRONG_PARTS: dict[str, Callable[[yaml.Node, yaml.SafeLoader], yaml.Node]] = {
+    "domains": _wrong_selector,
+    "labels": _wrong_label,
+}
+"""For values that have parts: which one is wrong."""
 
 
 def _not_yaml(file: Path, error: Exception, place: str = "") -> VirtRaplError:

@@ -48,7 +48,7 @@ LISTS = (
 )
 RUN = "a directory of its own, such as /run/virt-rapl"
 STATE = "a directory of its own, such as /var/lib/virt-rapl"
-KEYS = "helper, on_failure, source, model, run_directory, state_directory, interval, hook_deadline, domains"
+KEYS = "helper, on_failure, source, model, run_directory, state_directory, interval, hook_deadline, domains, labels"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +211,7 @@ def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.
         ("interval: 5", f"{tmp_path}/conf.d/10.yaml:1"),
         ("hook_deadline: 5.0", "default"),
         ("domains: [web*, {title: 'a: b'}]", f"{tmp_path}/conf.d/10.yaml:2"),
+        ("labels: {}", "default"),
     ]
     in_force = load(path)
     (tmp_path / "conf.d/10.yaml").unlink()

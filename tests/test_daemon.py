@@ -345,6 +345,16 @@ def test_whoever_asks_makes_no_interval_shorter(bench: Bench) -> None:
     assert min(intervals) >= 0.5
 
 
+def test_samples_that_come_late_are_counted(bench: Bench) -> None:
+    with bench.daemon() as process:
+        assert bench.notification(process) == "WATCHDOG=1"
+        before = bench.document()["host"]["overruns"]
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)  # intervals of 0.1 s pass
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: bench.document()["host"]["overruns"] > before, 10, "it is counted")
+
+
 def test_however_many_ask_documents_are_made_now_and_then(bench: Bench) -> None:
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "60"))

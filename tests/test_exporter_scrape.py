@@ -10,6 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 
 from libvirt_rapl.daemon.document import Document, read
 from libvirt_rapl.exporter.scrape import Scrape
@@ -22,17 +23,17 @@ PROMETHEUS_3 = (
 )
 
 
-class Source:
+class Source(Collector):
     """Gives out the document that the test sets, and counts how often metrics are made."""
 
     def __init__(self) -> None:
         self.now: Document | None = read(STATUS)
         self.made = 0
-        self.scrape = Scrape(lambda: self.now, self.families)
+        self.scrape = Scrape(lambda: self.now, self)
 
-    def families(self, document: Document | None) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Metric]:
         self.made += 1
-        yield GaugeMetricFamily("up", "Is it?", float(document is not None))
+        yield GaugeMetricFamily("up", "Is it?", float(self.now is not None))
         yield CounterMetricFamily("joules", "Energy.", 1.5)
 
 

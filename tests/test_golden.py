@@ -1,4 +1,4 @@
-"""A host of files in, `status --json` out, byte for byte as in data/status.json.
+"""A host of files in, `status --json` and `/metrics` out, byte for byte as in data/status.json and data/metrics.txt.
 
 Where a change of the document is wanted: .venv/bin/python -m pytest tests/test_golden.py --renew, and look at the diff.
 """
@@ -12,10 +12,13 @@ from typing import Literal
 
 import pytest
 from fakes.host import Host, Thread
+from prometheus_client import CollectorRegistry, generate_latest
 
+from libvirt_rapl import __version__
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import host_meter
-from libvirt_rapl.daemon.document import read, render
+from libvirt_rapl.daemon.document import Document, read, render
+from libvirt_rapl.daemon.exposition import Exposition
 from libvirt_rapl.daemon.host_meter import HostMeter
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.inventory import Entry, Inventory
@@ -25,7 +28,7 @@ from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host import processes
 
-GOLDEN = Path(__file__).parent / "data/status.json"
+STATUS, METRICS = (Path(__file__).parent / "data" / name for name in ("status.json", "metrics.txt"))
 SECOND = 1_000_000_000
 NOON = 1_767_355_200  # 2026-01-02T12:00:00+00:00
 HELPER_START = 4711
@@ -44,16 +47,25 @@ HELPERS = {ACTIVE: 1100, ENDED: 1200, UNCONNECTED: 1400}
 def entries(host: Host) -> dict[str, Entry]:
     """Return what libvirt would say of the domains."""
 
-    def running(uuid: str, name: str, mark: Literal["live", "next"] | None) -> Entry:
+    def running(uuid: str, name: str, mark: Literal["live", "next"] | None, title: str = "", **labels: str) -> Entry:
         pid = PIDS[uuid]
-        tids = host.vcpu_tids[pid]
-        return Entry(name=name, uuid=uuid, id=pid // 100, state="running", pid=pid, vcpu_tids=tids, mark=mark)
+        return Entry(
+            name=name,
+            uuid=uuid,
+            id=pid // 100,
+            state="running",
+            pid=pid,
+            vcpu_tids=host.vcpu_tids[pid],
+            mark=mark,
+            title=title,
+            labels=labels,
+        )
 
     def shut_off(uuid: str, name: str, mark: Literal["live", "next"] | None) -> Entry:
         return Entry(name=name, uuid=uuid, id=None, state="shut off", pid=None, mark=mark)
 
     found = [
-        running(ACTIVE, "web", "live"),
+        running(ACTIVE, "web", "live", "The shop's \N{GLOBE WITH MERIDIANS}", project="shop", flavor="c2.large"),
         running(ENDED, "database", "live"),
         running(FAILED, "batch", "live"),
         running(UNCONNECTED, "cache", "live"),
@@ -118,7 +130,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def test_the_document_byte_for_byte(host: Host, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+@pytest.fixture
+def document(host: Host, tmp_path: Path) -> Document:
+    """What is known of the host after four samples."""
     registry = Registry(tmp_path / "run")
     write_records(registry)
     metered = HostMeter(Config(run_directory=registry.run_directory))
@@ -135,12 +149,26 @@ def test_the_document_byte_for_byte(host: Host, tmp_path: Path, pytestconfig: py
         metered.meter.sample(
             Running(entry.uuid, entry.pid, entry.vcpu_tids) for entry in domains.seen() if entry.pid is not None
         )
-    document = metered.document(
+    return metered.document(
         take(metered.meter), domains.seen(), {REFUSED: "its number of vCPUs can grow"}, "libvirt cannot be reached"
     )
-    text = render(document, indent=2).replace(str(tmp_path), "/host") + "\n"
+
+
+def compare(text: str, golden: Path, pytestconfig: pytest.Config) -> None:
+    """Assert that the text is the expected one, apart from our version, or renew that."""
+    text = text.replace(f'"{__version__}"', '"VERSION"')
     if pytestconfig.getoption("renew"):
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+
+
+def test_the_document_byte_for_byte(document: Document, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    compare(render(document, indent=2).replace(str(tmp_path), "/host") + "\n", STATUS, pytestconfig)
     assert render(read(json.loads(render(document)))) == render(document), "what is read back is the same"
     assert {domain.vrapl for domain in document.domains} == {"active", "degraded", "pending", "off"}
+
+
+def test_the_metrics_byte_for_byte(document: Document, pytestconfig: pytest.Config) -> None:
+    registry = CollectorRegistry()
+    registry.register(Exposition(lambda: document, vcpus=True))
+    compare(generate_latest(registry).decode(), METRICS, pytestconfig)

@@ -17,6 +17,7 @@ from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.inventory import Entry, Inventory, Mark
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.labels import Labels
 
 UUID = "aaaaaaaa-0000-0000-0000-00000000000{}"
 
@@ -349,6 +350,30 @@ def test_whose_process_it_is_its_cgroup_says_and_not_its_command_line(tmp_path: 
     assert bool(run_files.running_domains(root, host.proc, host.sys)) == found
     write(host.proc / "7/stat", stat(7, "qemu", 0, state="Z"))
     assert run_files.running_domains(root, host.proc, host.sys) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_title_and_labels_with_libvirt_and_without(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    xml = (
+        plain(1)
+        .replace("</name>", "</name><title>One</title>")
+        .replace("</domain>", "<metadata><t:tenant xmlns:t='urn:t'>A</t:tenant></metadata></domain>")
+    )
+    record = run_files.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, xml)
+    monkeypatch.setattr(inventory, "running_domains", lambda: [] if there else [record])
+    fake.there = there
+    fake.set(FakeDomain(1, plain(1), xml))
+    fake.set(FakeDomain(2, xml, running=False))
+    labels = Labels.parse({"tenant": "urn:t tenant", "tier": "urn:t tenant@tier"})
+    assert labels
+    found = Inventory("fake:///", lambda _: None, labels=labels)
+    found.start()
+    assert found.attempted.wait(10)
+    shown = {uuid: (each.title, each.labels) for uuid, each in found.entries.items()}
+    expected = ("One", {"tenant": "A"})
+    assert shown == {UUID.format(number): expected for number in ((1, 2) if there else (1,))}
 
 
 def test_events_of_a_real_libvirt_driver() -> None:

@@ -112,6 +112,32 @@ def test_energies_add_up_and_powers_are_of_the_last_interval(make_bench: MakeBen
     assert bench.conserved(120)
 
 
+def test_whose_power_is_known(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make_bench({0: [0], 1: [1]})
+    bench.qemu(7, 0, 0)
+    bench.qemu(20, 0, 0)
+    meter = bench.start((A, 7))
+    both = {"package-0", "package-1"}
+    assert (set(meter.read_domains), set(meter.unread_zones)) == (set(), both), "of one reading nothing can be known"
+    bench.sample((A, 7), (B, 20))
+    assert (set(meter.read_domains), set(meter.unread_zones)) == ({A}, set())
+    energy = bench.host.powercap / "intel-rapl:1/energy_uj"
+    energy.write_text("nonsense\n")
+    bench.sample((A, 7), (B, 20))
+    assert (set(meter.read_domains), set(meter.unread_zones)) == ({A, B}, {"package-1"})
+    bench.host.end(7)
+    bench.joules(1, 1)
+    bench.sample((A, 7), (B, 20))
+    assert (set(meter.read_domains), set(meter.unread_zones)) == ({B}, {"package-1"})
+    bench.sample((B, 20))
+    assert (set(meter.read_domains), set(meter.unread_zones), meter.sampled_at) == ({B}, set(), 5)
+    (bench.host.proc / "stat").rename(bench.host.proc / "away")
+    monkeypatch.setattr(bench.host, "up", lambda _: None)
+    with pytest.raises(FileNotFoundError):
+        bench.sample((B, 20))
+    assert (set(meter.read_domains), set(meter.unread_zones), meter.sampled_at) == (set(), both, 5)
+
+
 def test_the_work_of_qemu_itself_goes_to_the_vcpus(make_bench: MakeBench) -> None:
     bench = make_bench()
     bench.qemu(7, 0, 0, 0)

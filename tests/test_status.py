@@ -94,11 +94,15 @@ def test_the_document(
     parts = {f"{whose}_joules": "float" for whose in ("domains", "other", "idle")}
     assert shape(document) == {
         "schema": "int",
+        "version": "str",
         "host": {
             "source": "str",
             "model": "str",
             "since": "str",
             "interval_seconds": "float",
+            "sampled_at": "str",
+            "sample_seconds": "float",
+            "overruns": "int",
             "zones": [{"name": "str", **figures, **parts}],
             "domains_watts": "float",
             "other_watts": "float",
@@ -546,7 +550,10 @@ def test_documents_of_other_versions_are_shown() -> None:
 def test_a_field_that_is_new_has_a_default() -> None:
     """Or `status` would not show what a daemon says that was started before an upgrade."""
     parts = (kind for kind in vars(document).values() if is_dataclass(kind) and isinstance(kind, type))
-    needed = {kind.__name__: {each.name for each in fields(kind) if each.default is MISSING} for kind in parts}
+    needed = {
+        kind.__name__: {each.name for each in fields(kind) if MISSING is each.default is each.default_factory}
+        for kind in parts
+    }
     figures = {"power_watts", "energy_joules"}
     assert needed == {
         "Document": {"host", "domains"},

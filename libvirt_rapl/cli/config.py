@@ -9,6 +9,7 @@ from pathlib import Path
 
 from libvirt_rapl.cli import aligned, fail
 from libvirt_rapl.config import Config, as_yaml, files, read
+from libvirt_rapl.labels import Labels
 from libvirt_rapl.selection import Selection
 
 
@@ -48,5 +49,9 @@ def _show(path: Path) -> int:
 
 def _shown(value: object) -> str:
     """Return a setting's value as one would write it in the file."""
-    plain = [] if isinstance(value, Selection) else str(value) if isinstance(value, Path) else value
-    return as_yaml(plain)
+    match value:
+        case Selection():
+            return "[]"
+        case Labels():
+            return "{}"
+    return as_yaml(str(value) if isinstance(value, Path) else value)

@@ -5,7 +5,6 @@ The figures are those of virt-rapld, which has to run. Options are named as node
 """
 
 import argparse
-import functools
 import signal
 import sys
 import threading
@@ -55,15 +54,13 @@ def run(options: argparse.Namespace) -> int:
         raise VirtRaplError("--textfile and --web.* exclude each other", "run two exporters")
     config = load(options.config)
     try:
+        from libvirt_rapl.daemon.exposition import Exposition
         from libvirt_rapl.exporter.feed import Feed
-        from libvirt_rapl.exporter.provisional import families
         from libvirt_rapl.exporter.scrape import Scrape
 
         serve = _write_file if options.textfile else _listen
-        scrape = Scrape(
-            Feed(config.run_directory / paths.STATUS_SOCKET, log).document,
-            functools.partial(families, vcpus=options.vcpus),
-        )
+        newest = Feed(config.run_directory / paths.STATUS_SOCKET, log).document
+        scrape = Scrape(newest, Exposition(newest, vcpus=options.vcpus))
         signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
         serve(options, scrape)
     except ImportError as error:

@@ -115,7 +115,8 @@ def _sampled(uri: str, config: Config, names: list[str]) -> Iterator[dict[str, A
         due += INTERVAL_SECONDS
         time.sleep(max(0.0, due - time.monotonic()))
         found = _sample(host.meter, connection)
-        entries = inventory.describe_all(d for d in found if not chosen or d.uuid in chosen)
+        wanted = (domain for domain in found if not chosen or domain.uuid in chosen)
+        entries = inventory.describe_all(wanted, config.labels)
         yield json.loads(render(host.document(snapshot.take(host.meter), entries)))
 
 

@@ -2,12 +2,12 @@
 
 Its fields are a contract (schema 1): some may be added, with a default for daemons that do not send them yet; none
 changes its meaning. Energies are in joules since counting began, and only grow; powers are in watts, over the last
-interval. Instants are ISO 8601 in UTC, to the second.
+interval. Instants are ISO 8601 in UTC, to the second where nothing else is said.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from libvirt_rapl.choices import Backend, MeterState
@@ -58,6 +58,10 @@ class DomainReading:
 
     name: str
     uuid: str
+    title: str = ""
+    """Of at most 256 characters, as labels are; left out of JSON if there is none."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Those that the configuration wants, by name; left out of JSON if there are none."""
     id: int | None
     """libvirt's number of the domain while it runs."""
     state: str
@@ -70,6 +74,8 @@ class DomainReading:
     since: str | None = None
     """Since when it is degraded."""
     helper: HelperState | None
+    unread: bool = False
+    """Whether what it ran in the last interval could not be read, so that its powers, 0, are not known."""
     power_watts: float
     energy_joules: float
     zones: Mapping[str, Reading]
@@ -89,6 +95,8 @@ class Zone:
     idle_joules: float
     lost_intervals: int = 0
     """In how many intervals its count was lost; left out of JSON if there are none."""
+    unread: bool = False
+    """Whether it could not be read in the last interval, so that its power, 0, is not known; else left out of JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +111,20 @@ class Host:
     """When counting began."""
     interval_seconds: float
     """Length of the last interval; 0 until there is one."""
+    sampled_at: str | None = None
+    """When the counters were read last, to the millisecond; None if not yet, or by a daemon that does not send it."""
+    sample_seconds: float | None = None
+    """How long the last sample took; None if there has been none."""
+    overruns: int | None = None
+    """How many samples of this daemon began more than an interval later than they should have; None if unknown."""
     zones: tuple[Zone, ...]
     domains_watts: float
     other_watts: float
     idle_watts: float
     trouble: str = ""
-    """What could not be read; left out of JSON if empty."""
+    """What could not be read, libvirt included; left out of JSON if empty."""
+    libvirt_trouble: str = ""
+    """Why libvirt could not be asked, so that there may be more domains; left out of JSON if it could."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +132,13 @@ class Document:
     """All that is shown of one sample, with the domains sorted by name."""
 
     schema: int = SCHEMA
+    version: str = ""
+    """Of the virt-rapl that made it; empty if that is older than this field."""
     host: Host
     domains: tuple[DomainReading, ...]
 
 
-SAID_WHERE_THERE_ARE_ANY = {"trouble", "lost_intervals"}
+SAID_WHERE_THERE_ARE_ANY = {"trouble", "libvirt_trouble", "lost_intervals", "unread", "title", "labels"}
 
 
 def render(document: Document, indent: int | None = None) -> str:
@@ -130,7 +148,7 @@ def render(document: Document, indent: int | None = None) -> str:
 
 def _members(part: Any) -> dict[str, Any]:  # noqa: ANN401  any part of a document
     members: dict[str, Any] = vars(part)
-    if isinstance(part, Host | Zone):
+    if isinstance(part, Host | Zone | DomainReading):
         return {name: value for name, value in members.items() if value or name not in SAID_WHERE_THERE_ARE_ANY}
     return members
 
@@ -143,6 +161,7 @@ def read(values: Mapping[str, Any]) -> Document:
     try:
         host = values["host"]
         return Document(
+            version=values.get("version", ""),
             host=_read(Host, host, zones=tuple(_read(Zone, zone) for zone in host["zones"])),
             domains=tuple(map(_domain, values["domains"])),
         )

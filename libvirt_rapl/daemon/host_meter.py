@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
+from libvirt_rapl import __version__
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon.document import Document, DomainReading, HelperState, Host, Reading, Vcpu, Zone
 from libvirt_rapl.domains.inventory import Entry
@@ -40,27 +41,33 @@ class HostMeter:
         snapshot: Snapshot,
         domains: Iterable[Entry],
         refusals: Mapping[str, str] | None = None,
-        trouble: str = "",
+        libvirt_trouble: str = "",
+        overruns: int = 0,
     ) -> Document:
         """Return the document of the meter's figures for the host and these domains.
 
-        `refusals`: why the policy could not enable domains, by UUID. `trouble`: why there may be more domains. The
-        meter may sample meanwhile.
+        `refusals`: why the policy could not enable domains, by UUID. `libvirt_trouble`: why there may be more domains.
+        `overruns`: how many samples were late. The meter may sample meanwhile.
         """
         entries = sorted(domains, key=lambda entry: entry.name)
         records = self._registry.read_all(entry.uuid for entry in entries)
         refused = refusals or {}
         return Document(
+            version=__version__,
             host=Host(
                 source=self.source.name,
                 model=self._model,
                 since=_instant(snapshot.since),
                 interval_seconds=snapshot.interval_seconds,
+                sampled_at=_instant(snapshot.sampled_at, "milliseconds") if snapshot.sampled_at else None,
+                sample_seconds=snapshot.sample_seconds if snapshot.sampled_at else None,
+                overruns=overruns,
                 zones=tuple(_zone(name, zone) for name, zone in snapshot.zones.items()),
                 domains_watts=snapshot.domains_watts,
                 other_watts=snapshot.other.watts,
                 idle_watts=snapshot.idle.watts,
-                trouble="; ".join(filter(None, (snapshot.trouble, trouble))),
+                trouble="; ".join(filter(None, (snapshot.trouble, libvirt_trouble))),
+                libvirt_trouble=libvirt_trouble,
             ),
             domains=tuple(
                 self._domain(entry, records.get(entry.uuid), refused.get(entry.uuid), snapshot) for entry in entries
@@ -74,6 +81,8 @@ class HostMeter:
         return DomainReading(
             name=entry.name,
             uuid=entry.uuid,
+            title=entry.title,
+            labels=entry.labels,
             id=entry.id,
             state=entry.state,
             pid=entry.pid,
@@ -81,6 +90,7 @@ class HostMeter:
             reason=reason or refusal or (self._no_meters if vrapl == "pending" else None),
             since=self._degraded_since(record) if vrapl == "degraded" else None,
             helper=self._helper(record, healthy=not trouble) if record else None,
+            unread=entry.pid is not None and entry.uuid not in snapshot.read,
             power_watts=figures.whole.watts,
             energy_joules=figures.whole.joules,
             zones={
@@ -120,6 +130,7 @@ def _zone(name: str, zone: ZoneFigures) -> Zone:
         other_joules=zone.other.joules,
         idle_joules=zone.idle.joules,
         lost_intervals=zone.lost,
+        unread=zone.unread,
     )
 
 
@@ -127,5 +138,5 @@ def _vcpu(number: int, tid: int | None, figures: Figures) -> Vcpu:
     return Vcpu(id=number, tid=tid, power_watts=figures.watts, energy_joules=figures.joules)
 
 
-def _instant(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _instant(seconds: float, precision: str = "seconds") -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision)

@@ -118,11 +118,14 @@ class Daemon:
             log(f"{zone} is left out: {why}")
         ledger = Ledger(config.state_directory / paths.LEDGER, simulated=host.source.name == "simulated", log=log)
         policy = self._policy = Policy(config, uri, log)
-        inventory = self._inventory = Inventory(uri, log, policy.changed)
+        self._overruns = 0
+        """How many samples began more than an interval late."""
+        inventory = self._inventory = Inventory(uri, log, policy.changed, config.labels)
         self._meter = KeptMeter(host.meter, ledger, inventory, log)
 
         def describe(figures: Snapshot) -> Document:
-            return host.document(figures, inventory.seen(), policy.refusals(), inventory.trouble)
+            trouble = inventory.trouble or ("" if inventory.listed else "libvirt has not answered yet")
+            return host.document(figures, inventory.seen(), policy.refusals(), trouble, self._overruns)
 
         self._publisher = Publisher(self._meter, describe, config.interval)
         self._streams: Streams | None = None
@@ -162,6 +165,7 @@ class Daemon:
         while not self._asked_to_end.wait(max(0.0, due - time.monotonic())):
             if self._meter.sample():
                 systemd.notify("WATCHDOG=1")
+            self._overruns += self._meter.began > due + self._interval
             if self._streams:
                 self._streams.wake()
             now = time.monotonic()

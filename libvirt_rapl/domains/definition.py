@@ -14,10 +14,15 @@ from lxml.etree import _Element
 from libvirt_rapl.domains import domxml
 from libvirt_rapl.domains.xml_layout import PROLOG, as_in, string
 from libvirt_rapl.domains.xml_parser import parse
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, printable
+from libvirt_rapl.labels import Labels, Place
 from libvirt_rapl.selection import Traits
 
 ANOTHER_DOCUMENT = re.compile(r"</domain\s*>(?:\s|<\?.*?\?>|<!--.*?-->)*+<domain[\s>]", re.DOTALL)
+
+
+LONGEST = 256
+"""Characters of a title or label that are shown."""
 
 
 class UnreadableError(VirtRaplError):
@@ -86,6 +91,28 @@ class Definition:
         names = [etree.QName(element) for element in self._domain.iterfind("metadata/*")]
         metadata = frozenset((name.namespace or "", name.localname) for name in names)
         return Traits(self.name, self.uuid, string(self._domain.find("title")), metadata)
+
+    @property
+    def title(self) -> str:
+        """The title to show: on one line, not too long; empty if there is none."""
+        return _shown(string(self._domain.find("title")))
+
+    def labels(self, wanted: Labels) -> dict[str, str]:
+        """Return the labels that its metadata has, by name, to show as the title is."""
+        found = {name: _shown(self._at(place)) for name, place in wanted.places}
+        return {name: value for name, value in found.items() if value}
+
+    def _at(self, place: Place) -> str:
+        """Return the first text at this place in <metadata>; empty if there is none."""
+        for namespace in place.namespaces:
+            elements = self._domain.findall("metadata")
+            for name in place.elements:
+                tag = f"{{{namespace}}}{name}"
+                elements = [child for element in elements for child in element if child.tag == tag]
+            for element in elements:
+                if text := (element.get(place.attribute, "") if place.attribute else string(element)).strip():
+                    return text
+        return ""
 
     @property
     def is_marked(self) -> bool:
@@ -168,6 +195,10 @@ class Definition:
         domain = copy.deepcopy(self._domain)
         domxml.clear(domain, socket)
         return domain
+
+
+def _shown(text: str) -> str:
+    return printable(" ".join(text.split())[:LONGEST])[:LONGEST]
 
 
 def _parse(xml: str) -> _Element:

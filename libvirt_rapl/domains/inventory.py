@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Literal
@@ -16,9 +16,12 @@ from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, l
 from libvirt_rapl.domains.run_files import RunState, read_run_state, running_domains, written
 from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.labels import Labels
 
 BACKOFF_SECONDS = (1.0, 2.0, 3.0)
 """Waits between attempts to reach libvirt; the last one is repeated."""
+
+NO_LABELS = Labels()
 
 STARTING_SECONDS, VCPUS_SECONDS = 1.0, 2.0
 """How often to look for the process of a starting domain, and for vCPUs that were plugged or unplugged."""
@@ -43,28 +46,42 @@ class Entry:
     """Thread of each vCPU by its number, as far as libvirt has recorded them."""
     mark: Mark | None
     """Where our mark is; None if there is none."""
+    title: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """By name, those that the configuration wants and its metadata has."""
 
 
-def describe(domain: Domain) -> Entry:
+def describe(domain: Domain, labels: Labels = NO_LABELS) -> Entry:
     """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
     mark: Mark | None = None
-    if domain.active and _is_marked(domain.live):
+    definition = _readable(domain.live) if domain.active else None
+    if definition and definition.is_marked:
         mark = "live"
-    elif _is_marked(domain.definition):
-        mark = "next"
+    else:
+        inactive = _readable(domain.definition)
+        definition = definition or inactive
+        mark = "next" if inactive and inactive.is_marked else None
     state = run_state(domain)
     pid, vcpu_tids = (state.pid, state.vcpu_tids) if state else (None, {})
     return Entry(
-        name=domain.name, uuid=domain.uuid, id=domain.id, state=domain.state, pid=pid, vcpu_tids=vcpu_tids, mark=mark
+        name=domain.name,
+        uuid=domain.uuid,
+        id=domain.id,
+        state=domain.state,
+        pid=pid,
+        vcpu_tids=vcpu_tids,
+        mark=mark,
+        title=definition.title if definition else "",
+        labels=definition.labels(labels) if definition else {},
     )
 
 
-def _is_marked(read: Callable[[], Definition]) -> bool:
-    """Return whether a definition carries the mark; one that its metadata makes unreadable counts as unmarked."""
+def _readable(read: Callable[[], Definition]) -> Definition | None:
+    """Return a definition; None if its metadata make it unreadable: then nothing is known of it."""
     try:
-        return read().is_marked
+        return read()
     except UnreadableError:
-        return False
+        return None
 
 
 def run_state(domain: Domain) -> RunState | None:
@@ -78,12 +95,12 @@ def run_state(domain: Domain) -> RunState | None:
         raise VirtRaplError(f"may not read {error.filename}", "run as root") from error
 
 
-def describe_all(found: Iterable[Domain]) -> list[Entry]:
+def describe_all(found: Iterable[Domain], labels: Labels = NO_LABELS) -> list[Entry]:
     """Describe listed domains; one that has gone since, such as a transient one that has ended, is left out."""
     entries = []
     for domain in found:
         with contextlib.suppress(DomainGoneError):
-            entries.append(describe(domain))
+            entries.append(describe(domain, labels))
     return entries
 
 
@@ -94,9 +111,13 @@ class Inventory:
     """
 
     def __init__(
-        self, uri: str, log: Callable[[str], None], changed: Callable[[Iterable[str]], None] = lambda _: None
+        self,
+        uri: str,
+        log: Callable[[str], None],
+        changed: Callable[[Iterable[str]], None] = lambda _: None,
+        labels: Labels = NO_LABELS,
     ) -> None:
-        """Take libvirt's URI; `log` takes a line when libvirt is lost and when it is back.
+        """Take libvirt's URI and the labels to find; `log` takes a line when libvirt is lost and when it is back.
 
         `changed` takes the UUIDs of domains that have come, changed or gone; called in our thread, it must not wait.
         """
@@ -109,6 +130,7 @@ class Inventory:
         self._uri = uri
         self._log = log
         self._changed = changed
+        self._labels = labels
         self.trouble = ""
         """Why libvirt cannot be reached; empty while it can."""
         self._attempts = 0
@@ -142,7 +164,7 @@ class Inventory:
         changes: SimpleQueue[str | None] = SimpleQueue()
         connection = connect(self._uri, read_only=True)
         with subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
-            self.entries = _by_uuid(every_domain(connection))
+            self.entries = self._by_uuid(every_domain(connection))
             self.listed = True
             if self.trouble:
                 self._log("libvirt is back")
@@ -153,7 +175,7 @@ class Inventory:
                 if changed:
                     found = [domain for uuid in changed if (domain := lookup_uuid(connection, uuid))]
                     others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
-                    self.entries = others | _by_uuid(found)
+                    self.entries = others | self._by_uuid(found)
                     self._changed(changed)
                 self._follow_vcpus()
         raise VirtRaplError(f"libvirt at {self._uri} closed the connection")
@@ -188,7 +210,7 @@ class Inventory:
         """Find which domains run, without libvirt; definitions cannot be seen and stay as they were."""
         entries = {uuid: _without_dead_process(entry) for uuid, entry in self.entries.items()}
         for found in running_domains():
-            marked = _is_marked(functools.partial(Definition.parse, found.xml))
+            definition = _readable(functools.partial(Definition.parse, found.xml))
             entries[found.uuid] = Entry(
                 name=found.name,
                 uuid=found.uuid,
@@ -196,13 +218,14 @@ class Inventory:
                 state=found.state,
                 pid=found.pid,
                 vcpu_tids=found.vcpu_tids,
-                mark="live" if marked else None,
+                mark="live" if definition and definition.is_marked else None,
+                title=definition.title if definition else "",
+                labels=definition.labels(self._labels) if definition else {},
             )
         self.entries = entries
 
-
-def _by_uuid(found: Iterable[Domain]) -> dict[str, Entry]:
-    return {entry.uuid: entry for entry in describe_all(found)}
+    def _by_uuid(self, found: Iterable[Domain]) -> dict[str, Entry]:
+        return {entry.uuid: entry for entry in describe_all(found, self._labels)}
 
 
 def _without_dead_process(entry: Entry) -> Entry:

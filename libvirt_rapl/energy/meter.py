@@ -134,6 +134,14 @@ class Meter:
         """When counting began, in seconds since the epoch; the owner sets it: this class never reads that clock."""
         self.trouble = ""
         """Why not every domain and zone could be read at the last sample; empty when all could."""
+        self.sampled_at = 0.0
+        """When zones and clocks were read last, in seconds since the epoch; 0 before."""
+        self.sample_seconds = 0.0
+        """How long the last sample took."""
+        self.read_domains: frozenset[str] = frozenset()
+        """Domains whose use in the last interval is known, by UUID, also if they used nothing."""
+        self.unread_zones: frozenset[str] = frozenset()
+        """Zones that should have been read and whose use in the last interval is not known, by name."""
         self.metered = 0.0
         """Seconds that it has metered, including those of earlier meters whose totals it continues."""
         self._model = model
@@ -183,12 +191,14 @@ class Meter:
         A domain that has just ended or cannot be read, or a zone that cannot be read, costs nothing but its own
         reading. Raises OSError or ValueError, with nothing lost, when /proc or sysfs itself cannot be read.
         """
-        last_time = self._time
+        began, last_time = self._clock(time.CLOCK_MONOTONIC), self._time
+        self.read_domains, self.unread_zones = frozenset(), frozenset(self._counters)
         counted, busy, times = self._read(running)
         if last_time:
             self._interval_ns = self._time - last_time
             self.metered += self.interval_seconds
             self._count(self._give_out(counted, busy, times))
+        self.sample_seconds = (self._clock(time.CLOCK_MONOTONIC) - began) / 1_000_000_000
 
     def _read(self, running: Iterable[Running]) -> tuple[list[tuple[Zone, int]], dict[int, int], DomainTimes]:
         """Read all clocks and counters.
@@ -204,6 +214,7 @@ class Meter:
             self._packages = packages(self._sys)
             self._package_of = {cpu: package for package, cpus in self._packages.items() for cpu in cpus}
         self._time, last_busy, self._busy = now, self._busy, busy_now
+        self.sampled_at = self._clock(time.CLOCK_REALTIME) / 1_000_000_000
         if not self._listed:
             self._listed = self._time
         elif self._time - self._listed >= LIST_AGAIN_NS:
@@ -213,12 +224,16 @@ class Meter:
             package: sum(self._busy[cpu] - last_busy.get(cpu, self._busy[cpu]) for cpu in cpus if cpu in self._busy)
             for package, cpus in self._packages.items()
         }
-        times = {uuid: self._domain_times(uuid, runs) for uuid, runs in self._thread_runs(running).items() if runs}
+        runs = self._thread_runs(running)
+        times = {uuid: self._domain_times(uuid, ran) for uuid, ran in runs.items() if ran}
         unread = [f"{name}: {counter.trouble}" for name, counter in self._counters.items() if counter.trouble]
         self.trouble = "; ".join(filter(None, [self.trouble, *unread]))
         if self._roaming:
             times = settle(times, self._roaming & times.keys(), busy)
-        return [(zone, microjoules) for zone, microjoules in readings if microjoules is not None], busy, times
+        counted = [(zone, microjoules) for zone, microjoules in readings if microjoules is not None]
+        self.read_domains = frozenset(runs)
+        self.unread_zones = frozenset(self._counters).difference(zone.name for zone, _ in counted)
+        return counted, busy, times
 
     def _list_zones(self) -> None:
         """Add zones that have appeared, and those that are now in another place."""

@@ -43,6 +43,8 @@ class ZoneFigures(NamedTuple):
     """Microjoules and nanoseconds of the interval of lowest power; no time when there has been none."""
     lost: int
     """In how many intervals its count was lost."""
+    unread: bool
+    """Whether it could not be read in the last interval, so that its power is not known."""
 
 
 class DomainFigures(NamedTuple):
@@ -64,6 +66,12 @@ class Snapshot(NamedTuple):
     """When counting began, in seconds since the epoch."""
     trouble: str
     interval_seconds: float
+    sampled_at: float
+    """When the last sample was taken, in seconds since the epoch; 0 if none was."""
+    sample_seconds: float
+    """How long it took."""
+    read: frozenset[str]
+    """Domains whose use in the last interval is known, by UUID, also if they used nothing."""
     metered: float
     zones: Mapping[str, ZoneFigures]
     """By name, including those that are not there now."""
@@ -90,10 +98,19 @@ def take(meter: Meter) -> Snapshot:
         since=meter.since,
         trouble=meter.trouble,
         interval_seconds=meter.interval_seconds,
+        sampled_at=meter.sampled_at,
+        sample_seconds=meter.sample_seconds,
+        read=meter.read_domains,
         metered=meter.metered,
         zones={
             name: ZoneFigures(
-                zone.kind, _figures(zone), _figures(zone.other), _figures(zone.idle), zone.lowest, lost.get(name, 0)
+                zone.kind,
+                _figures(zone),
+                _figures(zone.other),
+                _figures(zone.idle),
+                zone.lowest,
+                lost.get(name, 0),
+                name in meter.unread_zones,
             )
             for name, zone in meter.zones.items()
         },

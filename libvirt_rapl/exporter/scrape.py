@@ -2,10 +2,10 @@
 
 import gzip
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.registry import Collector
 
 from libvirt_rapl.daemon.document import Document
 
@@ -13,17 +13,14 @@ OPENMETRICS = "application/openmetrics-text"
 GZIP_LEVEL = 1
 """Prometheus is near: what a higher level saves on the way, it costs here."""
 
-Families = Callable[[Document | None], Iterable[Metric]]
-"""Makes the metrics of a document, or of virt-rapld's absence."""
-
 
 class Scrape:
     """Makes the text once for all who ask for the same document in the same format."""
 
-    def __init__(self, document: Callable[[], Document | None], families: Families) -> None:
-        """Take what returns the newest document: the same object until there is a newer one."""
+    def __init__(self, document: Callable[[], Document | None], metrics: Collector) -> None:
+        """Take what returns the newest document, the same object until there is a newer one; and its metrics."""
         self._newest = document
-        self._families = families
+        self._metrics = metrics
         self._lock = threading.Lock()
         self._document: Document | None = None
         self._made: dict[tuple[str, bool], tuple[str, bytes]] = {}
@@ -38,17 +35,7 @@ class Scrape:
                 self._made.clear()
             if (wanted, zipped) not in self._made:
                 encode, content_type = choose_encoder(wanted)
-                body = encode(_Collected(self._families(document)))
+                body = encode(self._metrics)
                 self._made[wanted, zipped] = content_type, gzip.compress(body, GZIP_LEVEL) if zipped else body
             content_type, body = self._made[wanted, zipped]
         return content_type, {"Content-Encoding": "gzip"} if zipped else {}, body
-
-
-class _Collected:
-    """What an encoder takes for a registry."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
