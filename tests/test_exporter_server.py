@@ -13,6 +13,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 from fakes.certificates import Certificates
+from walking import wait_until
 
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.exporter.server import (
@@ -341,7 +342,7 @@ def test_a_version_that_is_too_old_is_refused(start: Start, pki: Path) -> None:
     assert exporter.ask(tls=tls(pki)).status == 200
     with pytest.raises(ssl.SSLError):
         exporter.ask(tls=tls(pki, maximum_version=ssl.TLSVersion.TLSv1_2))
-    assert len(exporter.log) == 1
+    wait_until(lambda: len(exporter.log) == 1, PATIENCE, "it is logged")
 
 
 CLIENTS = {
@@ -416,7 +417,7 @@ def test_passwords(start: Start, tmp_path: Path) -> None:
     assert exporter.ask(headers=basic("wrong")).status == 401
     answer = exporter.ask(headers=basic("another"))
     assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
-    (tmp_path / "web.yml").write_text("")
+    (tmp_path / "web.yml").write_text("{}")
     assert exporter.ask().status == 200
 
 

@@ -23,7 +23,7 @@ def machine() -> Iterator[Machine]:
 
 def up(machine: Machine) -> str:
     (value,) = re.findall(r"^virt_rapl_up (\S+)$", machine.run(ASK).stdout, re.MULTILINE)
-    return value
+    return str(value)
 
 
 def test_it_serves_what_virt_rapld_measures(machine: Machine) -> None:

@@ -68,7 +68,14 @@ def test_a_certificate_may_be_replaced_before_its_key(file: Path, log: list[str]
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("web.yml", "tls: {}"), ("web.yml", None), ("web.pem", "nonsense"), ("web.key", None), ("ca.pem", "nonsense")],
+    [
+        ("web.yml", "tls: {}"),
+        ("web.yml", ""),
+        ("web.yml", None),
+        ("web.pem", "nonsense"),
+        ("web.key", None),
+        ("ca.pem", "nonsense"),
+    ],
 )
 def test_a_mistake_is_logged_once_and_what_was_before_stays(
     file: Path, log: list[str], name: str, content: str | None
