@@ -198,6 +198,16 @@ class Series:
 ENERGIES = {"virt_rapl_domain_energy_joules_total", "virt_rapl_vcpu_energy_joules_total", "virt_rapl_domain_info"}
 
 
+def test_what_a_domain_used_between_the_last_scrape_and_its_end_is_exported() -> None:
+    """Also if libvirt has forgotten it by then."""
+    shown = [document(domain()), dataclasses.replace(document(), ended=(domain(joules=61.5, pid=None),))]
+    exposition = Exposition(lambda: shown.pop(0))
+    list(exposition.collect())
+    found = {name: value for name, _, value in samples(list(exposition.collect()))}
+    assert found["virt_rapl_domain_energy_joules_total"] == 61.5
+    assert "virt_rapl_domain_power_watts" not in found
+
+
 @pytest.mark.parametrize("transient", [False, True])
 def test_counters_of_a_domain_that_ended_stay_for_an_hour(*, transient: bool) -> None:
     series = Series()

@@ -3,6 +3,7 @@
 Where a change of the document is wanted: .venv/bin/python -m pytest tests/test_golden.py --renew, and look at the diff.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -39,8 +40,8 @@ def uuid(number: int) -> str:
     return f"0000000{number}-0000-4000-8000-000000000000"
 
 
-ACTIVE, ENDED, FAILED, UNCONNECTED, PENDING, REFUSED, PLAIN, DEAD = map(uuid, range(1, 9))
-PIDS = {ACTIVE: 100, ENDED: 200, FAILED: 300, UNCONNECTED: 400, PLAIN: 500, DEAD: 600}
+ACTIVE, ENDED, FAILED, UNCONNECTED, PENDING, REFUSED, PLAIN, DEAD, GONE = map(uuid, range(1, 10))
+PIDS = {ACTIVE: 100, ENDED: 200, FAILED: 300, UNCONNECTED: 400, PLAIN: 500, DEAD: 600, GONE: 700}
 HELPERS = {ACTIVE: 1100, ENDED: 1200, UNCONNECTED: 1400}
 
 
@@ -73,6 +74,7 @@ def entries(host: Host) -> dict[str, Entry]:
         shut_off(REFUSED, "refused", None),
         running(PLAIN, "plain", None),
         running(DEAD, "dead", "live"),
+        running(GONE, "transient", None, "Gone by now"),
     ]
     return {entry.uuid: entry for entry in found}
 
@@ -149,9 +151,9 @@ def document(host: Host, tmp_path: Path) -> Document:
         metered.meter.sample(
             Running(entry.uuid, entry.pid, entry.vcpu_tids) for entry in domains.seen() if entry.pid is not None
         )
-    return metered.document(
-        take(metered.meter), domains.seen(), {REFUSED: "its number of vCPUs can grow"}, "libvirt cannot be reached"
-    )
+    gone = dataclasses.replace(domains.entries.pop(GONE), id=None, state="shut off", pid=None, vcpu_tids={})
+    refusals = {REFUSED: "its number of vCPUs can grow"}
+    return metered.document(take(metered.meter), domains.seen(), refusals, "libvirt cannot be reached", gone=[gone])
 
 
 def compare(text: str, golden: Path, pytestconfig: pytest.Config) -> None:

@@ -166,6 +166,25 @@ def test_domains_come_change_and_go(fake: FakeLibvirt) -> None:
     eventually(shows(found, entry(2, running=False, mark="next")))
 
 
+def test_a_domain_that_libvirt_forgets_is_remembered_for_a_while(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.set(FakeDomain(1, marked(1)))
+    fake.set(FakeDomain(2, plain(2)))
+    found = started([])
+    assert found.gone() == []
+    fake.remove(fake.domains[UUID.format(1)])
+    eventually(shows(found, entry(2)))
+    assert found.gone() == [entry(1, running=False)]
+    fake.set(FakeDomain(1, plain(1)))  # it is started again
+    eventually(shows(found, entry(1), entry(2)))
+    assert found.gone() == []
+    fake.remove(fake.domains[UUID.format(2)])
+    eventually(shows(found, entry(1)))
+    monkeypatch.setattr(inventory, "GONE_SECONDS", -1)
+    assert found.gone() == []
+
+
 def test_whose_domains_have_come_changed_or_gone_is_passed_on(fake: FakeLibvirt) -> None:
     passed: list[set[str]] = []
     fake.set(FakeDomain(1, plain(1)))

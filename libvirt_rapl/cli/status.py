@@ -91,8 +91,10 @@ def _from_daemon(config: Config, first: dict[str, Any], names: list[str]) -> Ite
 
 
 def _of(document: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
-    shown = [domain for domain in document["domains"] if not chosen or domain["uuid"] in chosen]
-    return {**document, "domains": shown}
+    if not chosen:
+        return document
+    shown = [domain for domain in document["domains"] if domain["uuid"] in chosen]
+    return {name: value for name, value in document.items() if name != "ended"} | {"domains": shown}
 
 
 def _uuid(document: dict[str, Any], name_or_uuid: str) -> str:

@@ -136,9 +136,11 @@ class Document:
     """Of the virt-rapl that made it; empty if that is older than this field."""
     host: Host
     domains: tuple[DomainReading, ...]
+    ended: tuple[DomainReading, ...] = ()
+    """Domains that libvirt has ceased to know in the last hour, and what they had used; left out of JSON if empty."""
 
 
-SAID_WHERE_THERE_ARE_ANY = {"trouble", "libvirt_trouble", "lost_intervals", "unread", "title", "labels"}
+SAID_WHERE_THERE_ARE_ANY = {"trouble", "libvirt_trouble", "lost_intervals", "unread", "title", "labels", "ended"}
 
 
 def render(document: Document, indent: int | None = None) -> str:
@@ -148,7 +150,7 @@ def render(document: Document, indent: int | None = None) -> str:
 
 def _members(part: Any) -> dict[str, Any]:  # noqa: ANN401  any part of a document
     members: dict[str, Any] = vars(part)
-    if isinstance(part, Host | Zone | DomainReading):
+    if isinstance(part, Document | Host | Zone | DomainReading):
         return {name: value for name, value in members.items() if value or name not in SAID_WHERE_THERE_ARE_ANY}
     return members
 
@@ -164,6 +166,7 @@ def read(values: Mapping[str, Any]) -> Document:
             version=values.get("version", ""),
             host=_read(Host, host, zones=tuple(_read(Zone, zone) for zone in host["zones"])),
             domains=tuple(map(_domain, values["domains"])),
+            ended=tuple(map(_domain, values.get("ended", ()))),
         )
     except (TypeError, KeyError) as error:
         hint = "systemctl restart virt-rapld: it is of another version"

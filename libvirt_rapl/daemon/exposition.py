@@ -246,7 +246,7 @@ def _add_counters(made: Families, domain: DomainReading, kinds: set[str], *, vcp
 
 
 class Recent:
-    """Remembers domains that have ended, for KEPT_SECONDS, whether libvirt still defines them or not."""
+    """Remembers domains that have ended, for KEPT_SECONDS, whether they are still in the document or not."""
 
     def __init__(self) -> None:
         """Begin without any."""
@@ -258,7 +258,7 @@ class Recent:
 
         A domain that is first seen when it does not run counts as one that has just ended.
         """
-        there = {domain.uuid: domain for domain in document.domains}
+        there = {domain.uuid: domain for domain in (*document.ended, *document.domains)}
         for uuid, domain in there.items():
             seen, before = self._last.get(uuid, (now, domain))
             changes = is_running(domain) or domain.energy_joules != before.energy_joules

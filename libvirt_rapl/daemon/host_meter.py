@@ -43,11 +43,14 @@ class HostMeter:
         refusals: Mapping[str, str] | None = None,
         libvirt_trouble: str = "",
         overruns: int = 0,
+        gone: Iterable[Entry] = (),
     ) -> Document:
         """Return the document of the meter's figures for the host and these domains.
 
         `refusals`: why the policy could not enable domains, by UUID. `libvirt_trouble`: why there may be more domains.
-        `overruns`: how many samples were late. The meter may sample meanwhile.
+        `overruns`: how many samples were late. `gone`: domains that libvirt does not know any more.
+
+        The meter may sample meanwhile.
         """
         entries = sorted(domains, key=lambda entry: entry.name)
         records = self._registry.read_all(entry.uuid for entry in entries)
@@ -72,6 +75,7 @@ class HostMeter:
             domains=tuple(
                 self._domain(entry, records.get(entry.uuid), refused.get(entry.uuid), snapshot) for entry in entries
             ),
+            ended=tuple(self._domain(entry, None, None, snapshot) for entry in gone if entry.uuid in snapshot.domains),
         )
 
     def _domain(self, entry: Entry, record: Record | None, refusal: str | None, snapshot: Snapshot) -> DomainReading:

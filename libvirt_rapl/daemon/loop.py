@@ -125,7 +125,8 @@ class Daemon:
 
         def describe(figures: Snapshot) -> Document:
             trouble = inventory.trouble or ("" if inventory.listed else "libvirt has not answered yet")
-            return host.document(figures, inventory.seen(), policy.refusals(), trouble, self._overruns)
+            seen, gone = inventory.seen(), inventory.gone()
+            return host.document(figures, seen, policy.refusals(), trouble, self._overruns, gone)
 
         self._publisher = Publisher(self._meter, describe, config.interval)
         self._streams: Streams | None = None

@@ -26,6 +26,8 @@ NO_LABELS = Labels()
 STARTING_SECONDS, VCPUS_SECONDS = 1.0, 2.0
 """How often to look for the process of a starting domain, and for vCPUs that were plugged or unplugged."""
 
+GONE_SECONDS = 3600.0
+"""How long a domain is remembered that libvirt does not know any more: somebody may still want to read its energy."""
 
 Mark = Literal["live", "next"]
 """Our mark is in the domain as it runs, or only in what its next start uses."""
@@ -131,6 +133,8 @@ class Inventory:
         self._log = log
         self._changed = changed
         self._labels = labels
+        self._gone: dict[str, tuple[float, Entry]] = {}
+        """When each domain that libvirt does not know any more was last known, and as what; replaced as a whole."""
         self.trouble = ""
         """Why libvirt cannot be reached; empty while it can."""
         self._attempts = 0
@@ -145,6 +149,22 @@ class Inventory:
     def seen(self) -> list[Entry]:
         """Return the entries, after a look at their processes: an ended one is seen before libvirt reports it."""
         return [_without_dead_process(entry) for entry in self.entries.values()]
+
+    def gone(self) -> list[Entry]:
+        """Return the domains that libvirt has ceased to know in the last hour, as a transient one that ended."""
+        since = time.monotonic() - GONE_SECONDS
+        return [entry for last, entry in self._gone.values() if last >= since]
+
+    def _replace(self, entries: dict[str, Entry]) -> None:
+        """Set `entries`, and remember those that are not among them any more."""
+        now = time.monotonic()
+        gone = self._gone | {uuid: (now, _ended(entry)) for uuid, entry in self.entries.items()}
+        self._gone = {
+            uuid: (last, entry)
+            for uuid, (last, entry) in gone.items()
+            if uuid not in entries and last >= now - GONE_SECONDS
+        }
+        self.entries = entries
 
     def _run(self) -> None:
         while True:
@@ -164,7 +184,7 @@ class Inventory:
         changes: SimpleQueue[str | None] = SimpleQueue()
         connection = connect(self._uri, read_only=True)
         with subscribed(connection, changed=changes.put, lost=lambda: changes.put(None)):
-            self.entries = self._by_uuid(every_domain(connection))
+            self._replace(self._by_uuid(every_domain(connection)))
             self.listed = True
             if self.trouble:
                 self._log("libvirt is back")
@@ -175,7 +195,7 @@ class Inventory:
                 if changed:
                     found = [domain for uuid in changed if (domain := lookup_uuid(connection, uuid))]
                     others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
-                    self.entries = others | self._by_uuid(found)
+                    self._replace(others | self._by_uuid(found))
                     self._changed(changed)
                 self._follow_vcpus()
         raise VirtRaplError(f"libvirt at {self._uri} closed the connection")
@@ -232,6 +252,8 @@ def _without_dead_process(entry: Entry) -> Entry:
     if entry.pid is None or start_time(entry.pid) is not None:
         return entry
     # Only libvirt knows whether its next start will have the mark; usually it will.
-    return dataclasses.replace(
-        entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark="next" if entry.mark else None
-    )
+    return dataclasses.replace(_ended(entry), mark="next" if entry.mark else None)
+
+
+def _ended(entry: Entry) -> Entry:
+    return dataclasses.replace(entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark=None)
