@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from machine import Machine, document
 
 from libvirt_rapl import cli
 from libvirt_rapl.config import load
+from libvirt_rapl.exporter import web_config
 from libvirt_rapl.simulator import guest
 
 ROOT = Path(__file__).parent.parent
@@ -77,9 +79,13 @@ def test_no_code_hides_by_indentation(page: Path) -> None:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_configuration_is_valid(block: Block, tmp_path: Path) -> None:
+    """A block on the page about Prometheus is its configuration, or the exporter's web configuration."""
     file = tmp_path / "virt-rapl.yaml"
     file.write_text(block.text)
-    load(file)
+    if block.page.name != "prometheus.md":
+        load(file)
+    elif "scrape_configs" not in yaml.safe_load(block.text):
+        web_config.parse(file, block.text.encode())
 
 
 @pytest.mark.parametrize("block", blocks("ini"), ids=str)

@@ -177,6 +177,7 @@ def test_history_begins_with_the_first_write(bench: Bench) -> None:
 
 def test_what_an_older_ledger_had_is_the_opening(bench: Bench) -> None:
     bench.path.unlink()
+    bench.path.touch(mode=0o600)
     with contextlib.closing(sqlite3.connect(bench.path)) as database:
         for statement in [*content.TABLES, *content.TABLES_SINCE_2, *content.TABLES_SINCE_3]:
             database.execute(statement)

@@ -24,6 +24,7 @@ ROOMS = {
     "lifecycle": {GROUND, "host", "domains", "helper", "lifecycle"},
     "install": {GROUND, "domains", "helper", "install"},
     "daemon": {GROUND, "host", "energy", "domains", "helper", "lifecycle", "daemon"},
+    "exporter": {GROUND, "daemon", "exporter"},
     "simulator": {GROUND, "simulator"},
 }
 ROOMS["doctor"] = {*ROOMS, "doctor"} - {"simulator"}

@@ -49,10 +49,10 @@ def serve(path: Path, text: Callable[[], bytes], log: Callable[[str], None]) -> 
     return Answerers(path, lambda peer: peer.sendall(careful()), "status", ANSWERERS, ANSWERERS_OF_ONE)
 
 
-def ask(path: Path) -> dict[str, Any] | None:
+def ask(path: Path, seconds: float = ANSWER_SECONDS) -> dict[str, Any] | None:
     """Return the daemon's document; None when no daemon answers there, or with nothing that we understand."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-        peer.settimeout(ANSWER_SECONDS)
+        peer.settimeout(seconds)
         try:
             peer.connect(str(path))
             with peer.makefile("rb") as stream:
