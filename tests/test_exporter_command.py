@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_rapl.cli import main
-from libvirt_rapl.daemon.status_socket import Answerers
+from libvirt_rapl.daemon.status_socket import serve
 
 STATUS = (Path(__file__).parent / "data/status.json").read_bytes()
 PATIENCE = 30
@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "run/daemon").mkdir(parents=True)
     path = tmp_path / "virt-rapl.yaml"
     path.write_text(f"run_directory: {tmp_path}/run\n")
-    answerers = Answerers(tmp_path / "run/daemon/status.sock", lambda: STATUS, print)
+    answerers = serve(tmp_path / "run/daemon/status.sock", lambda: STATUS, print)
     yield path
     answerers.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_rapl.daemon.status_socket import Answerers
+from libvirt_rapl.daemon.status_socket import serve
 from libvirt_rapl.exporter.feed import SHARED_SECONDS, Feed
 
 STATUS = json.loads((Path(__file__).parent / "data/status.json").read_text())
@@ -21,7 +21,7 @@ class Daemon:
     def __init__(self, path: Path) -> None:
         self.asked = 0
         self.answer: object = STATUS
-        self.answerers = Answerers(path, self.text, print)
+        self.answerers = serve(path, self.text, print)
 
     def text(self) -> bytes:
         self.asked += 1
