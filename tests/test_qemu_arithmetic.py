@@ -115,3 +115,18 @@ def test_a_great_debt_is_not_paid_with_a_wrap_where_others_ran_far_more_than_vcp
 @pytest.mark.parametrize(("vcpus", "most"), [([], 1000), ([0], 1000), ([0, 0], 1000), ([5], 0), ([5], -1000)])
 def test_no_difference_where_no_vcpu_ran_or_nothing_is_owed(vcpus: list[int], most: int) -> None:
     assert Qemu(100).solve(most, vcpus, [50]) == 0
+
+
+@pytest.mark.parametrize(
+    ("maxticks", "vcpus", "others", "most", "solution"),
+    [
+        (1000, [1] * 10, [], 4, 499),  # each part is rounded down
+        (1000, [1] * 10, [], 10, 1499),
+        (100, [100], [], 7, 7),
+        (100, [50], [], 1, 2),
+        (100, [50], [50], 1, 0),  # a half and a half are 2
+        (100, [50, 0], [50], 1_000_000, 1_333_334),
+    ],
+)
+def test_solutions(maxticks: int, vcpus: list[int], others: list[int], most: int, solution: int) -> None:
+    assert Qemu(maxticks).solve(most, vcpus, others) == solution
