@@ -176,6 +176,7 @@ def test_reading_on_ends_where_the_text_ended() -> None:
     assert host.files.read(path, 4096, len(first), handle) == b""
     assert len(host.text(path)) > len(first)
     host.files.release(path, handle)
+    assert host.files.read(path, 4096, 1, handle).decode() == host.text(path)[1:], "nothing is kept"
 
 
 def _start(model: Model) -> int:

@@ -1,6 +1,9 @@
 """Whether guests run under KVM, asked of emulators that do what a test wants."""
 
+import signal
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.qemu import script
@@ -17,10 +20,20 @@ def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "qemu"
 
 
-def test_a_guest_that_prints_is_enough_and_is_ended(emulator: Path, tmp_path: Path) -> None:
-    script(emulator, f'echo "$@" > {tmp_path}/arguments; echo $$ > {tmp_path}/pid; echo line; exec sleep 60')
+def test_a_guest_that_prints_is_enough_and_is_killed(
+    emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:  # noqa: ANN401 (as they are)
+            super().__init__(*arguments, **keywords)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    script(emulator, f'echo "$@" > {tmp_path}/arguments; echo line; exec sleep 5')
     check_kvm()
-    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
     arguments = (tmp_path / "arguments").read_text().split()
     assert arguments[arguments.index("-accel") + 1] == "kvm"
     assert not Path(arguments[arguments.index("-bios") + 1]).exists()

@@ -116,7 +116,7 @@ def test_a_directory_that_is_not_there_is_added_and_what_is_mounted_beside_it_st
     assert (calls.root / "mnt/aside-cpu-1").is_file()
 
 
-@pytest.mark.parametrize(("error", "hint"), [(PermissionError("no"), "root"), (OSError("no"), "FUSE")])
+@pytest.mark.parametrize(("error", "hint"), [(PermissionError("no"), "run as root"), (OSError("no"), "FUSE")])
 def test_a_mount_that_fails_is_an_error_with_a_hint(calls: Calls, error: OSError, hint: str) -> None:
     calls.error = error
     with pytest.raises(VirtRaplError, match="no") as caught:

@@ -24,9 +24,11 @@ def run(code: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_system_call_that_fails_is_an_error_that_names_the_path(tmp_path: Path) -> None:
-    for call in (lambda: system.mount("none", tmp_path / "none", "tmpfs"), lambda: system.detach(tmp_path / "none")):
-        with pytest.raises(OSError, match="none") as caught:
-            call()
+    with pytest.raises(OSError, match="none") as mounted:
+        system.mount("none", tmp_path / "none", "tmpfs")
+    with pytest.raises(OSError, match="none") as detached:
+        system.detach(tmp_path / "none")
+    for caught in (mounted, detached):
         assert caught.value.errno in (errno.ENOENT, errno.EPERM)
         assert caught.value.filename == str(tmp_path / "none")
 

@@ -1,5 +1,6 @@
 """The probe, against helpers that answer well, badly, late and not at all."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -24,7 +25,8 @@ def helper(path: Path, answer: Callable[[int], bytes | None]) -> Iterator[list[t
 
     def serve() -> None:
         peer, _ = listener.accept()
-        with peer:
+        with peer, contextlib.suppress(TimeoutError):
+            peer.settimeout(5)
             while request := peer.recv(REQUEST.size, socket.MSG_WAITALL):
                 asked.append(REQUEST.unpack(request))
                 if (reply := answer(asked[-1][0])) is None:

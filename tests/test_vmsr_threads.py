@@ -263,6 +263,9 @@ def test_a_new_threads_time_is_where_that_is(machine: Machine) -> None:
     machine.clocks[QEMU] += 30
     machine.threads(vcpu=(20, 0), worker=(30, 2))
     assert domain.advance() == {0: 0, 2: 30, 1: 0}
+    machine.clocks[QEMU] += 10
+    machine.threads(vcpu=(25, 0), worker=(33, 2))
+    assert domain.advance() == {0: 5, 2: 3, 1: 2}
 
 
 def test_a_thread_whose_kernel_keeps_no_clock_counts_where_the_main_one_is(machine: Machine) -> None:
