@@ -422,16 +422,17 @@ def test_a_domain_that_ran_for_longer_than_all_cpus_is_charged_for_these() -> No
     assert [gain * UNIT[0] / UNIT[1] for gain in gained] == pytest.approx([100_000_000, 37_500_000], rel=1e-3)
 
 
-@pytest.mark.parametrize("unseen", [0, 1], ids=["seen", "a tick more than was seen"])
-def test_a_great_debt_is_paid_in_full_unless_a_tick_more_would_double_it(unseen: int) -> None:
+@pytest.mark.parametrize("who", [None, 100, 101, 200], ids=["nobody", "the vCPU", "the other vCPU", "a worker"])
+def test_a_great_debt_is_paid_but_no_tick_that_was_not_seen_multiplies_it(who: int | None) -> None:
     machine = settled()
+    machine.run({200: 0})
     for _ in range(20):
         machine.ran += SECOND // 2  # the main thread alone: no vCPU can gain
         assert machine.window(100_000, {}) == 0
     owed = 20 * 25_000_000 * UNIT[1] / UNIT[0]
     used = 100_000_000 * UNIT[1] / UNIT[0]
-    gained = machine.window(100_000, {100: 2 * TICK}, late={100: unseen * TICK})
-    assert (1 - unseen) * owed / 2 < gained < owed + used + 10_000
+    gained = machine.window(100_000, {100: TICK}, late={who: TICK} if who else {})
+    assert (owed / 4 if who is None else 0) < gained < owed + used + 10_000
 
 
 def test_a_worker_at_work_is_not_idle_where_the_kernel_keeps_no_clock_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
