@@ -188,10 +188,12 @@ def test_who_has_ended_before_it_is_seen_is_turned_away(tmp_path: Path) -> None:
         thread = threading.Thread(target=server.serve)
         thread.start()
         peer.settimeout(10)
-        assert ask(peer, ENERGY) is None
-        server.stop()
-        thread.join(10)
-        server.close()
+        try:
+            assert ask(peer, ENERGY) is None
+        finally:
+            server.stop()
+            thread.join(10)
+            server.close()
 
 
 @pytest.fixture
