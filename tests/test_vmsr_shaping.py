@@ -624,3 +624,18 @@ def test_a_thread_on_a_cpu_that_nobody_knows_is_charged_where_the_first_package_
     for _ in range(3):
         pair.window(BUSY, {999: SECOND // 2})
     assert pair.delivered == pytest.approx(pair.intended, rel=1e-3)
+
+
+def test_a_package_whose_end_was_not_asked_for_begins_anew_with_the_others() -> None:
+    pair = Pair()
+    pair.cpu[101] = CPUS
+    pair.settled()
+    starts = [pair.shaper.energy(package) for package in (0, 1)]
+    pair.now += SECOND
+    for zone in pair.zones:
+        zone.value += 100_000_000
+    for tid, ns in BUSY.items():
+        pair.ns[tid] += ns
+    assert pair.shaper.energy(0) >= starts[0]
+    assert min(pair.window(BUSY)) > 0
+    assert pair.window(BUSY) == pytest.approx([CHARGE * 2 / 3, CHARGE / 3], rel=1e-2)
