@@ -135,6 +135,25 @@ def test_a_file_that_cannot_be_read_as_yaml(tmp_path: Path, content: bytes, plac
     assert (caught.value.message, caught.value.hint) == (f"{path}{place}: {message}", f"correct {path}{place}")
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("interval: 0.1", 0.1),
+        ("interval: 60", 60),
+        ("hook_deadline: 1", 1),
+        ("hook_deadline: 10", 10),
+        ("run_directory: /run/x", Path("/run/x")),
+        ("run_directory: /run/x/", Path("/run/x")),
+        ("state_directory: /srv/näher 2", Path("/srv/näher 2")),
+        ("domains: []", Selection()),
+        ("helper: 'qemu'", "qemu"),
+    ],
+)
+def test_what_is_just_right_is_accepted(tmp_path: Path, text: str, value: object) -> None:
+    found = getattr(load(write(tmp_path, text)), text.partition(":")[0])
+    assert (found, type(found) is int) == (value, False)
+
+
 def test_no_depth_is_too_much(tmp_path: Path) -> None:
     for depth in range(50, 1000, 50):
         _, (mistake,) = read(write(tmp_path, "domains: " + "[" * depth + "]" * depth))
