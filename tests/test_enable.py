@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
 from fakes.qemu import GREETING, WITH_RAPL, WITHOUT_KVM, WITHOUT_RAPL, fake_qemu, script
@@ -346,6 +347,46 @@ def test_those_that_the_configuration_chooses_or_excludes(
     assert run("enable", "--chosen", "--live")[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "alive", "status", "said"),
+    [
+        (libvirt.VIR_ERR_NO_DOMAIN, True, 0, ""),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, True, 0, "virt-rapl: warning: bad: "),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, False, 1, "virt-rapl: error: "),
+    ],
+)
+def test_of_those_that_are_chosen_one_that_cannot_be_read_is_left_out_while_libvirt_answers(
+    fake: FakeLibvirt,
+    qemu: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    *,
+    alive: bool,
+    status: int,
+    said: str,
+) -> None:
+    error = libvirt.libvirtError("no")
+    error.err = (code, 0, "no", 0, None, None, None, 0, 0)
+
+    def fails(_flags: int) -> str:
+        raise error
+
+    bad = fake.add(definition("bad", OTHER_UUID, qemu))
+    monkeypatch.setattr(FakeDomain, "name", lambda domain: "bad" if domain is bad else "web")
+    monkeypatch.setattr(FakeDomain, "UUIDString", lambda domain: OTHER_UUID if domain is bad else UUID)
+    monkeypatch.setattr(bad, "XMLDesc", fails, raising=False)
+    monkeypatch.setattr(fake, "isAlive", lambda: int(alive), raising=False)
+    web = fake.add(definition("web", UUID, qemu))
+    (tmp_path / "virt-rapl.yaml").write_text("domains: ['*']\n")
+    got, _, err = run("enable", "--chosen")
+    assert (got, Definition.parse(web.xml).is_marked) == (status, status == 0)
+    assert err.startswith(said)
+    assert bool(err) == bool(said)
+    assert err.count("virt-rapl: ") <= 1
+
+
 @pytest.mark.parametrize("arguments", [["enable"], ["disable"], ["enable", "--chosen", "web"]])
 def test_named_or_by_the_configuration(run: Run, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -495,6 +536,10 @@ def test_inject_on_a_processor_whose_guests_have_no_meter(virt_rapl: VirtRapl, q
     assert (status, injected) == (0, Definition.parse(xml).inject(socket=f"/run/elsewhere/{UUID}.sock").xml)
     assert err.startswith("virt-rapl: warning: ")
     assert "Intel hosts only" in err
+    Path(f"{qemu}-rapl").unlink()
+    status, injected, err = virt_rapl("inject", xml, "AuthenticAMD")
+    assert (status, injected) == (1, "")
+    assert "wrapper" in err
 
 
 def test_inject_for_another_machine(virt_rapl: VirtRapl) -> None:

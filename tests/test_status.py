@@ -496,6 +496,25 @@ def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, caps
     assert "there is no domain 'nobody'" in capsys.readouterr().err
 
 
+def test_virt_rapld_is_not_asked_for_the_domains_of_another_libvirt(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_for(host, 0)
+    monkeypatch.setattr(status_socket, "ask", lambda _: a_document("msr"))
+    assert run(tmp_path) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.splitlines()[-1], shown.err) == ("joules are counted since this command started", "")
+
+
+def test_who_could_have_made_the_run_directory_does_not_answer_for_virt_rapld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status_socket, "ask", lambda _: a_document("msr"))
+    tmp_path.chmod(0o777)
+    assert ask_daemon(tmp_path) == 1
+    assert "everybody may write it" in capsys.readouterr().err
+
+
 def test_a_watch_outlives_a_restart_of_the_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
