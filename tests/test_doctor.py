@@ -815,9 +815,7 @@ def test_lines_document_and_exit_status(
 def test_only_what_has_failed_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], states: list[State], status: int
 ) -> None:
-    monkeypatch.setattr(
-        doctor, "examine", lambda _: iter([Check("kvm", state, "it is", "mend it") for state in states])
-    )
+    monkeypatch.setattr(doctor, "examine", lambda _: [Check("kvm", state, "it is", "mend it") for state in states])
     assert main(["doctor"]) == status
     assert capsys.readouterr().out.count("hint: mend it") == len(states)
     assert main(["doctor", "--json"]) == status
