@@ -92,21 +92,21 @@ def limits(*hard: str) -> object:
     """Lower these limits (NAME=NUMBER), then limit all; return soft and hard limits before and after."""
     for name, _, number in (each.partition("=") for each in hard):
         resource.setrlimit(getattr(resource, name), (int(number), int(number)))
-    kinds = {name: getattr(resource, name) for name in ("RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_DATA", "RLIMIT_FSIZE")}
-    before = {name: resource.getrlimit(kind) for name, kind in kinds.items()}
+    before = _limits()
     confinement.limit_resources()
-    return {"before": before, "after": {name: resource.getrlimit(kind) for name, kind in kinds.items()}}
+    return {"before": before, "after": _limits()}
 
 
 def program() -> object:
     """Return which descriptors are open and inherited once there is one of a program, and how many there can be."""
-    before = _open_descriptors()
+    opened, before = _open_descriptors(), _limits()
     found = confinement.open_program(sys.executable)
     return {
         "descriptor": found,
-        "new": sorted(_open_descriptors() - before),
+        "new": sorted(_open_descriptors() - opened),
         "inherited": os.get_inheritable(found),
-        "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "before": before,
+        "after": _limits(),
     }
 
 
@@ -192,11 +192,15 @@ def filtered(as_qemu: str) -> object:
         "allowed": outcome(allowed),
         "of_qemu": outcome(of_qemu),
         "forbidden": outcome(forbidden),
-        "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
     }
     print(json.dumps(found), flush=True)
     again = f"import os; os.execve({program}, ['again'], os.environ)"
     os.execve(program, [sys.executable, "-ISc", again], os.environ)
+
+
+def _limits() -> dict[str, tuple[int, int]]:
+    names = ("RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_DATA", "RLIMIT_FSIZE")
+    return {name: resource.getrlimit(getattr(resource, name)) for name in names}
 
 
 def capabilities() -> dict[str, int]:

@@ -51,6 +51,25 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert "usage: virt-rapl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("written", [["--config", "{}"], ["--config={}"], ["--connect", "x", "--config", "{}"]])
+def test_global_options_come_before_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], written: list[str]
+) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text("interval: 2\n")
+    assert main([*(word.format(path) for word in written), "config", "check"]) == 0
+    assert str(path) in capsys.readouterr().out
+
+
+def test_virt_rapld_gets_its_configuration_and_its_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text("interval: 2\n")
+    given: list[tuple[float, str]] = []
+    monkeypatch.setattr("libvirt_rapl.daemon.loop.run", lambda config, uri: given.append((config.interval, uri)))
+    assert main(["--connect", "test:///default", "--config", str(path), "daemon"]) == 0
+    assert given == [(2.0, "test:///default")]
+
+
 @pytest.mark.parametrize(
     ("result", "status", "said"),
     [

@@ -90,8 +90,11 @@ def test_it_has_no_terminal_and_a_session_of_its_own(script: Path) -> None:
     assert "memfd" in standard_error
 
 
-def test_it_gets_nothing_of_our_environment(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("root", [True, False])
+def test_it_gets_nothing_of_our_environment(script: Path, monkeypatch: pytest.MonkeyPatch, *, root: bool) -> None:
     monkeypatch.setenv("SECRET", "x")
+    if not root:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
     said = ask(script, "env; ulimit -c; pwd; ls /proc/self/fd").stdout.splitlines()
     assert {line.split("=")[0] for line in said if "=" in line} <= {*commands.MINIMAL, "PWD", "OLDPWD", "SHLVL", "_"}
     assert {"0", "/"} <= set(said)
@@ -240,8 +243,12 @@ def test_the_systems_own_have_our_environment_and_an_end(script: Path, monkeypat
         commands.run(put(script, f"sleep {SLEEP} & wait"), timeout=0.3)
     with pytest.raises(VirtRaplError, match="No such file"):
         commands.run(str(script.parent / "none"), timeout=20)
-    # It has been killed; nobody waits for what is not our child.
-    wait_until(lambda: not sleepers(), 10, "what the program had started has ended")
+    commands.run(put(script, f"trap '' TERM; sleep {SLEEP} &"), timeout=20)
+    try:  # They have been killed; nobody waits for what is not our child.
+        wait_until(lambda: not sleepers(), 10, "what the programs had started has ended")
+    finally:
+        for pid in sleepers():
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_each_is_logged_as_it_can_be_pasted_for_who_debugs(

@@ -73,26 +73,34 @@ def test_programs_of_a_daemon_do_not_get_its_capabilities(place: Path, *, keep: 
     assert found["program"]["CapEff"] == (0 if keep else SYS_RAWIO)
 
 
-@pytest.mark.parametrize("lower", [{}, {"RLIMIT_NOFILE": 100, "RLIMIT_FSIZE": 1000}])
-def test_resources_are_limited_and_no_limit_is_raised(place: Path, lower: dict[str, int]) -> None:
-    found = confined(place, "limits", *(f"{name}={number}" for name, number in lower.items()))
+def limited(before: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Return what is to become of these limits, each soft and hard."""
     most = {
         "RLIMIT_CORE": 0,
         "RLIMIT_NOFILE": confinement.DESCRIPTORS,
         "RLIMIT_DATA": confinement.DATA_BYTES,
         "RLIMIT_FSIZE": confinement.FILE_BYTES,
     }
-    for name, number in most.items():
-        _, hard = found["before"][name]
-        expected = number if hard == resource.RLIM_INFINITY else min(number, hard)
-        assert found["after"][name] == [expected] * 2, name
+    return {
+        name: [most[name] if hard == resource.RLIM_INFINITY else min(most[name], hard)] * 2
+        for name, (_, hard) in before.items()
+    }
+
+
+@pytest.mark.parametrize("lower", [{}, {"RLIMIT_NOFILE": 100, "RLIMIT_FSIZE": 1000}])
+def test_resources_are_limited_and_no_limit_is_raised(place: Path, lower: dict[str, int]) -> None:
+    found = confined(place, "limits", *(f"{name}={number}" for name, number in lower.items()))
+    assert found["after"] == limited(found["before"])
     assert lower.items() <= {name: soft for name, (soft, _) in found["after"].items()}.items()
 
 
 def test_the_programs_descriptor_has_a_number_that_no_other_file_gets(place: Path) -> None:
     found = confined(place, "program")
     assert found["new"] == [found["descriptor"]]
-    assert found["limits"] == [found["descriptor"]] * 2, "the first number that is too high"
+    expected = limited(found["before"])
+    first_too_high = expected["RLIMIT_NOFILE"][0] - 1
+    assert found["descriptor"] == first_too_high
+    assert found["after"] == {**expected, "RLIMIT_NOFILE": [first_too_high] * 2}
     assert not found["inherited"]
 
 

@@ -1,5 +1,6 @@
 """enable, disable, inject and strip as the user runs them, and the questions put to the emulator."""
 
+import io
 import os
 import subprocess
 import sys
@@ -528,6 +529,28 @@ def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
     assert injected == Definition.parse(xml).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
     assert virt_rapl("strip", injected) == (0, Definition.parse(injected).strip().xml, "")
     assert virt_rapl("strip", xml) == (0, xml, "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "utf-16"])
+def test_the_filters_write_the_encoding_that_they_read(
+    qemu: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
+    encoding: str,
+) -> None:
+    configuration = tmp_path / "virt-rapl.yaml"
+    configuration.write_text("run_directory: /run/elsewhere\n")
+
+    def filtered(command: str, xml: bytes) -> bytes:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(xml)))
+        assert main(["--config", str(configuration), command]) == 0
+        return capsysbinary.readouterr().out
+
+    xml = f"<?xml version='1.0' encoding='{encoding}'?>\n" + definition("Zürich", UUID, qemu)
+    injected = filtered("inject", xml.encode(encoding))
+    assert f"<emulator>{qemu}-rapl</emulator>" in injected.decode(encoding)
+    assert Definition.parse(xml).difference(Definition.parse(filtered("strip", injected).decode(encoding))) == ""
 
 
 def test_inject_on_a_processor_whose_guests_have_no_meter(virt_rapl: VirtRapl, qemu: Path) -> None:

@@ -371,6 +371,15 @@ def test_a_unit_that_has_ended_is_looked_up_in_the_journal(registry: Registry, u
     assert unit.asked[-1] == KILL, "it may be in the middle of its start"
 
 
+def test_the_process_of_a_unit_may_serve_to_the_end(
+    registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        monkeypatch.setattr("libvirt_rapl.host.processes.unit", lambda pid: UNIT if pid == process.pid else "")
+        assert instances.stop(record(pid=process.pid), registry)
+    assert not unit.asked
+
+
 def test_a_unit_that_cannot_be_killed_leaves_no_socket(registry: Registry, unit: Systemd) -> None:
     unit.fails = True
     registry.path(UUID, "sock").touch()

@@ -237,6 +237,10 @@ def test_what_instructs_the_hook_and_what_does_not(tmp_path: Path, monkeypatch: 
     path.write_text("without")  # of one that was killed
     assert registry.how_to_restore(UUID) == ""
     assert not path.exists()
+    for text in ("", "sideways", "\N{SNOWMAN}"):
+        with locked_by_another(path, text):
+            assert registry.how_to_restore(UUID) == ""
+    path.unlink()
     other = tmp_path / "other"
     path.symlink_to(other)
     with locked_by_another(other, "without"):

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from libvirt_rapl import systemd
+from libvirt_rapl import paths, systemd
 from libvirt_rapl.errors import VirtRaplError
 
 
@@ -29,6 +29,17 @@ def bin_directory(directory: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 def systemctl(place: Path, text: str) -> None:
     (place / "systemctl").write_text(f"#!/bin/sh\n{text}\n")
     (place / "systemctl").chmod(0o755)
+
+
+def test_whether_it_is_this_machines_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "system"
+    monkeypatch.setattr(paths, "SYSTEMD", str(place).lstrip("/"))
+    assert not systemd.runs()
+    place.touch()
+    assert not systemd.runs()
+    place.unlink()
+    place.mkdir()
+    assert systemd.runs()
 
 
 @pytest.mark.parametrize("address", ["{}/notify", "@virt-rapl-{}"])
