@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import pytest
 from fakes.helper import HELPER_DOES, LAST, SERVES, put
 
-from libvirt_rapl import systemd
+from libvirt_rapl import commands, systemd
 from libvirt_rapl.choices import Backend
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import instances
@@ -33,6 +34,14 @@ LONG = 20.0
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     """A run directory with a short path, where helpers are stand-ins; those that are left are ended."""
+    pids: list[int] = []
+    real = commands.start
+
+    def start(*command: str, environment: Mapping[str, str], output: BinaryIO) -> int:
+        pids.append(real(*command, environment=environment, output=output))
+        return pids[-1]
+
+    monkeypatch.setattr(commands, "start", start)
     monkeypatch.setattr(systemd, "runs", lambda: False)
     with TemporaryDirectory() as directory:
         Path(directory).chmod(0o711)
@@ -40,8 +49,10 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         registry = Registry(Path(directory, "run"))
         registry.create_directory()
         yield registry
-        for uuid in (UUID, OTHER_UUID):
-            instances.stop(record(uuid), registry)
+        for pid in pids:
+            with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it was ended and collected
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def record(uuid: str = UUID, *, backend: Backend = "native", pid: int | None = None) -> Record:
