@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from fakes.host import Host
@@ -23,7 +24,7 @@ from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_UNIT
 from libvirt_rapl.host.requirements import check_processes_are_seen
 
-UUID = "11111111-2222-4333-8444-555555555555"
+UUID = str(uuid4())
 SYS_RAWIO = f"{1 << 17:016x}"
 NONE = f"{0:016x}"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's privileges")
@@ -52,13 +53,13 @@ def write(registry: Registry, **changes: Any) -> Record:  # noqa: ANN401
     [
         ("web1", {}, "not a UUID: 'web1'"),
         ("../../etc/passwd", {}, "not a UUID"),
-        (UUID.replace("1", "2"), {}, "no record of domain 2"),
-        (UUID, {"reason": "timed out"}, "web1 was started without its helper: timed out"),
-        (UUID, {}, "cannot read energy: no such register"),
+        ("12345678-1234-1234-1234-123456789abc", {}, "no record of domain 1"),
+        (None, {"reason": "timed out"}, "web1 was started without its helper: timed out"),
+        (None, {}, "cannot read energy: no such register"),
     ],
 )
 def test_what_keeps_a_process_from_becoming_a_helper(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, uuid: str, record: dict[str, str], message: str
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, uuid: str | None, record: dict[str, str], message: str
 ) -> None:
     def broken(_source: str) -> None:
         raise OSError("no such register")
@@ -66,7 +67,7 @@ def test_what_keeps_a_process_from_becoming_a_helper(
     monkeypatch.setattr(process, "find", broken)
     write(registry, **record)
     with pytest.raises(VirtRaplError, match=message) as caught:
-        process.become_helper(uuid, config(registry))
+        process.become_helper(uuid or UUID, config(registry))
     assert caught.value.hint
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
+from uuid import uuid4
 
 import pytest
 from fakes.helper import HELPER_DOES, LAST, SERVES, put
@@ -24,8 +25,8 @@ from libvirt_rapl.sockets import listen
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's processes are helpers")
 
-UUID = "11111111-2222-4333-8444-555555555555"
-OTHER_UUID = "21111111-2222-4333-8444-555555555555"
+UUID, OTHER_UUID = str(uuid4()), str(uuid4())
+"""Of no other process that runs these tests at the same time: helpers are found by them among all that there are."""
 OWNER_UID, GROUP = 64055, 993
 LONG = 20.0
 """A deadline that is not reached."""
@@ -50,9 +51,10 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
         registry.create_directory()
         yield registry
         for pid in pids:
-            with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it was ended and collected
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+            with contextlib.suppress(ChildProcessError):  # it was ended and collected
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
 
 
 def record(uuid: str = UUID, *, backend: Backend = "native", pid: int | None = None) -> Record:
