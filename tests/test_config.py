@@ -42,6 +42,18 @@ def test_later_files_override(tmp_path: Path) -> None:
     )
 
 
+def test_only_files_of_yaml_are_read_and_of_several_mistakes_the_first_is_reported(tmp_path: Path) -> None:
+    path = write(tmp_path, "interval: 2\n")
+    (tmp_path / "conf.d").mkdir()
+    for name in ("10.yaml~", "10.yml", "10.yaml.dpkg-old", "README"):
+        (tmp_path / "conf.d" / name).write_text("interval: 0\n")
+    assert load(path).interval == 2
+    for name, text in (("20.yaml", "model: fair\n"), ("10.yaml", "helper: x\nsource: x\n")):
+        (tmp_path / "conf.d" / name).write_text(text)
+    with pytest.raises(VirtRaplError, match=r"10.yaml:1: helper"):
+        load(path)
+
+
 LISTS = (
     "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
     "or include: and exclude: with such lists"
@@ -258,6 +270,7 @@ def test_every_choice_is_accepted(tmp_path: Path) -> None:
         ("helper: [", "on_failure: refuse\n", "refuse"),
         ("on_failure: refuse\n", "on_failure: degrade\nsource: nope\n", "degrade"),
         ("on_failure: refuse\n", "on_failure: nope\n", "refuse"),
+        ("on_failure: degrade\non_failure: refuse\n", "", "refuse"),
         ("- on_failure", "\udcff", "degrade"),
     ],
 )
