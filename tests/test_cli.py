@@ -17,6 +17,7 @@ def virt_rapl(*arguments: str, output: str = "/dev/null") -> subprocess.Complete
     with open(output, "w") as stdout:
         return subprocess.run(
             [sys.executable, "-m", "libvirt_rapl", *arguments],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
