@@ -207,11 +207,23 @@ def test_who_asks_at_the_same_time_gets_an_answer_too(script: Path) -> None:
     asking.join()
 
 
+@contextlib.contextmanager
+def standard_input(descriptor: int) -> Iterator[None]:
+    """Have another standard input meanwhile; pytest's is empty."""
+    before = os.dup(0)
+    os.dup2(descriptor, 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
 def test_what_is_started_outlives_us_and_holds_nothing_of_ours(script: Path, tmp_path: Path) -> None:
     """Libvirt waits for every process that has the hook's output, and a terminal ends those of its session."""
     shown = "ps -o sid= -p $$; pwd; echo $SECRET; echo error >&2; cd /proc/$$/fd; readlink 0 1 2"
     output = tmp_path / "log"
-    with output.open("wb") as file:
+    with output.open("wb") as file, script.parent.joinpath("input").open("w+b") as ours, standard_input(ours.fileno()):
         pid = commands.start(put(script, shown), environment={"SECRET": "x", "PATH": os.environ["PATH"]}, output=file)
     os.waitpid(pid, 0)
     session, directory, secret, error, *files = output.read_text().split()
