@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was(
 @pytest.mark.parametrize(
     ("name", "left"),
     [
-        (temporary("file"), True),
+        pytest.param(temporary("file"), True, id="of this process"),
         (".file.4194305.virt-rapl", True),  # more than any PID
         (".file.1.virt-rapl", False),  # a process that runs
         (".file.0.virt-rapl", False),
