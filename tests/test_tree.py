@@ -1,6 +1,7 @@
 """Files in directories that others may write: what root does there, it does to what it has looked at."""
 
 import contextlib
+import errno
 import os
 import stat
 import struct
@@ -202,9 +203,14 @@ def test_links_of_roots_are_followed_within_the_root(root: Path) -> None:
         assert (root / "real/file").read_text() == name
         assert Tree(root).text(f"etc/{name}/file") == name
         assert not Tree(root).changeable(f"etc/{name}/file")
-    (root / "etc/loop").symlink_to("loop")
-    with pytest.raises(OSError, match="etc/loop"):
-        Tree(root).write("etc/loop/file", "text", 0o644)
+    for number in range(tree.MOST_LINKS):
+        (root / f"etc/{number + 1}").symlink_to(str(number))
+    (root / "etc/0").mkdir()
+    Tree(root).write(f"etc/{tree.MOST_LINKS}/file", "text", 0o644)
+    (root / "etc/one more").symlink_to(str(tree.MOST_LINKS))
+    with pytest.raises(OSError, match="etc/1'") as caught:
+        Tree(root).write("etc/one more/file", "text", 0o644)
+    assert caught.value.errno == errno.ELOOP
 
 
 @needs_root
