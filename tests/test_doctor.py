@@ -23,6 +23,7 @@ from libvirt_rapl import doctor, paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.doctor import Check, installation, service
+from libvirt_rapl.doctor.finding import State
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
@@ -805,6 +806,19 @@ def test_lines_document_and_exit_status(
     assert document["schema"] == 1
     assert all(list(check) == ["name", "state", "message", "hint"] for check in document["checks"])
     assert [check["name"] for check in document["checks"] if check["state"] == "failed"] == ["kvm"]
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [(["ok", "skipped"], 0), (["ok", "warning"], 0), (["failed", "ok"], 1), (["warning", "failed", "failed"], 1)],
+)
+def test_only_what_has_failed_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], states: list[State], status: int
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda _: [Check("kvm", state, "it is", "mend it") for state in states])
+    assert main(["doctor"]) == status
+    assert capsys.readouterr().out.count("hint: mend it") == len(states)
+    assert main(["doctor", "--json"]) == status
 
 
 def test_another_machines_libvirt_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -174,7 +175,31 @@ def test_they_are_shown(tmp_path: Path, run: Run) -> None:
     assert domains("--since", "9998-01-01T12:00") == []
 
 
-@pytest.mark.parametrize("when", ["soon", "10", "-1h", "1w", "99999999-01-01"])
+@pytest.mark.parametrize(
+    ("since", "seconds"),
+    [
+        ("0s", 0),
+        ("90s", 90),
+        ("10m", 600),
+        ("2h", 7200),
+        ("1d", 86400),
+        ("2001-09-09T01:46:40+00:00", 0),
+        ("2001-09-09T01:46:39+00:00", 1),
+        ("2001-09-08", None),
+    ],
+)
+def test_since_is_how_long_ago_or_a_time(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, since: str, seconds: int | None
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    first = datetime(2001, 9, 8).timestamp() if seconds is None else 1e9 - seconds
+    for name, when in (("before", first - 0.5), ("then", first), ("later", first + 0.5)):
+        events.record(tmp_path, event(domain=name, time=when))
+    found = json.loads(run("--json", "--since", since)[1])["events"]
+    assert [each["domain"] for each in found] == ["then", "later"]
+
+
+@pytest.mark.parametrize("when", ["soon", "10", "-1h", "1w", "99999999-01-01", f"{'9' * 400}d", f"{'9' * 5000}d"])
 def test_a_time_that_is_none(when: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(f"--since={when}")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import libvirt
@@ -29,6 +30,7 @@ from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.domains.run_files import RunState
+from libvirt_rapl.energy.meter import Meter
 from libvirt_rapl.energy.snapshot import take
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Record, Registry, State
@@ -494,6 +496,75 @@ def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, caps
     assert capsys.readouterr().out.splitlines() == [*status.table(read(reported)), f"joules are counted since {since}"]
     assert ask_daemon(tmp_path, "nobody") == 1
     assert "there is no domain 'nobody'" in capsys.readouterr().err
+
+
+def test_virt_rapld_is_not_asked_for_the_domains_of_another_libvirt(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_for(host, 0)
+    monkeypatch.setattr(status_socket, "ask", lambda _: a_document("msr"))
+    assert run(tmp_path) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.splitlines()[-1], shown.err) == ("joules are counted since this command started", "")
+
+
+def test_who_could_have_made_the_run_directory_does_not_answer_for_virt_rapld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status_socket, "ask", lambda _: a_document("msr"))
+    run_directory = tmp_path / "run"
+    run_directory.mkdir()
+    (tmp_path / "virt-rapl.yaml").write_text(f"run_directory: {run_directory}\n")
+    for mode, got in ((0o755, 0), (0o777, 1)):
+        run_directory.chmod(mode)
+        assert main(["--config", str(tmp_path / "virt-rapl.yaml"), "status"]) == got
+        shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{run_directory} is not used" in shown.err
+
+
+@pytest.mark.parametrize(("watch", "terminal"), [(True, True), (True, False), (False, True)])
+def test_only_a_terminal_that_watches_is_redrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, watch: bool, terminal: bool
+) -> None:
+    reported = a_document("msr")
+    reported["domains"][1]["reason"] = "no \x1b[31m helper"
+    answers = iter([reported])
+    monkeypatch.setattr(status_socket, "ask", lambda _: next(answers, None))
+    monkeypatch.setattr(stream_socket, "follow", lambda _: iter([]))
+    monkeypatch.setattr(status, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(status, "RESTART_SECONDS", 0)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    ask_daemon(tmp_path, *(["--watch"] if watch else []))
+    out = capsys.readouterr().out
+    redrawn = "\033[H\033[J" if watch and terminal else ""
+    assert out.startswith(f"{redrawn}CPU (msr)\n")
+    assert out.count("\033") == redrawn.count("\033"), "what a domain brings along is written out"
+
+
+def test_own_samples_come_at_a_rhythm_however_long_each_takes(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    slept: list[float] = []
+    clock = SimpleNamespace(now=0.0)
+    real = status._sample
+
+    def sample(meter: Meter, connection: Any) -> list[Domain]:  # noqa: ANN401
+        clock.now += 0.25
+        return real(meter, connection)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += seconds
+        if len(slept) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "_sample", sample)
+    monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    monkeypatch.setattr(status, "INTERVAL_SECONDS", 1.0)
+    assert run(tmp_path, "--watch") == 130
+    assert slept == [1.0, 0.75, 0.75, 0.75]
 
 
 def test_a_watch_outlives_a_restart_of_the_daemon(

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def instant(text: str) -> float:
     """Turn the value of --since into seconds since the epoch. Raises ArgumentTypeError."""
-    if ago := re.fullmatch(r"(\d+)([smhd])", text):
-        return time.time() - int(ago[1]) * UNIT_SECONDS[ago[2]]
     try:
+        if ago := re.fullmatch(r"(\d+)([smhd])", text):
+            return time.time() - int(ago[1]) * UNIT_SECONDS[ago[2]]
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"neither how long ago (10m) nor a time (2026-01-31T12:00): {text}") from error
