@@ -232,6 +232,15 @@ def order(life: Life, monkeypatch: pytest.MonkeyPatch) -> Order:
     return order
 
 
+@pytest.fixture(autouse=True)
+def _nobody_waits_for_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(descriptor: int, how: int) -> None:
+        assert how & fcntl.LOCK_NB
+        fcntl.flock(descriptor, how)
+
+    monkeypatch.setattr(loop, "fcntl", SimpleNamespace(flock=lock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB))
+
+
 BEFORE = [f"SIG_BLOCK {sorted(loop.END)}", "keep_capabilities_from_programs", "allow_many_descriptors"]
 
 
