@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 from fakes.host import Host, Thread
 
+from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.energy import ledger_content, snapshot
 from libvirt_rapl.energy.ledger import BUSY_SECONDS, Ledger, summary
 from libvirt_rapl.energy.ledger_content import DamagedError
@@ -494,6 +495,26 @@ def test_what_is_no_file_is_neither_opened_nor_followed(
     if what == "link":
         assert (target.read_text(), target.stat().st_mode & 0o777) == ("somebody else's", 0o644)
     assert target.exists() == (what == "link")
+
+
+@pytest.mark.parametrize("suffix", ["", ".new"])
+def test_a_link_that_is_put_there_at_the_last_moment_is_not_followed(
+    make_ledger: MakeLedger, path: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """After it was looked at."""
+    target = path.parent.parent / "target"
+    target.write_text("somebody else's")
+    path.parent.mkdir()
+
+    def put(_: Path) -> None:
+        Path(f"{path}{suffix}").symlink_to(target)
+
+    monkeypatch.setattr(ledger_file, "check_files", put)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    assert make_ledger().load() == Kept()
+    monkeypatch.undo()
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ("somebody else's", 0o644)
+    assert len(logged) == 1
 
 
 def test_a_file_that_is_being_made_when_we_are_killed(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:

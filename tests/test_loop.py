@@ -238,7 +238,8 @@ def _nobody_waits_for_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         assert how & fcntl.LOCK_NB
         fcntl.flock(descriptor, how)
 
-    monkeypatch.setattr(loop, "fcntl", SimpleNamespace(flock=lock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB))
+    kinds = {name: getattr(fcntl, name) for name in ("LOCK_SH", "LOCK_EX", "LOCK_NB")}
+    monkeypatch.setattr(loop, "fcntl", SimpleNamespace(flock=lock, **kinds))
 
 
 BEFORE = [f"SIG_BLOCK {sorted(loop.END)}", "keep_capabilities_from_programs", "allow_many_descriptors"]
