@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import libvirt
@@ -251,20 +252,51 @@ def test_an_edit_that_refuses_is_not_overwritten(new_bench: NewBench) -> None:
     assert (domain.xml, bench.libvirt.defined) == (GROWABLE, 0)
 
 
-def test_somebody_who_takes_it_out_again_and_again_has_their_way(new_bench: NewBench) -> None:
+def test_somebody_who_takes_it_out_again_and_again_has_their_way(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=lambda: now[0]))
     bench = new_bench("web1")
     domain = bench.libvirt.add(PLAIN)
     for _ in range(policy.MOST_CHANGES):
         domain.xml = PLAIN
         assert bench.apply() == [ENABLED]
+        now[0] += policy.RETRY_SECONDS / policy.MOST_CHANGES - 1
     domain.xml = PLAIN
     (logged,) = bench.apply()
     assert "something took its meter out 5 times within 60 s" in logged
-    bench.policy._changed_at.clear()  # time goes by
+    now[0] += policy.RETRY_SECONDS
     assert bench.apply() == []
     assert (domain.xml, list(bench.policy.refusals())) == (PLAIN, [UUID])
     edit(domain)
     assert bench.apply() == [ENABLED], "another definition"
+
+
+def test_changes_that_are_far_apart_are_no_fight(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bench = new_bench("*")
+    domain, other = bench.libvirt.add(PLAIN), bench.libvirt.add(definition("web2", OTHER_UUID, QEMU))
+    for _ in range(3 * policy.MOST_CHANGES):
+        domain.xml = PLAIN
+        assert bench.apply() == [ENABLED]
+        now[0] += policy.RETRY_SECONDS / (policy.MOST_CHANGES - 1)
+    assert bench.apply(OTHER_UUID) == [ENABLED.replace("web1", "web2")], "each domain has changes of its own"
+    assert Definition.parse(other.xml).is_marked
+
+
+def test_a_libvirt_that_is_lost_is_no_refusal_of_the_domain(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(PLAIN)
+    bench.libvirt.reads = [lambda _: None, lambda domain: setattr(domain.libvirt, "there", False)]
+    with pytest.raises(VirtRaplError, match="refused"):
+        bench.apply()
+    assert bench.policy.refusals() == {}
+    assert (bench.logged, bench.libvirt.opened) == ([], 0)
+    bench.libvirt.there = True
+    assert bench.apply() == [ENABLED]
+    assert Definition.parse(domain.xml).is_marked
 
 
 def test_a_fight_by_ever_other_definitions_is_logged_once(new_bench: NewBench) -> None:
@@ -366,3 +398,26 @@ def test_libvirt_that_cannot_be_reached_is_logged_once_and_tried_again(new_bench
     eventually(lambda: len(bench.logged) == 3)
     assert Definition.parse(domain.xml).is_marked
     assert bench.logged[1:] == [ENABLED, "enabling the configuration's `domains` works again"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_domain_that_was_refused_is_tried_again_without_a_change_of_it(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU may have been upgraded."""
+    asked = []
+
+    def too_old(path: str) -> None:
+        asked.append(path)
+        if len(asked) < 3:
+            raise VirtRaplError("too old", "upgrade it")
+
+    bench = new_bench("*")
+    domain = bench.libvirt.add(PLAIN)
+    monkeypatch.setattr(emulator, "check", too_old)
+    bench.policy.start()
+    bench.policy.changed([UUID])
+    eventually(lambda: len(bench.logged) == 2)
+    assert "too old" in bench.logged[0]
+    assert bench.logged[1] == ENABLED
+    assert Definition.parse(domain.xml).is_marked

@@ -41,20 +41,34 @@ class Handle:
     def __init__(self, registry: Registry, *, save: str = "", restores: tuple[str, ...] = ("",)) -> None:
         self.registry, self.trouble, self.restores = registry, save, list(restores)
         self.active, self.enabled, self.aborted, self.hows = True, False, threading.Event(), list[str]()
+        self.others_restore = False
+        """Whether somebody else has restored the domain when we fail to."""
         self.job, self.operation = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
         self.image = live_plan.SAVES / "web.save"
+        self.signal = signal.SIGINT
+        """What arrives during a slow or late save."""
 
     def managedSave(self) -> int:  # noqa: N802
         if self.trouble == "slow":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal)
             assert self.aborted.wait(10), "nobody cancelled it"
             raise libvirt.libvirtError("canceled by client")
         if self.trouble == "late":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal)
         elif self.trouble:
             raise libvirt.libvirtError(self.trouble)
         self.active = False
         self.image.touch()
+        return 0
+
+    def save(self, path: str) -> int:
+        self.image = Path(path)
+        return self.managedSave()
+
+    def restore(self, path: str) -> int:
+        """Leave the image, as virConnectRestore does."""
+        assert path == str(self.image)
+        self._resume()
         return 0
 
     def jobInfo(self) -> list[int]:  # noqa: N802
@@ -70,12 +84,16 @@ class Handle:
         return 0
 
     def create(self) -> int:
-        self.hows.append(self.registry.how_to_restore(UUID))
-        if trouble := self.restores.pop(0):
-            raise libvirt.libvirtError(trouble)
-        self.active = True
+        self._resume()
         self.image.unlink()
         return 0
+
+    def _resume(self) -> None:
+        self.hows.append(self.registry.how_to_restore(UUID))
+        if trouble := self.restores.pop(0):
+            self.active = self.others_restore
+            raise libvirt.libvirtError(trouble)
+        self.active = True
 
     def isActive(self) -> int:  # noqa: N802
         return int(self.active)
@@ -164,6 +182,29 @@ def test_not_restored_at_all_stays_saved(registry: Registry) -> None:
     with pytest.raises(VirtRaplError, match=r"second; nothing is lost, it is saved in .*/web.save") as caught:
         live.switch_on(plan(handle), registry, print)
     assert "`virsh start web`" in caught.value.hint
+
+
+def test_a_domain_that_somebody_else_has_restored_has_its_meter_all_the_same(registry: Registry) -> None:
+    handle = Handle(registry, restores=("it is already active",))
+    handle.others_restore = True
+    live.switch_on(plan(handle), registry, print)
+    assert handle.enabled
+    assert handle.hows == ["with"]
+    assert recorded(registry) == [("live", "active")]
+
+
+@pytest.mark.parametrize(
+    ("restores", "left"), [(("",), False), (("first", ""), False), (("first", "second"), True)], ids=str
+)
+def test_the_image_of_a_transient_domain_is_there_for_as_long_as_it_holds_the_domain(
+    registry: Registry, restores: tuple[str, ...], left: bool
+) -> None:
+    """libvirt removes only those that it manages itself."""
+    handle = Handle(registry, restores=restores)
+    with contextlib.suppress(VirtRaplError):
+        live.switch_on(plan(handle, persistent=False), registry, print)
+    assert handle.hows == ["with", "without"][: len(restores)]
+    assert (handle.image.exists(), handle.active) == (left, not left)
 
 
 def test_an_image_that_is_gone_is_not_promised(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,10 +325,20 @@ def test_somebody_elses_job_is_waited_for_and_not_ended(registry: Registry) -> N
     assert asked[:5] == [False] * 5
 
 
-def test_ctrl_c_cancels_the_save(registry: Registry) -> None:
-    with pytest.raises(VirtRaplError, match="web: cancelled; it runs on as before"):
-        live.switch_on(plan(Handle(registry, save="slow")), registry, print)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_would_end_us_cancels_the_save(registry: Registry, number: signal.Signals) -> None:
+    def ends_us(*_: object) -> None:
+        pytest.fail("it was not held back")
+
+    handle, before = Handle(registry, save="slow"), signal.signal(number, ends_us)
+    handle.signal = number
+    try:
+        with pytest.raises(VirtRaplError, match="web: cancelled; it runs on as before"):
+            live.switch_on(plan(handle), registry, print)
+        assert signal.getsignal(number) is ends_us
+    finally:
+        signal.signal(number, before)
+    assert recorded(registry) == [("live", "failed")]
 
 
 def test_a_ctrl_c_that_comes_too_late_takes_effect_after_the_report(
