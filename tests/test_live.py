@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import libvirt
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
+from libvirt_rapl import paths
 from libvirt_rapl.cli import main
+from libvirt_rapl.domains import emulator, inventory
 from libvirt_rapl.domains.domain import Domain
+from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.lifecycle import events, live, live_plan
@@ -370,6 +373,147 @@ def test_ctrl_z_waits_until_the_domain_runs_again(registry: Registry, monkeypatc
         signal.signal(signal.SIGTSTP, before)
     assert stopped == [True]
     assert not handle.aborted.is_set()
+
+
+DEFINITION = (
+    f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><vcpu>1</vcpu>"
+    "<devices><emulator>/usr/bin/q</emulator></devices></domain>"
+)
+
+
+class Planned(Handle):
+    """A domain that is only looked at, and libvirt's answers about it."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry)
+        self.xml = DEFINITION
+        self.probed: list[str] = []
+        self.probe_trouble = ""
+
+    def XMLDesc(self, _: int) -> str:  # noqa: N802
+        return self.xml
+
+    def isPersistent(self) -> int:  # noqa: N802
+        return 1
+
+    def getDomainCapabilities(self, path: str, *_: object) -> str:  # noqa: N802
+        self.probed.append(path)
+        if self.probe_trouble:
+            raise libvirt.libvirtError(self.probe_trouble)
+        return ""
+
+
+@pytest.fixture
+def planned(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """One on a host where all is in order, which is root's."""
+    hook = tmp_path / "hook"
+    hook.touch(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(paths, "HOOK", str(hook))
+    monkeypatch.setattr(live_plan, "check_host", lambda: None)
+    monkeypatch.setattr(emulator, "check", lambda _: None)
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(7, {}))
+    monkeypatch.setattr(live_plan, "_used_bytes", lambda _: 3 << 20)
+    return Planned(registry)
+
+
+def test_a_plan(planned: Planned, registry: Registry) -> None:
+    made = live_plan.plan(domain(planned), planned.enable, registry)
+    assert (made.persistent, made.used_bytes) == (True, 3 << 20)
+    assert made.bytes_per_second > 1 << 20
+    assert planned.probed == ["/usr/bin/q-rapl"], "so that libvirt knows the wrapper before the guest waits"
+    assert {path.name for path in live_plan.SAVES.iterdir()} == {"hook", "run"}, "nothing is left of the trial"
+    assert not registry.path(UUID, "live").exists()
+
+
+def refuses(name: str) -> Callable[[Planned, pytest.MonkeyPatch], None]:
+    """Let a check of the host or the emulator refuse."""
+
+    def refuse(*_: object) -> None:
+        raise VirtRaplError("not here")
+
+    return lambda _, patch: patch.setattr(f"libvirt_rapl.lifecycle.live_plan.{name}", refuse)
+
+
+def no_hook(mode: int) -> Callable[[Planned, pytest.MonkeyPatch], None]:
+    return lambda *_: Path(paths.HOOK).chmod(mode)
+
+
+def growable(planned: Planned, _: pytest.MonkeyPatch) -> None:
+    planned.xml = planned.xml.replace("<vcpu>1", "<vcpu current='1'>2")
+
+
+def not_probed(planned: Planned, _: pytest.MonkeyPatch) -> None:
+    planned.probe_trouble = "no such binary"
+
+
+def busy(planned: Planned, _: pytest.MonkeyPatch) -> None:
+    planned.job = libvirt.VIR_DOMAIN_JOB_BOUNDED
+
+
+def ordinary_user(_: Planned, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "geteuid", lambda: 1000)
+
+
+def little_space(_: Planned, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(live_plan, "free_bytes", lambda _: (3 << 20) - 1)
+
+
+def no_space(_: Planned, patch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(os, "fsync", full)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (ordinary_user, "takes root"),
+        (refuses("check_host"), "not here"),
+        (refuses("emulator.check"), "not here"),
+        (growable, "can grow"),
+        (no_hook(0o644), "no hook"),
+        (not_probed, "no such binary"),
+        (busy, "busy with it"),
+        (little_space, "3 MiB of memory"),
+        (no_space, "cannot write to"),
+    ],
+)
+def test_what_would_go_wrong_is_seen_before_the_domain_is_touched(
+    planned: Planned,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[Planned, pytest.MonkeyPatch], None],
+    message: str,
+) -> None:
+    trouble(planned, monkeypatch)
+    with pytest.raises(VirtRaplError, match=message) as caught:
+        live_plan.plan(domain(planned), planned.enable, registry)
+    assert caught.value.hint or caught.value.message == "not here"
+    assert not registry.path(UUID, "live").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (("active", ""), None),
+        (("degraded", "no helper"), "without its meter: no helper"),
+        (("off", ""), "not put in"),
+        (("pending", ""), "not put in"),
+    ],
+)
+def test_whether_it_has_its_meter_is_checked_when_it_runs_again(
+    planned: Planned, registry: Registry, monkeypatch: pytest.MonkeyPatch, state: tuple[str, str], message: str | None
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(live, "lookup_uuid", lambda handle, _: domain(handle))
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: None)
+    monkeypatch.setattr(live, "vrapl_state", lambda *_: state)
+    expected = pytest.raises(VirtRaplError, match=message) if message else contextlib.nullcontext()
+    with expected:
+        live._check(domain(planned), registry)
+    assert live.is_active(domain(planned), registry) == (message is None)
 
 
 @pytest.mark.parametrize("swap", [0, 100])
