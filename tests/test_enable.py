@@ -131,7 +131,7 @@ def test_an_emulator_without_wrapper(qemu: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
-@pytest.mark.parametrize("place", ["program", "directory", "group", "set-user-ID"])
+@pytest.mark.parametrize("place", ["program", "directory", "group", "link", "set-user-ID", "set-group-ID"])
 def test_an_emulator_that_others_can_change_is_not_run(directory: Path, place: str) -> None:
     ran = directory / "ran"
     ran.mkdir(0o777)
@@ -144,8 +144,12 @@ def test_an_emulator_that_others_can_change_is_not_run(directory: Path, place: s
         os.chown(directory / "bin", 1234, 0)
     elif place == "group":
         (directory / "bin").chmod(0o775)
+    elif place == "link":
+        os.chown(directory / "bin", 1234, 0)
+        path = directory / "link"
+        path.symlink_to("bin/qemu")
     else:
-        path.chmod(0o4755)
+        path.chmod(0o4755 if place == "set-user-ID" else 0o2755)
     for ask in (emulator.check, emulator.version):
         with pytest.raises(VirtRaplError, match="is not run to be asked") as caught:
             ask(str(path))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import libvirt
@@ -232,6 +233,28 @@ def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
         "libvirt is back",
     ]
     assert fake.closed == 1
+
+
+def test_waits_become_longer_while_it_is_away_and_short_again(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        time.sleep(0.001)
+
+    monkeypatch.setattr(inventory, "BACKOFF_SECONDS", (1.0, 2.0, 3.0))
+    monkeypatch.setattr(inventory, "time", SimpleNamespace(sleep=sleep))
+    fake.there = False
+    started([])
+    for _ in range(2):
+        eventually(lambda: len(waited) > 4)
+        fake.there = True
+        eventually(lambda: len(fake.opened) > fake.closed)
+        assert waited[:4] == [1.0, 2.0, 3.0, 3.0]
+        waited.clear()
+        fake.lose()
 
 
 def test_without_libvirt_its_run_time_files_are_read(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
