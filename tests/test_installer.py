@@ -106,6 +106,23 @@ def test_a_second_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"unchanged"}
 
 
+def test_a_mode_that_somebody_has_changed_is_set_right(root: Path) -> None:
+    install(root)
+    before = contents(root)
+    for name, mode in ((HOOK, 0o644), (WRAPPER, 0o700), (UNIT, 0o666), (CONFIGURATION, 0o600)):
+        (root / name).chmod(mode)
+    assert {line.split()[0] for line in install(root)} == {"unchanged"}
+    assert contents(root) == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a file away")
+def test_a_file_of_ours_that_belongs_to_somebody_else_is_made_anew(root: Path) -> None:
+    install(root)
+    os.chown(root / HOOK, 4321, 4321)
+    assert f"updated   {root / HOOK}" in install(root)
+    assert (root / HOOK).stat().st_uid == os.getuid()
+
+
 def test_the_operators_configuration_stays_and_old_files_of_ours_do_not(root: Path) -> None:
     install(root)
     (root / CONFIGURATION).write_text("helper: qemu\n")
@@ -482,9 +499,9 @@ def test_a_directory_that_virt_rapld_does_not_get_through_is_found() -> None:
         assert program.closed_directory(inside / "python") == Path(directory)
 
 
-@pytest.mark.parametrize("python", ["/opt/it's/bin/python", "/opt/a b/bin/python", "/opt/$x/bin/python", "/o%i/python"])
-def test_a_path_that_scripts_would_misread_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
-    monkeypatch.setattr(sys, "executable", python)
+@pytest.mark.parametrize("odd", ["it's", "a b", "$x", "%i", "é", "a\nb", "a;b"])
+def test_a_path_that_scripts_would_misread_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, odd: str) -> None:
+    monkeypatch.setattr(sys, "executable", f"/opt/{odd}/bin/python")
     with pytest.raises(VirtRaplError, match="cannot be named in scripts"):
         install(root)
     assert not (root / "etc").exists()
