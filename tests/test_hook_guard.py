@@ -3,6 +3,8 @@
 Python here is a script that notes its arguments and standard input, and ends as the test wants.
 """
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -88,13 +90,32 @@ def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operatio
     assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a domain", operation, "begin", "-"], MARKED)
 
 
+HUNDREDTHS = """#!/bin/sh
+# timeout(1) for which a second is a hundredth of one.
+for argument; do
+    shift
+    case $argument in [0-9]) argument=0.0$argument ;; [0-9][0-9]) argument=0.$argument ;; esac
+    set -- "$@" "$argument"
+done
+exec {} "$@"
+"""
+
+
 @pytest.mark.parametrize("operation", ["start", "started", "restore"])
-def test_a_python_that_hangs_is_ended(guard: Guard, operation: str) -> None:
-    guard.hook.write_text(guard.hook.read_text().replace("timeout -k 1 20 ", "timeout -k 1 0.2 "))
-    guard.wakes("exec sleep 1000 >/dev/null 2>&1")
+@pytest.mark.parametrize("ignored", ["", "trap '' TERM; "], ids=["", "ignores SIGTERM"])
+def test_a_python_that_hangs_is_ended(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch, operation: str, ignored: str
+) -> None:
+    quick = guard.directory / "timeout"
+    quick.write_text(HUNDREDTHS.format(shutil.which("timeout")))
+    quick.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{guard.directory}:{os.environ['PATH']}")
+    ended_by_itself = guard.directory / "ended-by-itself"
+    guard.wakes(f"{ignored}sleep 2 >/dev/null 2>&1; touch {ended_by_itself}")
     done = guard.run("a", operation, "begin", "-")
     assert (done.returncode, done.stdout) == (0, "")
     assert f"failed at {operation} of a" in done.stderr
+    assert not ended_by_itself.exists()
 
 
 @pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
