@@ -1,5 +1,6 @@
 """The policy: which definitions it changes and when it leaves them alone, on a libvirt of ours."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.lifecycle import policy
 from libvirt_rapl.lifecycle.policy import Policy
 from libvirt_rapl.selection import Selection
@@ -321,7 +323,9 @@ def test_an_emulator_is_asked_once_a_round(new_bench: NewBench, monkeypatch: pyt
     monkeypatch.setattr(emulator, "check", hangs)
     bench.libvirt.add(PLAIN)
     bench.libvirt.add(definition("web2", OTHER_UUID, QEMU))
-    assert [line.partition(":")[0] for line in bench.apply(UUID, OTHER_UUID)] == ["web1", "web2"]
+    logged = bench.apply(UUID, OTHER_UUID)
+    assert [line.partition(":")[0] for line in logged] == ["web1", "web2"]
+    assert all(line.endswith("did not answer; is it QEMU?") for line in logged)
     assert asked == [str(QEMU)]
     bench.apply(UUID, OTHER_UUID)
     assert asked == [str(QEMU)] * 2
@@ -348,6 +352,40 @@ def test_nothing_chosen_opens_nothing(new_bench: NewBench) -> None:
     bench.policy.changed([UUID])
     time.sleep(0.1)
     assert bench.logged == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_where_no_guest_can_have_a_meter_nothing_is_opened(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def amd(_: Path) -> Processor:
+        return Processor("AuthenticAMD", 25, 1)
+
+    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", amd)
+    threads = set(threading.enumerate())
+    bench = new_bench("*")
+    bench.policy.start()
+    assert set(threading.enumerate()) == threads
+    (logged,) = bench.logged
+    assert "Intel hosts only" in logged
+
+
+def test_changes_that_follow_at_once_are_one_round(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may change a domain in steps."""
+    bench = new_bench("*")
+    domains = [bench.libvirt.add(definition(f"web{n}", f"{UUID[:-1]}{n}", QEMU)) for n in range(4)]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        for domain in domains[1:]:
+            bench.policy.changed([domain.UUIDString()])
+
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    bench.policy.changed([domains[0].UUIDString()])
+    found = bench.policy._next(retry=False)
+    assert found == {domain.UUIDString() for domain in domains}
+    assert slept == [policy.SETTLE_SECONDS]
 
 
 @pytest.mark.usefixtures("quick")

@@ -291,7 +291,7 @@ def test_the_exit_status_does_not_depend_on_who_reads_the_message(host: Host) ->
     deep = host.marked.replace("<metadata>", "<metadata>" + "<a>" * 300 + "</a>" * 300)
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-c", program, str(host.config), "web1", "start"]
+    command = [sys.executable, "-I", "-c", program, str(host.config), "web1", "start"]
     try:
         done = subprocess.run(command, input=deep, text=True, stdout=subprocess.PIPE, stderr=writer, check=False)
     finally:
@@ -578,6 +578,12 @@ def test_xml_may_name_a_directory_that_is_none_of_ours(host: Host, mode: int) ->
         assert host.call(operation, host.marked)[0] == 0
     assert (host.record.state, host.line) == ("ready", "ready")
     assert host.run.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate"])
+def test_of_a_domain_that_nobody_has_asked_for_nothing_is_kept(host: Host, operation: str) -> None:
+    host.call(operation, PLAIN)
+    assert [path.name for path in host.run.iterdir()] == [paths.EVENTS]
 
 
 @pytest.mark.parametrize("operation", ["restore", "migrate"])
