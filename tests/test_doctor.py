@@ -529,6 +529,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),
     ("files", text("etc/systemd/system/virt-rapld.service", "[Unit]\n"), "warning", "virt-rapld.service"),
     ("files", remove("usr/local/share/bash-completion/completions/virt-rapl"), "warning", "completions/virt-rapl"),
+    ("files", remove("usr/local/share/zsh/site-functions/_virt-rapl"), "warning", "_virt-rapl"),
     ("files", text(RULES, "# bad\n"), "warning", RULES),
     ("files", both(packaged_here, text("etc/systemd/system/virt-rapld.service", "")), "warning", "not the package's"),
     ("files", masked, "warning", "not as virt-rapl .*virt-rapld.service"),
