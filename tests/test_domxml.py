@@ -479,6 +479,12 @@ def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before
     assert [argument.get("value") for argument in arguments] == mine
 
 
+def test_strip_takes_no_other_option_with_the_argument() -> None:
+    marked = Definition.parse(LEFT).inject(socket=SOCKET).xml
+    stripped = Definition.parse(marked.replace('value="-accel"', 'value="-S"')).strip().xml
+    assert ("-S" in stripped, "rapl" in stripped) == (True, False)
+
+
 def test_a_comment_after_the_wrapper() -> None:
     commented = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("q-rapl<", "q-rapl<!-- mine --><")
     assert "<emulator>/usr/bin/q<!-- mine --></emulator>" in Definition.parse(commented).strip().xml
