@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from libvirt_rapl import paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import installer, places, program, wrappers
+from libvirt_rapl.install.manifest import Manifest
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
@@ -83,6 +85,53 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert sys.executable in files[UNIT][1]
     assert "After=libvirtd.service virtqemud.service\n" in files[DAEMON_UNIT][1]  # one of them, whichever there is
     assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
+
+
+def left_by_a_killed_process(root: Path) -> Path:
+    left = root / f"etc/.installed.json.{2**22 + 1}.virt-rapl"
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    return left
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_only_a_dry_run_leaves_what_killed_processes_have_left(root: Path, command: str) -> None:
+    act = installer.uninstall if command == "uninstall" else partial(installer.install, emulators=[])
+    left = left_by_a_killed_process(root)
+    list(act(root, dry_run=True))
+    assert left.exists()
+    list(act(root))
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("place", ["etc/libvirt/hooks", "usr/bin", "etc/virt-rapl"])
+def test_nothing_goes_into_a_directory_that_others_can_change(root: Path, place: str) -> None:
+    (root / place).mkdir(parents=True, exist_ok=True)
+    (root / place).chmod(0o777)
+    before = tree(root)
+    for dry_run in (True, False):
+        with pytest.raises(VirtRaplError, match=f"can change .*{place}") as caught:
+            install(root, dry_run=dry_run)
+        assert "chmod go-w" in caught.value.hint
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize("place", ["usr/local/share", "etc/polkit-1/rules.d"])
+def test_some_directories_may_belong_to_others(root: Path, place: str) -> None:
+    """To Debian's group staff, or polkit's user: root runs nothing of ours there."""
+    (root / place).mkdir(parents=True)
+    (root / place).chmod(0o775)
+    assert {line.split()[0] for line in install(root)} == {"installed"}
+
+
+def test_a_manifest_names_what_is_there_and_no_more(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(root)
+    assert Manifest.load(root).files.keys() == {item.target for item in EVERY_ITEM}
+    fewer = [item for item in EVERY_ITEM if item.target != UNIT]
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "shipped_items", lambda *_: iter(fewer))
+        install(root)
+    assert Manifest.load(root).files.keys() == {item.target for item in fewer}
 
 
 def test_everything_that_is_shipped_has_its_place() -> None:
