@@ -545,6 +545,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("wrapper", upgrade_qemu, "warning", "older than its QEMU"),
     ("wrapper", with_systemd(WATCH, "inactive\n"), "warning", f"{WATCH} does not run"),
     ("libvirt", no_libvirt, "failed", "cannot connect to libvirt"),
+    ("libvirt", both(no_libvirt, another_user), "skipped", "cannot connect to libvirt"),
     ("libvirt", lambda patient: patient.daemon("virtqemud", 0), "warning", "both run"),
     ("hook", remove(HOOK), "failed", "there is no hook"),
     ("hook", mode(HOOK, 0o644), "failed", "not executable"),
@@ -765,6 +766,12 @@ def test_what_nobody_has_foreseen_is_one_checks_trouble(patient: Patient, troubl
     found = patient.examine("kvm", "events", "domains")
     assert [checks[0].state for checks in found.values()] == ["ok", state, "ok"]
     assert "no luck" in found["events"][0].message
+
+
+def test_a_broken_configuration_is_one_checks_trouble(patient: Patient) -> None:
+    patient.configure(helper="nobody")
+    found = patient.examine("configuration", "energy", "registers")
+    assert [checks[0].state for checks in found.values()] == ["failed", "ok", "ok"]
 
 
 def test_what_a_check_has_found_before_it_failed_is_shown(patient: Patient) -> None:

@@ -75,6 +75,14 @@ def test_directories_go_with_it_as_far_as_they_are_empty(tmp_path: Path) -> None
     assert there(tmp_path) == {"usr", "usr/local", "usr/local/share", "usr/local/share/somebody-elses"}
 
 
+def test_two_that_end_it_at_once_do_not_stumble(tmp_path: Path) -> None:
+    manifest = Manifest()
+    manifest.begin(Tree(tmp_path), TARGETS)
+    for _ in range(2):
+        manifest.end(Tree(tmp_path))
+    assert there(tmp_path) == set()
+
+
 @pytest.mark.parametrize("above", ["etc", "etc/virt-rapl"])
 def test_directories_that_were_there_stay(tmp_path: Path, above: str) -> None:
     (tmp_path / above).mkdir(parents=True)
