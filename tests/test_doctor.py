@@ -370,6 +370,12 @@ def masked(patient: Patient) -> None:
     unit.symlink_to("/dev/null")
 
 
+def packaged_and_masked(patient: Patient) -> None:
+    packaged_here(patient)
+    patient.path("etc/systemd/system").mkdir()
+    patient.path("etc/systemd/system/virt-rapld.service").symlink_to("/dev/null")
+
+
 def another_user(patient: Patient) -> None:
     patient.patch.setattr(os, "geteuid", lambda: 1000)
 
@@ -550,6 +556,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("hook", remove(HOOK), "failed", "there is no hook"),
     ("hook", mode(HOOK, 0o644), "failed", "not executable"),
     ("hook", text(HOOK, "#!/bin/sh\n"), "failed", "is not the hook of virt-rapl"),
+    ("hook", replaced(HOOK, "libvirt_rapl.lifecycle.hook", "another"), "failed", "is not the hook of virt-rapl"),
     ("hook", replaced(HOOK, "python='", "python='/gone"), "failed", "which is gone"),
     ("hook", replaced(HOOK, "set -u", "set -eu"), "warning", "not the hook of this virt-rapl"),
     ("libvirt", libvirt_version(6_004_000), "failed", "6.4.0 is older than 6.5"),
@@ -863,6 +870,7 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
     ("qemu", no_libvirt, "has RAPL"),
     ("libvirt", libvirt_version(6_005_000), "libvirt 6.5.0, libvirtd"),
     ("libvirt", libvirt_version(10_010_007), "libvirt 10.10.7, libvirtd"),
+    ("files", packaged_and_masked, "files are in place"),
     ("ledger", older_ledgers_parts_aside, "totals of 0 domains"),
     ("domains", transient, "active: 1"),
     ("domains", ends_meanwhile, "domains: 2; in order: active: 1"),
