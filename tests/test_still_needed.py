@@ -131,7 +131,9 @@ def test_a_domain_that_ends_meanwhile_hides_no_other(fake: Libvirt) -> None:
 
 
 def test_snapshots_need_the_wrapper_that_they_name(fake: Libvirt) -> None:
-    add(fake).snapshots = (Snapshot("before", PLAIN), Snapshot("then", MARKED), Snapshot("later", WRAPPED))
+    other = PLAIN.replace("<name>web<", "<name>web-rapl<")
+    named = {"before": PLAIN, "then": MARKED, "other": other, "later": WRAPPED}
+    add(fake).snapshots = tuple(Snapshot(name, xml) for name, xml in named.items())
     assert still_needed.old_snapshots(fake) == ["web/then", "web/later"]
 
 
