@@ -122,10 +122,11 @@ def test_an_emulator_that_cannot_be_run(directory: Path) -> None:
 
 def test_an_emulator_without_wrapper(qemu: Path) -> None:
     wrapper = Path(f"{qemu}-rapl")
-    wrapper.chmod(0o750)
-    with pytest.raises(VirtRaplError, match="not every user may run") as caught:
-        emulator.check(str(qemu))
-    assert caught.value.hint == f"chmod 755 {wrapper}"
+    for mode in (0o750, 0o751, 0o754):  # a script has to be read as well
+        wrapper.chmod(mode)
+        with pytest.raises(VirtRaplError, match="not every user may run") as caught:
+            emulator.check(str(qemu))
+        assert caught.value.hint == f"chmod 755 {wrapper}"
     wrapper.unlink()
     with pytest.raises(VirtRaplError, match="no emulator wrapper") as caught:
         emulator.check(str(qemu))
@@ -133,7 +134,7 @@ def test_an_emulator_without_wrapper(qemu: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
-@pytest.mark.parametrize("place", ["program", "directory", "group", "set-user-ID"])
+@pytest.mark.parametrize("place", ["program", "directory", "group", "link", "set-user-ID", "set-group-ID"])
 def test_an_emulator_that_others_can_change_is_not_run(directory: Path, place: str) -> None:
     ran = directory / "ran"
     ran.mkdir(0o777)
@@ -146,8 +147,12 @@ def test_an_emulator_that_others_can_change_is_not_run(directory: Path, place: s
         os.chown(directory / "bin", 1234, 0)
     elif place == "group":
         (directory / "bin").chmod(0o775)
+    elif place == "link":
+        os.chown(directory / "bin", 1234, 0)
+        path = directory / "link"
+        path.symlink_to("bin/qemu")
     else:
-        path.chmod(0o4755)
+        path.chmod(0o4755 if place == "set-user-ID" else 0o2755)
     for ask in (emulator.check, emulator.version):
         with pytest.raises(VirtRaplError, match="is not run to be asked") as caught:
             ask(str(path))
@@ -173,12 +178,24 @@ def test_where_an_emulator_can_have_no_wrapper(directory: Path, monkeypatch: pyt
     emulator.check_place(str(path))
 
 
+def test_a_wrapper_is_not_put_where_everybody_may_add_files(directory: Path) -> None:
+    """As in /tmp: what is there belongs to root, and what is not there yet to whoever comes first."""
+    (directory / "bin").mkdir()
+    path = fake_qemu(directory / "bin", GREETING % (1, 9), WITH_RAPL)
+    emulator.check(str(path))
+    (directory / "bin").chmod(0o1777)
+    with pytest.raises(VirtRaplError, match="can have no wrapper") as caught:
+        emulator.check(str(path))
+    assert "chmod go-w" in caught.value.hint
+
+
 def test_what_is_in_memory(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     device = Path("/proc").stat().st_dev
     line = f"36 35 {os.major(device)}:{os.minor(device)} / /proc rw,noatime shared:1 - %s none rw\n"
-    mounts.write_text("22 1 254:0 / / rw - ext4 /dev/vda rw\n" + line % "tmpfs")
-    assert is_volatile(Path("/proc"), tmp_path, mounts)
+    for kind in ("tmpfs", "ramfs"):
+        mounts.write_text("22 1 254:0 / / rw - ext4 /dev/vda rw\n" + line % kind)
+        assert is_volatile(Path("/proc"), tmp_path, mounts)
     assert not is_volatile(Path("/proc"), Path("/proc"), mounts)
     assert not is_volatile(tmp_path, Path("/proc"), mounts)
     mounts.write_text(line % "overlay")

@@ -315,6 +315,7 @@ MARKED = Definition.parse(PLAIN).inject(socket=f"/run/virt-rapl/{UUID}.sock").xm
         (MARKED, PLAIN, "ready", "alive", "active"),
         (MARKED, MARKED, "ready", "alone", "degraded"),
         (MARKED, MARKED, "ready", "another", "degraded"),
+        (MARKED, MARKED, "ready", "of an earlier run", "degraded"),
         (MARKED, MARKED, "ready", None, "degraded"),
         (MARKED, MARKED, "degraded", "alive", "degraded"),
         (MARKED, MARKED, None, None, "degraded"),
@@ -343,6 +344,7 @@ def test_how_far_a_domain_is(
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
+        record.pid = 6 if helper == "of an earlier run" else 7
     assert meter_state.vrapl_state(inventory.describe(domain), record, registry)[0] == expected
 
 
