@@ -79,12 +79,13 @@ def test_it_has_its_mode_and_somebody_listens_when_it_appears(
 def test_a_failure_leaves_nothing(directory: Path) -> None:
     (directory / "a.sock").mkdir()
     before = descriptors()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError) as caught:
         listen(directory / "a.sock")
     with pytest.raises(FileNotFoundError):
         listen(directory / "none/a.sock")
     assert [each.name for each in directory.iterdir()] == ["a.sock"]
-    assert descriptors() == before
+    assert descriptors() == before, "also while somebody keeps the error, and all that its traceback refers to"
+    assert caught.value.filename
 
 
 def test_what_a_killed_process_of_our_number_has_left_does_not_hinder(directory: Path) -> None:
