@@ -363,6 +363,7 @@ def test_each_package_is_attributed_to_those_who_ran_there(make_bench: MakeBench
     # On package 1 its vCPU 0 ran; on package 0 only its main thread did, which both vCPUs share.
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[B].vcpus.items()} == {0: 30, 1: 25}
     assert meter.domains[B].watts == 55
+    assert meter.domains[A].zones.keys() == {"package-0"}, "it has never run on the other"
     assert bench.conserved(110)
 
 
