@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from walking import wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import wrappers
 from libvirt_rapl.install.manifest import Manifest
+from libvirt_rapl.tree import Tree
 
 QEMU, OWN = "usr/bin/qemu-system-x86_64", "opt/own/q"
 
@@ -43,9 +45,9 @@ def touch(root: Path) -> None:
         make_newer(root / f"{name}-rapl", root / name)
 
 
-def touched(root: Path, *, dry_run: bool = False) -> list[str]:
+def touched(root: Path) -> list[str]:
     """Refresh, and return of which emulators the wrapper is the newer one after it."""
-    list(wrappers.refresh(root, dry_run=dry_run))
+    list(wrappers.refresh(root))
     return [name for name in (QEMU, OWN) if not wrappers.stale(root / name)]
 
 
@@ -55,9 +57,23 @@ def test_wrappers_of_a_package_and_of_ours_are_touched_once_their_emulator_has_c
     assert list(wrappers.refresh(root)) == []
     assert before == {name: (root / f"{name}-rapl").stat().st_ctime_ns for name in (QEMU, OWN)}
     upgrade(root, QEMU, OWN)
-    assert touched(root, dry_run=True) == []
-    while touched(root) != [QEMU, OWN]:  # two changes within one tick of the clock
-        pass
+    wait_until(lambda: touched(root) == [QEMU, OWN], 10, "both are newer")  # than what has changed within one tick
+
+
+def test_a_dry_run_touches_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tree, "touch", lambda *_: pytest.fail("it was touched"))
+    upgrade(root, QEMU, OWN)
+    lines = list(wrappers.refresh(root, dry_run=True))
+    assert [line.startswith("would be touched") for line in lines] == [True, True]
+
+
+@pytest.mark.parametrize("text", ["qemu-system-x86_64", "/usr/bin/qemu-system-x86_64", "../bin/./qemu-system-x86_64"])
+def test_a_link_to_a_known_emulator_is_no_second_one(root: Path, text: str) -> None:
+    """An absolute link leads within that root, not on this machine."""
+    (root / "usr/bin/kvm").symlink_to(text)
+    assert wrappers.emulators(root) == [f"/{QEMU}"]
+    (root / QEMU).unlink()
+    assert wrappers.emulators(root) == []
 
 
 def test_of_two_changes_at_one_time_the_emulators_counts_as_the_later(monkeypatch: pytest.MonkeyPatch) -> None:
