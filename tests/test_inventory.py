@@ -283,7 +283,7 @@ def test_waits_become_longer_while_it_is_away_and_short_again(
         time.sleep(0.001)
 
     monkeypatch.setattr(inventory, "BACKOFF_SECONDS", (1.0, 2.0, 3.0))
-    monkeypatch.setattr(inventory, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(inventory, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     fake.there = False
     started([])
     for _ in range(2):

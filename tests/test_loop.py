@@ -25,7 +25,8 @@ class Life:
 
     def __init__(self, root: Path) -> None:
         self.config = Config(run_directory=root / "run", state_directory=root / "state")
-        self.sockets = [self.config.run_directory / name for name in (paths.STATUS_SOCKET, paths.STREAM_SOCKET)]
+        names = (paths.STATUS_SOCKET, paths.STREAM_SOCKET, paths.HISTORY_SOCKET)
+        self.sockets = [self.config.run_directory / name for name in names]
         self.did: list[str] = []
         self.now = 1000.0
         self.began = 0.0
@@ -92,7 +93,8 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         "KeptMeter": lambda *_: Kept(),
         "Publisher": part(text=None),
         "Streams": life.listen,
-        "Answerers": life.listen,
+        "status_socket": SimpleNamespace(serve=life.listen),
+        "history_socket": SimpleNamespace(serve=life.listen),
     }.items():
         monkeypatch.setattr(loop, name, made)
     monkeypatch.setattr(systemd, "notify", lambda state: life.did.append(state))
@@ -105,7 +107,7 @@ def test_all_is_ready_when_systemd_is_told(life: Life, capsys: pytest.CaptureFix
     life.daemon()
     assert life.did == [
         *("keep", "kept", "policy", "domains", "listed", "sample"),
-        *("stream.sock", "status.sock", "READY=1"),
+        *("stream.sock", "status.sock", "history.sock", "READY=1"),
     ]
     assert "dram-0" in capsys.readouterr().err
     assert life.sockets[0].parent.stat().st_mode & 0o777 == 0o750
@@ -158,18 +160,20 @@ def test_totals_are_kept_every_10_seconds_or_at_each_sample(life: Life, interval
     assert [len(each) for each in kept.split("k") if each] == samples
 
 
-@pytest.mark.parametrize("gone", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("gone", [[0], [1], [2], [0, 1, 2]])
 def test_sockets_that_were_removed_are_made_again(life: Life, gone: list[int]) -> None:
     daemon = life.daemon(60)
     for number in gone:
         life.sockets[number].unlink()
-    if len(gone) == 2:
+    if len(gone) == 3:
         life.sockets[0].parent.rmdir()
     life.did.clear()
     life.samples = [True] * 2
     daemon.meter_until_asked_to_end()
     made = [each for each in life.did if "sock" in each]
-    assert made == ["close status.sock", "close stream.sock", "stream.sock", "status.sock"]
+    names = ["status.sock", "stream.sock", "history.sock"]
+    assert sorted(made[:3]) == sorted(f"close {name}" for name in names)
+    assert sorted(made[3:]) == sorted(names)
     assert all(path.is_socket() for path in life.sockets)
 
 

@@ -462,7 +462,7 @@ def test_who_asks_and_does_not_read_holds_nobody_up(
 
 def test_who_never_reads_is_let_go(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there are threads, which then answer others."""
-    monkeypatch.setattr(status_socket, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(answerers, "SEND_SECONDS", 0.1)
     many = status_socket.ANSWERERS if os.getuid() == 0 else status_socket.ANSWERERS_OF_ONE
     texts = [b"x" * 10_000_000] * many
     path = tmp_path / "status.sock"
@@ -494,8 +494,8 @@ def test_too_many_open_files_end_no_answering(tmp_path: Path, serve: Serve, monk
     slept: list[float] = []
     listen = sockets.listen
     failures = 2 * status_socket.ANSWERERS
-    monkeypatch.setattr(status_socket, "listen", lambda *where: FailingListener(listen(*where), failures))
-    monkeypatch.setattr(status_socket, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(answerers, "listen", lambda *where: FailingListener(listen(*where), failures))
+    monkeypatch.setattr(answerers, "time", SimpleNamespace(sleep=slept.append))
     path = tmp_path / "status.sock"
     serve(path, lambda: b'{"schema": 1}')
     assert status_socket.ask(path) == {"schema": 1}
