@@ -11,6 +11,7 @@ BENCH = Path(__file__).parent / "bench/bench.py"
 
 
 @pytest.mark.slow
+@pytest.mark.needs("prometheus-node-exporter")
 def test_a_tiny_benchmark(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     options = [
@@ -49,3 +50,5 @@ def test_a_tiny_benchmark(tmp_path: Path) -> None:
     assert "3 domains of 4 vCPUs (9 threads each, load usual) at 1 Hz cost" in done.stdout
     assert document["history"]["bytes"] > 0
     assert "1 days of history of 3 domains" in done.stdout
+    assert document["scrapes"]["scrape_ms"]["ours"]["median"] > 0
+    assert "a scrape of 3 domains" in done.stdout

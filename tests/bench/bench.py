@@ -52,8 +52,9 @@ def sample(load: str, count: int, ticks: int) -> dict[str, Any]:
         return {"load": load, **python("sampling.py", directory, load, str(ticks), str(count))}
 
 
-def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
-    """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory."""
+@contextmanager
+def living(count: int, load: str) -> Iterator[tuple[Path, Path, list[str]]]:
+    """Run stand-ins on a host whose zones count, once a second; give its /sys, a directory and their PIDs."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         host = Host(Path(directory) / "host")
         ended = threading.Event()
@@ -72,17 +73,28 @@ def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
             thread.start()
             try:
                 time.sleep(1)
-                pids = map(str, herd.pids)
-                figures = python("daemon_cost.py", str(host.sys), directory, str(seconds), *pids)
+                yield host.sys, Path(directory), list(map(str, herd.pids))
             finally:
                 ended.set()
                 thread.join()
+
+
+def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
+    """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory."""
+    with living(count, load) as (sys_root, directory, pids):
+        figures = python("daemon_cost.py", str(sys_root), str(directory), str(seconds), *pids)
     return {
         "domains": count,
         "load": load,
         "percent_of_a_core": 100 * figures["cpu_seconds"] / figures["seconds"],
         **figures,
     }
+
+
+def scrapes(count: int, seconds: float) -> dict[str, Any]:
+    """Measure scrapes of virt-rapld's loop on `count` stand-ins."""
+    with living(count, "usual") as (sys_root, directory, pids):
+        return {"domains": count, **python("scraping.py", str(sys_root), str(directory), str(seconds), *pids)}
 
 
 def history(domains: int, days: int) -> dict[str, Any]:
@@ -175,6 +187,17 @@ def show(document: dict[str, Any]) -> None:
             f"{each['percent_of_a_core']:.2f} % of one core and {each['rss_bytes'] / 1e6:.0f} MB "
             f"({each['pss_bytes'] / 1e6:.0f} MB PSS), ledger and all, in {each['seconds']:.0f} s"
         )
+    if scraped := document.get("scrapes"):
+        ms, late = scraped["scrape_ms"], scraped["late_ms"]
+        print(
+            f"\na scrape of {scraped['domains']} domains with their vCPUs takes {ms['ours']['median']:.0f} ms "
+            f"(max {ms['ours']['max']:.0f}), {scraped['bytes'] / 1000:.0f} kB compressed; of node_exporter's zones "
+            f"{ms['node_exporter']['median']:.0f} ms\n"
+            f"  the exporter takes {scraped['exporter']['rss_bytes'] / 1e6:.0f} MB "
+            f"({scraped['exporter']['pss_bytes'] / 1e6:.0f} MB PSS)\n"
+            f"  99 % of samples begin {late['alone']['p99']:.1f} ms late at most while nobody asks, "
+            f"{late['scraped']['p99']:.1f} ms while it is scraped every two seconds"
+        )
     if kept := document.get("history"):
         writes, reports = kept["write_ms"], kept["report_s"]
         megabytes, ratio = kept["bytes"] / 1e6, writes["with"] / writes["without"]
@@ -213,6 +236,7 @@ def main() -> None:
     if options.seconds:
         for load in ("usual", "asleep"):
             document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, load))
+        document["scrapes"] = scrapes(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
     if options.guests:
         check_machine()
         check_kvm()
