@@ -261,7 +261,7 @@ def test_who_does_not_read_is_disconnected(start: Start) -> None:
 
 @pytest.mark.parametrize("sent", [b"G", b""])
 def test_one_address_does_not_take_all_threads(start: Start, sent: bytes) -> None:
-    exporter = start()
+    exporter = start(request_seconds=2 * PATIENCE)  # none comes free meanwhile
     with contextlib.ExitStack() as stack:
         for _ in range(2 * THREADS):
             stack.enter_context(exporter.connect()).sendall(sent)
@@ -269,7 +269,7 @@ def test_one_address_does_not_take_all_threads(start: Start, sent: bytes) -> Non
 
 
 def test_silent_connections_take_no_thread(start: Start) -> None:
-    exporter = start()
+    exporter = start(request_seconds=2 * PATIENCE)
     with contextlib.ExitStack() as stack:
         for number in range(IDLE_CONNECTIONS):
             stack.enter_context(exporter.connect(f"127.0.1.{1 + number}"))
@@ -335,6 +335,16 @@ def test_https(start: Start, pki: Path) -> None:
     with exporter.connect() as client:
         client.sendall(GET)
         assert b"HTTPS" in everything(client)
+
+
+def test_clients_that_fail_do_not_fill_the_log(start: Start, pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("libvirt_rapl.exporter.server.LOG_SECONDS", 600.0)
+    exporter = start(configuration(pki))
+    for _ in range(3):
+        with exporter.connect() as client:
+            client.sendall(GET)
+            everything(client)
+    assert len(exporter.log) == 1
 
 
 def test_a_version_that_is_too_old_is_refused(start: Start, pki: Path) -> None:
