@@ -84,8 +84,8 @@ def wrapper_items(emulators: list[str]) -> Iterator[Item]:
 
 
 def is_wrapper(target: str) -> bool:
-    """Return whether it is a wrapper, by its name; several of our other files are called virt-rapl."""
-    return target.endswith(WRAPPER_SUFFIX) and not target.endswith("/virt-rapl")
+    """Return whether it is a wrapper, by its name; several of our other files are called virt-rapl or _virt-rapl."""
+    return target.endswith(WRAPPER_SUFFIX) and PurePosixPath(target).name not in ("virt-rapl", "_virt-rapl")
 
 
 def changeable_files(tree: Tree, items: Iterable[Item]) -> Others:

@@ -32,6 +32,7 @@ from fakes.host import Host
 HERE = Path(__file__).parent
 DAEMON_DOMAINS = 500
 VCPUS = 4
+ZONES = 3
 ABOUT = (
     "Stand-ins are processes of 9 threads, named as a QEMU's of 4 vCPUs, in no cgroup of their own. Before each sample "
     "their threads run for 20 us: `usual` main thread, vCPUs and kvm-msr; `every thread` all 9; `asleep` none. "
@@ -82,6 +83,13 @@ def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
         "percent_of_a_core": 100 * figures["cpu_seconds"] / figures["seconds"],
         **figures,
     }
+
+
+def history(domains: int, days: int) -> dict[str, Any]:
+    """Measure a ledger with so many days of history."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        figures = python("history.py", directory, str(domains), str(VCPUS), str(ZONES), str(days))
+    return {"domains": domains, "days": days, **figures}
 
 
 @contextmanager
@@ -167,6 +175,15 @@ def show(document: dict[str, Any]) -> None:
             f"{each['percent_of_a_core']:.2f} % of one core and {each['rss_bytes'] / 1e6:.0f} MB "
             f"({each['pss_bytes'] / 1e6:.0f} MB PSS), ledger and all, in {each['seconds']:.0f} s"
         )
+    if kept := document.get("history"):
+        writes, reports = kept["write_ms"], kept["report_s"]
+        megabytes, ratio = kept["bytes"] / 1e6, writes["with"] / writes["without"]
+        print(
+            f"\n{kept['days']} days of history of {kept['domains']} domains and {ZONES} zones: {megabytes:.0f} MB\n"
+            f"  a write of the ledger takes {writes['with']:.1f} ms, {ratio:.2f} x one without history\n"
+            f"  adding up an hour takes {kept['compact_hour_ms']:.0f} ms\n"
+            f"  a report of 30 days takes {reports['domain']:.2f} s, by day and domain {reports['day,domain']:.2f} s"
+        )
 
 
 def machine() -> str:
@@ -182,6 +199,7 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=20, help="samples of each number (%(default)s)")
     parser.add_argument("--seconds", type=float, default=30, help="how long the daemon runs (%(default)s); 0: not")
     parser.add_argument("--guests", type=int, default=40, help="how many real KVM guests (%(default)s); 0: none")
+    parser.add_argument("--days", type=int, default=35, help="how many days of history (%(default)s); 0: none")
     options = parser.parse_args()
     counts = [int(word) for word in options.domains.split(",")]
 
@@ -199,6 +217,8 @@ def main() -> None:
         check_machine()
         check_kvm()
         document["real"] = real(options.guests, options.ticks)
+    if options.days:
+        document["history"] = history(min(DAEMON_DOMAINS, counts[-1]), options.days)
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     show(document)
