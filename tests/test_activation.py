@@ -14,6 +14,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import activation
 from libvirt_rapl.install.manifest import Manifest
 
+UNITS = Path(__file__).parent.parent / "etc/systemd"
 NOTE = '#!/bin/sh\necho "${0##*/} $*" | sed "s,/[^ ]*/,,g" >>"$LOG"\n'
 
 
@@ -60,6 +61,20 @@ def test_selinux_gets_its_module(called: Called) -> None:
         "restorecon -R -i virt-rapl qemu-system-x86_64-rapl",
     ]
     assert called(activation.before_uninstall()) == ["semodule --list-modules", "semodule --remove=virt_rapl"]
+
+
+def test_every_unit_is_stopped_before_its_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [path.name for path in UNITS.iterdir() if "@" not in path.name]
+    for name in units:
+        (tmp_path / name).touch()
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(paths, "UNITS", str(tmp_path))
+    monkeypatch.setattr(activation, "SELINUX", tmp_path / "none")
+    monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: True)
+    monkeypatch.setattr("libvirt_rapl.systemd.systemctl", lambda *words, timeout: asked.append(words))  # noqa: ARG005
+    for _, act in activation.before_uninstall():
+        act()
+    assert sorted(asked) == [("disable", "--now", name) for name in sorted(units)]
 
 
 def test_without_selinux_and_with_msr_nothing_is_called(called: Called, tmp_path: Path) -> None:

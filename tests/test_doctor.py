@@ -55,7 +55,7 @@ STATUS: dict[str, Any] = {
     "host": {"zones": [{"name": "package-0"}], "since": "2026-01-31T12:00:00+00:00"},
     "domains": [{"uuid": UUID, "reason": None}],
 }
-NOT_APPLICABLE = {"apparmor", "selinux"}
+NOT_APPLICABLE = {"apparmor", "selinux", "exporter"}
 """Of the checks, on the machine of files."""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user is shown less")
 
@@ -631,6 +631,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("ledger", full_disk("var/lib/virt-rapl"), "failed", "is full"),
     ("ledger", simulated_ledger, "warning", "holds simulated energy and is not used"),
     ("ledger", older_ledger_aside, "warning", "aside-20260131T120000"),
+    ("exporter", with_systemd("virt-rapl-exporter.service", "failed"), "failed", "does not run"),
     ("events", event(result="failed", reason="out of luck"), "warning", "start of web1: out of luck"),
     (
         "events",
@@ -934,7 +935,7 @@ def test_lines_document_and_exit_status(
     monkeypatch.setattr("libvirt_rapl.cli.doctor.Machine", lambda *_: patient.machine)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 2}, skipped: 2"
+    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 3}, skipped: 3"
     patient.path("dev/kvm").unlink()
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
