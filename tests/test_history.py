@@ -122,7 +122,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_openings_and_history_are_the_totals(steps: list[tuple[str, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
