@@ -84,7 +84,7 @@ def by_project(instances: str) -> tuple[str, str]:
     """Return the power of domains by project, and their kWh: joined host by host, as the recording rules do it."""
     energy = series(metrics.DOMAIN_ENERGY, OF_DOMAINS, instances)
     info = series(metrics.DOMAIN_INFO, instances)
-    seen = f"timestamp({info}) or max_over_time(timestamp({info})[$__range:1m])"
+    seen = f"{info} * time() or max_over_time(({info} * time())[$__range:1m])"
     newest = f"topk by (instance, uuid) (1, {seen})"
 
     def joined(energies: str, infos: str) -> str:

@@ -27,7 +27,8 @@ SCRAPED = ROOT / "tests/data/metrics.txt"
 DIRECTORY = "/run/prometheus"
 SERVER = "127.0.0.1:9090"
 SCRAPE_SECONDS = 2
-RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
+RATE_SCRAPES = 4
+RATE_INTERVAL = f"{RATE_SCRAPES * SCRAPE_SECONDS}s"
 """What Grafana makes of it."""
 HERE, THERE = "127.0.0.1:9762", "10.0.0.2:9762"
 SHOP = "http://example.com/shop"
@@ -258,8 +259,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         restart(here)
         to = "qemu+unix:///system?socket=/mnt/there/libvirt-sock"
         here.virsh("migrate", "--live", "--p2p", "traveller", to, "--migrateuri", "unix:///mnt/stream")
-        moved = f"rate(virt_rapl_domain_energy_joules_total{{instance='{THERE}',uuid='{uuid}'}}[{RATE_INTERVAL}]) > 0"
-        wait_until(lambda: prometheus.values(moved), PATIENCE_SECONDS, "the traveller has power there")
+        scraped = f"count_over_time({{}}[{RATE_INTERVAL}]) >= {RATE_SCRAPES}"
+        moved = scraped.format(f"virt_rapl_domain_energy_joules_total{{instance='{THERE}',uuid='{uuid}'}}")
+        restarted = scraped.format(f"virt_rapl_zone_energy_joules_total{{instance='{HERE}'}}")
+        wait_until(lambda: prometheus.values(f"{moved} and on () {restarted}"), PATIENCE_SECONDS, "no power has a gap")
         settled = time.time()
         enough = joules(there)[uuid] + ENOUGH_JOULES
         wait_until(lambda: joules(there)[uuid] > enough, PATIENCE_SECONDS, "the traveller uses energy there")
@@ -300,8 +303,12 @@ class TestPrometheus:
         assert len(prometheus.values(f"virt_rapl_domain_info{{uuid='{uuid}'}}")) == 2
         assert len(prometheus.values(f"instance_domain_uuid_zone:virt_rapl_domain_energy_joules:rate5m{of_it}")) == 2
         energy = prometheus.value(f"domain_uuid_zone:virt_rapl_domain_energy_joules:increase1h{of_it}")
+        counter = f"virt_rapl_domain_energy_joules_total{of_it}[1h]"
+        scraped = prometheus.value(f"sum(max_over_time({counter}) - min_over_time({counter}))")
+        assert energy == pytest.approx(scraped, rel=0.1)
         # What it used on a host before the first scrape of its counter there, no Prometheus knows.
-        assert energy == pytest.approx(joules(scene.here, scene.there)[uuid] - scene.counted[uuid], rel=0.15)
+        used = joules(scene.here, scene.there)[uuid] - scene.counted[uuid]
+        assert 0.7 * used < energy < 1.1 * used
         project = prometheus.value(
             'project_zone:virt_rapl_domain_energy_joules:increase1h{project="shop",zone="package"}'
         )
