@@ -24,7 +24,10 @@ UNITS = "etc/systemd/system"
 """The administrator's."""
 PACKAGED_UNITS = "usr/lib/systemd/system"
 DAEMON_UNIT = "virt-rapld.service"
+EXPORTER_UNIT = "virt-rapl-exporter.service"
 WRAPPERS_PATH_UNIT, WRAPPERS_UNIT = "virt-rapl-wrappers.path", "virt-rapl-wrappers.service"
+EXPORTER_OPTIONS = "etc/default/virt-rapl-exporter"
+"""Its unit reads ARGS= there; nothing of ours writes it."""
 
 # Made at run time.
 

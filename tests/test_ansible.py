@@ -13,7 +13,7 @@ from wheel import ROOT, build
 
 from libvirt_rapl.simulator import guest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("curl")]
 
 ROLES = ROOT / "etc/ansible/roles"
 GUESTS = ("web1", "web-test", "db")
@@ -121,6 +121,16 @@ class Host:
         assert isinstance(domain, dict)
         return domain
 
+    def scrape(self, address: str) -> str:
+        """Return the status of a scrape without a password."""
+        ask = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]
+        return self.machine.run([*ask, f"http://{address}/metrics"], check=False).stdout
+
+    def unit(self, name: str) -> tuple[str, str]:
+        """Return whether a unit is enabled, and its state."""
+        asked = [self.machine.run(["systemctl", verb, name], check=False) for verb in ("is-enabled", "is-active")]
+        return asked[0].stdout.strip(), asked[1].stdout.strip()
+
     def daemon(self) -> str:
         return self.machine.run(["systemctl", "show", "--property=MainPID", "--value", "virt-rapld"]).stdout
 
@@ -165,6 +175,7 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
 
     play = host.play()
     assert (play.status, play.changed) == (0, [])
+    the_exporter(host)
 
     play = host.play("--tags=install", virt_rapl_package="")
     assert (play.status, play.changed) == (2, [])
@@ -249,3 +260,36 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
     assert host.files() == before
     assert host.accounts() == accounts
     assert host.definitions() == definitions
+
+
+def the_exporter(host: Host) -> None:
+    """The example has it; then it gets an address and a password, a mistake, and is switched off and on again."""
+    assert host.scrape("127.0.0.1:9762") == "200"
+    assert host.unit("virt-rapl-exporter") == ("enabled", "active")
+
+    users = {"basic_auth_users": {"prometheus": "$2b$04$dFcBIZB1y26/jD8iB/LQhukPG4S28E6wt7RBM0lKGGc/Lr4FzcGau"}}
+    closed = {"virt_rapl_exporter_addresses": ["127.0.0.1:9763", "[::1]:9763"], "virt_rapl_exporter_web_config": users}
+    steps = ["Write the exporter's web configuration", "Write the exporter's options", "Restart virt-rapl-exporter"]
+    play = host.play("--check", "--diff", "--tags=exporter", **closed)
+    assert (play.status, play.changed) == (0, steps)
+    assert "$2b$" not in play.output
+    assert host.scrape("127.0.0.1:9762") == "200"
+    assert host.play("--tags=exporter", **closed).changed == steps
+    assert [host.scrape(address) for address in ("127.0.0.1:9763", "[::1]:9763")] == ["401", "401"]
+    assert host.play("--tags=exporter", **closed).changed == []
+    web_config = host.machine.path("/etc/virt-rapl/exporter.yml")
+    assert web_config.stat().st_mode & 0o777 == 0o640
+
+    mistake = host.play("--tags=exporter", **{**closed, "virt_rapl_exporter_web_config": {"basic_auth_user": {}}})
+    assert mistake.status == 2
+    assert "virt-rapl-exporter" in mistake.output.partition("fatal: ")[2]
+
+    off = {"virt_rapl_exporter": False}
+    play = host.play("--tags=exporter", **off)
+    assert (play.status, play.changed) == (0, ["Stop the exporter", "Remove what the exporter does not use any more"])
+    assert host.unit("virt-rapl-exporter") == ("disabled", "inactive")
+    assert not web_config.exists()
+    assert host.play("--tags=exporter", **off).changed == []
+
+    assert host.play("--tags=exporter").changed == ["Write the exporter's options", "Start the exporter"]
+    assert host.scrape("127.0.0.1:9762") == "200"

@@ -11,9 +11,23 @@ BENCH = Path(__file__).parent / "bench/bench.py"
 
 
 @pytest.mark.slow
+@pytest.mark.needs("prometheus-node-exporter")
 def test_a_tiny_benchmark(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    options = ["--domains", "2,3", "--ticks", "2", "--seconds", "0.5", "--guests", "0", "--json", str(figures)]
+    options = [
+        "--domains",
+        "2,3",
+        "--ticks",
+        "2",
+        "--seconds",
+        "0.5",
+        "--guests",
+        "0",
+        "--days",
+        "1",
+        "--json",
+        str(figures),
+    ]
     done = subprocess.run([sys.executable, BENCH, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(figures.read_text())
@@ -34,3 +48,7 @@ def test_a_tiny_benchmark(tmp_path: Path) -> None:
     assert {"time_r_squared", "bytes_per_domain"} < document["growth"].keys()
     assert all(each["percent_of_a_core"] > 0 and each["rss_bytes"] > 0 for each in document["daemon"])
     assert "3 domains of 4 vCPUs (9 threads each, load usual) at 1 Hz cost" in done.stdout
+    assert document["history"]["bytes"] > 0
+    assert "1 days of history of 3 domains" in done.stdout
+    assert document["scrapes"]["scrape_ms"]["ours"]["median"] > 0
+    assert "a scrape of 3 domains" in done.stdout

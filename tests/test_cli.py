@@ -1,5 +1,7 @@
 """The command line as a whole: whose argument is whose, and how failures end."""
 
+import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +10,14 @@ import pytest
 
 from libvirt_rapl import cli
 from libvirt_rapl.cli import main
-from libvirt_rapl.errors import printable
+from libvirt_rapl.errors import VirtRaplError, printable
 
 
 def virt_rapl(*arguments: str, output: str = "/dev/null") -> subprocess.CompletedProcess[str]:
     with open(output, "w") as stdout:
         return subprocess.run(
             [sys.executable, "-m", "libvirt_rapl", *arguments],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -49,12 +52,122 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert "usage: virt-rapl" in capsys.readouterr().err
 
 
-def test_output_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
-    done = virt_rapl("install", "--prefix-root", str(tmp_path), output="/dev/full")
+@pytest.mark.parametrize("written", [["--config", "{}"], ["--config={}"], ["--connect", "x", "--config", "{}"]])
+def test_global_options_come_before_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], written: list[str]
+) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text("interval: 2\n")
+    assert main([*(word.format(path) for word in written), "config", "check"]) == 0
+    assert str(path) in capsys.readouterr().out
+
+
+def test_virt_rapld_gets_its_configuration_and_its_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text("interval: 2\n")
+    given: list[tuple[float, str]] = []
+    monkeypatch.setattr("libvirt_rapl.daemon.loop.run", lambda config, uri: given.append((config.interval, uri)))
+    assert main(["--connect", "test:///default", "--config", str(path), "daemon"]) == 0
+    assert given == [(2.0, "test:///default")]
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "said"),
+    [
+        (0, 0, ""),
+        (7, 7, ""),
+        (VirtRaplError("no luck", "try again"), 1, "virt-rapl: error: no luck\nhint: try again\n"),
+        (VirtRaplError("no luck"), 1, "virt-rapl: error: no luck\n"),
+        (VirtRaplError("no\x1b[31m", "\x07"), 1, "virt-rapl: error: no\\x1b[31m\nhint: \\x07\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 0, ""),
+        (
+            OSError(13, "Permission denied", "/x"),
+            1,
+            "virt-rapl: error: [Errno 13] Permission denied: '/x'\nhint: is there space, and permission?\n",
+        ),
+    ],
+)
+def test_how_a_command_ends(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    result: int | BaseException,
+    status: int,
+    said: str,
+) -> None:
+    def run(_: argparse.Namespace) -> int:
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr("libvirt_rapl.cli.config.run", run)
+    monkeypatch.setattr(cli, "_forget_output", lambda: None)
+    assert main(["config", "show"]) == status
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize("command", ["install", "config"])
+def test_output_that_cannot_be_written_is_reported(tmp_path: Path, command: str) -> None:
+    """Whether a command writes each line at once or all at its end."""
+    arguments = {"install": ["install", "--prefix-root", str(tmp_path)], "config": ["config", "show"]}[command]
+    done = virt_rapl("--config", str(tmp_path / "none.yaml"), *arguments, output="/dev/full")
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "virt-rapl: error: [Errno 28] No space left on device"
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_failure(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = virt_rapl("--config", str(tmp_path / "none.yaml"), "config", "show", output=f"/dev/fd/{writer}")
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_columns() -> None:
+    assert cli.aligned([("NAME", "WATTS", ""), ("a", "1.5", "x"), ("long", "100.25", "")], right={1}) == [
+        "NAME   WATTS",
+        "a        1.5  x",
+        "long  100.25",
+    ]
+
+
+@pytest.mark.parametrize("text", ["0", "00", "-1", "1.5", "x", "", "²"])
+def test_what_is_no_count(text: str) -> None:
+    assert (cli.count("1"), cli.count("15")) == (1, 15)
+    with pytest.raises(argparse.ArgumentTypeError, match="from 1 on"):
+        cli.count(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND is missing"),
+        (["--"], "COMMAND is missing"),
+        *((["--cpu-watts", watts, "true"], "expected watts") for watts in ("-1", "100001", "nan", "inf", "x")),
+        (["--packages=0", "true"], "from 1 on"),
+    ],
+)
+def test_what_simulate_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    monkeypatch.setattr("libvirt_rapl.simulator.server.load_library", mounts)
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", *arguments])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def mounts() -> None:
+    raise AssertionError("it prepares to mount")
+
+
+def test_only_root_can_simulate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("libvirt_rapl.simulator.server.load_library", mounts)
+    assert main(["simulate", "--cpu-watts=0", "--idle-watts=100000", "--", "true"]) == 1
+    assert "only root" in capsys.readouterr().err
 
 
 def test_what_would_control_a_terminal_is_written_out() -> None:

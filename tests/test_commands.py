@@ -1,12 +1,15 @@
 """Programs that are run for what they say: what they get of us, and what they may cost."""
 
 import contextlib
+import ctypes
 import os
+import resource
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from libvirt_rapl import commands
 from libvirt_rapl.errors import VirtRaplError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs it as nobody")
+PR_GET_CHILD_SUBREAPER = 37
 SLEEP = f"86399.{os.getpid()}"
 """Only processes that are started here sleep for this long, even if these tests run twice at the same time."""
 
@@ -86,8 +90,11 @@ def test_it_has_no_terminal_and_a_session_of_its_own(script: Path) -> None:
     assert "memfd" in standard_error
 
 
-def test_it_gets_nothing_of_our_environment(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("root", [True, False])
+def test_it_gets_nothing_of_our_environment(script: Path, monkeypatch: pytest.MonkeyPatch, *, root: bool) -> None:
     monkeypatch.setenv("SECRET", "x")
+    if not root:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
     said = ask(script, "env; ulimit -c; pwd; ls /proc/self/fd").stdout.splitlines()
     assert {line.split("=")[0] for line in said if "=" in line} <= {*commands.MINIMAL, "PWD", "OLDPWD", "SHLVL", "_"}
     assert {"0", "/"} <= set(said)
@@ -96,7 +103,12 @@ def test_it_gets_nothing_of_our_environment(script: Path, monkeypatch: pytest.Mo
 
 @needs_root
 def test_it_is_nobody(script: Path) -> None:
-    assert ask(script, "id -u; id -g; id -G").stdout.split() == ["65534"] * 3
+    before = os.getgroups()
+    os.setgroups([4321])
+    try:
+        assert ask(script, "id -u; id -g; id -G").stdout.split() == ["65534"] * 3
+    finally:
+        os.setgroups(before)
 
 
 @needs_root
@@ -106,9 +118,9 @@ def test_it_gets_no_rights_by_set_user_id_programs(script: Path) -> None:
 
 @pytest.mark.parametrize("stream", ["1", "2"])
 def test_what_it_says_has_an_end(script: Path, stream: str) -> None:
-    done = ask(script, f"yes >&{stream}")
-    assert len(done.stdout) + len(done.stderr) <= 2 * commands.MOST_BYTES
-    assert done.status != 0 or done.stdout or done.stderr
+    done = ask(script, f"yes | head -c {3 * commands.MOST_BYTES} >&{stream}")
+    assert done.status != 0
+    assert len(done.stdout if stream == "1" else done.stderr) == commands.MOST_BYTES
 
 
 LEAVES = {
@@ -161,6 +173,78 @@ def test_an_end_that_comes_from_outside_ends_it_too(script: Path) -> None:
     assert sleepers() == []
 
 
+@needs_root
+def test_what_it_leaves_of_ours_is_as_before(script: Path) -> None:
+    """Limits and descriptors, children that run as nobody for another reason, and whose orphans are ours."""
+    limits, descriptors = (4096, resource.getrlimit(resource.RLIMIT_CORE)[1]), list(Path("/proc/self/fd").iterdir())
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, limits)
+    other = subprocess.Popen(["sleep", SLEEP], user=commands.NOBODY, cwd="/")
+    try:
+        assert ask(script, "ulimit -c; sleep 0 &").stdout == "0\n"
+        assert commands.run(put(script, "ulimit -c"), timeout=20) == "0\n"
+        assert resource.getrlimit(resource.RLIMIT_CORE) == limits
+        assert other.poll() is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+        other.kill()
+        other.wait()
+    assert list(Path("/proc/self/fd").iterdir()) == descriptors
+    adopts = ctypes.c_int(-1)
+    ctypes.CDLL(None).prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
+    assert adopts.value == 0
+
+
+@needs_root
+def test_who_asks_at_the_same_time_gets_an_answer_too(script: Path) -> None:
+    """The first one to be done ends what its own program has left, and not the other's program."""
+    first, second = (script.with_name(name) for name in ("first", "second"))
+    put(first, "sleep 0.1")
+    put(second, "sleep 0.3; echo done")
+    asking = threading.Thread(target=commands.ask, args=[str(first)], kwargs={"question": "", "timeout": 20})
+    asking.start()
+    assert commands.ask(str(second), question="", timeout=20).stdout == "done\n"
+    asking.join()
+
+
+@contextlib.contextmanager
+def standard_input(descriptor: int) -> Iterator[None]:
+    """Have another standard input meanwhile; pytest's is empty."""
+    before = os.dup(0)
+    os.dup2(descriptor, 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
+def test_what_is_started_outlives_us_and_holds_nothing_of_ours(script: Path, tmp_path: Path) -> None:
+    """Libvirt waits for every process that has the hook's output, and a terminal ends those of its session."""
+    shown = "ps -o sid= -p $$; pwd; echo $SECRET; echo error >&2; cd /proc/$$/fd; readlink 0 1 2"
+    output = tmp_path / "log"
+    with output.open("wb") as file, script.parent.joinpath("input").open("w+b") as ours, standard_input(ours.fileno()):
+        pid = commands.start(put(script, shown), environment={"SECRET": "x", "PATH": os.environ["PATH"]}, output=file)
+    os.waitpid(pid, 0)
+    session, directory, secret, error, *files = output.read_text().split()
+    assert (session, directory, secret, error) == (str(pid), "/", "x", "error")
+    assert files == ["/dev/null", str(output), str(output)]
+
+
+def test_a_deadline_that_has_passed_leaves_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def run(_command: tuple[str, ...], _question: str, timeout: float) -> commands.Done:
+        given.append(timeout)
+        return commands.Done(0, "", "")
+
+    monkeypatch.setattr(commands, "_run", run)
+    for timeout in (-1.0, 0.0, 5.0):
+        commands.run("true", timeout=timeout)
+    assert given[0] == given[1] > 0
+    assert given[2] == 5.0
+
+
 def test_the_systems_own_have_our_environment_and_an_end(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     assert commands.run(put(script, "echo $SECRET; cat"), timeout=20) == "x\n"
@@ -171,8 +255,12 @@ def test_the_systems_own_have_our_environment_and_an_end(script: Path, monkeypat
         commands.run(put(script, f"sleep {SLEEP} & wait"), timeout=0.3)
     with pytest.raises(VirtRaplError, match="No such file"):
         commands.run(str(script.parent / "none"), timeout=20)
-    # It has been killed; nobody waits for what is not our child.
-    wait_until(lambda: not sleepers(), 10, "what the program had started has ended")
+    commands.run(put(script, f"trap '' TERM; sleep {SLEEP} &"), timeout=20)
+    try:  # They have been killed; nobody waits for what is not our child.
+        wait_until(lambda: not sleepers(), 10, "what the programs had started has ended")
+    finally:
+        for pid in sleepers():
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_each_is_logged_as_it_can_be_pasted_for_who_debugs(

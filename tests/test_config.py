@@ -42,6 +42,18 @@ def test_later_files_override(tmp_path: Path) -> None:
     )
 
 
+def test_only_files_of_yaml_are_read_and_of_several_mistakes_the_first_is_reported(tmp_path: Path) -> None:
+    path = write(tmp_path, "interval: 2\n")
+    (tmp_path / "conf.d").mkdir()
+    for name in ("10.yaml~", "10.yml", "10.yaml.dpkg-old", "README"):
+        (tmp_path / "conf.d" / name).write_text("interval: 0\n")
+    assert load(path).interval == 2
+    for name, text in (("20.yaml", "model: fair\n"), ("10.yaml", "helper: x\nsource: x\n")):
+        (tmp_path / "conf.d" / name).write_text(text)
+    with pytest.raises(VirtRaplError, match=r"10.yaml:1: helper"):
+        load(path)
+
+
 LISTS = (
     "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
     "or include: and exclude: with such lists"
@@ -127,7 +139,7 @@ def test_a_key_that_is_set_twice(tmp_path: Path) -> None:
     [
         (b"helper: native\n# \xff", ":2", "not UTF-8: invalid start byte"),
         (b"helper: native\nmodel: \0", ":2", "not valid YAML: special characters are not allowed: '\\x00'"),
-        (b"[" * 5000, "", "not valid YAML: nested too deeply"),
+        (b"[" * 1000, "", "not valid YAML: nested too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_read_as_yaml(tmp_path: Path, content: bytes, place: str, message: str) -> None:
@@ -138,8 +150,27 @@ def test_a_file_that_cannot_be_read_as_yaml(tmp_path: Path, content: bytes, plac
     assert (caught.value.message, caught.value.hint) == (f"{path}{place}: {message}", f"correct {path}{place}")
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("interval: 0.1", 0.1),
+        ("interval: 60", 60),
+        ("hook_deadline: 1", 1),
+        ("hook_deadline: 10", 10),
+        ("run_directory: /run/x", Path("/run/x")),
+        ("run_directory: /run/x/", Path("/run/x")),
+        ("state_directory: /srv/näher 2", Path("/srv/näher 2")),
+        ("domains: []", Selection()),
+        ("helper: 'qemu'", "qemu"),
+    ],
+)
+def test_what_is_just_right_is_accepted(tmp_path: Path, text: str, value: object) -> None:
+    found = getattr(load(write(tmp_path, text)), text.partition(":")[0])
+    assert (found, type(found) is int) == (value, False)
+
+
 def test_no_depth_is_too_much(tmp_path: Path) -> None:
-    for depth in range(50, 1000, 50):
+    for depth in range(50, 1000, 100):
         _, (mistake,) = read(write(tmp_path, "domains: " + "[" * depth + "]" * depth))
         assert mistake.message.startswith(f"{tmp_path}/virt-rapl.yaml")
 
@@ -247,6 +278,7 @@ def test_every_choice_is_accepted(tmp_path: Path) -> None:
         ("helper: [", "on_failure: refuse\n", "refuse"),
         ("on_failure: refuse\n", "on_failure: degrade\nsource: nope\n", "degrade"),
         ("on_failure: refuse\n", "on_failure: nope\n", "refuse"),
+        ("on_failure: degrade\non_failure: refuse\n", "", "refuse"),
         ("- on_failure", "\udcff", "degrade"),
     ],
 )

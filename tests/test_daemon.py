@@ -21,7 +21,7 @@ import pytest
 from fakes.host import Host
 from walking import ALONE, LOG, NewGuest, StartDaemon, asked, start_enabled, wait_until
 
-from libvirt_rapl import paths, systemd
+from libvirt_rapl import paths
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.daemon.stream_socket import follow
 from libvirt_rapl.energy.ledger_content import seal
@@ -768,14 +768,3 @@ def test_an_unprivileged_user_that_may_read(world: World, new_guest: NewGuest, l
         libvirt_socket.chmod(mode)
         world.kill(pid, "TERM")
         world.run(["rm", "-r", "/mnt/unprivileged", "/etc/unprivileged.yaml", "/run/virt-rapl/daemon", LOG])
-
-
-@pytest.mark.parametrize("address", ["{}/notify", "@virt-rapl-{}"])
-def test_telling_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    address = address.format(tmp_path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind(address.replace("@", "\0"))
-        monkeypatch.setenv("NOTIFY_SOCKET", address)
-        systemd.notify("READY=1")
-        assert notify.recv(100) == b"READY=1"
-    systemd.notify("WATCHDOG=1")  # nobody is there any more: no matter

@@ -23,6 +23,7 @@ from libvirt_rapl import doctor, paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.doctor import Check, installation, service
+from libvirt_rapl.doctor.finding import Finding, State
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
@@ -34,7 +35,7 @@ from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.install import installer, packaged, wrappers
+from libvirt_rapl.install import activation, installer, packaged, wrappers
 from libvirt_rapl.install.installer import install
 from libvirt_rapl.install.places import PLACES
 from libvirt_rapl.lifecycle import events
@@ -54,7 +55,7 @@ STATUS: dict[str, Any] = {
     "host": {"zones": [{"name": "package-0"}], "since": "2026-01-31T12:00:00+00:00"},
     "domains": [{"uuid": UUID, "reason": None}],
 }
-NOT_APPLICABLE = {"apparmor", "selinux"}
+NOT_APPLICABLE = {"apparmor", "selinux", "exporter"}
 """Of the checks, on the machine of files."""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user is shown less")
 
@@ -257,8 +258,8 @@ def no_libvirt(patient: Patient) -> None:
     patient.patch.setattr(os, "geteuid", lambda: 0)  # to others it is no failure
 
 
-def old_libvirt(patient: Patient) -> None:
-    patient.libvirt.version = 6_004_000
+def libvirt_version(number: int) -> Callable[[Patient], object]:
+    return lambda patient: setattr(patient.libvirt, "version", number)
 
 
 def hook_after_libvirt(patient: Patient) -> None:
@@ -369,12 +370,44 @@ def masked(patient: Patient) -> None:
     unit.symlink_to("/dev/null")
 
 
+def packaged_and_masked(patient: Patient) -> None:
+    packaged_here(patient)
+    patient.path("etc/systemd/system").mkdir()
+    patient.path("etc/systemd/system/virt-rapld.service").symlink_to("/dev/null")
+
+
 def another_user(patient: Patient) -> None:
     patient.patch.setattr(os, "geteuid", lambda: 1000)
 
 
 def older_ledger_aside(patient: Patient) -> None:
     write(patient.state_directory / "ledger.db.aside-20260131T120000", "")
+
+
+def older_ledgers_parts_aside(patient: Patient) -> None:
+    for part in ("wal", "shm"):
+        write(patient.state_directory / f"ledger.db.aside-20260131T120000-{part}", "")
+
+
+def two_packages(patient: Patient) -> None:
+    patient.host.place(2, 1)
+    patient.host.busy(dict.fromkeys(range(3), 0))
+
+
+def transient(patient: Patient) -> None:
+    """One that runs with its meter, and whose next start cannot concern us: it has none."""
+    cloned(patient)
+    patient.domain.persistent = False
+
+
+def ends_meanwhile(patient: Patient) -> None:
+    gone = patient.add("db", uuid=OTHER_UUID)
+    patient.patch.setattr(gone, "XMLDesc", lambda _flags: patient.libvirt.lookupByName("gone"))
+
+
+def two_more(patient: Patient) -> None:
+    for number in range(2):
+        patient.add(f"db{number}", enabled=False, uuid=f"{OTHER_UUID[:-1]}{number}")
 
 
 def ledger_is_pipe(patient: Patient) -> None:
@@ -490,6 +523,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("domains", amd, "failed", "web1: gets no meter at its next start: .* Intel hosts only"),
     ("domains", both(amd, configured(domains="{include: [web1]}")), "warning", "`domains` enable none"),
     ("clock", text("proc/self/schedstat", "0 0 0\n"), "warning", "clock ticks"),
+    ("clock", remove("proc/self/schedstat"), "warning", "clock ticks"),
     ("clock", text("proc/cmdline", "ro nohz=off\n"), "warning", "nohz=off"),
     ("processes", text("proc/self/mountinfo", "2 7 0:2 / /proc rw - proc proc rw,hidepid=2\n"), "failed", "hidepid"),
     ("helper", no_helper_program, "failed", "qemu-vmsr-helper is not installed"),
@@ -517,18 +551,22 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("wrapper", upgrade_qemu, "warning", "older than its QEMU"),
     ("wrapper", with_systemd(WATCH, "inactive\n"), "warning", f"{WATCH} does not run"),
     ("libvirt", no_libvirt, "failed", "cannot connect to libvirt"),
+    ("libvirt", both(no_libvirt, another_user), "skipped", "cannot connect to libvirt"),
     ("libvirt", lambda patient: patient.daemon("virtqemud", 0), "warning", "both run"),
     ("hook", remove(HOOK), "failed", "there is no hook"),
     ("hook", mode(HOOK, 0o644), "failed", "not executable"),
     ("hook", text(HOOK, "#!/bin/sh\n"), "failed", "is not the hook of virt-rapl"),
+    ("hook", replaced(HOOK, "libvirt_rapl.lifecycle.hook", "another"), "failed", "is not the hook of virt-rapl"),
     ("hook", replaced(HOOK, "python='", "python='/gone"), "failed", "which is gone"),
     ("hook", replaced(HOOK, "set -u", "set -eu"), "warning", "not the hook of this virt-rapl"),
-    ("libvirt", old_libvirt, "failed", "6.4.0 is older than 6.5"),
+    ("libvirt", libvirt_version(6_004_000), "failed", "6.4.0 is older than 6.5"),
     ("hook-seen", hook_after_libvirt, "warning", "it may not know it"),
     ("hook-seen", remove(HOOK), "skipped", "there is no hook"),
     ("files", remove("etc/systemd/system/virt-rapl-helper@.service"), "warning", "virt-rapl-helper@.service"),
     ("files", text("etc/systemd/system/virt-rapld.service", "[Unit]\n"), "warning", "virt-rapld.service"),
+    ("files", remove("etc/virt-rapl/virt-rapl.yaml"), "warning", "virt-rapl.yaml"),
     ("files", remove("usr/local/share/bash-completion/completions/virt-rapl"), "warning", "completions/virt-rapl"),
+    ("files", remove("usr/local/share/zsh/site-functions/_virt-rapl"), "warning", "_virt-rapl"),
     ("files", text(RULES, "# bad\n"), "warning", RULES),
     ("files", both(packaged_here, text("etc/systemd/system/virt-rapld.service", "")), "warning", "not the package's"),
     ("files", masked, "warning", "not as virt-rapl .*virt-rapld.service"),
@@ -593,7 +631,14 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("ledger", full_disk("var/lib/virt-rapl"), "failed", "is full"),
     ("ledger", simulated_ledger, "warning", "holds simulated energy and is not used"),
     ("ledger", older_ledger_aside, "warning", "aside-20260131T120000"),
+    ("exporter", with_systemd("virt-rapl-exporter.service", "failed"), "failed", "does not run"),
     ("events", event(result="failed", reason="out of luck"), "warning", "start of web1: out of luck"),
+    (
+        "events",
+        both(event(result="failed", reason="first"), event(result="failed", reason="last")),
+        "warning",
+        ": last",
+    ),
     ("events", event(result="refuse", reason="no helper"), "warning", "1 operations .* start of web1: no helper"),
     ("domains", no_libvirt, "skipped", "libvirt cannot be asked"),
     ("domains", record(state="degraded", reason="no luck"), "failed", "web1: runs without its meter: no luck"),
@@ -696,6 +741,8 @@ REMEDIES: list[tuple[str, Callable[[Patient], object], str]] = [
     ("wrapper", both(packaged_here, remove(f"{QEMU}-rapl")), "reinstall the package"),
     ("wrapper", mode(f"{QEMU}-rapl", 0o700), "chmod 755 "),
     ("domains", remove(f"{QEMU}-rapl"), "run `virt-rapl install`"),
+    ("kvm", remove("dev/kvm"), "modprobe kvm_intel"),
+    ("kvm", both(amd, remove("dev/kvm")), "modprobe kvm_amd"),
     ("virt-rapld", dead_daemon, "end it, and run `virt-rapl daemon` anew"),
     ("virt-rapld", both(dead_daemon, with_systemd()), "systemctl restart virt-rapld"),
     ("hook-seen", hook_after_libvirt, "kill -HUP $(cat /run/libvirtd.pid), which"),
@@ -718,6 +765,89 @@ def test_remedies_are_those_of_this_host() -> None:
         assert hint in check.hint, check
 
 
+@pytest.mark.parametrize(("trouble", "state"), [(OSError(5, "no luck"), "failed"), (ValueError("no luck"), "failed")])
+def test_what_nobody_has_foreseen_is_one_checks_trouble(patient: Patient, trouble: Exception, state: str) -> None:
+    def fail(_: object) -> Any:  # noqa: ANN401
+        raise trouble
+
+    patient.patch.setattr(events, "read", fail)
+    found = patient.examine("kvm", "events", "domains")
+    assert [checks[0].state for checks in found.values()] == ["ok", state, "ok"]
+    assert "no luck" in found["events"][0].message
+
+
+def test_a_broken_configuration_is_one_checks_trouble(patient: Patient) -> None:
+    patient.configure(helper="nobody")
+    found = patient.examine("configuration", "energy", "registers")
+    assert [checks[0].state for checks in found.values()] == ["failed", "ok", "ok"]
+
+
+def test_what_a_check_has_found_before_it_failed_is_shown(patient: Patient) -> None:
+    def check(_: Machine) -> Iterator[Finding]:
+        yield Finding("ok", "one")
+        raise VirtRaplError("two", "mend it")
+
+    patient.patch.setattr(doctor, "CHECKS", {"energy": check})
+    assert [(found.state, found.message) for found in doctor.examine(patient.machine)] == [
+        ("ok", "one"),
+        ("failed", "two"),
+    ]
+
+
+def test_the_wrapper_of_an_emulator_that_no_package_knows_comes_from_us(patient: Patient) -> None:
+    packaged_here(patient)
+    patient.path(f"{QEMU}-rapl").unlink()
+    another_qemu(patient)
+    usual, other = patient.examine("wrapper")["wrapper"]
+    assert "reinstall the package" in usual.hint
+    assert other.hint == "run `virt-rapl install`"
+
+
+def test_a_ledger_that_a_user_may_not_read_is_not_damaged(patient: Patient) -> None:
+    def fail(_: Path) -> Any:  # noqa: ANN401
+        raise ledger_content.DamagedError("unable to open database file")
+
+    patient.patch.setattr(ledger, "summary", fail)
+    patient.patch.setattr(os, "access", lambda *_: False)
+    assert [check.state for check in patient.examine("ledger")["ledger"]] == ["skipped"]
+
+
+def test_a_record_that_a_user_may_not_read_is_not_missing(patient: Patient) -> None:
+    opened = Path.open
+
+    def closed(path: Path, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        if path.name == f"{UUID}.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    patient.patch.setattr(Path, "open", closed)
+    assert [check.state for check in patient.examine("domains")["domains"]] == ["skipped"]
+
+
+def test_the_size_of_the_ledger(patient: Patient) -> None:
+    with patient.path(LEDGER).open("ab") as file:
+        size = file.tell()
+    assert f", {size // 1024} KiB" in patient.examine("ledger")["ledger"][0].message
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(50.0, 50.0), (-1000.0, 0.0)], ids=["reloaded", "only started"])
+def test_when_libvirt_last_looked_for_hooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: float
+) -> None:
+    """systemd knows of a reload, in microseconds of the monotonic clock; the PID file only of the start."""
+    write(tmp_path / "pid", "70\n")
+    started = time.time() - 100
+    os.utime(tmp_path / "pid", (started, started))
+    changed = time.monotonic() - 100 + seconds
+    monkeypatch.setattr(activation, "pid_of", lambda *_: 70)
+    monkeypatch.setattr(activation, "pid_file", lambda _: str(tmp_path / "pid").lstrip("/"))
+    monkeypatch.setattr("libvirt_rapl.systemd.runs", lambda: True)
+    monkeypatch.setattr(
+        "libvirt_rapl.systemd.systemctl", lambda *_, timeout: f"{changed * 1e6 if timeout else 0:.0f}\n"
+    )
+    assert installation._last_look(Machine("fake:///"), "libvirtd") == pytest.approx(started + expected, abs=2)
+
+
 def test_of_many_files_that_others_can_change_a_few_are_named(patient: Patient) -> None:
     for number in range(9):
         write(patient.path(f"{PACKAGE}/{number}.py"), "")
@@ -736,6 +866,17 @@ OTHERWISE: list[tuple[str, Callable[[Patient], object], str]] = [
         "helpers read the CPUs' registers",
     ),
     ("registers", zeros, "helpers read powercap"),
+    ("clock", text("proc/cmdline", "ro my-nohz=off-key\n"), "in nanoseconds"),
+    ("cpus", two_packages, "CPUs: 3, all online; packages: 2"),
+    ("qemu", no_libvirt, "has RAPL"),
+    ("libvirt", libvirt_version(6_005_000), "libvirt 6.5.0, libvirtd"),
+    ("libvirt", libvirt_version(10_010_007), "libvirt 10.10.7, libvirtd"),
+    ("files", packaged_and_masked, "files are in place"),
+    ("ledger", older_ledgers_parts_aside, "totals of 0 domains"),
+    ("domains", transient, "active: 1"),
+    ("domains", ends_meanwhile, "domains: 2; in order: active: 1"),
+    ("domains", lambda patient: patient.add("db", uuid=OTHER_UUID, running=False), "active: 1, pending: 1"),
+    ("domains", two_more, "off: 2"),
     ("hook-seen", both(hook_after_libvirt, event(result="ready")), "has called the hook"),
     ("hook-seen", remove("run/libvirtd.pid"), "it looks when it starts"),
     ("libvirt", both(remove("run/libvirtd.pid"), lambda patient: patient.daemon("virtqemud", 0)), "virtqemud"),
@@ -794,7 +935,7 @@ def test_lines_document_and_exit_status(
     monkeypatch.setattr("libvirt_rapl.cli.doctor.Machine", lambda *_: patient.machine)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 2}, skipped: 2"
+    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 3}, skipped: 3"
     patient.path("dev/kvm").unlink()
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -805,6 +946,19 @@ def test_lines_document_and_exit_status(
     assert document["schema"] == 1
     assert all(list(check) == ["name", "state", "message", "hint"] for check in document["checks"])
     assert [check["name"] for check in document["checks"] if check["state"] == "failed"] == ["kvm"]
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [(["ok", "skipped"], 0), (["ok", "warning"], 0), (["failed", "ok"], 1), (["warning", "failed", "failed"], 1)],
+)
+def test_only_what_has_failed_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], states: list[State], status: int
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda _: [Check("kvm", state, "it is", "mend it") for state in states])
+    assert main(["doctor"]) == status
+    assert capsys.readouterr().out.count("hint: mend it") == len(states)
+    assert main(["doctor", "--json"]) == status
 
 
 def test_another_machines_libvirt_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """The policy: which definitions it changes and when it leaves them alone, on a libvirt of ours."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import libvirt
@@ -15,6 +17,7 @@ from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.lifecycle import policy
 from libvirt_rapl.lifecycle.policy import Policy
 from libvirt_rapl.selection import Selection
@@ -251,20 +254,51 @@ def test_an_edit_that_refuses_is_not_overwritten(new_bench: NewBench) -> None:
     assert (domain.xml, bench.libvirt.defined) == (GROWABLE, 0)
 
 
-def test_somebody_who_takes_it_out_again_and_again_has_their_way(new_bench: NewBench) -> None:
+def test_somebody_who_takes_it_out_again_and_again_has_their_way(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=lambda: now[0]))
     bench = new_bench("web1")
     domain = bench.libvirt.add(PLAIN)
     for _ in range(policy.MOST_CHANGES):
         domain.xml = PLAIN
         assert bench.apply() == [ENABLED]
+        now[0] += policy.RETRY_SECONDS / policy.MOST_CHANGES - 1
     domain.xml = PLAIN
     (logged,) = bench.apply()
     assert "something took its meter out 5 times within 60 s" in logged
-    bench.policy._changed_at.clear()  # time goes by
+    now[0] += policy.RETRY_SECONDS
     assert bench.apply() == []
     assert (domain.xml, list(bench.policy.refusals())) == (PLAIN, [UUID])
     edit(domain)
     assert bench.apply() == [ENABLED], "another definition"
+
+
+def test_changes_that_are_far_apart_are_no_fight(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bench = new_bench("*")
+    domain, other = bench.libvirt.add(PLAIN), bench.libvirt.add(definition("web2", OTHER_UUID, QEMU))
+    for _ in range(3 * policy.MOST_CHANGES):
+        domain.xml = PLAIN
+        assert bench.apply() == [ENABLED]
+        now[0] += policy.RETRY_SECONDS / (policy.MOST_CHANGES - 1)
+    assert bench.apply(OTHER_UUID) == [ENABLED.replace("web1", "web2")], "each domain has changes of its own"
+    assert Definition.parse(other.xml).is_marked
+
+
+def test_a_libvirt_that_is_lost_is_no_refusal_of_the_domain(new_bench: NewBench) -> None:
+    bench = new_bench("web1")
+    domain = bench.libvirt.add(PLAIN)
+    bench.libvirt.reads = [lambda _: None, lambda domain: setattr(domain.libvirt, "there", False)]
+    with pytest.raises(VirtRaplError, match="refused"):
+        bench.apply()
+    assert bench.policy.refusals() == {}
+    assert (bench.logged, bench.libvirt.opened) == ([], 0)
+    bench.libvirt.there = True
+    assert bench.apply() == [ENABLED]
+    assert Definition.parse(domain.xml).is_marked
 
 
 def test_a_fight_by_ever_other_definitions_is_logged_once(new_bench: NewBench) -> None:
@@ -289,7 +323,9 @@ def test_an_emulator_is_asked_once_a_round(new_bench: NewBench, monkeypatch: pyt
     monkeypatch.setattr(emulator, "check", hangs)
     bench.libvirt.add(PLAIN)
     bench.libvirt.add(definition("web2", OTHER_UUID, QEMU))
-    assert [line.partition(":")[0] for line in bench.apply(UUID, OTHER_UUID)] == ["web1", "web2"]
+    logged = bench.apply(UUID, OTHER_UUID)
+    assert [line.partition(":")[0] for line in logged] == ["web1", "web2"]
+    assert all(line.endswith("did not answer; is it QEMU?") for line in logged)
     assert asked == [str(QEMU)]
     bench.apply(UUID, OTHER_UUID)
     assert asked == [str(QEMU)] * 2
@@ -316,6 +352,40 @@ def test_nothing_chosen_opens_nothing(new_bench: NewBench) -> None:
     bench.policy.changed([UUID])
     time.sleep(0.1)
     assert bench.logged == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_where_no_guest_can_have_a_meter_nothing_is_opened(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def amd(_: Path) -> Processor:
+        return Processor("AuthenticAMD", 25, 1)
+
+    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", amd)
+    threads = set(threading.enumerate())
+    bench = new_bench("*")
+    bench.policy.start()
+    assert set(threading.enumerate()) == threads
+    (logged,) = bench.logged
+    assert "Intel hosts only" in logged
+
+
+def test_changes_that_follow_at_once_are_one_round(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may change a domain in steps."""
+    bench = new_bench("*")
+    domains = [bench.libvirt.add(definition(f"web{n}", f"{UUID[:-1]}{n}", QEMU)) for n in range(4)]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        for domain in domains[1:]:
+            bench.policy.changed([domain.UUIDString()])
+
+    monkeypatch.setattr(policy, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    bench.policy.changed([domains[0].UUIDString()])
+    found = bench.policy._next(retry=False)
+    assert found == {domain.UUIDString() for domain in domains}
+    assert slept == [policy.SETTLE_SECONDS]
 
 
 @pytest.mark.usefixtures("quick")
@@ -366,3 +436,26 @@ def test_libvirt_that_cannot_be_reached_is_logged_once_and_tried_again(new_bench
     eventually(lambda: len(bench.logged) == 3)
     assert Definition.parse(domain.xml).is_marked
     assert bench.logged[1:] == [ENABLED, "enabling the configuration's `domains` works again"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_domain_that_was_refused_is_tried_again_without_a_change_of_it(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU may have been upgraded."""
+    asked = []
+
+    def too_old(path: str) -> None:
+        asked.append(path)
+        if len(asked) < 3:
+            raise VirtRaplError("too old", "upgrade it")
+
+    bench = new_bench("*")
+    domain = bench.libvirt.add(PLAIN)
+    monkeypatch.setattr(emulator, "check", too_old)
+    bench.policy.start()
+    bench.policy.changed([UUID])
+    eventually(lambda: len(bench.logged) == 2)
+    assert "too old" in bench.logged[0]
+    assert bench.logged[1] == ENABLED
+    assert Definition.parse(domain.xml).is_marked

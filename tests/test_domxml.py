@@ -358,6 +358,8 @@ OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'
         (domain(OWN_ACCEL.format("--accel")), "-accel argument of its own"),
         (domain("<devices><emulator>qemu</emulator></devices>"), "not an absolute path"),
         (domain("<devices><emulator/></devices>"), "not an absolute path"),
+        (domain("<devices><emulator>/usr/bin/q </emulator></devices>"), "not an absolute path"),
+        (domain("<devices><emulator>\n/usr/bin/q</emulator></devices>"), "not an absolute path"),
         (domain(f"<metadata><x:y xmlns:x='{domxml.MARK}'/></metadata>"), "foreign element"),
         (domain(uuid=""), "no <uuid>"),
         (domain(uuid="<uuid>12</uuid>"), "not a UUID"),
@@ -477,6 +479,12 @@ def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before
     assert [argument.get("value") for argument in arguments] == mine
 
 
+def test_strip_takes_no_other_option_with_the_argument() -> None:
+    marked = Definition.parse(LEFT).inject(socket=SOCKET).xml
+    stripped = Definition.parse(marked.replace('value="-accel"', 'value="-S"')).strip().xml
+    assert ("-S" in stripped, "rapl" in stripped) == (True, False)
+
+
 def test_a_comment_after_the_wrapper() -> None:
     commented = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("q-rapl<", "q-rapl<!-- mine --><")
     assert "<emulator>/usr/bin/q<!-- mine --></emulator>" in Definition.parse(commented).strip().xml
@@ -501,6 +509,25 @@ def test_an_argument_for_a_socket_that_is_not_ours_is_its_owners() -> None:
     value = "-accel'/><q:arg value='kvm,rapl=true,rapl-helper-socket=/run/qemu-vmsr-helper.sock"
     with pytest.raises(VirtRaplError, match="-accel argument of its own"):
         Definition.parse(domain(OWN_ACCEL.format(value))).inject(socket=SOCKET)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"{ACCELERATOR}{SOCKET},dirty-ring-size=4096",
+        f"{ACCELERATOR}{SOCKET}.old",
+        f"x{ACCELERATOR}{SOCKET}",
+        f"{ACCELERATOR}{SOCKET.upper()}",
+        f"{ACCELERATOR}/run/a,b/{UUID}.sock",
+        f"{ACCELERATOR}{UUID}.sock",
+    ],
+)
+def test_an_argument_that_only_begins_or_ends_as_ours_is_its_owners(value: str) -> None:
+    marked = Definition.parse(LEFT).inject(socket=SOCKET).xml
+    edited = Definition.parse(marked.replace(ACCELERATOR + SOCKET, value))
+    assert edited.helper_socket is None
+    assert value in edited.strip().xml
+    assert Definition.parse(marked).helper_socket == SOCKET
 
 
 def test_a_second_accel_is_refused_in_marked_xml_too() -> None:

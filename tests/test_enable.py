@@ -1,5 +1,6 @@
 """enable, disable, inject and strip as the user runs them, and the questions put to the emulator."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
 from fakes.qemu import GREETING, WITH_RAPL, WITHOUT_KVM, WITHOUT_RAPL, fake_qemu, script
@@ -120,10 +122,11 @@ def test_an_emulator_that_cannot_be_run(directory: Path) -> None:
 
 def test_an_emulator_without_wrapper(qemu: Path) -> None:
     wrapper = Path(f"{qemu}-rapl")
-    wrapper.chmod(0o750)
-    with pytest.raises(VirtRaplError, match="not every user may run") as caught:
-        emulator.check(str(qemu))
-    assert caught.value.hint == f"chmod 755 {wrapper}"
+    for mode in (0o750, 0o751, 0o754):  # a script has to be read as well
+        wrapper.chmod(mode)
+        with pytest.raises(VirtRaplError, match="not every user may run") as caught:
+            emulator.check(str(qemu))
+        assert caught.value.hint == f"chmod 755 {wrapper}"
     wrapper.unlink()
     with pytest.raises(VirtRaplError, match="no emulator wrapper") as caught:
         emulator.check(str(qemu))
@@ -131,7 +134,7 @@ def test_an_emulator_without_wrapper(qemu: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
-@pytest.mark.parametrize("place", ["program", "directory", "group", "set-user-ID"])
+@pytest.mark.parametrize("place", ["program", "directory", "group", "link", "set-user-ID", "set-group-ID"])
 def test_an_emulator_that_others_can_change_is_not_run(directory: Path, place: str) -> None:
     ran = directory / "ran"
     ran.mkdir(0o777)
@@ -144,8 +147,12 @@ def test_an_emulator_that_others_can_change_is_not_run(directory: Path, place: s
         os.chown(directory / "bin", 1234, 0)
     elif place == "group":
         (directory / "bin").chmod(0o775)
+    elif place == "link":
+        os.chown(directory / "bin", 1234, 0)
+        path = directory / "link"
+        path.symlink_to("bin/qemu")
     else:
-        path.chmod(0o4755)
+        path.chmod(0o4755 if place == "set-user-ID" else 0o2755)
     for ask in (emulator.check, emulator.version):
         with pytest.raises(VirtRaplError, match="is not run to be asked") as caught:
             ask(str(path))
@@ -171,12 +178,24 @@ def test_where_an_emulator_can_have_no_wrapper(directory: Path, monkeypatch: pyt
     emulator.check_place(str(path))
 
 
+def test_a_wrapper_is_not_put_where_everybody_may_add_files(directory: Path) -> None:
+    """As in /tmp: what is there belongs to root, and what is not there yet to whoever comes first."""
+    (directory / "bin").mkdir()
+    path = fake_qemu(directory / "bin", GREETING % (1, 9), WITH_RAPL)
+    emulator.check(str(path))
+    (directory / "bin").chmod(0o1777)
+    with pytest.raises(VirtRaplError, match="can have no wrapper") as caught:
+        emulator.check(str(path))
+    assert "chmod go-w" in caught.value.hint
+
+
 def test_what_is_in_memory(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     device = Path("/proc").stat().st_dev
     line = f"36 35 {os.major(device)}:{os.minor(device)} / /proc rw,noatime shared:1 - %s none rw\n"
-    mounts.write_text("22 1 254:0 / / rw - ext4 /dev/vda rw\n" + line % "tmpfs")
-    assert is_volatile(Path("/proc"), tmp_path, mounts)
+    for kind in ("tmpfs", "ramfs"):
+        mounts.write_text("22 1 254:0 / / rw - ext4 /dev/vda rw\n" + line % kind)
+        assert is_volatile(Path("/proc"), tmp_path, mounts)
     assert not is_volatile(Path("/proc"), Path("/proc"), mounts)
     assert not is_volatile(tmp_path, Path("/proc"), mounts)
     mounts.write_text(line % "overlay")
@@ -346,6 +365,46 @@ def test_those_that_the_configuration_chooses_or_excludes(
     assert run("enable", "--chosen", "--live")[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "alive", "status", "said"),
+    [
+        (libvirt.VIR_ERR_NO_DOMAIN, True, 0, ""),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, True, 0, "virt-rapl: warning: bad: "),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, False, 1, "virt-rapl: error: "),
+    ],
+)
+def test_of_those_that_are_chosen_one_that_cannot_be_read_is_left_out_while_libvirt_answers(
+    fake: FakeLibvirt,
+    qemu: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    *,
+    alive: bool,
+    status: int,
+    said: str,
+) -> None:
+    error = libvirt.libvirtError("no")
+    error.err = (code, 0, "no", 0, None, None, None, 0, 0)
+
+    def fails(_flags: int) -> str:
+        raise error
+
+    bad = fake.add(definition("bad", OTHER_UUID, qemu))
+    monkeypatch.setattr(FakeDomain, "name", lambda domain: "bad" if domain is bad else "web")
+    monkeypatch.setattr(FakeDomain, "UUIDString", lambda domain: OTHER_UUID if domain is bad else UUID)
+    monkeypatch.setattr(bad, "XMLDesc", fails, raising=False)
+    monkeypatch.setattr(fake, "isAlive", lambda: int(alive), raising=False)
+    web = fake.add(definition("web", UUID, qemu))
+    (tmp_path / "virt-rapl.yaml").write_text("domains: ['*']\n")
+    got, _, err = run("enable", "--chosen")
+    assert (got, Definition.parse(web.xml).is_marked) == (status, status == 0)
+    assert err.startswith(said)
+    assert bool(err) == bool(said)
+    assert err.count("virt-rapl: ") <= 1
+
+
 @pytest.mark.parametrize("arguments", [["enable"], ["disable"], ["enable", "--chosen", "web"]])
 def test_named_or_by_the_configuration(run: Run, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -489,12 +548,38 @@ def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
     assert virt_rapl("strip", xml) == (0, xml, "")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "utf-16"])
+def test_the_filters_write_the_encoding_that_they_read(
+    qemu: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
+    encoding: str,
+) -> None:
+    configuration = tmp_path / "virt-rapl.yaml"
+    configuration.write_text("run_directory: /run/elsewhere\n")
+
+    def filtered(command: str, xml: bytes) -> bytes:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(xml)))
+        assert main(["--config", str(configuration), command]) == 0
+        return capsysbinary.readouterr().out
+
+    xml = f"<?xml version='1.0' encoding='{encoding}'?>\n" + definition("Zürich", UUID, qemu)
+    injected = filtered("inject", xml.encode(encoding))
+    assert f"<emulator>{qemu}-rapl</emulator>" in injected.decode(encoding)
+    assert Definition.parse(xml).difference(Definition.parse(filtered("strip", injected).decode(encoding))) == ""
+
+
 def test_inject_on_a_processor_whose_guests_have_no_meter(virt_rapl: VirtRapl, qemu: Path) -> None:
     xml = definition("web", UUID, qemu)
     status, injected, err = virt_rapl("inject", xml, "AuthenticAMD")
     assert (status, injected) == (0, Definition.parse(xml).inject(socket=f"/run/elsewhere/{UUID}.sock").xml)
     assert err.startswith("virt-rapl: warning: ")
     assert "Intel hosts only" in err
+    Path(f"{qemu}-rapl").unlink()
+    status, injected, err = virt_rapl("inject", xml, "AuthenticAMD")
+    assert (status, injected) == (1, "")
+    assert "wrapper" in err
 
 
 def test_inject_for_another_machine(virt_rapl: VirtRapl) -> None:

@@ -1,11 +1,13 @@
 """Events: where they are recorded, that recording never fails or waits, and how `virt-rapl events` shows them."""
 
+import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +16,7 @@ from walking import NewGuest, start_enabled
 
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main
+from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World
 
@@ -64,6 +67,45 @@ def test_the_journal_gets_fields(tmp_path: Path, journal: socket.socket) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("result", "priority"),
+    [("ready", 5), ("active", 5), ("ended", 5), ("unchanged", 5), ("failed", 4), ("degraded", 4), ("refuse", 4)],
+)
+def test_trouble_is_a_warning_in_the_journal(
+    tmp_path: Path, journal: socket.socket, result: str, priority: int
+) -> None:
+    events.record(tmp_path, event(result=result))
+    assert f"\nPRIORITY={priority}\n" in journal.recv(10_000).decode()
+
+
+def test_how_long_it_took_is_in_milliseconds() -> None:
+    taken = events.Event.since(time.monotonic() - 1.5, domain="", uuid="", operation="start", result="ready")
+    assert 1500 <= taken.milliseconds < 5000
+
+
+def test_an_event_is_one_write_to_a_file_that_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that lines of several hooks do not mix."""
+    written, write = [], os.write
+
+    def counted(descriptor: int, line: bytes) -> int:
+        written.append((descriptor, line))
+        return write(descriptor, line)
+
+    monkeypatch.setattr(os, "write", counted)
+    events.record(tmp_path, event())
+    ((descriptor, line),) = written
+    assert line.endswith(b"}\n")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_where_others_can_write_nothing_is_read(tmp_path: Path) -> None:
+    events.record(tmp_path, event())
+    tmp_path.chmod(0o777)
+    with pytest.raises(NotOursError):
+        list(events.read(tmp_path))
+
+
 def test_a_journal_that_does_not_listen_holds_nobody_up(tmp_path: Path) -> None:
     for _ in range(1000):  # far more than its queue holds: a sender that waits would wait for ever
         events.record(tmp_path, event())
@@ -96,6 +138,26 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
     numbers = [event.milliseconds for event in events.read(tmp_path)]
     assert numbers == list(range(numbers[0], 100))
     assert len(numbers) > 4
+
+
+def test_a_full_file_is_set_aside_by_one_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LIMIT", 1)
+    events.record(tmp_path, event(domain="first"))
+    with (tmp_path / paths.EVENTS).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process that is about to
+        events.record(tmp_path, event(domain="second"))
+        assert not (tmp_path / paths.OLDER_EVENTS).exists()
+    lock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        """Let another process set the file aside, and begin a new one, just before we lock it."""
+        (tmp_path / paths.EVENTS).rename(tmp_path / paths.OLDER_EVENTS)
+        (tmp_path / paths.EVENTS).write_text(json.dumps(asdict(event(domain="fourth"))) + "\n")
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    events.record(tmp_path, event(domain="third"))
+    assert [event.domain for event in events.read(tmp_path)] == ["first", "second", "third", "fourth"]
 
 
 def test_half_a_line_is_left_out(tmp_path: Path) -> None:
@@ -174,7 +236,31 @@ def test_they_are_shown(tmp_path: Path, run: Run) -> None:
     assert domains("--since", "9998-01-01T12:00") == []
 
 
-@pytest.mark.parametrize("when", ["soon", "10", "-1h", "1y", "99999999-01-01"])
+@pytest.mark.parametrize(
+    ("since", "seconds"),
+    [
+        ("0s", 0),
+        ("90s", 90),
+        ("10m", 600),
+        ("2h", 7200),
+        ("1d", 86400),
+        ("2001-09-09T01:46:40+00:00", 0),
+        ("2001-09-09T01:46:39+00:00", 1),
+        ("2001-09-08", None),
+    ],
+)
+def test_since_is_how_long_ago_or_a_time(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, since: str, seconds: int | None
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    first = datetime(2001, 9, 8).timestamp() if seconds is None else 1e9 - seconds
+    for name, when in (("before", first - 0.5), ("then", first), ("later", first + 0.5)):
+        events.record(tmp_path, event(domain=name, time=when))
+    found = json.loads(run("--json", "--since", since)[1])["events"]
+    assert [each["domain"] for each in found] == ["then", "later"]
+
+
+@pytest.mark.parametrize("when", ["soon", "10", "-1h", "1y", "99999999-01-01", f"{'9' * 400}d", f"{'9' * 5000}d"])
 def test_a_time_that_is_none(when: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(f"--since={when}")

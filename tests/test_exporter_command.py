@@ -44,7 +44,7 @@ def start(config: Path, tmp_path: Path) -> Iterator[Start]:
             command = [sys.executable, "-m", "libvirt_rapl", "--config", str(config), "exporter", *options]
             environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
             processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-            assert notifications.recv(100) == b"READY=1"
+            assert notifications.recv(100).startswith(b"READY=1")
             return processes[-1]
 
         yield start

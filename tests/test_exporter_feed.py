@@ -73,6 +73,17 @@ def test_a_daemon_that_is_away_is_logged_once_and_so_is_its_return(tmp_path: Pat
     daemon.answerers.close()
 
 
+def test_nothing_of_a_daemon_that_went_away_is_left(tmp_path: Path) -> None:
+    clock, log = Clock(), list[str]()
+    feed = Feed(tmp_path / "status.sock", log.append, clock)
+    daemon = Daemon(tmp_path / "status.sock")
+    assert feed.document()
+    daemon.answerers.close()
+    clock.now += SHARED_SECONDS
+    assert feed.document() is None
+    assert len(log) == 1
+
+
 @pytest.mark.parametrize("answer", [{"schema": 99}, [], {"schema": 1, "host": {}, "domains": []}])
 def test_what_is_not_understood_is_no_document(tmp_path: Path, daemon: Daemon, answer: object) -> None:
     log: list[str] = []

@@ -72,6 +72,14 @@ def test_it_is_made_once_for_each_document_and_format() -> None:
     assert source.made == 3
 
 
+def test_each_client_gets_what_it_asked_for_whoever_was_before() -> None:
+    scrape = Source().scrape
+    asked = [("", ""), (PROMETHEUS_3, "gzip"), ("", "gzip"), (PROMETHEUS_3, ""), ("", "")]
+    answers = [scrape.respond(*each) for each in asked]
+    assert ["openmetrics" in content_type for content_type, _, _ in answers] == [bool(accept) for accept, _ in asked]
+    assert [bool(headers) for _, headers, _ in answers] == [bool(encoding) for _, encoding in asked]
+
+
 def test_nothing_of_a_daemon_that_went_away_stays() -> None:
     source = Source()
     assert b"up 1.0" in source.scrape.respond()[2]

@@ -16,13 +16,13 @@ from fakes.certificates import Certificates
 from walking import wait_until
 
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.exporter.options import Address
 from libvirt_rapl.exporter.server import (
     HEADER_BYTES,
     IDLE_CONNECTIONS,
     REQUEST_SECONDS,
     THREADS,
     THREADS_OF_ONE,
-    Address,
     Server,
 )
 from libvirt_rapl.exporter.site import Site
@@ -261,7 +261,7 @@ def test_who_does_not_read_is_disconnected(start: Start) -> None:
 
 @pytest.mark.parametrize("sent", [b"G", b""])
 def test_one_address_does_not_take_all_threads(start: Start, sent: bytes) -> None:
-    exporter = start()
+    exporter = start(request_seconds=2 * PATIENCE)  # none comes free meanwhile
     with contextlib.ExitStack() as stack:
         for _ in range(2 * THREADS):
             stack.enter_context(exporter.connect()).sendall(sent)
@@ -269,7 +269,7 @@ def test_one_address_does_not_take_all_threads(start: Start, sent: bytes) -> Non
 
 
 def test_silent_connections_take_no_thread(start: Start) -> None:
-    exporter = start()
+    exporter = start(request_seconds=2 * PATIENCE)
     with contextlib.ExitStack() as stack:
         for number in range(IDLE_CONNECTIONS):
             stack.enter_context(exporter.connect(f"127.0.1.{1 + number}"))
@@ -335,6 +335,16 @@ def test_https(start: Start, pki: Path) -> None:
     with exporter.connect() as client:
         client.sendall(GET)
         assert b"HTTPS" in everything(client)
+
+
+def test_clients_that_fail_do_not_fill_the_log(start: Start, pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("libvirt_rapl.exporter.server.LOG_SECONDS", 600.0)
+    exporter = start(configuration(pki))
+    for _ in range(3):
+        with exporter.connect() as client:
+            client.sendall(GET)
+            everything(client)
+    assert len(exporter.log) == 1
 
 
 def test_a_version_that_is_too_old_is_refused(start: Start, pki: Path) -> None:
@@ -434,35 +444,6 @@ def test_the_rate_is_limited(start: Start, tmp_path: Path) -> None:
     (tmp_path / "web.yml").write_text("rate_limit: {interval: 1h, burst: 2}")
     exporter = start(tmp_path / "web.yml")
     assert [exporter.ask("/").status for _ in range(3)] == [200, 200, 429]
-
-
-# Addresses.
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("127.0.0.1:9762", "127.0.0.1", 9762),
-        ("[::1]:0", "::1", 0),
-        ("localhost:1", "localhost", 1),
-        ("[2001:db8::1]:65535", "2001:db8::1", 65535),
-    ],
-)
-def test_addresses(text: str, host: str, port: int) -> None:
-    assert Address.parse(text) == (host, port)
-    assert str(Address.parse(text)) == text
-
-
-def test_a_port_alone_is_every_address() -> None:
-    assert Address.parse(":9762").host in ("::", "0.0.0.0")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "9762", "127.0.0.1", "::1:9762", "127.0.0.1:65536", "http://x:1", "x:-1", "x:1\n"]
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(VirtRaplError, match="--web"):
-        Address.parse(text)
 
 
 def test_an_address_that_is_taken(shared: Exporter) -> None:

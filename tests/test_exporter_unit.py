@@ -1,5 +1,6 @@
 """On a machine with systemd, virt-rapl-exporter.service asks virt-rapld and serves metrics, with no other right."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from machine import Machine
 from walking import wait_until
+
+from libvirt_rapl.exporter import last_scrape
 
 pytestmark = pytest.mark.e2e
 
@@ -32,6 +35,16 @@ def test_it_serves_what_virt_rapld_measures(machine: Machine) -> None:
     machine.run(["systemctl", "start", "virt-rapld"])
     wait_until(lambda: up(machine) == "1.0", 30, "virt-rapld answers")
     assert 'virt_rapl_zone_energy_joules_total{zone="package-0"}' in machine.run(ASK).stdout
+
+
+def test_systemd_and_doctor_know_that_it_is_scraped(machine: Machine) -> None:
+    show = ["systemctl", "show", "--property=StatusText", "--value", UNIT]
+    assert up(machine)
+    status = last_scrape.parse(machine.run(show).stdout)
+    assert status
+    assert status[1], "scraped"
+    checks = json.loads(machine.run(["virt-rapl", "doctor", "--json"], check=False).stdout)["checks"]
+    assert [check["state"] for check in checks if check["name"] == "exporter"] == ["ok"]
 
 
 def test_it_may_do_nothing_else(machine: Machine) -> None:

@@ -1,13 +1,10 @@
 """A native helper's process: what it may still do, what ends it, and what does not."""
 
-import contextlib
-import errno
 import os
 import resource
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,19 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from instance import UUID, Instance, Rapl, answer, ask
+from instance import Instance, Rapl, answer, ask
 
 import libvirt_rapl
 from libvirt_rapl import systemd
-from libvirt_rapl.choices import Backend
-from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import instances
-from libvirt_rapl.helper.confinement import FILE_BYTES
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_UNIT, REGISTERS, REQUEST
 from libvirt_rapl.helper.vmsr.server import TICK_SECONDS
 from libvirt_rapl.host.processes import start_time
-from libvirt_rapl.host.requirements import check_processes_are_seen
 
 pytestmark = pytest.mark.e2e
 
@@ -63,65 +56,6 @@ def test_capabilities_are_given_up_for_good(
         assert instance.status("Seccomp") == "2"
         limits = Path(f"/proc/{instance.pid}/limits").read_text()
         assert "Max core file size        0                    0" in limits
-
-
-@pytest.mark.parametrize("as_qemu", [False, True])
-def test_the_filter_leaves_reading_and_answering(tmp_path: Path, *, as_qemu: bool) -> None:
-    """What an attacker would want, tried by a program that is confined as an instance is."""
-    (tmp_path / "file").write_text("text")
-    script = f"""
-import errno, fcntl, os, resource, socket, struct, sys, termios
-sys.path.insert(0, {str(PACKAGE.parent)!r})
-from libvirt_rapl.helper.confinement import *
-listener = socket.socket(socket.AF_UNIX)
-file, parent = os.open("file", os.O_RDONLY), os.getppid()
-program = open_program(sys.executable)
-drop_privileges(registers=True), filter_system_calls(program, as_qemu={as_qemu})
-none = (resource.RLIM_INFINITY,) * 2
-attempts = {{
-    "socket": lambda: socket.socket(socket.AF_UNIX),
-    "connect": lambda: listener.connect("/nowhere"),
-    "write": lambda: open("file", "w"),
-    "append": lambda: open("file", "a"),
-    "update": lambda: open("file", "r+"),
-    "create": lambda: open("other", "x"),
-    "unlink": lambda: os.unlink("file"),
-    "rename": lambda: os.rename("file", "other"),
-    "chmod": lambda: os.chmod("file", 0o777),
-    "fork": lambda: os.fork(),
-    "kill": lambda: os.kill(os.getppid(), 0),
-    "setuid": lambda: os.setuid(1),
-    "mkdir": lambda: os.mkdir("directory"),
-    "limit of another": lambda: resource.prlimit(parent, resource.RLIMIT_CPU, none),
-    "limit of another, read": lambda: resource.prlimit(parent, resource.RLIMIT_CPU),
-    "limit": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, none),
-    "owner of signals": lambda: fcntl.fcntl(listener, fcntl.F_SETOWN, parent),
-    "which signal": lambda: fcntl.fcntl(listener, fcntl.F_SETSIG, 9),
-    "signals": lambda: fcntl.fcntl(listener, fcntl.F_SETFL, os.O_ASYNC),
-    "signals by ioctl": lambda: fcntl.ioctl(listener, termios.FIOASYNC, struct.pack("i", 1)),
-    "flags of a file": lambda: fcntl.ioctl(file, 0x40086602, struct.pack("l", 0x40)),
-    "typing": lambda: fcntl.ioctl(file, termios.TIOCSTI, b"x"),
-    "times of a path": lambda: os.utime("file", (0, 0)),
-    "execute": lambda: os.execv("/bin/true", ["true"]),
-    "execute another descriptor": lambda: os.execve(file, ["file"], {{}}),
-}}
-for name, attempt in attempts.items():
-    try:
-        attempt()
-        print(name, "is allowed")
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            print(name, error)
-os.utime(file, (1, 2))
-print(resource.getrlimit(resource.RLIMIT_FSIZE)[1], program > resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1)
-print(open("file").read(), flush=True)
-again = 'import os; os.execve(' + str(program) + ', ["again"], os.environ)'
-os.execve(program, [sys.executable, "-ISc", again], os.environ)
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout == f"{FILE_BYTES} True\ntext\n"
-    assert "Bad file descriptor" in done.stderr.splitlines()[-1], done.stderr  # what the program itself tried
-    assert (tmp_path / "file").stat().st_mtime == 2
 
 
 def test_it_needs_nothing_of_the_package_once_it_serves(rapl: Rapl, directory: Path, tmp_path: Path) -> None:
@@ -290,107 +224,3 @@ def test_a_helper_is_ended_be_it_recorded_or_not(
         instance.process.wait(10)
         assert not instance.path.exists()
         assert not instances.stop(record, registry)
-
-
-@pytest.mark.parametrize(
-    ("as_unit", "environment"),
-    [(True, {}), (True, {instances.OWNER: UUID.format(1)}), (False, {}), (False, {instances.OWNER: UUID.format(2)})],
-)
-def test_a_record_alone_names_no_process_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *, as_unit: bool
-) -> None:
-    monkeypatch.setattr(systemd, "runs", lambda: as_unit)
-    monkeypatch.setattr(systemd, "systemctl", lambda *_, **__: "")
-    with subprocess.Popen(["sleep", "60"], env=environment) as other:
-        record = Record(uuid=UUID.format(1), name="vm", backend="native", owner_uid=0, owner_gid=0)
-        record.helper_pid, record.helper_start = other.pid, start_time(other.pid)
-        assert not instances.stop(record, Registry(tmp_path))
-        assert other.poll() is None
-        other.kill()
-
-
-def test_where_a_log_is_written_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd, "runs", lambda: False)
-    registry, record = (
-        Registry(tmp_path),
-        Record(uuid=UUID.format(1), name="vm", backend="native", owner_uid=0, owner_gid=0),
-    )
-    log, other = registry.path(record.uuid, "log"), tmp_path / "other"
-    other.write_text("of somebody else")
-    log.symlink_to(other)
-    with pytest.raises(VirtRaplError, match="the helper ended"):
-        instances.start(record, registry, 20)
-    assert other.read_text() == "of somebody else"
-    assert "no record" in log.read_text()
-    assert log.lstat().st_mode & 0o7777 == 0o600
-
-
-NEIGHBOUR = """
-import os, socket, sys
-os.setgroups([])
-os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[1]))
-for name, attempt in (
-    ("connect", lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[3])),
-    ("chmod", lambda: os.chmod(sys.argv[3], 0)),
-    ("unlink", lambda: os.unlink(sys.argv[3])),
-    ("rename", lambda: os.rename(sys.argv[3], sys.argv[3] + "x")),
-    ("give away", lambda: os.removexattr(sys.argv[3], "system.posix_acl_access")),
-):
-    try:
-        attempt()
-        print(name)
-    except PermissionError:
-        pass
-"""
-
-
-def test_the_socket_is_roots_and_for_the_domains_user(rapl: Rapl, directory: Path) -> None:
-    """Neither its mode nor its existence is for that user to change, and others of its group do not even connect."""
-    directory.chmod(0o711)
-    with Instance(rapl, directory) as instance:
-        _, record = known(instance, directory)
-        record.owner_uid, record.owner_gid = 64055, 993
-
-        def manages(uid: int, gid: int) -> str:
-            command = [sys.executable, "-c", NEIGHBOUR, str(uid), str(gid), str(instance.path)]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        assert manages(64055, 993) == ""
-        instances._admit(record, instance.path)
-        found = instance.path.stat()
-        assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (0, 993, 0o660)
-        assert manages(64055, 993) == manages(64055, 4321) == "connect\n"
-        assert manages(4321, 993) == manages(4321, 4321) == ""
-
-
-@pytest.mark.parametrize(("backend", "let_in"), [("native", True), ("qemu", False)])
-def test_where_there_are_no_acls_only_a_helper_that_asks_who_connects_lets_the_group_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend, *, let_in: bool
-) -> None:
-    def unsupported(*_: object, **__: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(os, "setxattr", unsupported)
-    record = Record(uuid=UUID.format(1), name="vm", backend=backend, owner_uid=64055, owner_gid=993)
-    path = tmp_path / "socket"
-    path.touch(0o600)
-    with contextlib.nullcontext() if let_in else pytest.raises(OSError, match="not supported"):
-        instances._admit(record, path)
-    found = path.stat()
-    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == ((0, 993, 0o660) if let_in else (0, 0, 0o600))
-
-
-@pytest.mark.parametrize(
-    ("options", "hidden"),
-    [("rw", False), ("rw,hidepid=0", False), ("rw,hidepid=off", False), ("rw,hidepid=2", True)],
-)
-def test_a_proc_that_hides_processes_is_refused(tmp_path: Path, options: str, *, hidden: bool) -> None:
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(
-        f"20 1 0:18 / /sys rw - sysfs sys rw\n21 1 0:19 / /proc rw,nosuid shared:5 - proc proc {options}\n"
-    )
-    if hidden:
-        with pytest.raises(VirtRaplError, match="hidepid"):
-            check_processes_are_seen(mounts)
-    else:
-        check_processes_are_seen(mounts)

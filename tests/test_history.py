@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import random
 import sqlite3
+import subprocess
+import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -392,3 +396,42 @@ def test_a_damaged_history_is_not_reported(bench: Bench, damage: str) -> None:
 
     with pytest.raises(DamagedError):
         read()
+
+
+WRITER = """
+import random, sys, time
+from pathlib import Path
+from libvirt_rapl.choices import KeepHistory
+from libvirt_rapl.energy.history import Moment
+from libvirt_rapl.energy.ledger import Ledger
+from libvirt_rapl.energy.snapshot import Kept, Part
+ledger = Ledger(Path(sys.argv[1]), simulated=False, log=lambda line: sys.exit(line), history=KeepHistory(True, 1, 3))
+kept, first = ledger.load(), True
+zones = [f"package-{number}" for number in range(40)]
+while True:
+    kept.metered += 7200
+    for zone in zones:
+        for owner, vcpu, name in (("host", -1, zone), ("idle", -1, zone), ("idle", -1, "package")):
+            part = Part(owner, vcpu, name)
+            kept.totals[part] = kept.totals.get(part, 0) + 1000
+    ledger.write(kept, (), Moment(now=1e9 + kept.metered, first=first))
+    first = False
+    print(flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_costs_totals_and_history_the_same(tmp_path: Path) -> None:
+    chance = random.Random(4711)
+    bench = Bench(tmp_path)
+    for _ in range(50):
+        command = [sys.executable, "-c", WRITER, str(bench.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(chance.uniform(0, 0.1))
+            writer.kill()
+        bench.start()
+        bench.check()
+    assert bench.totals[Part(IDLE, WHOLE, "package-0")] >= 50_000
+    assert {row[0] for row in bench.rows()} == {QUARTER, HOUR, DAY}

@@ -1,5 +1,6 @@
 """What each operation of libvirt does, with the helper's process replaced by a stand-in."""
 
+import fcntl
 import io
 import os
 import signal
@@ -59,6 +60,9 @@ class Host:
         self.helpers = 0
         self.slow_seconds = 0.0
         self.alive = True
+        self.deadlines: list[float] = []
+        self.locked: list[bool] = []
+        """Whether another process would have to wait for the domain, at each thing that was done to its helper."""
         self.configure()
 
     def configure(self, **settings: str) -> None:
@@ -68,15 +72,29 @@ class Host:
     def start(self, record: Record, registry: Registry, deadline: float) -> None:
         time.sleep(self.slow_seconds)
         assert registry.read(record.uuid), "the record must be there before the helper reads it"
-        assert deadline > 0
+        self.deadlines.append(deadline)
+        self.locked.append(self.is_locked())
         if self.trouble:
             raise self.trouble
         self.helpers += 1
         record.helper_pid, record.helper_start = 77, 7
 
     def stop(self, record: Record, registry: Registry) -> bool:
+        self.locked.append(self.is_locked())
         found, self.helpers = bool(self.helpers), 0
         return found
+
+    def is_alive(self, record: Record) -> bool:
+        self.locked.append(self.is_locked())
+        return self.alive
+
+    def is_locked(self) -> bool:
+        with self.registry.path(UUID, "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def call(self, operation: str, xml: str) -> tuple[int, str, str]:
         """Return exit status, output and what was said on stderr."""
@@ -110,7 +128,7 @@ def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host(short_path)
     monkeypatch.setattr(instances, "start", host.start)
     monkeypatch.setattr(instances, "stop", host.stop)
-    monkeypatch.setattr(instances, "alive", lambda _: host.alive)
+    monkeypatch.setattr(instances, "alive", host.is_alive)
     monkeypatch.setattr(hook, "check_host", lambda: None)
     monkeypatch.setattr(hook, "WORDS", short_path / "words")
     monkeypatch.setattr(hook, "read_run_state", lambda _: RunState(100, {0: 101, 1: 102}))
@@ -138,6 +156,76 @@ def test_a_life(host: Host) -> None:
     recorded = [(event.domain, event.uuid, event.operation, event.result) for event in host.events()]
     results = {"start": "ready", "started": "ready", "reconnect": "ready", "stopped": "ended", "release": "unchanged"}
     assert recorded == [("web1", UUID, operation, result) for operation, result in results.items()]
+
+
+def test_two_processes_do_not_change_a_domain_at_once(host: Host) -> None:
+    """As when libvirt is killed during a hook, and started again."""
+    for operation in ("start", "started", "reconnect", "stopped"):
+        host.locked.clear()
+        host.call(operation, host.marked)
+        assert set(host.locked) == {True}, operation
+    host.registry.create_directory()
+    assert not host.is_locked()
+
+
+@pytest.mark.parametrize("operation", ["start", "started", "reconnect", "stopped", "release", "restore", "migrate"])
+def test_no_alarm_is_left_after_an_operation(host: Host, operation: str) -> None:
+    for trouble in (None, RuntimeError("a bug")):
+        host.trouble = trouble
+        before = signal.getsignal(signal.SIGALRM)
+        host.call(operation, host.marked)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+        assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_helper_must_answer_while_there_is_time_left_to_record_that_it_did_not(host: Host) -> None:
+    host.configure(hook_deadline="4")
+    host.call("start", host.marked)
+    assert host.deadlines == [pytest.approx(3.6)]
+
+
+def test_nothing_of_an_earlier_run_is_believed_at_a_start(host: Host) -> None:
+    """A crash of the host or of libvirt leaves what the hook recorded of it."""
+    host.call("start", host.marked.replace("id='3'", "id='2'").replace('id="3"', 'id="2"'))
+    host.call("started", host.marked)
+    assert (host.record.id, host.line) == (2, "ready\n100")
+    host.call("start", host.marked)
+    assert (host.record.id, host.record.pid, host.record.vcpu_tids, host.line) == (3, None, {}, "ready")
+
+
+@pytest.mark.parametrize("left", ["ready", "refuse"])
+def test_a_full_disk_leaves_the_wrapper_no_word_of_an_earlier_run(
+    host: Host, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    host.call("start", host.marked)
+    host.registry.path(UUID, "state").write_text(f"{left}\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Registry, "write", full)
+    status, _, said = host.call("start", host.marked)
+    assert (status, host.helpers) == (0, 0)
+    assert "No space left" in said
+    assert not host.registry.path(UUID, "state").exists()
+
+
+def test_a_host_on_which_qemu_would_not_start_with_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise VirtRaplError("RAPL is not enabled")
+
+    monkeypatch.setattr(hook, "check_host", refuse)
+    assert host.call("start", host.marked)[0] == 0
+    assert (host.line, host.helpers) == ("degraded: RAPL is not enabled", 0)
+
+
+@pytest.mark.parametrize("operation", ["started", "reconnect", "stopped", "release"])
+def test_a_refused_start_kills_no_domain_that_runs_all_the_same(host: Host, operation: str) -> None:
+    """The wrapper may have been a person's, or the configuration another one, when it was started."""
+    host.configure(on_failure="refuse")
+    host.trouble = VirtRaplError("no helper binary")
+    assert host.call("start", host.marked)[0] == 1
+    assert host.call(operation, host.marked)[0] == 0
 
 
 MARK_IN_TEXT = [
@@ -173,6 +261,49 @@ def test_a_definition_that_cannot_be_read(host: Host, policy: str, status: int) 
     deep = host.marked.replace("<metadata>", "<metadata>" + "<a>" * 300 + "</a>" * 300)
     got, output, said = host.call("start", deep)
     assert (got, output, said.count("\n")) == (status, "", 1)
+
+
+class Unread(io.StringIO):
+    """What libvirt, which has been killed, does not read any more."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(("policy", "status"), [("degrade", 0), ("refuse", 1)])
+def test_who_reads_the_message_does_not_matter(host: Host, policy: str, status: int) -> None:
+    host.configure(on_failure=policy)
+    host.trouble = VirtRaplError("no helper binary")
+    arguments = (io.StringIO(host.marked), io.StringIO(), Unread(), host.config)
+    assert hook.main("web1", "start", *arguments) == status
+    assert host.record.reason == "no helper binary"
+
+
+def test_the_exit_status_does_not_depend_on_who_reads_the_message(host: Host) -> None:
+    """Python itself would end with 120, which is taken for a failure of ours: the domain would start."""
+    host.configure(on_failure="refuse")
+    program = (
+        "import runpy, sys; from pathlib import Path; from libvirt_rapl import config\n"
+        "from libvirt_rapl.lifecycle import events\n"
+        "config.DEFAULT_PATH, events.JOURNAL = Path(sys.argv.pop(1)), '/nowhere'\n"
+        "runpy.run_module('libvirt_rapl.lifecycle.hook', run_name='__main__')"
+    )
+    deep = host.marked.replace("<metadata>", "<metadata>" + "<a>" * 300 + "</a>" * 300)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-I", "-c", program, str(host.config), "web1", "start"]
+    try:
+        done = subprocess.run(command, input=deep, text=True, stdout=subprocess.PIPE, stderr=writer, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert host.events()[-1].result == "refuse"
+
+
+def test_a_message_is_one_line_whatever_the_domain_is_called(host: Host) -> None:
+    said = io.StringIO()
+    hook.main("we\x1b[1mb\n1", "start", io.StringIO(""), io.StringIO(), said, host.config)
+    assert said.getvalue()[:-1].isprintable()
 
 
 @pytest.mark.parametrize(
@@ -450,6 +581,12 @@ def test_xml_may_name_a_directory_that_is_none_of_ours(host: Host, mode: int) ->
 
 
 @pytest.mark.parametrize("operation", ["restore", "migrate"])
+def test_of_a_domain_that_nobody_has_asked_for_nothing_is_kept(host: Host, operation: str) -> None:
+    host.call(operation, PLAIN)
+    assert [path.name for path in host.run.iterdir()] == [paths.EVENTS]
+
+
+@pytest.mark.parametrize("operation", ["restore", "migrate"])
 def test_filters(host: Host, operation: str) -> None:
     assert host.call(operation, PLAIN) == (0, "", ""), "nobody has asked for this domain"
     elsewhere = Definition.parse(PLAIN).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
@@ -543,7 +680,14 @@ def test_a_host_that_cannot_takes_the_meter_out(host: Host, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("label", "owner"),
-    [("+64055:+993", (64055, 993)), ("64055:993", (64055, 993)), ("root:daemon", (0, 1)), ("root", (0, 0))],
+    [
+        ("+64055:+993", (64055, 993)),
+        ("64055:993", (64055, 993)),
+        ("root:daemon", (0, 1)),
+        ("root", (0, 0)),
+        ("sync", (4, 65534)),
+        ("+4", (4, 65534)),
+    ],
 )
 def test_labels(label: str, owner: tuple[int, int]) -> None:
     assert hook._owner(label) == owner

@@ -3,6 +3,8 @@
 Python here is a script that notes its arguments and standard input, and ends as the test wants.
 """
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -39,6 +41,16 @@ LARGE = [
 ALWAYS_ZERO = ["started", "stopped", "release", "reconnect"]
 
 
+HUNDREDTHS = """#!/bin/sh
+for argument; do
+    shift
+    case $argument in [0-9]) argument=0.0$argument ;; [0-9][0-9]) argument=0.$argument ;; esac
+    set -- "$@" "$argument"
+done
+exec {} "$@"
+"""
+
+
 class Guard:
     def __init__(self, shell: list[str], directory: Path) -> None:
         self.shell, self.directory = shell, directory
@@ -56,9 +68,18 @@ class Guard:
         )
         self.python.chmod(0o755)
 
-    def run(self, *arguments: str, xml: str = MARKED) -> subprocess.CompletedProcess[str]:
+    def quick_timeout(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put a timeout(1) before the real one for which a second is a hundredth of one."""
+        quick = self.directory / "timeout"
+        quick.write_text(HUNDREDTHS.format(shutil.which("timeout")))
+        quick.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{self.directory}:{os.environ['PATH']}")
+
+    def run(self, *arguments: str, xml: str = MARKED, sigpipe: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the hook; `sigpipe`: whether SIGPIPE ends a process of it, which it does unless libvirt's does not."""
         return subprocess.run(
             [*self.shell, str(self.hook), *arguments],
+            restore_signals=sigpipe,
             input=xml,
             capture_output=True,
             text=True,
@@ -89,12 +110,17 @@ def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operatio
 
 
 @pytest.mark.parametrize("operation", ["start", "started", "restore"])
-def test_a_python_that_hangs_is_ended(guard: Guard, operation: str) -> None:
-    guard.hook.write_text(guard.hook.read_text().replace("timeout -k 1 20 ", "timeout -k 1 0.2 "))
-    guard.wakes("exec sleep 1000 >/dev/null 2>&1")
+@pytest.mark.parametrize("ignored", ["", "trap '' TERM; "], ids=["", "ignores SIGTERM"])
+def test_a_python_that_hangs_is_ended(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch, operation: str, ignored: str
+) -> None:
+    guard.quick_timeout(monkeypatch)
+    ended_by_itself = guard.directory / "ended-by-itself"
+    guard.wakes(f"{ignored}sleep 2 >/dev/null 2>&1; touch {ended_by_itself}")
     done = guard.run("a", operation, "begin", "-")
     assert (done.returncode, done.stdout) == (0, "")
     assert f"failed at {operation} of a" in done.stderr
+    assert not ended_by_itself.exists()
 
 
 @pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
@@ -182,9 +208,11 @@ def test_a_failure_never_kills_a_running_domain(guard: Guard, operation: str) ->
 
 
 @pytest.mark.parametrize("operation", ["start", "restore", "migrate", *ALWAYS_ZERO])
-def test_without_python_domains_live_on(guard: Guard, operation: str) -> None:
+@pytest.mark.parametrize("sigpipe", [True, False])
+def test_without_python_domains_live_on(guard: Guard, operation: str, sigpipe: bool) -> None:
     guard.python.unlink()
-    done = guard.run("a", operation, "begin", "-", xml=MARKED + "<!-- more than a pipe holds -->" * 10_000)
+    xml = MARKED + "<!-- more than a pipe holds -->" * 10_000
+    done = guard.run("a", operation, "begin", "-", xml=xml, sigpipe=sigpipe)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith(f"virt-rapl: {guard.python} failed at {operation} of a (status 127)")
     assert done.stderr.count("\n") == 1
@@ -207,6 +235,30 @@ def test_a_python_that_lost_our_code_lets_domains_start(guard: Guard, ending: st
     done = guard.run("a", "start", "begin", "-")
     assert done.returncode == 0
     assert f"virt-rapl: {guard.python} failed at start of a" in done.stderr
+
+
+def test_a_python_that_hangs_as_it_reads_our_code_lets_domains_start(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a file system of a network that is gone."""
+    guard.quick_timeout(monkeypatch)
+    guard.python.write_text('#!/bin/sh\n[ "$2" != -c ] || { sleep 2 >/dev/null 2>&1; exit 0; }\nexit 1\n')
+    assert guard.run("a", "start", "begin", "-").returncode == 0
+
+
+@pytest.mark.parametrize("memory", ["  <memory unit='KiB'>1</memory>", "  <maxMemory slots='2'>2</maxMemory>"])
+@pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
+def test_of_a_domain_without_metadata_no_more_than_the_beginning_is_read(
+    guard: Guard, operation: str, memory: str
+) -> None:
+    """However long the rest is, and however slowly it comes."""
+    command = [*guard.shell, str(guard.hook), "a", operation, "begin", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, encoding="utf-8") as hook:
+        assert hook.stdin is not None
+        hook.stdin.write(f"{START}{memory}\n")
+        hook.stdin.flush()
+        assert hook.wait(timeout=10) == 0
+    assert guard.got() is None
 
 
 def test_a_killed_python_lets_domains_start(guard: Guard) -> None:

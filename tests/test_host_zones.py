@@ -13,7 +13,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.vmsr.energy import Package
 from libvirt_rapl.helper.vmsr.energy import Zone as HelperZone
 from libvirt_rapl.helper.vmsr.registers import find
-from libvirt_rapl.host import energy_source, msr
+from libvirt_rapl.host import energy_source, msr, powercap
 from libvirt_rapl.host.energy_counter import EnergyCounter
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.msr import MsrZone, msr_zones, read_register
@@ -66,6 +66,36 @@ def test_each_die_of_a_package_is_a_zone(tmp_path: Path) -> None:
         ("package-0-die-0", "package", 0),
         ("package-0-die-1", "package", 0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "garbage"),
+    [
+        ("name", b"\xff\xfe\n"),
+        ("name", b"package-" + b"9" * 5000),
+        ("max_energy_range_uj", b"\xff\n"),
+        ("max_energy_range_uj", b"--5\n"),
+        ("max_energy_range_uj", b"9" * 5000),
+    ],
+)
+def test_a_zone_that_does_not_describe_itself_hides_no_other(tmp_path: Path, file: str, garbage: bytes) -> None:
+    host = Host(tmp_path)
+    for package in range(3):
+        host.zone(f"intel-rapl:{package}", f"package-{package}")
+    (host.powercap / "intel-rapl:1" / file).write_bytes(garbage)
+    assert [zone.name for zone in powercap_zones(host.sys)] == ["package-0", "package-2"]
+
+
+def test_zones_that_only_root_may_see_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0")
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(powercap, "_text", refuse)
+    with pytest.raises(PermissionError):
+        powercap_zones(host.sys)
 
 
 def test_no_powercap_no_zones(tmp_path: Path) -> None:
@@ -127,19 +157,74 @@ def test_intel_registers_of_each_package(tmp_path: Path) -> None:
     assert {zone.wrap for zone in registers_of(host)} == {262_144_000_000}
 
 
+Registers = dict[int, dict[int, int | OSError]]
+"""What each register of each CPU is or raises; one that is missing does not exist. In a file they would overlap."""
+
+
+def set_registers(monkeypatch: pytest.MonkeyPatch, registers: Registers) -> None:
+    def read(_dev: Path, cpu: int, register: int) -> int:
+        value = registers[cpu].get(register, OSError(errno.EIO, "Input/output error"))
+        if isinstance(value, OSError):
+            raise value
+        return value
+
+    monkeypatch.setattr(msr, "read_register", read)
+
+
+def test_packages_whose_registers_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has none; all others have psys, which is the machine's, and bits of other meaning beside power."""
+    host = Host(tmp_path, {0: [0], 1: [1], 2: [2]})
+    has: dict[int, int | OSError] = {0x606: 0xA1003, 0x611: 1, 0x64D: 1, 0x614: 1 << 47 | 3 << 15 | 800 << 3}
+    set_registers(monkeypatch, {0: has, 1: {}, 2: has})
+    assert [(zone.name, zone.cpus, zone.most_watts, zone.wrap) for zone in registers_of(host)] == [
+        ("package-0", (0,), 1600, 65_536_000_000),
+        ("package-2", (2,), 1600, 65_536_000_000),
+        ("psys", (0,), 4000, 65_536_000_000),
+    ]
+
+
 @pytest.mark.parametrize(
-    ("model", "microjoules"),
+    ("vendor", "refused"),
     [
-        (0x8E, {"package-0": 61.035156, "dram-0": 61.035156, "psys": 61.035156}),
-        (0x55, {"package-0": 61.035156, "dram-0": 15.258789, "psys": 61.035156}),
-        (0x6A, {"package-0": 61.035156, "dram-0": 15.258789, "psys": 61.035156}),
-        (0xCF, {"package-0": 61.035156, "dram-0": 61.035156, "psys": 1_000_000}),
-        (0x37, {"package-0": 16384, "dram-0": 16384, "psys": 16384}),
+        *(("GenuineIntel", register) for register in (0x606, 0x614, 0x611)),
+        *(("AuthenticAMD", register) for register in (0xC0010299, 0xC001029B, 0xC001029A)),
     ],
 )
-def test_units_that_depend_on_the_model(tmp_path: Path, model: int, microjoules: dict[str, float]) -> None:
+def test_registers_that_only_root_may_read_are_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, refused: int
+) -> None:
+    host = Host(tmp_path, {0: [0]})
+    host.processor(vendor, 0x19, 1)
+    values: dict[int, int | OSError] = dict.fromkeys((0x606, 0x611, 0x614, 0xC0010299, 0xC001029B, 0xC001029A), 1)
+    set_registers(monkeypatch, {0: {**values, refused: PermissionError(errno.EPERM, "Operation not permitted")}})
+    with pytest.raises(PermissionError):
+        registers_of(host)
+
+
+def test_readings_of_registers_leave_no_descriptor(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    host.processor("GenuineIntel", 6, model)
+    host.registers(0, {0x606: UNITS})
+    before = set(Path("/proc/self/fd").iterdir())
+    assert read_register(host.dev, 0, 0x606) == UNITS
+    with pytest.raises(OSError, match="short"):
+        read_register(host.dev, 0, 0x611)
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "microjoules"),
+    [
+        (6, 0x8E, {"package-0": 61.035156, "dram-0": 61.035156, "psys": 61.035156}),
+        (6, 0x55, {"package-0": 61.035156, "dram-0": 15.258789, "psys": 61.035156}),
+        (6, 0x6A, {"package-0": 61.035156, "dram-0": 15.258789, "psys": 61.035156}),
+        (6, 0xCF, {"package-0": 61.035156, "dram-0": 61.035156, "psys": 1_000_000}),
+        (6, 0x37, {"package-0": 16384, "dram-0": 16384, "psys": 16384}),
+        *((19, model, dict.fromkeys(("package-0", "dram-0", "psys"), 61.035156)) for model in (0x55, 0xCF, 0x37)),
+    ],
+)
+def test_units_that_depend_on_the_model(tmp_path: Path, family: int, model: int, microjoules: dict[str, float]) -> None:
+    host = Host(tmp_path)
+    host.processor("GenuineIntel", family, model)
     host.registers(0, {0x606: UNITS, 0x64D: 1000})
     host.registers(0, {0x611: 1000, 0x619: 1000})
     found = registers_of(host)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from libvirt_rapl import paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import installer, places, program, wrappers
+from libvirt_rapl.install.manifest import Manifest
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
@@ -85,6 +87,53 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
 
 
+def left_by_a_killed_process(root: Path) -> Path:
+    left = root / f"etc/.installed.json.{2**22 + 1}.virt-rapl"
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    return left
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_only_a_dry_run_leaves_what_killed_processes_have_left(root: Path, command: str) -> None:
+    act = installer.uninstall if command == "uninstall" else partial(installer.install, emulators=[])
+    left = left_by_a_killed_process(root)
+    list(act(root, dry_run=True))
+    assert left.exists()
+    list(act(root))
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("place", ["etc/libvirt/hooks", "usr/bin", "etc/virt-rapl"])
+def test_nothing_goes_into_a_directory_that_others_can_change(root: Path, place: str) -> None:
+    (root / place).mkdir(parents=True, exist_ok=True)
+    (root / place).chmod(0o777)
+    before = tree(root)
+    for dry_run in (True, False):
+        with pytest.raises(VirtRaplError, match=f"can change .*{place}") as caught:
+            install(root, dry_run=dry_run)
+        assert "chmod go-w" in caught.value.hint
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize("place", ["usr/local/share", "etc/polkit-1/rules.d"])
+def test_some_directories_may_belong_to_others(root: Path, place: str) -> None:
+    """To Debian's group staff, or polkit's user: root runs nothing of ours there."""
+    (root / place).mkdir(parents=True)
+    (root / place).chmod(0o775)
+    assert {line.split()[0] for line in install(root)} == {"installed"}
+
+
+def test_a_manifest_names_what_is_there_and_no_more(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(root)
+    assert Manifest.load(root).files.keys() == {item.target for item in EVERY_ITEM}
+    fewer = [item for item in EVERY_ITEM if item.target != UNIT]
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "shipped_items", lambda *_: iter(fewer))
+        install(root)
+    assert Manifest.load(root).files.keys() == {item.target for item in fewer}
+
+
 def test_everything_that_is_shipped_has_its_place() -> None:
     sources = {str(path) for top in ("etc", "hooks") for path in Path(top).rglob("*") if path.is_file()}
     placed = {path for path in sources if any(path == place or path.startswith(f"{place}/") for place in places.PLACES)}
@@ -104,6 +153,23 @@ def test_a_second_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[
     assert main(["install", "--prefix-root", str(root)]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"unchanged"}
+
+
+def test_a_mode_that_somebody_has_changed_is_set_right(root: Path) -> None:
+    install(root)
+    before = contents(root)
+    for name, mode in ((HOOK, 0o644), (WRAPPER, 0o700), (UNIT, 0o666), (CONFIGURATION, 0o600)):
+        (root / name).chmod(mode)
+    assert {line.split()[0] for line in install(root)} == {"unchanged"}
+    assert contents(root) == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a file away")
+def test_a_file_of_ours_that_belongs_to_somebody_else_is_made_anew(root: Path) -> None:
+    install(root)
+    os.chown(root / HOOK, 4321, 4321)
+    assert f"updated   {root / HOOK}" in install(root)
+    assert (root / HOOK).stat().st_uid == os.getuid()
 
 
 def test_the_operators_configuration_stays_and_old_files_of_ours_do_not(root: Path) -> None:
@@ -181,7 +247,7 @@ def test_a_dry_run_says_what_a_run_does_and_does_nothing(root: Path, capsys: pyt
         before = tree(root)
         printed = virt_rapl(command, "--dry-run")
         assert tree(root) == before
-        assert printed
+        assert {line.split()[0] for line in printed} == {"would"}
         assert virt_rapl(command) == [line.removeprefix("would be ") for line in printed]
         assert tree(root) != before
 
@@ -482,9 +548,9 @@ def test_a_directory_that_virt_rapld_does_not_get_through_is_found() -> None:
         assert program.closed_directory(inside / "python") == Path(directory)
 
 
-@pytest.mark.parametrize("python", ["/opt/it's/bin/python", "/opt/a b/bin/python", "/opt/$x/bin/python", "/o%i/python"])
-def test_a_path_that_scripts_would_misread_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
-    monkeypatch.setattr(sys, "executable", python)
+@pytest.mark.parametrize("odd", ["it's", "a b", "$x", "%i", "é", "a\nb", "a;b"])
+def test_a_path_that_scripts_would_misread_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, odd: str) -> None:
+    monkeypatch.setattr(sys, "executable", f"/opt/{odd}/bin/python")
     with pytest.raises(VirtRaplError, match="cannot be named in scripts"):
         install(root)
     assert not (root / "etc").exists()

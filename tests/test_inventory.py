@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import libvirt
@@ -234,6 +235,24 @@ def test_vcpus_that_are_plugged_and_unplugged(fake: FakeLibvirt, monkeypatch: py
     assert file["read"] == reads  # only what was written anew is read
 
 
+def test_the_threads_of_another_run_of_a_domain_are_not_its_own(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event is on the way: until then nobody knows which domain that process is."""
+    monkeypatch.setattr(inventory, "VCPUS_SECONDS", 0.01)
+    states = {"vm1": RunState(1, {0: 70}), "vm2": RunState(1, {0: 80})}
+    written = iter(range(1000))
+    monkeypatch.setattr(inventory, "read_run_state", lambda name: states[name])
+    monkeypatch.setattr(inventory, "written", lambda _: (next(written), 1))
+    fake.set(FakeDomain(1, plain(1)))
+    fake.set(FakeDomain(2, plain(2)))
+    found = started([])
+    eventually(lambda: len(found.entries) == 2)
+    states.update(vm1=RunState(2, {0: 99}), vm2=RunState(1, {0: 81}))
+    eventually(lambda: found.entries[UUID.format(2)].vcpu_tids == {0: 81})
+    assert found.entries[UUID.format(1)].vcpu_tids == {0: 70}
+
+
 def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
     logged: list[str] = []
     fake.set(FakeDomain(1, plain(1)))
@@ -252,6 +271,28 @@ def test_libvirt_is_lost_and_comes_back(fake: FakeLibvirt) -> None:
         "libvirt is back",
     ]
     assert fake.closed == 1
+
+
+def test_waits_become_longer_while_it_is_away_and_short_again(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        time.sleep(0.001)
+
+    monkeypatch.setattr(inventory, "BACKOFF_SECONDS", (1.0, 2.0, 3.0))
+    monkeypatch.setattr(inventory, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    fake.there = False
+    started([])
+    for _ in range(2):
+        eventually(lambda: len(waited) > 4)
+        fake.there = True
+        eventually(lambda: len(fake.opened) > fake.closed)
+        assert waited[:4] == [1.0, 2.0, 3.0, 3.0]
+        waited.clear()
+        fake.lose()
 
 
 def test_without_libvirt_its_run_time_files_are_read(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The ledger of totals: what it keeps through kill -9, restarts and damage, and what it says when it cannot."""
 
 import contextlib
+import errno
+import functools
 import os
 import random
 import signal
@@ -10,12 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from fakes.host import Host, Thread
 
-from libvirt_rapl.energy import snapshot
-from libvirt_rapl.energy.ledger import Ledger
+from libvirt_rapl.energy import ledger as ledger_file
+from libvirt_rapl.energy import ledger_content, snapshot
+from libvirt_rapl.energy.ledger import BUSY_SECONDS, Ledger, summary
+from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.energy.snapshot import GONE, GONE_SECONDS, HOST, WHOLE, Kept, Part
 from libvirt_rapl.host.energy_source import Source, open_source
@@ -59,6 +64,80 @@ def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, logged: Logg
     assert second.load().totals == {}  # only once: they would count twice
     assert second.since == first.since
     assert logged == []
+
+
+class Watched(sqlite3.Connection):
+    """A connection that notes how it is set where a transaction is committed."""
+
+    committed: ClassVar[list[dict[str, object]]] = []
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:  # noqa: ANN401  as sqlite3 has it
+        if sql == "COMMIT":
+            self.committed.append({name: self.execute(f"PRAGMA {name}").fetchone()[0] for name in SETTINGS})
+        return super().execute(sql, *parameters)
+
+
+SETTINGS = ("synchronous", "journal_mode", "busy_timeout")
+
+
+def test_each_write_is_forced_to_the_disk(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the file's first content, before it gets its name, and all that comes after."""
+    monkeypatch.setattr(Watched, "committed", [])
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Watched))
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write(Kept({PACKAGE: 1}))
+    full, busy = 2, int(BUSY_SECONDS * 1000)
+    assert Watched.committed == [
+        dict(zip(SETTINGS, (full, mode, busy), strict=True)) for mode in ("delete", "wal", "wal")
+    ]
+
+
+def test_a_new_file_gets_its_name_when_it_is_whole_and_is_never_open_to_others(
+    make_ledger: MakeLedger, path: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[str, int]] = []
+
+    def full_disk(*_: object, **__: object) -> None:
+        found.extend((each.name, each.stat().st_mode & 0o777) for each in path.parent.iterdir())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    umask = os.umask(0)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger_content, "begin", full_disk)
+            ledger = make_ledger()
+            assert ledger.load() == Kept()
+    finally:
+        os.umask(umask)
+    assert ("ledger.db.new", 0o600) in found
+    assert {mode for _, mode in found} == {0o600}
+    assert not path.exists()
+    assert ledger.load() == Kept()
+    assert ledger.write(Kept({PACKAGE: 1}))
+    assert len(logged) == 2, "that it does not work, and that it does again"
+    assert [each.name for each in path.parent.iterdir()] == ["ledger.db"]
+
+
+def test_no_descriptor_is_left_open(make_ledger: MakeLedger, path: Path) -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+    ledger = make_ledger()
+    ledger.load()
+    for joules in (1, 2):
+        path.chmod(0o644)
+        ledger.write(Kept({PACKAGE: joules}))
+    path.write_text("damaged" * 1000)
+    ledger.write(Kept({PACKAGE: 3}))
+    assert summary(path)[2] == 0
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_what_is_metered_and_when_domains_ran_go_on(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write(Kept({PACKAGE: 1}, {"package-0": (5, 1000)}, {VCPU.owner: 10}, 100))
+    ledger.write(Kept({PACKAGE: 1}, {"package-0": (4, 1000)}, {VCPU.owner: 90}, 90))
+    assert make_ledger().load() == Kept({PACKAGE: 1}, {"package-0": (4, 1000)}, {VCPU.owner: 90}, 100)
 
 
 def test_nobody_else_may_read_and_so_hold_its_locks(make_ledger: MakeLedger, path: Path) -> None:
@@ -169,6 +248,10 @@ def test_rows_of_retired_domains_go_when_the_file_can_be_written(
     back = Kept({**gone.totals, VCPU: 1}, last_ran={VCPU.owner: 2})  # a domain of that UUID begins anew
     ledger.write(back)
     assert make_ledger().load() == back
+    ledger.write(Kept({**gone.totals, VCPU: 0}))
+    assert make_ledger().load() == back, "and its total never goes back either"
+    ledger.write(Kept({PACKAGE: 11}))
+    assert make_ledger().load().totals == {**back.totals, PACKAGE: 11}
 
 
 def cut_short(path: Path) -> None:
@@ -203,6 +286,24 @@ def another_total(path: Path) -> None:
         database.commit()
 
 
+def another_date(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO domain VALUES ('a', 1.0)")
+        database.commit()
+
+
+def another_lowest(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO lowest VALUES ('package-0', 1, 1)")
+        database.commit()
+
+
+def another_age(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE ledger SET metered = 7")
+        database.commit()
+
+
 def another_format(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[18] |= 4  # SQLite only reads such a file
@@ -224,12 +325,21 @@ DAMAGES = [
     no_text,
     emptied,
     another_total,
+    another_date,
+    another_lowest,
+    another_age,
     another_format,
     lambda path: path.write_text("no" * 9),
 ]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+def unknown_free_pages(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[39] += 1  # which no total depends on, until they are used
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, unknown_free_pages])
 def test_a_damaged_file_is_set_aside(
     make_ledger: MakeLedger, path: Path, logged: Logged, damage: Callable[[Path], None]
 ) -> None:
@@ -249,6 +359,68 @@ def test_a_damaged_file_is_set_aside(
     assert aside.read_bytes() == damaged
     assert make_ledger().load().totals == {PACKAGE: 5}
     assert len(logged) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_summary_changes_nothing(make_ledger: MakeLedger, path: Path, damage: Callable[[Path], None]) -> None:
+    """Not even where the file is missing or damaged."""
+    path.parent.mkdir()
+    with pytest.raises(DamagedError):
+        summary(path)
+    assert not list(path.parent.iterdir())
+    ledger = make_ledger(simulated=True)
+    ledger.load()
+    ledger.write(Kept({PACKAGE: 10, VCPU: 4, VCPU._replace(vcpu=WHOLE): 4, VCPU._replace(owner=GONE): 1}))
+    assert summary(path) == (ledger.since, True, 1)
+    damage(path)
+    damaged = path.read_bytes()
+    with pytest.raises(DamagedError):
+        summary(path)
+    assert path.read_bytes() == damaged
+    assert not list(path.parent.glob("*aside*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "set_aside"),
+    [
+        (sqlite3.SQLITE_IOERR_READ, False),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, False),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, False),
+        (sqlite3.SQLITE_CANTOPEN_ISDIR, False),
+        *((code, False) for code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM)),
+        (sqlite3.SQLITE_CORRUPT, True),
+        (sqlite3.SQLITE_CORRUPT_INDEX, True),
+        (sqlite3.SQLITE_NOTADB, True),
+        (sqlite3.SQLITE_ERROR, True),
+    ],
+)
+def test_errors_of_the_disk_are_no_damage(
+    make_ledger: MakeLedger,
+    path: Path,
+    logged: Logged,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    *,
+    set_aside: bool,
+) -> None:
+    """However SQLite describes them."""
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write(Kept({PACKAGE: 10}))
+    failing = make_ledger()
+
+    def fail(_: sqlite3.Connection) -> Kept:
+        error = sqlite3.OperationalError("not now")
+        error.sqlite_errorcode = code
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_content, "verified", fail)
+        assert failing.load() == Kept()
+        assert not failing.write(Kept({PACKAGE: 1}))
+    assert bool(list(path.parent.glob("*aside*"))) == set_aside
+    assert failing.load().totals == ({} if set_aside else {PACKAGE: 10})
+    assert "not now" in logged[0]
 
 
 FULL = Kept(
@@ -332,6 +504,26 @@ def test_what_is_no_file_is_neither_opened_nor_followed(
     assert target.exists() == (what == "link")
 
 
+@pytest.mark.parametrize("suffix", ["", ".new"])
+def test_a_link_that_is_put_there_at_the_last_moment_is_not_followed(
+    make_ledger: MakeLedger, path: Path, logged: Logged, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """After it was looked at."""
+    target = path.parent.parent / "target"
+    target.write_text("somebody else's")
+    path.parent.mkdir()
+
+    def put(_: Path) -> None:
+        Path(f"{path}{suffix}").symlink_to(target)
+
+    monkeypatch.setattr(ledger_file, "check_files", put)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    assert make_ledger().load() == Kept()
+    monkeypatch.undo()
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ("somebody else's", 0o644)
+    assert len(logged) == 1
+
+
 def test_a_file_that_is_being_made_when_we_are_killed(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:
     path.parent.mkdir(mode=0o750)
     for suffix in (".new", ".new-journal"):
@@ -388,13 +580,16 @@ def test_another_program_holds_the_file(
     monkeypatch.setattr("libvirt_rapl.energy.ledger.BUSY_SECONDS", 0.01)
     ledger = make_ledger()
     ledger.load()
+    later = make_ledger()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        ledger.write(Kept({PACKAGE: 1}))
+        assert not ledger.write(Kept({PACKAGE: 1}))
+        assert later.load() == Kept(), "nobody reads what is being changed"
+        assert not later.write(Kept({PACKAGE: 100}))
         other.execute("ROLLBACK")
-    assert "locked" in logged[0]
-    ledger.write(Kept({PACKAGE: 2}))
-    assert make_ledger().load().totals == {PACKAGE: 2}
+    assert ["locked" in line for line in logged] == [True, True]
+    assert ledger.write(Kept({PACKAGE: 2}))
+    assert later.load().totals == {PACKAGE: 2}
 
 
 def test_simulated_and_measured_energy_are_never_mixed(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:

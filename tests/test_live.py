@@ -10,15 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import libvirt
 import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
+from libvirt_rapl import paths
 from libvirt_rapl.cli import main
+from libvirt_rapl.domains import emulator, inventory
 from libvirt_rapl.domains.domain import Domain
+from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.lifecycle import events, live, live_plan
@@ -41,20 +45,34 @@ class Handle:
     def __init__(self, registry: Registry, *, save: str = "", restores: tuple[str, ...] = ("",)) -> None:
         self.registry, self.trouble, self.restores = registry, save, list(restores)
         self.active, self.enabled, self.aborted, self.hows = True, False, threading.Event(), list[str]()
+        self.others_restore = False
+        """Whether somebody else has restored the domain when we fail to."""
         self.job, self.operation = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
         self.image = live_plan.SAVES / "web.save"
+        self.signal = signal.SIGINT
+        """What arrives during a slow or late save."""
 
     def managedSave(self) -> int:  # noqa: N802
         if self.trouble == "slow":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal)
             assert self.aborted.wait(10), "nobody cancelled it"
             raise libvirt.libvirtError("canceled by client")
         if self.trouble == "late":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal)
         elif self.trouble:
             raise libvirt.libvirtError(self.trouble)
         self.active = False
         self.image.touch()
+        return 0
+
+    def save(self, path: str) -> int:
+        self.image = Path(path)
+        return self.managedSave()
+
+    def restore(self, path: str) -> int:
+        """Leave the image, as virConnectRestore does."""
+        assert path == str(self.image)
+        self._resume()
         return 0
 
     def jobInfo(self) -> list[int]:  # noqa: N802
@@ -70,12 +88,16 @@ class Handle:
         return 0
 
     def create(self) -> int:
-        self.hows.append(self.registry.how_to_restore(UUID))
-        if trouble := self.restores.pop(0):
-            raise libvirt.libvirtError(trouble)
-        self.active = True
+        self._resume()
         self.image.unlink()
         return 0
+
+    def _resume(self) -> None:
+        self.hows.append(self.registry.how_to_restore(UUID))
+        if trouble := self.restores.pop(0):
+            self.active = self.others_restore
+            raise libvirt.libvirtError(trouble)
+        self.active = True
 
     def isActive(self) -> int:  # noqa: N802
         return int(self.active)
@@ -89,13 +111,15 @@ class Handle:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """In a directory whose path leaves room for a socket's; pytest's own may not."""
     monkeypatch.setattr(live, "_check", lambda *_: None)
     monkeypatch.setattr(live, "is_active", lambda *_: False)
     monkeypatch.setattr(live, "lookup_uuid", lambda handle, _: domain(handle))
     monkeypatch.setattr(live_plan, "SAVES", tmp_path)
     monkeypatch.setattr(events, "JOURNAL", str(tmp_path / "none"))
-    return Registry(tmp_path / "run")
+    with TemporaryDirectory() as directory:
+        yield Registry(Path(directory) / "run")
 
 
 def domain(handle: Handle) -> Domain:
@@ -164,6 +188,29 @@ def test_not_restored_at_all_stays_saved(registry: Registry) -> None:
     with pytest.raises(VirtRaplError, match=r"second; nothing is lost, it is saved in .*/web.save") as caught:
         live.switch_on(plan(handle), registry, print)
     assert "`virsh start web`" in caught.value.hint
+
+
+def test_a_domain_that_somebody_else_has_restored_has_its_meter_all_the_same(registry: Registry) -> None:
+    handle = Handle(registry, restores=("it is already active",))
+    handle.others_restore = True
+    live.switch_on(plan(handle), registry, print)
+    assert handle.enabled
+    assert handle.hows == ["with"]
+    assert recorded(registry) == [("live", "active")]
+
+
+@pytest.mark.parametrize(
+    ("restores", "left"), [(("",), False), (("first", ""), False), (("first", "second"), True)], ids=str
+)
+def test_the_image_of_a_transient_domain_is_there_for_as_long_as_it_holds_the_domain(
+    registry: Registry, restores: tuple[str, ...], left: bool
+) -> None:
+    """libvirt removes only those that it manages itself."""
+    handle = Handle(registry, restores=restores)
+    with contextlib.suppress(VirtRaplError):
+        live.switch_on(plan(handle, persistent=False), registry, print)
+    assert handle.hows == ["with", "without"][: len(restores)]
+    assert (handle.image.exists(), handle.active) == (left, not left)
 
 
 def test_an_image_that_is_gone_is_not_promised(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,10 +331,20 @@ def test_somebody_elses_job_is_waited_for_and_not_ended(registry: Registry) -> N
     assert asked[:5] == [False] * 5
 
 
-def test_ctrl_c_cancels_the_save(registry: Registry) -> None:
-    with pytest.raises(VirtRaplError, match="web: cancelled; it runs on as before"):
-        live.switch_on(plan(Handle(registry, save="slow")), registry, print)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_would_end_us_cancels_the_save(registry: Registry, number: signal.Signals) -> None:
+    def ends_us(*_: object) -> None:
+        pytest.fail("it was not held back")
+
+    handle, before = Handle(registry, save="slow"), signal.signal(number, ends_us)
+    handle.signal = number
+    try:
+        with pytest.raises(VirtRaplError, match="web: cancelled; it runs on as before"):
+            live.switch_on(plan(handle), registry, print)
+        assert signal.getsignal(number) is ends_us
+    finally:
+        signal.signal(number, before)
+    assert recorded(registry) == [("live", "failed")]
 
 
 def test_a_ctrl_c_that_comes_too_late_takes_effect_after_the_report(
@@ -319,6 +376,147 @@ def test_ctrl_z_waits_until_the_domain_runs_again(registry: Registry, monkeypatc
         signal.signal(signal.SIGTSTP, before)
     assert stopped == [True]
     assert not handle.aborted.is_set()
+
+
+DEFINITION = (
+    f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><vcpu>1</vcpu>"
+    "<devices><emulator>/usr/bin/q</emulator></devices></domain>"
+)
+
+
+class Planned(Handle):
+    """A domain that is only looked at, and libvirt's answers about it."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry)
+        self.xml = DEFINITION
+        self.probed: list[str] = []
+        self.probe_trouble = ""
+
+    def XMLDesc(self, _: int) -> str:  # noqa: N802
+        return self.xml
+
+    def isPersistent(self) -> int:  # noqa: N802
+        return 1
+
+    def getDomainCapabilities(self, path: str, *_: object) -> str:  # noqa: N802
+        self.probed.append(path)
+        if self.probe_trouble:
+            raise libvirt.libvirtError(self.probe_trouble)
+        return ""
+
+
+@pytest.fixture
+def planned(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """One on a host where all is in order, which is root's."""
+    hook = tmp_path / "hook"
+    hook.touch(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(paths, "HOOK", str(hook))
+    monkeypatch.setattr(live_plan, "check_host", lambda: None)
+    monkeypatch.setattr(emulator, "check", lambda _: None)
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(7, {}))
+    monkeypatch.setattr(live_plan, "_used_bytes", lambda _: 3 << 20)
+    return Planned(registry)
+
+
+def test_a_plan(planned: Planned, registry: Registry) -> None:
+    made = live_plan.plan(domain(planned), planned.enable, registry)
+    assert (made.persistent, made.used_bytes) == (True, 3 << 20)
+    assert made.bytes_per_second > 1 << 20
+    assert planned.probed == ["/usr/bin/q-rapl"], "so that libvirt knows the wrapper before the guest waits"
+    assert {path.name for path in live_plan.SAVES.iterdir()} == {"hook"}, "nothing is left of the trial"
+    assert not registry.path(UUID, "live").exists()
+
+
+def refuses(name: str) -> Callable[[Planned, pytest.MonkeyPatch], None]:
+    """Let a check of the host or the emulator refuse."""
+
+    def refuse(*_: object) -> None:
+        raise VirtRaplError("not here")
+
+    return lambda _, patch: patch.setattr(f"libvirt_rapl.lifecycle.live_plan.{name}", refuse)
+
+
+def no_hook(mode: int) -> Callable[[Planned, pytest.MonkeyPatch], None]:
+    return lambda *_: Path(paths.HOOK).chmod(mode)
+
+
+def growable(planned: Planned, _: pytest.MonkeyPatch) -> None:
+    planned.xml = planned.xml.replace("<vcpu>1", "<vcpu current='1'>2")
+
+
+def not_probed(planned: Planned, _: pytest.MonkeyPatch) -> None:
+    planned.probe_trouble = "no such binary"
+
+
+def busy(planned: Planned, _: pytest.MonkeyPatch) -> None:
+    planned.job = libvirt.VIR_DOMAIN_JOB_BOUNDED
+
+
+def ordinary_user(_: Planned, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "geteuid", lambda: 1000)
+
+
+def little_space(_: Planned, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(live_plan, "free_bytes", lambda _: (3 << 20) - 1)
+
+
+def no_space(_: Planned, patch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(os, "fsync", full)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (ordinary_user, "takes root"),
+        (refuses("check_host"), "not here"),
+        (refuses("emulator.check"), "not here"),
+        (growable, "can grow"),
+        (no_hook(0o644), "no hook"),
+        (not_probed, "no such binary"),
+        (busy, "busy with it"),
+        (little_space, "3 MiB of memory"),
+        (no_space, "cannot write to"),
+    ],
+)
+def test_what_would_go_wrong_is_seen_before_the_domain_is_touched(
+    planned: Planned,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[Planned, pytest.MonkeyPatch], None],
+    message: str,
+) -> None:
+    trouble(planned, monkeypatch)
+    with pytest.raises(VirtRaplError, match=message) as caught:
+        live_plan.plan(domain(planned), planned.enable, registry)
+    assert caught.value.hint or caught.value.message == "not here"
+    assert not registry.path(UUID, "live").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (("active", ""), None),
+        (("degraded", "no helper"), "without its meter: no helper"),
+        (("off", ""), "not put in"),
+        (("pending", ""), "not put in"),
+    ],
+)
+def test_whether_it_has_its_meter_is_checked_when_it_runs_again(
+    planned: Planned, registry: Registry, monkeypatch: pytest.MonkeyPatch, state: tuple[str, str], message: str | None
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(live, "lookup_uuid", lambda handle, _: domain(handle))
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: None)
+    monkeypatch.setattr(live, "vrapl_state", lambda *_: state)
+    expected = pytest.raises(VirtRaplError, match=message) if message else contextlib.nullcontext()
+    with expected:
+        live._check(domain(planned), registry)
+    assert live.is_active(domain(planned), registry) == (message is None)
 
 
 @pytest.mark.parametrize("swap", [0, 100])

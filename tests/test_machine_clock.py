@@ -1,5 +1,7 @@
 """The cgroup of a QEMU process, and the processes beside it there."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def test_libvirts_layouts(tmp_path: Path, lines: str, directory: str, version: i
 )
 def test_no_cgroup_of_its_own(tmp_path: Path, lines: str) -> None:
     host = Host(tmp_path)
-    host.cgroup(7, lines, "system.slice/libvirtd.service", f"systemd/{SCOPE}")
+    host.cgroup(7, lines, "system.slice/libvirtd.service", f"systemd/{SCOPE}", f"name=systemd/{SCOPE}")
     assert machine_cgroup(7, sys=host.sys, proc=host.proc) is None
 
 
@@ -91,8 +93,9 @@ def test_what_serves_a_machine_is_counted_with_it(tmp_path: Path, lines: str, di
     process(host, 20, "swtpm", 10)
     process(host, 30, "qemu-pr-helper", 10)
     process(host, 40, "somebody else", 10)
+    process(host, 0, "of another PID namespace", 10)
     host.cgroup(7, lines, directory, f"{directory}/libvirt")
-    host.members(directory, 30)
+    host.members(directory, 0, 30)
     host.members(f"{directory}/libvirt/emulator", 7, 20)
     host.members(f"{directory}/libvirt/vcpu0", 40)
     clock = machine(host)
@@ -100,6 +103,7 @@ def test_what_serves_a_machine_is_counted_with_it(tmp_path: Path, lines: str, di
     process(host, 20, "swtpm", 12)
     process(host, 30, "qemu-pr-helper", 13)
     process(host, 40, "somebody else", 14)
+    process(host, 0, "of another PID namespace", 14)
     assert {(run.tid, run.nanoseconds) for run in clock.advance()} == {(7, S), (20, 2 * S), (30, 3 * S)}
     clock.close()
 
@@ -176,7 +180,81 @@ def test_a_servant_that_is_new_is_counted_whole(tmp_path: Path, monkeypatch: pyt
     clock.close()
 
 
-def test_a_long_list_is_read_to_its_end(tmp_path: Path) -> None:
+def test_a_servant_that_begins_in_the_tick_of_a_look_is_counted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_clock, "PROCESSES_SECONDS", 0)
+    monkeypatch.setattr(machine_clock, "_now", lambda: 4711 * NANOSECONDS_PER_TICK)
+    host = Host(tmp_path)
+    process(host, 7, "qemu", 0)
+    host.cgroup(7, f"0::/{SCOPE}\n")
+    host.members(SCOPE, 7)
+    clock = machine(host)
+    process(host, 20, "passt", 3)
+    host.members(SCOPE, 7, 20)
+    assert ran(clock) == {(20, None): 3 * S}
+    clock.close()
+
+
+def test_in_version_1_the_list_is_opened_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open one shows its first content for ever; here that is a file in whose place another is put."""
+    monkeypatch.setattr(machine_clock, "PROCESSES_SECONDS", 0)
+    host = Host(tmp_path)
+    process(host, 7, "qemu", 0)
+    host.cgroup(7, "5:memory:/machine/qemu-1-web.libvirt-qemu\n")
+    host.members("memory/machine/qemu-1-web.libvirt-qemu", 7)
+    clock = machine(host)
+    clock.advance()
+    process(host, 20, "swtpm", 0)
+    host.members("memory/machine/qemu-1-web.libvirt-qemu/new", 7, 20)
+    directory = host.sys / "fs/cgroup/memory/machine/qemu-1-web.libvirt-qemu"
+    (directory / "new/cgroup.procs").replace(directory / "cgroup.procs")
+    clock.advance()
+    process(host, 20, "swtpm", 1)
+    assert ran(clock) == {(20, None): S}
+    clock.close()
+
+
+def answer_as_the_kernel(monkeypatch: pytest.MonkeyPatch, answers: dict[str, OSError]) -> None:
+    """Give whole lines, at most a page of them; for some lists, by a part of their path, an error."""
+    pread = os.pread
+
+    def answer(descriptor: int, size: int, offset: int) -> bytes:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        for part, error in answers.items():
+            if path.match(part):
+                raise error
+        text = pread(descriptor, size, offset)
+        return text[: text.rindex(b"\n") + 1] if path.name == "cgroup.procs" and text else text
+
+    monkeypatch.setattr(os, "pread", answer)
+
+
+def test_cgroups_that_hold_threads_only_and_cgroups_that_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_clock, "PROCESSES_SECONDS", 0)
+    answers = {"emulator/cgroup.procs": OSError(errno.EOPNOTSUPP, "holds threads only")}
+    answer_as_the_kernel(monkeypatch, answers)
+    before = set(Path("/proc/self/fd").iterdir())
+    host = Host(tmp_path)
+    for pid in (7, 20):
+        process(host, pid, "qemu", 0)
+    host.cgroup(7, f"0::/{SCOPE}\n")
+    host.members(f"{SCOPE}/emulator", 7)
+    host.members(SCOPE, 7, 20)
+    clock = machine(host)
+    for seconds in (1, 2):
+        process(host, 20, "swtpm", seconds)
+        assert ran(clock) == {(20, None): S}
+    answers["cgroup.procs"] = OSError(errno.ENODEV, "has gone")
+    for pid in (7, 20):
+        process(host, pid, "qemu", 9)
+    assert ran(clock) == {(7, None): 9 * S}
+    clock.close()
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_long_list_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_as_the_kernel(monkeypatch, {})
     host = Host(tmp_path)
     pids = list(range(1000, 3000))
     process(host, 7, "qemu", 0)
@@ -189,14 +267,25 @@ def test_a_long_list_is_read_to_its_end(tmp_path: Path) -> None:
     clock.close()
 
 
-def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+@LAYOUTS
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_no_descriptor_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, directory: str, *, with_cpu: bool
+) -> None:
+    monkeypatch.setattr(machine_clock, "PROCESSES_SECONDS", 0)
     before = set(Path("/proc/self/fd").iterdir())
     host = Host(tmp_path)
     process(host, 7, "qemu", 0)
-    process(host, 20, "swtpm", 0)
-    host.cgroup(7, f"0::/{SCOPE}\n", f"{SCOPE}/emulator")
-    host.members(SCOPE, 7, 20)
-    clock = machine(host)
+    host.cgroup(7, lines, f"{directory}/emulator")
+    clock = machine(host, with_cpu=with_cpu)
+    for pid in (20, 30, 40):
+        process(host, pid, "swtpm", 0)
+    host.members(directory, 7, 20, 30, 40)
+    clock.advance()
+    host.members(directory, 7, 20, 30)  # one was moved away,
+    host.end(20)  # one has ended,
+    clock.advance()
+    host.members(directory, 7, 30, 50)  # and one ends before it is looked at
     clock.advance()
     clock.close()
     assert set(Path("/proc/self/fd").iterdir()) == before

@@ -10,8 +10,10 @@ import pytest
 from fakes.host import RANGE, Host, Thread
 
 from libvirt_rapl.choices import Model
+from libvirt_rapl.energy import meter as meter_module
 from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.energy.snapshot import take
+from libvirt_rapl.host import energy_source
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.process_clock import ProcessClock, ThreadRun
 from libvirt_rapl.host.processes import NANOSECONDS_PER_TICK
@@ -264,6 +266,61 @@ def test_a_pid_taken_over_by_another_process(make_bench: MakeBench) -> None:
     assert bench.conserved(100)
 
 
+def test_a_domain_started_anew_before_its_end_was_noticed(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.qemu(7, 0, 0)
+    meter = bench.start((A, 7))
+    bench.host.end(7)
+    bench.sample((A, 7))  # libvirt has not noticed
+    bench.qemu(20, 0, 5)
+    bench.sample((A, 20))
+    bench.joules(100)
+    bench.qemu(20, 0, 6)
+    bench.sample((A, 20))
+    assert (meter.domains[A].joules, meter.vcpu_tids(A)) == (50, {0: 21})
+    assert bench.conserved(100)
+
+
+def test_of_domains_that_have_gone_no_file_stays_open(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.start()
+    before = set(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        for pid in (7, 20, 30):
+            bench.qemu(pid, 0, 0)
+        bench.sample((A, 7), (B, 20))
+        bench.host.end(7)
+        bench.sample((A, 7), (B, 30))  # one has ended, one was started anew
+        bench.sample()
+        assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many open files"), ProcessLookupError(errno.ESRCH, "7")])
+def test_a_process_that_cannot_be_followed_yet_is_tried_again(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    bench = make_bench()
+    bench.host.zone("intel-rapl:0:0", "dram")
+    meter = bench.start()
+    bench.qemu(7, 0, 0)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(meter_module, "MachineClock", fail)
+    bench.host.zone("intel-rapl:0:0", "dram", RANGE + 1)
+    bench.sample((A, 7))
+    assert ("too many" in meter.trouble) == (error.errno == errno.EMFILE)
+    assert "dram-0: " in meter.trouble
+    monkeypatch.undo()
+    bench.host.zone("intel-rapl:0:0", "dram", 0)
+    bench.sample((A, 7))
+    bench.joules(100)
+    bench.qemu(7, 0, 1)
+    bench.sample((A, 7))
+    assert (meter.trouble, meter.domains[A].joules) == ("", 50)
+
+
 def test_the_threads_of_vcpus(make_bench: MakeBench) -> None:
     bench = make_bench()
     bench.qemu(7, 0, 0, 0)
@@ -332,6 +389,7 @@ def test_each_package_is_attributed_to_those_who_ran_there(make_bench: MakeBench
     # On package 1 its vCPU 0 ran; on package 0 only its main thread did, which both vCPUs share.
     assert {vcpu: usage.joules for vcpu, usage in meter.domains[B].vcpus.items()} == {0: 30, 1: 25}
     assert meter.domains[B].watts == 55
+    assert meter.domains[A].zones.keys() == {"package-0"}, "it has never run on the other"
     assert bench.conserved(110)
 
 
@@ -402,6 +460,58 @@ def test_a_thread_that_moves_between_packages_is_charged_rightly_on_average(make
         assert abs(meter.domains[A].watts - true) <= 40 * wrongly_placed + 1e-3
     assert meter.domains[A].joules == pytest.approx(total, rel=0.05)
     assert bench.conserved(120 * 200)
+
+
+def test_not_a_nanosecond_of_a_thread_that_moved_is_lost(make_bench: MakeBench) -> None:
+    """Of three one is where it was, and two are where it is. Nothing else runs, so that they make a difference."""
+    bench = make_bench({0: [0], 1: [1]})
+
+    def run(ns: int, cpu: int) -> None:
+        bench.host.process(7, {7: Thread("qemu-system-x86", 0), 8: Thread("CPU 0/KVM", 3 * ns, cpu)})
+        bench.host.process(20, {20: Thread("qemu-system-x86", 0), 21: Thread("CPU 0/KVM", ns, cpu=1)})
+
+    run(0, 0)
+    meter = bench.start((A, 7), (B, 20), model="active")
+    bench.joules(100, 0)
+    bench.joules(90, 1)
+    run(1, 1)
+    bench.sample((A, 7), (B, 20))
+    assert (meter.domains[A].joules, meter.domains[B].joules) == (100 + 60, 30)
+    assert bench.conserved(190)
+
+
+def test_that_threads_have_moved_is_forgotten_with_their_process(make_bench: MakeBench) -> None:
+    """Of one that stays on its package nothing is moved, though the clocks differ."""
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0, cpu=0)
+    meter = bench.start((A, 7))
+    bench.qemu(7, 0, 1, cpu=2)
+    bench.sample((A, 7))
+    bench.qemu(20, 0, 0, cpu=0)
+    bench.sample((A, 20))
+    bench.host.busy({0: 90, 1: 0, 2: 50, 3: 0})
+    bench.qemu(20, 0, 1, cpu=0)
+    for package in (0, 1):
+        bench.joules(100, package)
+    bench.sample((A, 20))
+    assert {name: usage.joules for name, usage in meter.domains[A].zones.items()} == {"package-0": 50, "package-1": 0}
+    assert bench.conserved(200)
+
+
+def test_what_a_cpu_was_busy_before_it_was_off_line_is_not_counted_again(make_bench: MakeBench) -> None:
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    meter = bench.start()
+    bench.host.busy({0: 0, 1: 0, 2: 0, 3: 50})
+    bench.joules(100, 1)
+    bench.sample()
+    assert meter.other.joules == 25
+    bench.host.busy({0: 0, 1: 0, 2: 0})
+    bench.sample()
+    bench.host.busy({0: 0, 1: 0, 2: 0, 3: 50})
+    bench.joules(200, 1)
+    bench.sample()
+    assert meter.other.joules == 25
+    assert bench.conserved(200)
 
 
 def test_a_cpu_goes_off_line_and_comes_back(make_bench: MakeBench) -> None:
@@ -546,6 +656,31 @@ def test_a_zone_that_appears_later(make_bench: MakeBench) -> None:
     assert {name: usage.joules for name, usage in meter.zones.items()} == {"package-0": 0, "dram-0": 2, "package-1": 30}
     assert bench.conserved(30)
     assert set(meter.lost.values()) == {0}
+
+    bench.host.zone("intel-rapl:1:0", "dram")
+    bench.sample()
+    assert "dram-1" not in meter.zones  # nor at every sample from then on
+    bench.seconds += 9
+    bench.sample()
+    assert "dram-1" in meter.zones
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "not now"), ValueError("not now")])
+def test_zones_that_cannot_be_listed_again_are_read_as_before(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench = make_bench()
+
+    def fail(_: Path) -> None:
+        raise error
+
+    meter = bench.start()
+    monkeypatch.setattr(energy_source, "powercap_zones", fail)
+    bench.seconds += 20
+    bench.joules(10)
+    bench.sample()
+    assert (meter.zones["package-0"].joules, meter.trouble) == (10, "")
+    assert (meter.metered, meter.interval_seconds) == (21, 21)
 
 
 def test_a_zone_that_comes_back_in_another_place(make_bench: MakeBench) -> None:

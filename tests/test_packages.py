@@ -26,6 +26,7 @@ SYSTEM = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LC_ALL": "C.UTF
 WRAPPER = "/usr/bin/qemu-system-x86_64-rapl"
 HOOK = "/etc/libvirt/hooks/qemu.d/virt-rapl"
 CONFIGURATION = "/etc/virt-rapl/virt-rapl.yaml"
+EXPORTER_OPTIONS = "/etc/default/virt-rapl-exporter"
 NAME = "packaged-guest"
 LIBVIRT = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service")
 UUID = "11111111-2222-4333-8444-777777777777"
@@ -252,6 +253,7 @@ def traces(machine: Machine) -> set[str]:
 
 
 @pytest.mark.e2e
+@pytest.mark.needs("curl")
 def test_the_life_of_a_package(machine: Machine) -> None:
     before, definition = traces(machine), machine.run(["virsh", "dumpxml", NAME]).stdout
 
@@ -260,6 +262,9 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     for unit in ("virt-rapld.service", "virt-rapl-wrappers.path"):
         assert machine.run(["systemctl", "is-active", unit]).stdout == "active\n"
         assert machine.run(["systemctl", "is-enabled", unit]).stdout == "enabled\n"
+    exporter = ["virt-rapl-exporter"]
+    assert machine.run(["systemctl", "is-enabled", *exporter], check=False).stdout == "disabled\n"
+    assert machine.run(["systemctl", "is-active", *exporter], check=False).stdout == "inactive\n"
     assert machine.run(["virsh", "dumpxml", NAME]).stdout == definition
     assert packaged.NOT_OURS in virt_rapl(machine, "install")
     assert dpkg(machine, "--verify", "virt-rapl") == ""
@@ -271,14 +276,23 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     assert status(machine)["vrapl"] == "active"
     counts_on(machine)
 
-    # Upgraded: the guest has its helper still, the daemon is the new one, and the operator's configuration stays.
+    # The exporter, once it is enabled.
+    machine.path(EXPORTER_OPTIONS).write_text("ARGS=--web.listen-address=127.0.0.1:9799\n")
+    machine.run(["systemctl", "enable", "--now", *exporter])
+    assert f'domain="{NAME}"' in machine.run(["curl", "--silent", "http://127.0.0.1:9799/metrics"]).stdout
+    checks = {check["name"]: check for check in json.loads(virt_rapl(machine, "doctor", "--json"))["checks"]}
+    assert checks["exporter"]["state"] == "ok", checks["exporter"]
+    assert "127.0.0.1:9799" in checks["exporter"]["message"]
+
+    # Upgraded: the guest keeps its helper, daemon and exporter are the new ones, the operator's configuration stays.
     helper, energy = status(machine)["helper"]["pid"], status(machine)["energy_joules"]
-    daemon = main_pid(machine)
+    daemon, exporter_was = main_pid(machine), main_pid(machine, *exporter)
     configuration = "interval: 0.5\n"
     machine.path(CONFIGURATION).write_text(configuration)
     dpkg(machine, "-i", "/root/next.deb")
     assert machine.path(CONFIGURATION).read_text() == configuration
     assert main_pid(machine) not in (daemon, "0")
+    assert main_pid(machine, *exporter) not in (exporter_was, "0")
     assert (status(machine)["vrapl"], status(machine)["helper"]["pid"]) == ("active", helper)
     assert status(machine)["energy_joules"] >= energy
     counts_on(machine)
@@ -307,6 +321,7 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     assert machine.path(CONFIGURATION).read_text() == configuration
     assert machine.path(HOOK).exists()
     assert not machine.path(WRAPPER).exists()
+    assert machine.run(["systemctl", "is-active", *exporter], check=False).stdout == "inactive\n"
     assert not machine.path("/usr/lib/python3/dist-packages/libvirt_rapl").exists()
     events = machine.path("/run/virt-rapl/events.jsonl").read_text()
     machine.run(["virsh", "start", NAME])
@@ -328,10 +343,11 @@ def test_a_package_that_was_unpacked_and_not_configured_is_removed_without_being
     machine.run(["cp", "/usr/bin/qemu-system-x86_64", other])
     virt_rapl(machine, "install")
     virt_rapl(machine, "enable", NAME)
+    machine.run(["systemctl", "start", "virt-rapl-exporter"])
     dpkg(machine, "--unpack", "/root/next.deb")
     said = dpkg(machine, "--remove", "virt-rapl")
     assert f"warning: {NAME} is enabled and does not start without virt-rapl" in said
-    for unit in ("virt-rapld.service", "virt-rapl-wrappers.path"):
+    for unit in ("virt-rapl-exporter.service", "virt-rapld.service", "virt-rapl-wrappers.path"):
         assert machine.run(["systemctl", "is-active", unit], check=False).stdout == "inactive\n"
 
     dpkg(machine, "-i", "/root/next.deb")
@@ -367,5 +383,5 @@ def test_a_package_beside_an_installation_by_hand(machine: Machine) -> None:
     dpkg(machine, "--purge", "virt-rapl")
 
 
-def main_pid(machine: Machine) -> str:
-    return machine.run(["systemctl", "show", "--property=MainPID", "--value", "virt-rapld"]).stdout.strip()
+def main_pid(machine: Machine, unit: str = "virt-rapld") -> str:
+    return machine.run(["systemctl", "show", "--property=MainPID", "--value", unit]).stdout.strip()

@@ -106,6 +106,15 @@ def test_no_user_and_password_look_like_another_pair() -> None:
         assert checked.check(USERS, header(user, password), "::1") == "wrong"
     assert checked.check(USERS, header("b", "c"), "::1") == "right"
 
+    odd = {"b": hashed("x" + nobody + "y")}
+    assert checked.check(odd, header("b", "x" + nobody + "y"), "::2") == "right"
+    assert checked.check(odd, header("b" + odd["b"].decode() + "x", "y"), "::2") == "wrong"
+
+
+def test_an_unknown_user_is_not_let_in_whatever_bcrypt_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *_: True)
+    assert Passwords().check(USERS, header("nobody", "x"), "::1") == "wrong"
+
 
 def test_who_has_guessed_wrong_waits(computed: list[bytes]) -> None:
     clock = Clock()

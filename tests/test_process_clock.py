@@ -1,6 +1,8 @@
 """Thread clocks: nothing is lost and nothing is counted twice, in a tree of files and on real processes."""
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libvirt_rapl.host import process_clock
-from libvirt_rapl.host.process_clock import MOST_OTHERS, ProcessClock
+from libvirt_rapl.host.process_clock import MOST_OTHERS, ProcessClock, allow_many_descriptors
 
 MS = 1_000_000
 QEMU = "qemu-system-x86"
@@ -105,7 +107,10 @@ def test_what_a_thread_calls_itself_means_nothing(host: Host, with_cpu: bool) ->
 
 
 class Kernel:
-    """A host whose process clock counts nanoseconds, as the real one's does, and which notes what is read of it."""
+    """A host whose process clock counts nanoseconds, as the real one's does, and which notes what is read of it.
+
+    A file of a thread that has ended answers ESRCH, also where it was opened before.
+    """
 
     def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         self.host = host
@@ -120,9 +125,11 @@ class Kernel:
     def _noting(self, name: str) -> Callable[..., object]:
         original = getattr(os, name)
 
-        def noting(*arguments: object) -> object:
+        def noting(descriptor: int, *arguments: object) -> object:
             self.reads.append(name)
-            return original(*arguments)
+            if name == "pread" and not os.fstat(descriptor).st_nlink:
+                raise ProcessLookupError
+            return original(descriptor, *arguments)
 
         return noting
 
@@ -149,6 +156,44 @@ def test_of_a_process_that_slept_nothing_is_read(kernel: Kernel) -> None:
     kernel.reads.clear()
     assert advance(clock) == {}
     assert kernel.reads == []
+    clock.close()
+
+
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_what_threads_run_between_two_readings_is_counted_once(kernel: Kernel, *, with_cpu: bool) -> None:
+    """The sum is read first: when a thread is read, it may have run for longer."""
+    kernel.set({7: Thread(QEMU, 100), 9: Thread("CPU 0/KVM", 200)})
+    clock = kernel.clock(with_cpu=with_cpu)
+    kernel.set({7: Thread(QEMU, 100), 9: Thread("CPU 0/KVM", 250)})
+    kernel.total -= 20
+    assert advance(clock) == {REST: 0, 0: 50}
+    kernel.total += 20
+    assert sum(advance(clock).values()) == 0
+    kernel.set({7: Thread(QEMU, 101), 9: Thread("CPU 0/KVM", 250)})
+    assert advance(clock) == {REST: 1, 0: 0}
+    clock.close()
+
+
+def test_a_thread_whose_clock_goes_back_has_not_run(kernel: Kernel) -> None:
+    """One that calls execve(2) gets the main thread's TID, and keeps its own clock."""
+    kernel.set({7: Thread(QEMU, 900), 9: Thread("worker", 10)})
+    clock = kernel.clock(with_cpu=True)
+    kernel.set({7: Thread(QEMU, 40)}, ended_ns=900)
+    assert {(run.tid, run.nanoseconds) for run in clock.advance()} == {(7, 30), (7, 0)}
+    kernel.set({7: Thread(QEMU, 45)}, ended_ns=900)
+    assert {(run.tid, run.nanoseconds) for run in clock.advance()} == {(7, 0), (7, 5)}
+    clock.close()
+
+
+def test_what_new_threads_ran_before_is_counted_once(kernel: Kernel) -> None:
+    """Of each it is not more than is left of what the process ran since the last reading."""
+    kernel.set({7: Thread(QEMU, 0), 9: Thread("worker", 0), 10: Thread("worker", 0)})
+    clock = ProcessClock(7, with_cpu=False, proc=kernel.host.proc)
+    kernel.set({7: Thread(QEMU, 0), 9: Thread("worker", 8), 10: Thread("worker", 8)})
+    assert advance(clock) == {REST: 16}
+    clock.set_vcpus({0: 9, 1: 10})
+    kernel.set({7: Thread(QEMU, 0), 9: Thread("worker", 13), 10: Thread("worker", 13)})
+    assert advance(clock) == {REST: 0, 0: 10, 1: 0}
     clock.close()
 
 
@@ -268,6 +313,93 @@ def test_another_process_with_the_same_pid_is_not_followed(host: Host) -> None:
     with pytest.raises(ProcessLookupError):
         clock.advance()
     clock.close()
+
+
+@pytest.mark.parametrize("with_cpu", [False, True])
+@pytest.mark.parametrize("ran", [1, 900, 5000])
+def test_another_process_with_the_same_pid_is_noticed_by_its_threads(
+    kernel: Kernel, ran: int, *, with_cpu: bool
+) -> None:
+    """Whether it has run for less than the one that was followed, or for longer."""
+    kernel.set({7: Thread(QEMU, 400), 9: Thread("CPU 0/KVM", 200)})
+    clock = kernel.clock(with_cpu=with_cpu)
+    kernel.host.end(7)
+    kernel.set({7: Thread("stranger", ran)})
+    with pytest.raises(ProcessLookupError):
+        clock.advance()
+    clock.close()
+
+
+def test_of_a_process_without_vcpus_another_with_the_same_pid_is_noticed(kernel: Kernel) -> None:
+    kernel.set({7: Thread(QEMU, 400)})
+    clock = kernel.clock()
+    kernel.host.end(7)
+    kernel.set({7: Thread("stranger", 5000)})
+    with pytest.raises(ProcessLookupError):
+        clock.advance()
+    clock.close()
+
+
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_where_files_cannot_be_opened_none_stays_open(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, *, with_cpu: bool
+) -> None:
+    """Whichever of them is the first that is one too many."""
+    kernel.set({7: Thread(QEMU, 0), 9: Thread("CPU 0/KVM", 0), 10: Thread("worker", 0)})
+    before = set(Path("/proc/self/fd").iterdir())
+    opened, left = os.open, 0
+
+    def open_few(path: str | Path, flags: int, *, dir_fd: int | None = None) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, flags, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", open_few)
+    needed = 7 if with_cpu else 2  # the directory, and one or two of each thread that is followed
+    for few in range(needed):
+        left = few
+        with pytest.raises(OSError, match="Too many"):
+            kernel.clock(with_cpu=with_cpu)
+        assert set(Path("/proc/self/fd").iterdir()) == before
+    left = needed
+    kernel.clock(with_cpu=with_cpu).close()
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_of_a_process_that_ends_while_it_is_taken_up_nothing_stays_open(host: Host) -> None:
+    host.process(7, {7: Thread(QEMU, 0)})
+    (host.proc / "7/stat").unlink()
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(ProcessLookupError):
+        ProcessClock(7, with_cpu=True, proc=host.proc)
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("with_cpu", [False, True])
+def test_of_threads_that_have_gone_nothing_stays_open(kernel: Kernel, *, with_cpu: bool) -> None:
+    main = {7: Thread(QEMU, 0)}
+    kernel.set(main)
+    clock = kernel.clock(with_cpu=with_cpu)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    for second in range(1, 4):
+        kernel.set({**main, 9: Thread("CPU 0/KVM", second), 10: Thread("CPU 1/KVM", second)}, ended_ns=4 * second)
+        clock.set_vcpus({0: 9, 1: 10})
+        clock.advance()
+        clock.set_vcpus({0: 9})  # one is no vCPU's any more, and both end
+        kernel.set(main, ended_ns=6 * second + 4)
+        clock.advance()
+        assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+    clock.close()
+
+
+def test_as_many_files_as_the_administrator_allows_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 524288))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limit: limits.append((what, limit)))
+    allow_many_descriptors()
+    assert limits == [(resource.RLIMIT_NOFILE, (524288, 524288))]
 
 
 HOSTILE = """

@@ -1,10 +1,12 @@
 """The document of each sample: made once, outside the meter's lock, and given out when its totals are kept."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes.host import Host
@@ -126,6 +128,54 @@ def test_what_is_given_out_is_kept(bench: Bench) -> None:
         kept = Ledger(bench.ledger._path, simulated=False, log=pytest.fail).load().totals
         (counted,) = (part for part in kept if part.owner == "host")
         assert kept[counted] >= bench.made[-1].zones["package-0"].counted.microjoules > 0
+
+
+def test_what_is_counted_after_the_ledger_was_asked_is_not_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_soon = bench.meter.keep_soon
+
+    def keep_and_sample() -> Future[None]:
+        keeping = keep_soon()
+        keeping.result(30)
+        bench.sample(9)
+        return keeping
+
+    monkeypatch.setattr(bench.meter, "keep_soon", keep_and_sample)
+    assert b'"model": "1000000"' in bench.publisher().text()
+
+
+def test_the_first_clients_wait_for_an_interval(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        bench.sample(2)
+
+    monkeypatch.setattr(bench.meter, "has_power", SimpleNamespace(wait=wait, set=lambda: None))
+    assert b'"model": "2000000"' in bench.publisher().text()
+    assert waited == [publisher.FIRST_SECONDS]
+
+
+@pytest.mark.parametrize(
+    ("interval", "until"),  # how long it is given out if it took 2 seconds to make
+    [(0.1, math.inf), (1, math.inf), (1.5, 20), (60, 20)],
+)
+def test_how_long_a_document_is_given_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, interval: float, until: float
+) -> None:
+    now = 1000.0
+
+    def take() -> None:
+        nonlocal now
+        now += 2
+
+    monkeypatch.setattr(publisher, "time", SimpleNamespace(monotonic=lambda: now))
+    bench.making = take
+    published = bench.publisher(interval)
+    first = published.text()
+    for later, made in ((0.0, 1), (19.75, 1), (0.25, 2 - (until == math.inf)), (1e6, 3 if until == 20 else 1)):
+        now += later
+        assert (published.text() is first) == (made == 1)
+        assert len(bench.made) == made
 
 
 def test_a_disk_that_hangs_holds_a_document_up_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """libvirt's own run-time files: the process and vCPU threads of a domain."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,24 @@ def test_whenever_libvirt_writes_the_status_file_anew_it_shows(run: Path) -> Non
     before = written("vm", run)
     assert before == written("vm", run)
     write(run / "new", STATUS)
+    assert before
+    os.utime(run / "new", ns=(0, before[1]))  # within one tick of the clock
     (run / "new").replace(run / "vm.xml")
-    assert written("vm", run) not in (before, None)
+    replaced = written("vm", run)
+    assert replaced not in (before, None)
+    os.utime(run / "vm.xml", ns=(0, 1))  # or written in place
+    assert written("vm", run) not in (before, replaced, None)
+
+
+def test_files_that_may_not_be_read_are_no_domain_that_does_not_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write(run / "vm.xml", STATUS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", forbid)
+        with pytest.raises(PermissionError):
+            state(run)
 
 
 def test_a_process_that_has_gone_is_not_running(run: Path) -> None:

@@ -67,10 +67,16 @@ def test_one_that_does_not_is_none(root: Path, rule: str) -> None:
 
 
 def test_where_apparmor_has_no_say_nothing_is_missing(root: Path) -> None:
-    assert hints(root, "/usr/bin/qemu-system-x86_64") == []
+    for known in ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm"):
+        assert hints(root, known) == [], "virt-rapl's own rules name it"
     write(root, "../../sys/kernel/security/apparmor/profiles", "man (enforce)\nlibvirtd (complain)\n")
     assert hints(root) == []
     write(root, "../../sys/module/apparmor/parameters/enabled", "N\n")
+    assert hints(root) == []
+
+
+def test_who_may_not_read_whether_apparmor_is_on_gets_no_error(root: Path) -> None:
+    (root / "sys/kernel/security/apparmor/profiles").unlink()
     assert hints(root) == []
 
 

@@ -14,7 +14,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator.files import Files
 from libvirt_rapl.simulator.power import Model, PackageEnergy, Simulation
 from libvirt_rapl.simulator.registers import Counters
-from libvirt_rapl.simulator.server import Operations, load_library
+from libvirt_rapl.simulator.server import Operations, load_library, serve
 
 SECOND = 1_000_000_000
 MODEL = Model(packages=2)
@@ -176,6 +176,7 @@ def test_reading_on_ends_where_the_text_ended() -> None:
     assert host.files.read(path, 4096, len(first), handle) == b""
     assert len(host.text(path)) > len(first)
     host.files.release(path, handle)
+    assert host.files.read(path, 4096, 1, handle).decode() == host.text(path)[1:], "nothing is kept"
 
 
 def _start(model: Model) -> int:
@@ -211,6 +212,27 @@ def test_it_reports_when_it_is_mounted() -> None:
     host = Host()
     host.files.init("/")
     assert host.mounted
+
+
+def test_any_user_may_look_and_the_kernel_checks_modes_and_keeps_no_reading() -> None:
+    served: dict[str, object] = {}
+
+    class Library:
+        def FUSE(self, operations: Operations, mountpoint: str, **options: object) -> None:  # noqa: N802 (its name)
+            served.update(options, operations=operations, mountpoint=mountpoint)
+
+    host = Host()
+    serve(Library(), host.files._entries, Path("/mountpoint"), host.mount)
+    operations = served.pop("operations")
+    assert isinstance(operations, Operations)
+    assert not host.mounted
+    operations.init("/")
+    assert host.mounted
+    assert served.pop("mountpoint") == "/mountpoint"
+    assert served.pop("fsname") == "virt-rapl-simulator"
+    # Without `foreground` it would go on alone, and without `nothreads` read the counters from two threads at once.
+    assert set(served) == {"foreground", "nothreads", "ro", "allow_other", "default_permissions", "direct_io"}
+    assert set(served.values()) == {True}
 
 
 def test_a_kernel_without_fuse(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """`virt-rapl status`: the document's shape, the words for a domain's meter, the table, and what fails."""
 
+import contextlib
+import errno
 import itertools
 import json
 import os
@@ -7,19 +9,22 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import libvirt
 import pytest
 from fakes.host import Host, Thread
+from walking import wait_until
 
-from libvirt_rapl import paths
+from libvirt_rapl import paths, sockets
 from libvirt_rapl.choices import Backend
 from libvirt_rapl.cli import main, status
 from libvirt_rapl.config import Config
@@ -30,10 +35,13 @@ from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.domains.run_files import RunState
+from libvirt_rapl.energy.meter import Meter
 from libvirt_rapl.energy.snapshot import take
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Record, Registry, State
+from libvirt_rapl.host import requirements
 from libvirt_rapl.host.processes import start_time
+from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.lifecycle import meter_state
 from libvirt_rapl.simulator.world import World
 
@@ -312,6 +320,7 @@ MARKED = Definition.parse(PLAIN).inject(socket=f"/run/virt-rapl/{UUID}.sock").xm
         (MARKED, PLAIN, "ready", "alive", "active"),
         (MARKED, MARKED, "ready", "alone", "degraded"),
         (MARKED, MARKED, "ready", "another", "degraded"),
+        (MARKED, MARKED, "ready", "of an earlier run", "degraded"),
         (MARKED, MARKED, "ready", None, "degraded"),
         (MARKED, MARKED, "degraded", "alive", "degraded"),
         (MARKED, MARKED, None, None, "degraded"),
@@ -340,6 +349,7 @@ def test_how_far_a_domain_is(
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
+        record.pid = 6 if helper == "of an earlier run" else 7
     assert meter_state.vrapl_state(inventory.describe(domain), record, registry)[0] == expected
 
 
@@ -450,6 +460,183 @@ def test_who_asks_and_does_not_read_holds_nobody_up(
         crowd.communicate()
 
 
+def test_who_never_reads_is_let_go(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are threads, which then answer others."""
+    monkeypatch.setattr(answerers, "SEND_SECONDS", 0.1)
+    many = status_socket.ANSWERERS if os.getuid() == 0 else status_socket.ANSWERERS_OF_ONE
+    texts = [b"x" * 10_000_000] * many
+    path = tmp_path / "status.sock"
+    serve(path, lambda: texts.pop() if texts else b'{"schema": 1}')
+    with contextlib.ExitStack() as clients:
+        for _ in range(many):
+            clients.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        wait_until(lambda: not texts, 20, "each thread has a client that does not read")
+        wait_until(lambda: status_socket.ask(path) == {"schema": 1}, 20, "others are answered")
+
+
+class FailingListener:
+    """A socket that listens, and where the first attempts to accept a client fail."""
+
+    def __init__(self, listener: socket.socket, failures: int) -> None:
+        self._listener = listener
+        self._failures = itertools.repeat(OSError(errno.EMFILE, "Too many open files"), failures)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        for failure in self._failures:
+            raise failure
+        return self._listener.accept()
+
+    def shutdown(self, how: int) -> None:
+        self._listener.shutdown(how)
+
+
+def test_too_many_open_files_end_no_answering(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    listen = sockets.listen
+    failures = 2 * status_socket.ANSWERERS
+    monkeypatch.setattr(answerers, "listen", lambda *where: FailingListener(listen(*where), failures))
+    monkeypatch.setattr(answerers, "time", SimpleNamespace(sleep=slept.append))
+    path = tmp_path / "status.sock"
+    serve(path, lambda: b'{"schema": 1}')
+    assert status_socket.ask(path) == {"schema": 1}
+    wait_until(lambda: len(slept) == failures, 20, "each failure is waited for")
+    assert status_socket.ask(path) == {"schema": 1}
+
+
+def open_sockets() -> set[str]:
+    links: set[str] = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.add(str(descriptor.readlink()))
+    return {link for link in links if link.startswith("socket:")}
+
+
+def test_connections_are_closed_whatever_came_of_them(tmp_path: Path, serve: Serve) -> None:
+    path = tmp_path / "status.sock"
+    answers = itertools.cycle([b'{"schema": 1}', b"", b"x" * 1_000_000])
+    serve(path, lambda: next(answers))
+    before = open_sockets()
+    for number in range(30):
+        if number % 3 == 2:
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(str(path))
+                assert peer.recv(1), "and it reads no more"
+        else:
+            assert status_socket.ask(path) == (None if number % 3 else {"schema": 1})
+    wait_until(lambda: not open_sockets() - before, 20, "all are closed")
+
+
+@pytest.fixture
+def public_directory() -> Iterator[Path]:
+    """A directory that everybody may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+FEW = """
+import os, select, socket, sys
+os.setgroups([]), os.setgid(4321), os.setuid(4321)
+def connect():
+    peer = socket.socket(socket.AF_UNIX)
+    peer.connect(sys.argv[1])
+    return peer
+for _ in range(10):
+    assert connect().makefile().read() == "{}"
+print(flush=True)
+sys.stdin.readline()
+waiting = {connect() for _ in range(int(sys.argv[2]) + 1)}
+refused = select.select(waiting, [], [], 30)[0]
+print(*(peer.recv(100) for peer in refused), flush=True)
+print(*(peer.recv(100) for peer in waiting.difference(refused)), flush=True)
+"""
+"""A member of the group that asks ten times, one after the other, and then one time too many at once."""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_as_many_answers_at_once_as_one_user_may_have(public_directory: Path, serve: Serve) -> None:
+    path = public_directory / "status.sock"
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    go_on.set()
+
+    def text() -> bytes:
+        begun.release()
+        assert go_on.wait(30)
+        return b"{}"
+
+    serve(path, text)
+    path.chmod(0o666)
+    most = status_socket.ANSWERERS_OF_ONE
+    command = [sys.executable, "-c", FEW, str(path), str(most)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as few:
+        assert few.stdin
+        assert few.stdout
+        assert few.stdout.readline() == b"\n"
+        while begun.acquire(blocking=False):
+            pass
+        go_on.clear()
+        few.stdin.write(b"\n")
+        few.stdin.flush()
+        for _ in range(most):
+            assert begun.acquire(timeout=30)
+        assert few.stdout.readline() == b"b''\n", "one is refused"
+        own = [socket.socket(socket.AF_UNIX) for _ in range(most + 1)]
+        for peer in own:
+            peer.connect(str(path))
+            assert begun.acquire(timeout=30), "root may ask more often"
+        go_on.set()
+        assert few.stdout.readline() == b" ".join([b"b'{}'"] * most) + b"\n"
+    for peer in own:
+        assert peer.recv(10) == b"{}"
+        peer.close()
+
+
+def test_a_daemon_whose_backlog_is_full_is_one_that_listens(tmp_path: Path) -> None:
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as clients:
+        listener.bind(str(path))
+        assert not status_socket.listens(path)
+        listener.listen(0)
+        assert status_socket.listens(path)
+        result = 0
+        while not result:
+            peer = clients.enter_context(socket.socket(socket.AF_UNIX))
+            peer.setblocking(False)
+            result = peer.connect_ex(str(path))
+        assert result == errno.EAGAIN
+        assert status_socket.listens(path)
+    assert not status_socket.listens(path)
+    assert not status_socket.listens(tmp_path / "nothing")
+
+
+def test_who_asks_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_socket, "ANSWER_SECONDS", 0.05)
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        asking = threading.Thread(target=status_socket.ask, args=(path,))
+        asking.start()
+        asking.join(20)
+        gave_up = not asking.is_alive()
+    asking.join()  # it has been hung up on now
+    assert gave_up
+
+
+def test_failures_are_logged_again_when_they_were_over() -> None:
+    lines: list[str] = []
+    outcomes = iter([True, False, False, True, False])
+
+    def make() -> bytes:
+        if next(outcomes):
+            return b"{}"
+        raise OSError("no\nspace")
+
+    text = status_socket.CarefulText(make, lines.append)
+    assert [text() for _ in range(5)] == [b"{}", b"", b"", b"{}", b""]
+    assert ["no space" in line for line in lines] == [True, True]
+
+
 def test_an_answer_that_fails_is_logged_once_and_ends_no_answering(tmp_path: Path, serve: Serve) -> None:
     """As where no thread can be started."""
     failures = [RuntimeError("can't start new thread") for _ in range(3 * status_socket.ANSWERERS)]
@@ -499,6 +686,75 @@ def test_a_daemon_is_asked_where_there_is_one(tmp_path: Path, serve: Serve, caps
     assert capsys.readouterr().out.splitlines() == [*status.table(read(reported)), f"joules are counted since {since}"]
     assert ask_daemon(tmp_path, "nobody") == 1
     assert "there is no domain 'nobody'" in capsys.readouterr().err
+
+
+def test_virt_rapld_is_not_asked_for_the_domains_of_another_libvirt(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_for(host, 0)
+    monkeypatch.setattr(status_socket, "ask", lambda _: a_document("msr"))
+    assert run(tmp_path) == 0
+    shown = capsys.readouterr()
+    assert (shown.out.splitlines()[-1], shown.err) == ("joules are counted since this command started", "")
+
+
+def test_who_could_have_made_the_run_directory_does_not_answer_for_virt_rapld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status_socket, "ask", lambda _: a_document("msr"))
+    run_directory = tmp_path / "run"
+    run_directory.mkdir()
+    (tmp_path / "virt-rapl.yaml").write_text(f"run_directory: {run_directory}\n")
+    for mode, got in ((0o755, 0), (0o777, 1)):
+        run_directory.chmod(mode)
+        assert main(["--config", str(tmp_path / "virt-rapl.yaml"), "status"]) == got
+        shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{run_directory} is not used" in shown.err
+
+
+@pytest.mark.parametrize(("watch", "terminal"), [(True, True), (True, False), (False, True)])
+def test_only_a_terminal_that_watches_is_redrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, watch: bool, terminal: bool
+) -> None:
+    reported = a_document("msr")
+    reported["domains"][1]["reason"] = "no \x1b[31m helper"
+    answers = iter([reported])
+    monkeypatch.setattr(status_socket, "ask", lambda _: next(answers, None))
+    monkeypatch.setattr(stream_socket, "follow", lambda _: iter([]))
+    monkeypatch.setattr(status, "INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(status, "RESTART_SECONDS", 0)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    ask_daemon(tmp_path, *(["--watch"] if watch else []))
+    out = capsys.readouterr().out
+    redrawn = "\033[H\033[J" if watch and terminal else ""
+    assert out.startswith(f"{redrawn}CPU (msr)\n")
+    assert out.count("\033") == redrawn.count("\033"), "what a domain brings along is written out"
+
+
+def test_own_samples_come_at_a_rhythm_however_long_each_takes(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    slept: list[float] = []
+    clock = SimpleNamespace(now=0.0)
+    real = status._sample
+
+    def sample(meter: Meter, connection: Any) -> list[Domain]:  # noqa: ANN401
+        clock.now += 0.25
+        return real(meter, connection)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += seconds
+        if len(slept) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "_sample", sample)
+    monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    monkeypatch.setattr(status, "INTERVAL_SECONDS", 1.0)
+    assert run(tmp_path, "--watch") == 130
+    assert slept == [1.0, 0.75, 0.75, 0.75]
 
 
 def test_a_watch_outlives_a_restart_of_the_daemon(
@@ -568,6 +824,56 @@ def test_a_field_that_is_new_has_a_default() -> None:
         "Reading": figures,
         "Vcpu": {"id", "tid", *figures},
     }
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [("host",), ("domains",), ("host", "zones"), ("host", "source"), ("host", "zones", 0, "name")]
+    + [("domains", 0, name) for name in ("uuid", "helper", "zones", "vcpus", "power_watts")],
+)
+def test_a_document_that_lacks_what_all_versions_have_is_an_error_with_a_hint(missing: tuple[str | int, ...]) -> None:
+    shown: Any = a_document("msr")
+    part = shown
+    for step in missing[:-1]:
+        part = part[step]
+    del part[missing[-1]]
+    with pytest.raises(VirtRaplError) as caught:
+        read(shown)
+    assert caught.value.hint
+
+
+@pytest.mark.usefixtures("host")
+def test_instants_are_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path / "run")
+    record = Record(uuid=UUID, name="vm", backend="native", owner_uid=0, owner_gid=0, state="degraded", since=86400.0)
+    registry.write(record)
+    entry = inventory.Entry(name="vm", uuid=UUID, id=3, state="running", pid=7, mark="live")
+    host = host_meter.HostMeter(Config(run_directory=registry.run_directory))
+    host.meter.since = 3600.25
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XXX-9")
+        time.tzset()
+        shown = host.document(take(host.meter), [entry])
+    time.tzset()
+    assert (shown.host.since, shown.domains[0].since) == ("1970-01-01T01:00:00+00:00", "1970-01-02T00:00:00+00:00")
+
+
+@pytest.mark.usefixtures("host")
+def test_on_a_processor_that_is_not_intels_what_is_pending_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "processor", lambda _: Processor("AuthenticAMD", 25, 1))
+    host = host_meter.HostMeter(Config(run_directory=tmp_path / "run"))
+    names: list[tuple[str, inventory.Mark | None]] = [("a", "next"), ("b", None), ("c", "next")]
+    entries = [
+        inventory.Entry(
+            name=name, uuid=f"{name}2345678-1234-1234-1234-123456789abc", id=None, state="", pid=None, mark=mark
+        )
+        for name, mark in names
+    ]
+    first, second, third = host.document(take(host.meter), entries, {entries[2].uuid: "it can grow"}).domains
+    assert "Intel" in str(first.reason)
+    assert (second.reason, third.reason) == (None, "it can grow")
 
 
 @pytest.mark.parametrize("silent", [True, False])

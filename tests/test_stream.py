@@ -1,19 +1,23 @@
 """The stream of documents: what a client gets, and that slow, many or vanished clients cost others nothing."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from walking import wait_until
 
+from libvirt_rapl import sockets
 from libvirt_rapl.daemon import stream_socket
 from libvirt_rapl.daemon.stream_socket import Streams, follow
 from libvirt_rapl.errors import VirtRaplError
@@ -144,6 +148,112 @@ def test_a_stuck_client_is_disconnected(daemon: Daemon, monkeypatch: pytest.Monk
     wait_until(lambda: not daemon.streams._clients, 10, "it is let go, too")
 
 
+def open_sockets() -> set[str]:
+    links: set[str] = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.add(str(descriptor.readlink()))
+    return {link for link in links if link.startswith("socket:")}
+
+
+def test_a_client_that_goes_without_reading_harms_nobody(daemon: Daemon) -> None:
+    """Linux then tells us that it has reset the connection."""
+    (other,) = daemon.admit()
+    before = open_sockets()
+    (client,) = daemon.admit()
+    daemon.sample()
+    assert other.number() == 1
+    assert client.peer.recv(1)
+    client.lines.close()
+    client.peer.close()
+    wait_until(lambda: len(daemon.streams._clients) == 1, 10, "it is let go")
+    daemon.sample()
+    assert other.number() == 2
+    assert open_sockets() == before
+
+
+def test_nothing_stays_open_when_it_is_closed(tmp_path: Path) -> None:
+    before = open_sockets()
+    daemon = Daemon(tmp_path / "stream.sock")
+    clients = daemon.admit(3)
+    daemon.streams.close()
+    assert [client.document() for client in clients] == [None] * 3
+    for client in clients:
+        client.lines.close()
+    daemon.close()
+    wait_until(lambda: not open_sockets() - before, 10, "all are closed")
+
+
+def test_who_wakes_it_never_waits(daemon: Daemon) -> None:
+    """However often, while a document takes long."""
+    (client,) = daemon.admit()
+    make, making, go_on = daemon.streams._text._make, threading.Event(), threading.Event()
+
+    def take_long() -> bytes:
+        making.set()
+        assert go_on.wait(30)
+        return make()
+
+    daemon.streams._text._make = take_long
+    daemon.sample()
+    assert making.wait(30)
+
+    def wake_often() -> None:
+        for _ in range(5000):
+            daemon.sample()
+
+    waking = threading.Thread(target=wake_often, daemon=True)
+    waking.start()
+    waking.join(20)
+    assert not waking.is_alive()
+    go_on.set()
+    assert client.number() == 5001
+
+
+class FailingListener:
+    """A socket that listens, and where some attempts to accept a client fail."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.failures = [OSError(errno.EMFILE, "Too many open files"), BlockingIOError(errno.EAGAIN, "it has gone")] * 2
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.failures:
+            raise self.failures.pop()
+        return self._listener.accept()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever a socket has
+        return getattr(self._listener, name)
+
+    def __enter__(self) -> None:
+        self._listener.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+
+def test_too_many_open_files_do_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=slept.append, monotonic=time.monotonic)
+    monkeypatch.setattr(stream_socket, "time", clock)
+    monkeypatch.setattr(stream_socket, "listen", lambda *where: FailingListener(sockets.listen(*where)))
+    daemon = Daemon(tmp_path / "stream.sock")
+    (client,) = daemon.admit()
+    daemon.sample()
+    assert client.number() == 1
+    assert len(slept) == 2, "a client that has gone meanwhile is no reason to wait"
+    daemon.close()
+
+
+def test_a_client_is_given_only_what_is_newer_than_its_connection(daemon: Daemon) -> None:
+    """Though nobody was connected when the last document was made, and none of it is kept for him."""
+    daemon.sample()
+    (client,) = daemon.admit()
+    daemon.streams.wake()
+    daemon.sample()
+    assert client.number() == 2
+
+
 def test_a_client_that_writes_is_disconnected(daemon: Daemon) -> None:
     (client,) = daemon.admit()
     client.peer.sendall(b"GET / HTTP/1.1\r\n")
@@ -171,6 +281,7 @@ os.setgroups([]), os.setgid(4321), os.setuid(4321)
 peers = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
 for peer in peers:
     peer.connect(sys.argv[1])
+peers[-1].settimeout(20)
 print(peers[-1].recv(1000).decode(), end="", flush=True)
 sys.stdin.read()
 """
@@ -211,6 +322,19 @@ def test_a_document_that_cannot_be_made_is_logged_once(daemon: Daemon, monkeypat
     assert client.number() == 1
     (line,) = daemon.lines
     assert "not now" in line
+
+
+def test_a_daemon_that_is_silent_is_not_followed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_socket, "SILENCE_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "stream.sock"))
+        listener.listen()
+        following = threading.Thread(target=lambda: list(follow(tmp_path / "stream.sock")))
+        following.start()
+        following.join(20)
+        gave_up = not following.is_alive()
+    following.join()  # it has been hung up on now
+    assert gave_up
 
 
 def test_following(daemon: Daemon) -> None:

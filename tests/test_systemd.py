@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -404,15 +405,18 @@ def test_uninstall_takes_everything_out_but_the_ledger(machine: Machine) -> None
     changed = [CONFIGURATION, "/etc/polkit-1/rules.d/60-virt-rapl.rules", "/etc/systemd/system/virt-rapld.service.d"]
     machine.run(["rm", "-rf", *changed])  # by other tests
     machine.run(["virt-rapl", "install", "--force"])
-    machine.run(["systemctl", "enable", "--now", "virt-rapld"])
+    assert machine.run(["systemctl", "is-enabled", "virt-rapl-exporter"], check=False).stdout == "disabled\n"
+    machine.run(["systemctl", "enable", "--now", "virt-rapld", "virt-rapl-exporter"])
     links = machine.path("/etc/systemd/system/multi-user.target.wants")
     assert {path.name for path in links.glob("virt-rapl*")} == {
+        "virt-rapl-exporter.service",
         "virt-rapld.service",
         "virt-rapl-wrappers.path",
         "virt-rapl-wrappers.service",
     }
     printed = machine.run(["virt-rapl", "uninstall"]).stdout
-    assert printed.startswith("stopped   virt-rapld.service\nstopped   virt-rapl-wrappers.path\n")
+    stopped = re.findall("^stopped   (.*)$", printed, re.MULTILINE)
+    assert stopped[:3] == ["virt-rapl-exporter.service", "virt-rapld.service", "virt-rapl-wrappers.path"]
     assert printed.endswith("kept      /var/lib/virt-rapl, the energy that was counted\n")
     assert not list(links.glob("virt-rapl*"))
     assert "virt-rapl" not in machine.run(["systemctl", "list-units", "--all", "virt-rapl*", "--plain"]).stdout

@@ -1,6 +1,7 @@
 """Files in directories that others may write: what root does there, it does to what it has looked at."""
 
 import contextlib
+import errno
 import os
 import stat
 import struct
@@ -123,7 +124,73 @@ def test_a_file_that_does_not_end_is_not_read_to_its_end(root: Path) -> None:
     assert len(Tree(root).text("etc/file")) <= tree.MOST_BYTES + 1
 
 
+def test_what_is_longer_than_any_file_of_ours_has_no_digest(root: Path) -> None:
+    path = root / "etc/file"
+    for size, known in ((tree.MOST_BYTES, True), (tree.MOST_BYTES + 1, False)):
+        path.write_bytes(bytes(size))
+        assert Tree(root).digest("etc/file") == (digest_of(bytes(size)) if known else NO_FILE)
+
+
+USES: list[Callable[[Tree, str], object]] = [
+    lambda tree, name: tree.text(name),
+    lambda tree, name: tree.digest(name),
+    lambda tree, name: tree.changeable(name),
+    lambda tree, name: tree.writable(name),
+    lambda tree, name: tree.is_ours(name),
+    lambda tree, name: tree.is_directory(name),
+    lambda tree, name: tree.left_over(name),
+    lambda tree, name: tree.rename(name, name),
+]
+
+
+def test_nothing_stays_open(root: Path) -> None:
+    (root / "etc/link").symlink_to("file")
+    os.mkfifo(root / "etc/pipe")
+    (root / "etc" / files.temporary("left")).touch()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for use in (*CHANGES[:3], *USES):
+        for name in ("etc", "etc/file", "etc/link", "etc/pipe", "etc/none", "none/file", "etc/file/none"):
+            with contextlib.suppress(OSError):
+                use(Tree(root), name)
+    with contextlib.suppress(OSError), Tree(root).directory("etc/file"):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@needs_root
+def test_of_what_was_left_only_ours_counts(root: Path) -> None:
+    ours, theirs = files.temporary("ours"), files.temporary("theirs")
+    for name in (ours, theirs, ".other.1.virt-rapl", "file"):
+        (root / "etc" / name).touch()
+    os.chown(root / "etc" / theirs, SOMEBODY, 0)
+    assert Tree(root).left_over("etc") == [f"etc/{ours}"]
+    assert Tree(root).left_over("none") == Tree(root).left_over("etc/file") == []
+
+
+def test_what_is_gone_is_removed(root: Path) -> None:
+    for name in ("etc/file", "etc/file", "none/file", "etc/none/file"):
+        Tree(root).remove(name)
+    assert not (root / "etc/file").exists()
+    (root / "etc/file").touch()
+    Tree(root).remove("etc/file/none")
+    Tree(root).remove_directory("none")
+    with pytest.raises(OSError, match=f"{root}/etc"):
+        Tree(root).remove_directory("etc")
+    assert (root / "etc/file").exists()
+
+
 # What is on the way.
+
+
+def test_missing_directories_are_made_where_nobody_else_can_change_them(root: Path) -> None:
+    with Tree(root).directory("a/b/c", make=0o711) as (_, others):
+        assert others == {}
+    modes = {name: stat.S_IMODE((root / name).stat().st_mode) for name in ("a", "a/b", "a/b/c")}
+    assert modes == {"a": 0o755, "a/b": 0o755, "a/b/c": 0o711}
+    (root / "a/b").chmod(0o777)
+    with pytest.raises(FileNotFoundError), Tree(root).directory("a/b/new/deep", make=0o711):
+        pass
+    assert not (root / "a/b/new").exists()
 
 
 def test_links_of_roots_are_followed_within_the_root(root: Path) -> None:
@@ -136,9 +203,14 @@ def test_links_of_roots_are_followed_within_the_root(root: Path) -> None:
         assert (root / "real/file").read_text() == name
         assert Tree(root).text(f"etc/{name}/file") == name
         assert not Tree(root).changeable(f"etc/{name}/file")
-    (root / "etc/loop").symlink_to("loop")
-    with pytest.raises(OSError, match="etc/loop"):
-        Tree(root).write("etc/loop/file", "text", 0o644)
+    for number in range(tree.MOST_LINKS):
+        (root / f"etc/{number + 1}").symlink_to(str(number))
+    (root / "etc/0").mkdir()
+    Tree(root).write(f"etc/{tree.MOST_LINKS}/file", "text", 0o644)
+    (root / "etc/one more").symlink_to(str(tree.MOST_LINKS))
+    with pytest.raises(OSError, match="etc/1'") as caught:
+        Tree(root).write("etc/one more/file", "text", 0o644)
+    assert caught.value.errno == errno.ELOOP
 
 
 @needs_root

@@ -9,11 +9,12 @@ import pytest
 
 from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper.vmsr import energy
+from libvirt_rapl.helper.vmsr import energy, registers
 from libvirt_rapl.helper.vmsr.energy import Package, Zone
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, ReadRegister
 from libvirt_rapl.helper.vmsr.readers import Readers
 from libvirt_rapl.helper.vmsr.registers import find
+from libvirt_rapl.host.msr import MsrZone
 from libvirt_rapl.host.requirements import check_host
 
 RANGE = 262_143_328_850
@@ -91,6 +92,79 @@ def test_no_register_reads_0_which_qemu_refuses(host: Host) -> None:
     host.msr({POWER_UNIT: 0xA0E03, ENERGY: 1})
     read = peers(host, "msr")
     assert all(read(register, 0) for register in (POWER_UNIT, POWER_INFO, ENERGY))
+
+
+@pytest.mark.parametrize(
+    ("values", "limit", "power"),
+    [({}, 1 << 15, 1), ({POWER_LIMIT: 0x42816000DD8498, POWER_INFO: 0x4F0000690}, 0x42816000DD8498, 0x4F0000690)],
+)
+def test_the_cpus_own_limits_are_given_unless_they_are_0(
+    host: Host, monkeypatch: pytest.MonkeyPatch, values: dict[int, int], limit: int, power: int
+) -> None:
+    host.msr({POWER_UNIT: 0xA0E03, ENERGY: 1})
+    monkeypatch.setattr(registers, "read_register", lambda _dev, _cpu, register: values.get(register, 0))
+    read = peers(host, "msr")
+    assert (read(POWER_LIMIT, 0), read(POWER_INFO, 0)) == (limit, power)
+
+
+@pytest.mark.parametrize(
+    ("limit", "power", "eighths"),
+    [
+        ("125000000", "210000000", (1000, 1680)),
+        ("125999", "124999", (1, 1)),  # QEMU refuses a register of 0
+        ("4095875000", "4096000000", (0x7FFF, 0x7FFF)),
+        ("9000000000", "99000000000", (0x7FFF, 0x7FFF)),
+        ("-9000000", "-1", (0, 1)),
+        ("?", "", (0, 1)),
+    ],
+)
+def test_powers_of_powercap_have_15_bits(host: Host, limit: str, power: str, eighths: tuple[int, int]) -> None:
+    host.powercap(0, 1, constraint_0_power_limit_uw=limit, constraint_0_max_power_uw=power)
+    read = peers(host, "powercap")
+    assert (read(POWER_LIMIT, 0), read(POWER_INFO, 0)) == (eighths[0] | 1 << 15, eighths[1])
+    assert read(POWER_UNIT, 0) == 0xA0E03
+
+
+def test_the_power_of_a_package_is_that_of_its_dies(host: Host) -> None:
+    for number, name in enumerate(("package-0-die-0", "package-0-die-1", "package-1-die-0")):
+        limits = {"constraint_0_power_limit_uw": "1000000", "constraint_0_max_power_uw": "2000000"}
+        host.powercap(number, 1, name=name, **limits)
+    read = peers(host, "powercap")
+    assert (read(POWER_LIMIT, 1) & 0x7FFF, read(POWER_INFO, 1)) == (2 * 8, 4 * 8)
+
+
+@pytest.mark.parametrize("powercap", [True, False])
+@pytest.mark.parametrize("msr", ["counts", "reads 0", "is not there", "may not be read"])
+@pytest.mark.parametrize("source", ["auto", "msr", "powercap"])
+def test_which_source_is_taken(
+    host: Host, monkeypatch: pytest.MonkeyPatch, source: EnergySource, msr: str, *, powercap: bool
+) -> None:
+    def refused(**_: object) -> list[MsrZone]:
+        raise PermissionError("may not be read")
+
+    if msr == "may not be read":
+        monkeypatch.setattr(registers, "msr_zones", refused)
+    elif msr != "is not there":
+        host.msr({POWER_UNIT: 0xA0E03, ENERGY: 5 if msr == "counts" else 0})
+    if powercap:
+        host.powercap(0, 1)
+        host.write("sys/class/powercap/intel-rapl:9/name", "psys\n")
+        host.write("sys/class/powercap/intel-rapl:9/energy_uj", "1\n")
+    expected = ""
+    if msr == "counts" and source != "powercap":
+        expected = str(host.dev / "cpu/0/msr")
+    elif powercap and source != "msr":
+        expected = str(host.sys / "class/powercap/intel-rapl:0/energy_uj")
+    if not expected:
+        with pytest.raises(VirtRaplError, match="cannot read RAPL" if source == "msr" else "neither") as caught:
+            find(source, sys=host.sys, dev=host.dev, proc=host.proc)
+        assert ("may not be read" in caught.value.message) == ((source, msr) == ("msr", "may not be read"))
+        return
+    found = find(source, sys=host.sys, dev=host.dev, proc=host.proc)
+    assert [counter.path for counter in found.counters] == [expected]
+    assert [counter.register for counter in found.counters] == [ENERGY if "msr" in expected else 0]
+    assert found.cpus == ((0, 0), (1, 1))
+    assert found.unit == (15625, 256)
 
 
 def test_powercap_where_the_registers_read_nothing(host: Host) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from libvirt_rapl.helper.vmsr.cpus import Cpus
 from libvirt_rapl.helper.vmsr.energy import Package
-from libvirt_rapl.helper.vmsr.shaping import IDLE_NS, WINDOW_NS, Shaper
+from libvirt_rapl.helper.vmsr.shaping import IDLE_NS, WINDOW_NS, Idle, Shaper
 from libvirt_rapl.helper.vmsr.threads import Thread
 
 SECOND, TICK = 1_000_000_000, 10_000_000
@@ -394,3 +394,248 @@ def test_a_cpu_whose_package_is_not_known_yet_is_looked_at_again(tmp_path: Path)
     on_line(tmp_path, 1)
     cpus.look()
     assert (cpus.package_of, cpus.counts) == ({0: 0, 1: 0}, {0: 1})
+
+
+def test_the_first_two_windows_give_nothing_and_it_is_given_later() -> None:
+    """vCPU threads are being created then, and QEMU listed them a moment before."""
+    machine = Machine()
+    answers = [answer(machine) for _ in range(4)]
+    used = 100_000_000 * UNIT[1] / UNIT[0]
+    assert answers == [0, 0, pytest.approx(3 * used, abs=2), pytest.approx(used, abs=2)]
+
+
+def answer(machine: Machine, *, reused: Iterable[int] = ()) -> int:
+    """Return what QEMU is answered for a window. `reused`: TIDs that another thread gets meanwhile."""
+    start = machine.shaper.energy(0)
+    machine.now += SECOND
+    machine.zone.value += 100_000_000
+    machine.run(BUSY)
+    machine.ns.update(dict.fromkeys(reused, TICK))
+    return machine.shaper.energy(0) - start
+
+
+def test_a_domain_that_ran_for_longer_than_all_cpus_is_charged_for_these() -> None:
+    """Its clocks are read at other moments than the time."""
+    machine = settled()
+    machine.ran += 5 * SECOND
+    gained = [machine.window(100_000, BUSY), machine.window(100_000, BUSY)]
+    assert [gain * UNIT[0] / UNIT[1] for gain in gained] == pytest.approx([100_000_000, 37_500_000], rel=1e-3)
+
+
+@pytest.mark.parametrize("who", [None, 100, 101, 200], ids=["nobody", "the vCPU", "the other vCPU", "a worker"])
+def test_a_great_debt_is_paid_but_no_tick_that_was_not_seen_multiplies_it(who: int | None) -> None:
+    machine = settled()
+    machine.run({200: 0})
+    for _ in range(20):
+        machine.ran += SECOND // 2  # the main thread alone: no vCPU can gain
+        assert machine.window(100_000, {}) == 0
+    owed = 20 * 25_000_000 * UNIT[1] / UNIT[0]
+    used = 100_000_000 * UNIT[1] / UNIT[0]
+    gained = machine.window(100_000, {100: TICK}, late={who: TICK} if who else {})
+    assert (owed / 4 if who is None else 0) < gained < owed + used + 10_000
+
+
+def test_a_worker_at_work_is_not_idle_where_the_kernel_keeps_no_clock_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = settled()
+    monkeypatch.setattr(machine, "run_nanoseconds", lambda _: -1)
+    gained = [machine.window(100_000, BUSY | {200: SECOND // 10}) for _ in range(15)]
+    assert min(gained) * UNIT[0] / UNIT[1] > 0.9 * 100_000_000 * 3 / 8
+
+
+def test_a_thread_that_gets_the_tid_of_one_that_ended_makes_the_window_worth_nothing() -> None:
+    machine = settled()
+    machine.window(100_000, BUSY | {200: SECOND // 5})
+    assert answer(machine) > 0
+    assert answer(machine, reused={200}) == 0
+    assert answer(machine) > 0
+
+
+class Clock:
+    """A domain whose threads have run what a test says."""
+
+    def __init__(self) -> None:
+        self.runs: dict[int, int] = {}
+
+    def run_nanoseconds(self, tid: int) -> int:
+        return self.runs[tid]
+
+
+@pytest.mark.parametrize(
+    ("after", "may_end"),
+    [
+        (9_749_999_999, False),  # QEMU may read a quarter of a second later
+        (9_750_000_000, True),
+        (10_000_000_000, True),
+        (11_500_000_000, True),  # it may have run until a second later, and may take half a second to end
+        (11_500_000_001, False),  # it had more work, unseen
+    ],
+)
+def test_a_worker_may_end_about_ten_seconds_after_it_ran_last(after: int, *, may_end: bool) -> None:
+    clock = Clock()
+    idle = Idle(cast(Any, clock), 0)
+    began = 100 * SECOND
+    for seconds in range(20):  # a look each second; from the third on it has run no more
+        clock.runs[200] = TICK * (1 + min(2, seconds))
+        if began + (seconds - 1) * SECOND <= began + SECOND + after:
+            idle.watch({200: thread(200, "worker", clock.runs[200])}, began + seconds * SECOND)
+    assert idle.may_end([200], began + SECOND + after) == may_end
+    assert not idle.may_end([201], began + SECOND + after), "one that was not looked at"
+
+
+def thread(tid: int, name: str, ns: int) -> Thread:
+    return Thread(stat(tid, name, ns).encode())
+
+
+@pytest.mark.parametrize(("name", "ns"), [("worker", TICK - 1), ("CPU 0/KVM", 50 * TICK)])
+def test_the_end_of_a_thread_that_never_ran_or_is_a_vcpu_is_not_expected(name: str, ns: int) -> None:
+    clock = Clock()
+    clock.runs[200] = ns
+    idle = Idle(cast(Any, clock), 100 * SECOND)
+    for seconds in range(12):
+        idle.watch({200: thread(200, name, ns)}, (101 + seconds) * SECOND)
+        assert not idle.may_end([200], (101 + seconds) * SECOND)
+
+
+class Pair:
+    """A machine of two packages of CPUS CPUs each, and a QEMU whose threads may be on either."""
+
+    def __init__(self) -> None:
+        self.now = 1_000 * SECOND
+        self.zones = [Zone(), Zone()]
+        self.ns = dict.fromkeys(VCPUS.values(), 0)
+        self.cpu = dict.fromkeys(VCPUS.values(), 0)
+        self.runs: dict[int, int] = {}
+        """What was run since the helper looked last, by CPU."""
+        cpus = Cpus({cpu: cpu // CPUS for cpu in range(2 * CPUS)}, "/nowhere/")
+        packages = {number: Package([cast(Any, zone)]) for number, zone in enumerate(self.zones)}
+        self.shaper = Shaper(cast(Any, self), packages, cpus, UNIT, lambda: self.now)
+        self.oracles = [Oracle(), Oracle()]
+        self.delivered = 0
+        self.intended = 0.0
+        """Units."""
+
+    def tids(self) -> list[int]:
+        return list(self.ns)
+
+    def threads(self) -> dict[int, Thread]:
+        return self.look(self.ns)
+
+    def look(self, tids: Iterable[int]) -> dict[int, Thread]:
+        return {
+            tid: Thread(stat(tid, NAMES.get(tid, "worker"), self.ns[tid], self.cpu[tid]).encode())
+            for tid in tids
+            if tid in self.ns
+        }
+
+    def run_nanoseconds(self, tid: int) -> int:
+        return self.ns[tid]
+
+    def advance(self) -> dict[int, int]:
+        runs, self.runs = self.runs, {}
+        return runs
+
+    def window(
+        self,
+        runs: Mapping[int, int],
+        elsewhere: Mapping[int, int] | None = None,
+        moves: Mapping[int, int] | None = None,
+    ) -> list[int]:
+        """Let a second pass in which each package uses 100 J; returns what the guest gained on each, in units.
+
+        `elsewhere`: what the domain's other processes run, by CPU. `moves`: threads that have another CPU at the end.
+        """
+        before = {tid: ns // TICK for tid, ns in self.ns.items()}
+        there = {tid: cpu // CPUS for tid, cpu in self.cpu.items()}
+        starts = [self.shaper.energy(package) for package in (0, 1)]
+        self.now += SECOND
+        for zone in self.zones:
+            zone.value += 100_000_000
+        self.runs = dict(elsewhere or {})
+        for tid, ns in runs.items():
+            self.ns[tid] += ns
+            self.runs[self.cpu[tid]] = self.runs.get(self.cpu[tid], 0) + ns
+        self.intended += 100_000_000 * sum(self.runs.values()) / (SECOND * CPUS) * UNIT[1] / UNIT[0]
+        self.cpu.update(moves or {})
+        ends = [self.shaper.energy(package) for package in (0, 1)]
+        after = {tid: ns // TICK for tid, ns in self.ns.items()}
+        gains = []
+        for package, oracle in enumerate(self.oracles):
+            here = {tid: ticks for tid, ticks in before.items() if there[tid] == package}
+            vcpus = {vcpu: tid for vcpu, tid in VCPUS.items() if tid in here}
+            if vcpus:
+                gains.append(sum(oracle.window(starts[package], ends[package], vcpus, here, after).values()))
+            else:
+                gains.append(0)
+        self.delivered += sum(gains)
+        return gains
+
+    def settled(self) -> "Pair":
+        for _ in range(3):
+            self.window(BUSY)
+        return self
+
+
+CHARGE = 100_000_000 * 3 / 8 * UNIT[1] / UNIT[0]
+"""Of a second of BUSY, in units."""
+
+
+def test_what_is_owed_where_no_vcpu_is_comes_once_where_one_is() -> None:
+    pair = Pair().settled()
+    for _ in range(5):
+        gains = pair.window(BUSY, {CPUS: SECOND // 2})
+        assert gains == pytest.approx([CHARGE * (0.75 + 0.5) / 0.75, 0], rel=1e-4)
+    assert pair.delivered == pytest.approx(pair.intended, rel=1e-4)
+
+
+def test_vcpus_on_both_packages_gain_what_each_is_charged_there() -> None:
+    pair = Pair()
+    pair.cpu[101] = CPUS + 1
+    pair.settled()
+    for _ in range(5):
+        assert pair.window(BUSY) == pytest.approx([CHARGE * 2 / 3, CHARGE / 3], rel=1e-4)
+
+
+def test_what_nobody_can_gain_is_kept() -> None:
+    pair = Pair().settled()
+    for _ in range(3):
+        assert pair.window({}, {0: SECOND // 2, CPUS: SECOND // 4}) == [0, 0]
+    pair.window(BUSY)
+    pair.window(BUSY)
+    assert pair.delivered == pytest.approx(pair.intended, rel=1e-3)
+
+
+@pytest.mark.parametrize("when", ["during a window", "between two windows"])
+def test_a_vcpu_that_moves_between_two_windows_makes_the_next_one_worth_nothing(when: str) -> None:
+    """QEMU may have seen it where it was before."""
+    pair = Pair().settled()
+    pair.window(BUSY, moves={101: CPUS} if when == "during a window" else {})
+    pair.cpu[101] = CPUS
+    gains = pair.window(BUSY)
+    if when == "during a window":
+        assert gains == pytest.approx([CHARGE * 2 / 3, CHARGE / 3], rel=1e-3)
+    else:
+        assert gains == [0, 0]
+    assert pair.window(BUSY)[1] > 0
+    assert pair.delivered == pytest.approx(pair.intended, rel=1e-3)
+
+
+def test_a_thread_on_a_cpu_that_nobody_knows_is_charged_where_the_first_package_is() -> None:
+    pair = Pair().settled()
+    for _ in range(3):
+        pair.window(BUSY, {999: SECOND // 2})
+    assert pair.delivered == pytest.approx(pair.intended, rel=1e-3)
+
+
+def test_a_package_whose_end_was_not_asked_for_begins_anew_with_the_others() -> None:
+    pair = Pair()
+    pair.cpu[101] = CPUS
+    pair.settled()
+    starts = [pair.shaper.energy(package) for package in (0, 1)]
+    pair.now += SECOND
+    for zone in pair.zones:
+        zone.value += 100_000_000
+    for tid, ns in BUSY.items():
+        pair.ns[tid] += ns
+    assert pair.shaper.energy(0) >= starts[0]
+    assert min(pair.window(BUSY)) > 0
+    assert pair.window(BUSY) == pytest.approx([CHARGE * 2 / 3, CHARGE / 3], rel=1e-2)

@@ -4,6 +4,7 @@ The emulator here is a script that prints its arguments, each ended by a zero by
 """
 
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -85,6 +86,12 @@ def test_merged_into_libvirts_own(bench: Bench) -> None:
         ["-accel", f"kvm,{bench.options}", "-uuid", UUID],
         "",
     )
+
+
+def test_options_after_the_socket_are_no_part_of_its_path(bench: Bench) -> None:
+    bench.state("ready\n")
+    got, said = bench.run("-accel", "kvm", "-uuid", UUID, "-accel", f"kvm,{bench.options},notify-vmexit=run")
+    assert (got, said) == (["-accel", f"kvm,{bench.options},notify-vmexit=run", "-uuid", UUID], "")
 
 
 def test_dirty_ring_and_every_other_argument_stay(bench: Bench) -> None:
@@ -248,6 +255,15 @@ def test_left_out_when_the_socket_is_gone(bench: Bench) -> None:
     got, said = bench.run("-accel", "kvm", "-accel", f"kvm,{bench.options}")
     assert got == ["-accel", "kvm"]
     assert "is gone" in said
+
+
+def test_the_reason_is_given_without_a_clock_that_can_be_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The confinement of QEMU may not let date(1) run."""
+    bench.shell[0] = shutil.which(bench.shell[0]) or ""
+    monkeypatch.setenv("PATH", "/nowhere")
+    got, said = bench.run("-accel", "kvm", "-accel", f"kvm,{bench.options}")
+    assert got == ["-accel", "kvm"]
+    assert "left no state" in reason(said)
 
 
 def test_left_out_in_a_clone(bench: Bench) -> None:

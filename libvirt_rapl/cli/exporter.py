@@ -9,43 +9,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import load
 from libvirt_rapl.errors import VirtRaplError, explain, printable
+from libvirt_rapl.exporter import options as exporter_options
 
 if TYPE_CHECKING:
     from libvirt_rapl.exporter.scrape import Scrape
 
-DEFAULT_ADDRESS = "127.0.0.1:9762"
 END = (signal.SIGTERM, signal.SIGINT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument(
-        "--web.listen-address",
-        dest="addresses",
-        metavar="ADDRESS",
-        action="append",
-        help=f"HOST:PORT, [IPV6]:PORT or, for all addresses, :PORT; may be repeated (default {DEFAULT_ADDRESS})",
-    )
-    parser.add_argument(
-        "--web.config.file",
-        dest="web_config",
-        metavar="FILE",
-        type=Path,
-        help="TLS and authentication, in the format of Prometheus' exporters; read again when it changes",
-    )
-    parser.add_argument("--vcpus", action="store_true", help="add the energy of each vCPU")
-    parser.add_argument(
-        "--textfile",
-        metavar="FILE",
-        type=Path,
-        help="do not listen; write FILE every 10 seconds, for node_exporter's textfile collector",
-    )
+    exporter_options.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,10 +43,7 @@ def run(options: argparse.Namespace) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
         serve(options, scrape)
     except ImportError as error:
-        hint = (
-            "apt install python3-cheroot python3-bcrypt python3-prometheus-client, or pip install virt-rapl[exporter]"
-        )
-        raise VirtRaplError(f"cannot run the exporter: {explain(error)}", hint) from error
+        raise VirtRaplError(f"cannot run the exporter: {explain(error)}", exporter_options.TO_INSTALL) from error
     return 0
 
 
@@ -77,16 +53,17 @@ def log(message: str) -> None:
 
 
 def _listen(options: argparse.Namespace, scrape: "Scrape") -> None:
-    from libvirt_rapl.exporter.server import Address, Server
+    from libvirt_rapl.exporter.last_scrape import LastScrape
+    from libvirt_rapl.exporter.server import Server
     from libvirt_rapl.exporter.site import Site
     from libvirt_rapl.exporter.web import Web
 
-    addresses = [Address.parse(address) for address in options.addresses or [DEFAULT_ADDRESS]]
-    web = Web(options.web_config, log)
-    server = Server(addresses, Site(web, scrape.respond, log), log)
+    addresses = exporter_options.addresses(options)
+    web, last_scrape = Web(options.web_config, log), LastScrape(scrape.respond)
+    server = Server(addresses, Site(web, last_scrape.respond, log), log)
     scheme = "https" if web.rules().context else "http"
     log(f"listening on {', '.join(f'{scheme}://{address}/metrics' for address in server.addresses)}")
-    systemd.notify("READY=1")
+    systemd.notify(f"READY=1\n{last_scrape.none_yet()}")
     signal.sigwait(END)
     systemd.notify("STOPPING=1")
     server.close()

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import time
 from datetime import date, datetime, timedelta
 
 from libvirt_rapl.energy.calendar import midnight
@@ -16,7 +17,7 @@ HELP = (
 
 def instant(text: str, now: datetime | None = None) -> float:
     """Turn a time into seconds since the epoch; `now` is for tests. Raises ArgumentTypeError."""
-    now = now or datetime.now()
+    now = now or datetime.fromtimestamp(time.time())
     if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
         return now.timestamp() - int(ago[1]) * UNIT_SECONDS[ago[2]]
     if text == "now":

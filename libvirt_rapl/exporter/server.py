@@ -9,20 +9,20 @@ import ipaddress
 import itertools
 import logging
 import math
-import re
 import socket
 import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from cheroot import wsgi
 from cheroot.makefile import MakeFile
 from cheroot.server import HTTPConnection
 
 from libvirt_rapl.errors import VirtRaplError, explain
+from libvirt_rapl.exporter.options import Address
 from libvirt_rapl.exporter.site import Log, Site
 from libvirt_rapl.exporter.web import Rules
 
@@ -42,27 +42,6 @@ LOG_SECONDS = 10.0
 """At most one line in this time is logged of clients that fail: a stranger must not be able to fill the log."""
 
 PLAIN_ON_TLS = b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\nThis port is for HTTPS.\n"
-
-
-class Address(NamedTuple):
-    """Where to listen."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """Read `HOST:PORT`, `[IPV6]:PORT`, or `:PORT` for all addresses. Raises VirtRaplError."""
-        found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):([0-9]{1,5})", text)
-        if not found or int(found[3]) > 65535:
-            hint = "write HOST:PORT, [IPV6]:PORT, or :PORT for all addresses"
-            raise VirtRaplError(f"--web.listen-address {text}: not an address", hint)
-        everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  it is asked for
-        return cls(found[1] or found[2] or everywhere, int(found[3]))
-
-    def __str__(self) -> str:
-        """Return it as parse() reads it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Deadlines:

@@ -118,10 +118,10 @@ class ProcessClock:
             return []
         explained = self._read()
         # If all are followed, what they do not explain was run by a new thread.
-        if self._look or (self._with_cpu and explained < ran) or not self._exact:
+        if self._look or (self._with_cpu and explained < ran):
             explained += self._take_up(ran - explained)
         # Another process may have the PID by now; then none of the followed threads is left.
-        if ran < 0 or not self._threads or not self._exact:
+        if not self._threads or not self._exact:
             self._check_that_it_lives()
         self._rest.nanoseconds = max(0, ran - explained)
         self._reported += max(ran, explained)

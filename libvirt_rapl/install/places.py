@@ -30,6 +30,8 @@ PLACES = {
     "etc/man/virt-rapl.1": "usr/local/share/man/man1/virt-rapl.1",
     "etc/man/virt-rapl.yaml.5": "usr/local/share/man/man5/virt-rapl.yaml.5",
     "etc/man/virt-rapld.8": "usr/local/share/man/man8/virt-rapld.8",
+    "etc/prometheus": "usr/local/share/virt-rapl/prometheus",
+    "etc/grafana": "usr/local/share/virt-rapl/grafana",
 }
 """Each shipped file, or directory with all that is in it, and where it goes (relative to the root).
 
@@ -82,8 +84,8 @@ def wrapper_items(emulators: list[str]) -> Iterator[Item]:
 
 
 def is_wrapper(target: str) -> bool:
-    """Return whether it is a wrapper, by its name; several of our other files are called virt-rapl."""
-    return target.endswith(WRAPPER_SUFFIX) and not target.endswith("/virt-rapl")
+    """Return whether it is a wrapper, by its name; several of our other files are called virt-rapl or _virt-rapl."""
+    return target.endswith(WRAPPER_SUFFIX) and PurePosixPath(target).name not in ("virt-rapl", "_virt-rapl")
 
 
 def changeable_files(tree: Tree, items: Iterable[Item]) -> Others:
@@ -113,9 +115,14 @@ def _shipped() -> Traversable:
 
 
 def _files(source: Traversable) -> Iterator[str]:
-    """Yield the paths below a shipped directory, in the order of their names; for a file the empty one, "."."""
+    """Yield the paths below a shipped directory, in the order of their names; for a file the empty one, ".".
+
+    What is not there has none.
+    """
     if source.is_file():
         yield "."
+        return
+    if not source.is_dir():
         return
     for entry in sorted(source.iterdir(), key=lambda entry: entry.name):
         for name in _files(entry):

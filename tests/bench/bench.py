@@ -32,6 +32,7 @@ from fakes.host import Host
 HERE = Path(__file__).parent
 DAEMON_DOMAINS = 500
 VCPUS = 4
+ZONES = 3
 ABOUT = (
     "Stand-ins are processes of 9 threads, named as a QEMU's of 4 vCPUs, in no cgroup of their own. Before each sample "
     "their threads run for 20 us: `usual` main thread, vCPUs and kvm-msr; `every thread` all 9; `asleep` none. "
@@ -51,8 +52,9 @@ def sample(load: str, count: int, ticks: int) -> dict[str, Any]:
         return {"load": load, **python("sampling.py", directory, load, str(ticks), str(count))}
 
 
-def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
-    """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory."""
+@contextmanager
+def living(count: int, load: str) -> Iterator[tuple[Path, Path, list[str]]]:
+    """Run stand-ins on a host whose zones count, once a second; give its /sys, a directory and their PIDs."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         host = Host(Path(directory) / "host")
         ended = threading.Event()
@@ -71,17 +73,35 @@ def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
             thread.start()
             try:
                 time.sleep(1)
-                pids = map(str, herd.pids)
-                figures = python("daemon_cost.py", str(host.sys), directory, str(seconds), *pids)
+                yield host.sys, Path(directory), list(map(str, herd.pids))
             finally:
                 ended.set()
                 thread.join()
+
+
+def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
+    """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory."""
+    with living(count, load) as (sys_root, directory, pids):
+        figures = python("daemon_cost.py", str(sys_root), str(directory), str(seconds), *pids)
     return {
         "domains": count,
         "load": load,
         "percent_of_a_core": 100 * figures["cpu_seconds"] / figures["seconds"],
         **figures,
     }
+
+
+def scrapes(count: int, seconds: float) -> dict[str, Any]:
+    """Measure scrapes of virt-rapld's loop on `count` stand-ins."""
+    with living(count, "usual") as (sys_root, directory, pids):
+        return {"domains": count, **python("scraping.py", str(sys_root), str(directory), str(seconds), *pids)}
+
+
+def history(domains: int, days: int) -> dict[str, Any]:
+    """Measure a ledger with so many days of history."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        figures = python("history.py", directory, str(domains), str(VCPUS), str(ZONES), str(days))
+    return {"domains": domains, "days": days, **figures}
 
 
 @contextmanager
@@ -167,6 +187,26 @@ def show(document: dict[str, Any]) -> None:
             f"{each['percent_of_a_core']:.2f} % of one core and {each['rss_bytes'] / 1e6:.0f} MB "
             f"({each['pss_bytes'] / 1e6:.0f} MB PSS), ledger and all, in {each['seconds']:.0f} s"
         )
+    if scraped := document.get("scrapes"):
+        ms, late = scraped["scrape_ms"], scraped["late_ms"]
+        print(
+            f"\na scrape of {scraped['domains']} domains with their vCPUs takes {ms['ours']['median']:.0f} ms "
+            f"(max {ms['ours']['max']:.0f}), {scraped['bytes'] / 1000:.0f} kB compressed; of node_exporter's zones "
+            f"{ms['node_exporter']['median']:.0f} ms\n"
+            f"  the exporter takes {scraped['exporter']['rss_bytes'] / 1e6:.0f} MB "
+            f"({scraped['exporter']['pss_bytes'] / 1e6:.0f} MB PSS)\n"
+            f"  99 % of samples begin {late['alone']['p99']:.1f} ms late at most while nobody asks, "
+            f"{late['scraped']['p99']:.1f} ms while it is scraped every two seconds"
+        )
+    if kept := document.get("history"):
+        writes, reports = kept["write_ms"], kept["report_s"]
+        megabytes, ratio = kept["bytes"] / 1e6, writes["with"] / writes["without"]
+        print(
+            f"\n{kept['days']} days of history of {kept['domains']} domains and {ZONES} zones: {megabytes:.0f} MB\n"
+            f"  a write of the ledger takes {writes['with']:.1f} ms, {ratio:.2f} x one without history\n"
+            f"  adding up an hour takes {kept['compact_hour_ms']:.0f} ms\n"
+            f"  a report of 30 days takes {reports['domain']:.2f} s, by day and domain {reports['day,domain']:.2f} s"
+        )
 
 
 def machine() -> str:
@@ -182,6 +222,7 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=20, help="samples of each number (%(default)s)")
     parser.add_argument("--seconds", type=float, default=30, help="how long the daemon runs (%(default)s); 0: not")
     parser.add_argument("--guests", type=int, default=40, help="how many real KVM guests (%(default)s); 0: none")
+    parser.add_argument("--days", type=int, default=35, help="how many days of history (%(default)s); 0: none")
     options = parser.parse_args()
     counts = [int(word) for word in options.domains.split(",")]
 
@@ -195,10 +236,13 @@ def main() -> None:
     if options.seconds:
         for load in ("usual", "asleep"):
             document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, load))
+        document["scrapes"] = scrapes(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
     if options.guests:
         check_machine()
         check_kvm()
         document["real"] = real(options.guests, options.ticks)
+    if options.days:
+        document["history"] = history(min(DAEMON_DOMAINS, counts[-1]), options.days)
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     show(document)

@@ -21,13 +21,16 @@ from programs import vcpu_tids
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import host_meter, loop
 from libvirt_rapl.domains.inventory import Entry, Inventory
+from libvirt_rapl.labels import Labels
 
 
 class Given(Inventory):
     """Knows the domains without asking libvirt."""
 
-    def __init__(self, uri: str, log: Callable[[str], None], changed: Callable[[Iterable[str]], None]) -> None:
-        super().__init__(uri, log, changed)
+    def __init__(
+        self, uri: str, log: Callable[[str], None], changed: Callable[[Iterable[str]], None], labels: Labels
+    ) -> None:
+        super().__init__(uri, log, changed, labels)
         self.entries = {entry.uuid: entry for entry in map(entry_of, map(int, sys.argv[4:]))}
         self.listed = True
         self.attempted.set()

@@ -1,5 +1,6 @@
 """Certificates of a CA that exists for a test."""
 
+from datetime import datetime
 from pathlib import Path
 
 import trustme
@@ -15,9 +16,9 @@ class Certificates:
         self.ca = directory / f"{authority}.pem"
         self._authority.cert_pem.write_to_path(self.ca)
 
-    def issue(self, name: str, *identities: str) -> tuple[Path, Path]:
+    def issue(self, name: str, *identities: str, not_after: datetime | None = None) -> tuple[Path, Path]:
         """Write NAME.pem and NAME.key, a certificate for these names and addresses; return both paths."""
-        issued = self._authority.issue_cert(*identities)
+        issued = self._authority.issue_cert(*identities, not_after=not_after)
         certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(key)

@@ -7,8 +7,10 @@ end-to-end test that a mutant names. Survivors are printed, and then the exit st
 """
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -152,9 +154,19 @@ def tests_fail(copy: Path, mutant: Mutant) -> bool:
         done = subprocess.run([*command, *tests], cwd=copy, timeout=SECONDS, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         return True
+    finally:
+        end_processes(copy)
     if done.returncode not in (0, 1, 2):  # 2: what they import cannot be imported
         sys.exit(f"{mutant.id}: pytest ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}")
     return done.returncode != 0
+
+
+def end_processes(copy: Path) -> None:
+    """Kill what the tests have left behind, as they may where the code is wrong."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(f"{copy}/") in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def report(chosen: list[Mutant], noticed: dict[Mutant, bool]) -> None:

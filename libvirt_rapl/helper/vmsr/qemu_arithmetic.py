@@ -17,7 +17,8 @@ register shows its socket's sum when the vCPU has run; libvirt gives each vCPU i
 <topology>. One difference applies to all vCPUs, so a domain's total can be made exact; QEMU decides how it is split
 among them: by ticks, and the share in equal parts.
 
-Ticks may be fractions here: an expected value where QEMU may have seen one tick more.
+Ticks may be fractions here: an expected value where QEMU may have seen one tick more. Numbers do not overflow here, as
+QEMU's would with differences that solve() tries and rejects.
 """
 
 from __future__ import annotations
@@ -29,9 +30,6 @@ if TYPE_CHECKING:  # a helper's memory is counted in kilobytes, and typing takes
 OLDEST, TOO_NEW = (9, 1), (12, 0)
 """QEMU versions from OLDEST up to, but not including, TOO_NEW are known to compute this."""
 
-LONGEST = 1 << 63
-"""QEMU on x86 rounds what does not fit into 63 bits to this."""
-U32, U64 = 1 << 32, 1 << 64
 MOST = (1 << 31) - 1
 """Gains up to this can be solved for; a guest takes a greater one for a wrap of its counter."""
 
@@ -59,7 +57,7 @@ class Qemu:
         `vcpus`, `others`: ticks of the threads that were on this package when the window began.
         """
         share = self._share(difference, len(vcpus), others)
-        return [(self._part(difference, ticks) + share) % U32 if ticks > 0 else 0 for ticks in vcpus]
+        return [self._part(difference, ticks) + share if ticks > 0 else 0 for ticks in vcpus]
 
     def advance(self, difference: int, vcpus: Sequence[float], others: Iterable[float]) -> int:
         """Record a window as over and return what all vCPUs gained."""
@@ -71,7 +69,7 @@ class Qemu:
     def solve(self, most: int, vcpus: Sequence[float], others: Sequence[float]) -> int:
         """Return the largest difference for which all vCPUs together gain `most` at most.
 
-        0 when no vCPU ran. `most` up to MOST: nothing overflows then.
+        0 when no vCPU ran. With `most` up to MOST, QEMU's own numbers do not overflow for the difference returned.
         """
         ran = sum(vcpus)
         if ran <= 0 or most <= 0:
@@ -89,9 +87,9 @@ class Qemu:
     def _share(self, difference: int, vcpus: int, others: Iterable[float]) -> int:
         share = self.share + sum(self._part(difference, ticks) for ticks in others if ticks > 0)
         counted = self.vcpus_counted + vcpus
-        return share % U64 // counted if counted else share % U64
+        return share // counted if counted else share
 
     def _part(self, difference: int, ticks: float) -> int:
         exact = difference / 100.0 * (100.0 / self.maxticks * ticks)
         whole = int(exact)
-        return min(whole + (exact - whole >= 0.5), LONGEST)
+        return whole + (exact - whole >= 0.5)
