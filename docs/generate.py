@@ -3,7 +3,7 @@
 
 The command line is read from argparse, the configuration from libvirt_rapl.config, the metrics from
 libvirt_rapl.daemon.exposition. In README, pages of docs/ and man pages the text between two marks is replaced; the
-shipped configuration and the completions are whole files.
+shipped configuration, the completions and Grafana's dashboards (docs/dashboards.py) are whole files.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import dedent, wrap
 from types import ModuleType
 
+import dashboards
 import shtab
 
 from libvirt_rapl import cli
@@ -97,6 +98,7 @@ def made() -> dict[Path, str]:
         ),
         ROOT / "etc/completions/virt-rapl.bash": completion(parser, "bash", BASH_DOMAINS),
         ROOT / "etc/completions/_virt-rapl": completion(parser, "zsh", ZSH_DOMAINS),
+        **dashboards.made(),
     }
 
 
