@@ -6,6 +6,7 @@ from typing import Any
 
 import libvirt
 import pytest
+from fakes.libvirt import failure
 
 from libvirt_rapl.domains import connection
 from libvirt_rapl.errors import VirtRaplError
@@ -13,13 +14,7 @@ from libvirt_rapl.errors import VirtRaplError
 CHANGES = {libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE}
 
 
-def failure(code: int) -> libvirt.libvirtError:
-    error = libvirt.libvirtError("refused")
-    error.err = (code, 0, "refused")
-    return error
-
-
-UNSUPPORTED, BROKEN = failure(libvirt.VIR_ERR_NO_SUPPORT), failure(libvirt.VIR_ERR_INTERNAL_ERROR)
+UNSUPPORTED, BROKEN = failure("refused", libvirt.VIR_ERR_NO_SUPPORT), failure("refused", libvirt.VIR_ERR_INTERNAL_ERROR)
 
 
 class Connection:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import libvirt
 import pytest
-from fakes.libvirt import OTHER_UUID, UUID
+from fakes.libvirt import OTHER_UUID, UUID, failure
 
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, lookup, lookup_uuid
@@ -15,13 +15,7 @@ INACTIVE, SECURE = libvirt.VIR_DOMAIN_XML_INACTIVE, libvirt.VIR_DOMAIN_XML_SECUR
 XML = f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid></domain>"
 
 
-def failure(code: int) -> libvirt.libvirtError:
-    error = libvirt.libvirtError("refused")
-    error.err = (code, 0, "refused")
-    return error
-
-
-GONE, BROKEN = failure(libvirt.VIR_ERR_NO_DOMAIN), failure(libvirt.VIR_ERR_INTERNAL_ERROR)
+GONE, BROKEN = failure("refused", libvirt.VIR_ERR_NO_DOMAIN), failure("refused", libvirt.VIR_ERR_INTERNAL_ERROR)
 
 
 @dataclass

@@ -8,9 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import libvirt
 import pytest
-from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition, failure
 from walking import wait_until
 
 from libvirt_rapl.config import Config
@@ -60,7 +59,7 @@ class Libvirt(FakeLibvirt):
 
     def defineXML(self, xml: str) -> None:  # noqa: N802
         if self.refuses or not self.there:
-            raise libvirt.libvirtError("refused")
+            raise failure("refused")
         super().defineXML(xml)
         if self.policy:
             self.policy.changed([Definition.parse(xml).uuid])

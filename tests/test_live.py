@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import libvirt
 import pytest
+from fakes.libvirt import failure
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import paths
@@ -56,11 +57,11 @@ class Handle:
         if self.trouble == "slow":
             os.kill(os.getpid(), self.signal)
             assert self.aborted.wait(10), "nobody cancelled it"
-            raise libvirt.libvirtError("canceled by client")
+            raise failure("canceled by client")
         if self.trouble == "late":
             os.kill(os.getpid(), self.signal)
         elif self.trouble:
-            raise libvirt.libvirtError(self.trouble)
+            raise failure(self.trouble)
         self.active = False
         self.image.touch()
         return 0
@@ -83,7 +84,7 @@ class Handle:
 
     def abortJob(self) -> int:  # noqa: N802
         if self.trouble == "late":
-            raise libvirt.libvirtError("no job is active")
+            raise failure("no job is active")
         self.aborted.set()
         return 0
 
@@ -96,7 +97,7 @@ class Handle:
         self.hows.append(self.registry.how_to_restore(UUID))
         if trouble := self.restores.pop(0):
             self.active = self.others_restore
-            raise libvirt.libvirtError(trouble)
+            raise failure(trouble)
         self.active = True
 
     def isActive(self) -> int:  # noqa: N802
@@ -402,7 +403,7 @@ class Planned(Handle):
     def getDomainCapabilities(self, path: str, *_: object) -> str:  # noqa: N802
         self.probed.append(path)
         if self.probe_trouble:
-            raise libvirt.libvirtError(self.probe_trouble)
+            raise failure(self.probe_trouble)
         return ""
 
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import libvirt
 import pytest
-from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition, failure
 
 from libvirt_rapl.domains.named_emulators import named_emulators
 from libvirt_rapl.errors import VirtRaplError
@@ -81,7 +80,7 @@ def test_each_is_named_once_and_no_domain_hides_another(fake: Libvirt) -> None:
 
 def test_a_libvirt_that_does_not_answer_is_reported(fake: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> str:
-        raise libvirt.libvirtError("no answer")
+        raise failure("no answer")
 
     monkeypatch.setattr(fake, "getCapabilities", fail)
     with pytest.raises(VirtRaplError, match="no answer"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from fakes.libvirt import UUID, FakeDomain, FakeLibvirt, definition, without_passwords
+from fakes.libvirt import UUID, FakeDomain, FakeLibvirt, definition, failure, without_passwords
 
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
@@ -56,7 +56,7 @@ class Domain(FakeDomain):
 
     def managedSaveDefineXML(self, xml: str) -> int:  # noqa: N802
         if self.libvirt.refuses:  # type: ignore[attr-defined]
-            raise libvirt.libvirtError("refused")
+            raise failure("refused")
         self.saved = xml
         return 0
 
@@ -74,7 +74,7 @@ class Libvirt(FakeLibvirt):
 
     def defineXML(self, xml: str) -> None:  # noqa: N802
         if self.refuses:
-            raise libvirt.libvirtError("refused")
+            raise failure("refused")
         super().defineXML(xml)
 
 

@@ -231,12 +231,22 @@ def test_why_a_world_cannot_start(programs: Path, does: str, message: str, hint:
     assert world._process is None
 
 
-def test_a_world_that_neither_starts_nor_ends_is_killed(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_that_does_not_start_is_ended(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world_module, "START_SECONDS", 0.1)
     script(programs / "unshare", f"echo $$ > {programs}/pid; exec sleep 5")
     with pytest.raises(VirtRaplError, match=r"0\.1 s"):
         World(None).__enter__()
     assert gone(int((programs / "pid").read_text()))
+
+
+def test_a_world_that_does_not_end_is_killed(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(programs / "unshare", "echo 4242; exec sleep 5")
+    world = World(None).__enter__()
+    process = world._process
+    assert process is not None
+    monkeypatch.setattr(world_module, "START_SECONDS", 0.1)
+    world.close()
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_world_ends_with_its_block_and_is_closed_once(programs: Path) -> None:

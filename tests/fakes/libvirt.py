@@ -26,6 +26,13 @@ def definition(name: str, uuid: str, emulator_path: Path, *, more: str = "", dom
 """
 
 
+def failure(message: str, code: int = libvirt.VIR_ERR_OPERATION_FAILED) -> libvirt.libvirtError:
+    """Return an error that says just this; by itself it would say what the last real one of this thread did."""
+    error = libvirt.libvirtError(message)
+    error.err = (code, 0, message, 0, None, None, None, 0, 0)
+    return error
+
+
 def without_passwords(xml: str) -> str:
     """Return what libvirt shows to who does not ask for them."""
     return re.sub(r""" passwd=(["'])s&lt;cret\1""", "", xml)
@@ -97,6 +104,4 @@ class FakeLibvirt:
     def _only(found: Iterator[FakeDomain]) -> FakeDomain:
         for domain in found:
             return domain
-        error = libvirt.libvirtError("Domain not found")
-        error.err = (libvirt.VIR_ERR_NO_DOMAIN, 0, "Domain not found", 0, None, None, None, 0, 0)
-        raise error
+        raise failure("Domain not found", libvirt.VIR_ERR_NO_DOMAIN)
