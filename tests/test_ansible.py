@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from fetch import FETCH
 from machine import Machine
 from walking import wait_until
 from wheel import ROOT, build
 
 from libvirt_rapl.simulator import guest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs("curl")]
+pytestmark = pytest.mark.e2e
 
 ROLES = ROOT / "etc/ansible/roles"
 GUESTS = ("web1", "web-test", "db")
@@ -123,8 +124,7 @@ class Host:
 
     def scrape(self, address: str) -> str:
         """Return the status of a scrape without a password."""
-        ask = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]
-        return self.machine.run([*ask, f"http://{address}/metrics"], check=False).stdout
+        return self.machine.run([*FETCH, "--status", f"http://{address}/metrics"], check=False).stdout.strip()
 
     def unit(self, name: str) -> tuple[str, str]:
         """Return whether a unit is enabled, and its state."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fetch import FETCH
 from machine import Machine
 from walking import wait_until
 
@@ -14,7 +15,7 @@ from libvirt_rapl.exporter import last_scrape
 pytestmark = pytest.mark.e2e
 
 UNIT = "virt-rapl-exporter"
-ASK = ["curl", "--silent", "--show-error", "--fail", "http://127.0.0.1:9762/metrics"]
+ASK = [*FETCH, "http://127.0.0.1:9762/metrics"]
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ def test_virt_rapld_answers_as_the_file(served: Path, ledger: Path) -> None:
         b'{"edges": 7, "packages_only": true}\n',
         json.dumps({"edges": list(range(history_socket.MOST_EDGES + 1)), "packages_only": True}).encode() + b"\n",
         b'{"edges": ['.ljust(history_socket.MOST_BYTES, b"1"),
+        b'{"edges": [1, 2], "packages_only": true}'.rjust(history_socket.MOST_BYTES + 10) + b"\n",
         b"[" * 100_000 + b"\n",
         b"\xff\n",
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fetch import FETCH
 from machine import Machine
 from walking import wait_until
 
@@ -253,7 +254,6 @@ def traces(machine: Machine) -> set[str]:
 
 
 @pytest.mark.e2e
-@pytest.mark.needs("curl")
 def test_the_life_of_a_package(machine: Machine) -> None:
     before, definition = traces(machine), machine.run(["virsh", "dumpxml", NAME]).stdout
 
@@ -279,7 +279,7 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     # The exporter, once it is enabled.
     machine.path(EXPORTER_OPTIONS).write_text("ARGS=--web.listen-address=127.0.0.1:9799\n")
     machine.run(["systemctl", "enable", "--now", *exporter])
-    assert f'domain="{NAME}"' in machine.run(["curl", "--silent", "http://127.0.0.1:9799/metrics"]).stdout
+    assert f'domain="{NAME}"' in machine.run([*FETCH, "http://127.0.0.1:9799/metrics"]).stdout
     checks = {check["name"]: check for check in json.loads(virt_rapl(machine, "doctor", "--json"))["checks"]}
     assert checks["exporter"]["state"] == "ok", checks["exporter"]
     assert "127.0.0.1:9799" in checks["exporter"]["message"]

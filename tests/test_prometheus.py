@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
 import yaml
+from fetch import FETCH
 from lifecycle import Host
 from walking import CONSTANT_100_WATTS, wait_until
 
@@ -112,8 +114,8 @@ class Prometheus:
 
     def ask(self, path: str, **parameters: str) -> Any:  # noqa: ANN401 - it is JSON
         """Return what its API answers."""
-        data = [word for each in parameters.items() for word in ("--data-urlencode", "=".join(each))]
-        answer = json.loads(self.world.run(["curl", "--silent", "--get", f"{SERVER}/api/v1/{path}", *data]).stdout)
+        url = f"http://{SERVER}/api/v1/{path}?{urlencode(parameters)}"
+        answer = json.loads(self.world.run([*FETCH, url]).stdout)
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -222,7 +224,7 @@ def start_prometheus(world: World) -> None:
     options = [f"--config.file={DIRECTORY}/prometheus.yml", f"--storage.tsdb.path={DIRECTORY}/data"]
     start(world, " ".join(["prometheus", *options, f"--web.listen-address={SERVER}"]), f"{DIRECTORY}/log")
     wait_until(
-        lambda: world.run(["curl", "--silent", "--fail", f"{SERVER}/-/ready"], check=False).returncode == 0,
+        lambda: world.run([*FETCH, f"http://{SERVER}/-/ready"], check=False).returncode == 0,
         PATIENCE_SECONDS,
         "Prometheus is ready",
     )
@@ -270,10 +272,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 @pytest.mark.e2e
-@pytest.mark.needs("prometheus", "promtool", "curl", "ip")
+@pytest.mark.needs("prometheus", "promtool", "ip")
 class TestPrometheus:
     def test_promtool_accepts_what_is_scraped(self, scene: Scene) -> None:
-        promtool("check", "metrics", stdin=scene.here.world.run(["curl", "--silent", f"{HERE}/metrics"]).stdout)
+        promtool("check", "metrics", stdin=scene.here.world.run([*FETCH, f"http://{HERE}/metrics"]).stdout)
 
     @pytest.mark.parametrize("query", QUERIES, ids=str)
     def test_every_query_finds_data(self, scene: Scene, query: Query) -> None:

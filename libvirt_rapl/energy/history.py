@@ -167,8 +167,6 @@ def divided(growth: Energies, buckets: list[tuple[int, int]]) -> Iterator[tuple[
             if owner != HOST:
                 by_now[owner, zone] = microjoules * passed // whole
                 by_now[HOST, zone] += by_now[owner, zone]
-        if passed == whole:
-            by_now |= growth
         for (owner, zone), microjoules in by_now.items():
             if microjoules > given[owner, zone]:
                 yield start, owner, zone, microjoules - given[owner, zone]
