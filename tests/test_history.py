@@ -105,45 +105,42 @@ def bench(tmp_path: Path) -> Bench:
 
 ENERGIES = st.dictionaries(
     st.tuples(st.sampled_from([A, B, OTHER, IDLE]), st.sampled_from(["package-0", "package-1", "dram-0"])),
-    st.integers(0, 10**12),
+    st.integers(1, 10**12),
+    min_size=1,
     max_size=6,
 )
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("use"), st.floats(0, 4000), ENERGIES),
-        st.tuples(st.just("set clock"), st.floats(-DAY, DAY)),
-        st.tuples(st.just("suspend or off"), st.floats(0, 10 * DAY)),
-        st.tuples(st.just("write")),
-        st.tuples(st.just("kill")),
-        st.tuples(st.just("retire"), st.sampled_from([A, B])),
-        st.tuples(st.just("keep"), st.sampled_from([KeepHistory(on=False), FEW_DAYS, KeepHistory(quarter_hours=0)])),
-    ),
-    max_size=25,
+EVENTS = st.one_of(
+    st.none(),
+    st.tuples(st.just("clock is set"), st.sampled_from([-DAY, -HOUR, -7, 7, HOUR, DAY])),
+    st.tuples(st.just("is suspended or off"), st.floats(0, 10 * DAY)),
+    st.tuples(st.just("is killed")),
+    st.tuples(st.just("retires"), st.sampled_from([A, B])),
+    st.tuples(st.just("keeps"), st.sampled_from([KeepHistory(on=False), FEW_DAYS, KeepHistory(quarter_hours=0)])),
 )
+STEPS = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 10.0, 600.0, 4000.0]), ENERGIES, EVENTS), min_size=4, max_size=12)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
-def test_openings_and_history_are_the_totals(steps: list[tuple[str, ...]]) -> None:
+def test_openings_and_history_are_the_totals(steps: list[tuple[float, Any, Any]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
-        for step in [*steps, ("write",)]:
-            match step:
-                case "use", seconds, energies:
-                    bench.use(seconds, energies)  # type: ignore[arg-type]
-                case (("set clock" | "suspend or off"), seconds):
-                    bench.now += seconds  # type: ignore[operator]
-                case ("write",):
-                    bench.write()
-                    bench.check()
-                case ("kill",):
+        bench.write()
+        for seconds, energies, event in steps:
+            bench.use(seconds, energies)
+            match event:
+                case (("clock is set" | "is suspended or off"), time_passes):
+                    bench.now += time_passes
+                case ("is killed",):
                     bench.start()
-                case "retire", uuid:
+                case "retires", uuid:
                     bench.retire(uuid)
-                case "keep", keep:
-                    bench.keep = keep  # type: ignore[assignment]
+                case "keeps", keep:
+                    bench.keep = keep
                     bench.write()
                     bench.start()
+            bench.write()
+            bench.check()
 
 
 @pytest.mark.parametrize(
