@@ -120,7 +120,7 @@ def _mapping(written: object, keys: tuple[str, ...]) -> Mapping[str, object]:
 
 
 def _number(written: object, where: list[str | int]) -> Decimal:
-    if isinstance(written, int | float | str) and not isinstance(written, bool):
+    if isinstance(written, int | float | str):
         try:
             number = Decimal(str(written))
         except InvalidOperation:

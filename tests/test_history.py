@@ -214,6 +214,19 @@ def test_history_begins_anew_where_a_damaged_ledger_is_set_aside(bench: Bench) -
     assert [row[2:] for row in bench.rows()] == [(A, "package-0", 1), (HOST, "package-0", 1)]
 
 
+@pytest.mark.parametrize("keep", [FEW_DAYS, KeepHistory(on=False)])
+def test_a_total_that_goes_back_changes_nothing(bench: Bench, keep: KeepHistory) -> None:
+    bench.use(10, {(A, "package-0"): 1000})
+    bench.keep = keep
+    bench.write()
+    bench.start()
+    before = bench.rows()
+    bench.totals[Part(A, WHOLE, "package-0")] -= 400
+    bench.write()
+    bench.check()
+    assert bench.rows() == before
+
+
 def hours(rows: Iterable[tuple[int, int, str, str, int]]) -> dict[tuple[int, int], int]:
     return {(seconds, start): energy for seconds, start, owner, _, energy in rows if owner == HOST}
 

@@ -52,6 +52,7 @@ NIGHT = "{days: mon-fri, from: 22:00, to: 06:00, price: 0.2}"
         ("{currency: EUR, price: 1, windows: [{from: 1:00, to: 2:00}]}", ["windows", 0], "price is missing"),
         ("{currency: EUR, price: 1, windows: [{from: 25:00, to: 2:00, price: 1}]}", ["windows", 0, "from"], "time"),
         ("{currency: EUR, price: 1, windows: [{from: 1:00, to: '2', price: 1}]}", ["windows", 0, "to"], "time"),
+        ("{currency: EUR, price: 1, windows: [{from: 1:00, to: '24:01', price: 1}]}", ["windows", 0, "to"], "time"),
         (
             "{currency: EUR, price: 1, windows: [{days: [mon, foo], from: 1:00, to: 2:00, price: 1}]}",
             ["windows", 0, "days"],

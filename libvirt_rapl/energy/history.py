@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from libvirt_rapl.choices import KeepHistory
-from libvirt_rapl.energy.snapshot import GONE, HOST, PACKAGE, WHOLE, Part, Totals
+from libvirt_rapl.energy.snapshot import GONE, HOST, PACKAGE, Part, Totals
 
 QUARTER, HOUR, DAY = 900, 3600, 86400
 GAP_SECONDS = 10.0
@@ -141,8 +141,8 @@ def _changes(before: Totals, after: Totals, retired: Collection[str]) -> tuple[E
 
 
 def _has_history(part: Part) -> bool:
-    """Return whether it is of a zone; vCPUs have no history, and a whole is that of its packages."""
-    return part.vcpu == WHOLE and part.zone != PACKAGE
+    """Return whether it is of a zone; a whole, which vCPUs share, is that of its packages."""
+    return part.zone != PACKAGE
 
 
 def shares(begin: float, end: float) -> list[tuple[int, int]]:
