@@ -125,7 +125,7 @@ def _number(written: object, where: list[str | int]) -> Decimal:
             number = Decimal(str(written))
         except InvalidOperation:
             number = Decimal("NaN")
-        if number.is_finite() and abs(number) <= 10**6:
+        if number.is_finite() and number.adjusted() <= 6:
             return number
     raise WrongPartError(where, "expected a number")
 

@@ -354,8 +354,8 @@ def test_an_extract_is_of_slots_of_buckets(bench: Bench) -> None:
         bench.write()
     edges = [NOON - DAY, NOON, NOON + 2 * QUARTER, NOON + 3 * QUARTER, NOON + DAY]
     with open_ledger(bench.path) as found:
-        slots = list(found.slots(edges, packages_only=True))
-        every_zone = next(found.slots([NOON, NOON + QUARTER], packages_only=False)).energy
+        slots = list(found.slots(edges, QUARTER, packages_only=True))
+        every_zone = next(found.slots([NOON, NOON + QUARTER], QUARTER, packages_only=False)).energy
 
     def energy(times: int) -> dict[tuple[str, str], int]:
         energies = {(A, "package-0"): 100, (IDLE, "package-0"): 7, (HOST, "package-0"): 107}
@@ -374,7 +374,7 @@ def test_what_is_known_travels_as_json(bench: Bench) -> None:
     bench.use(1, {(A, "package-0"): 1})
     bench.write()
     found = known(bench)
-    assert (found.begin, found.coarsest, found.simulated) == (NOON, QUARTER, False)
+    assert (found.begin, found.widths, found.simulated) == (NOON, [QUARTER], False)
     assert found.gaps
     assert found.lost
     assert Known.from_json(json.loads(found.to_json())) == found
@@ -402,7 +402,7 @@ def test_a_damaged_history_is_not_reported(bench: Bench, damage: str) -> None:
     def read() -> None:
         with open_ledger(bench.path) as found:
             found.known(NOON, NOON + DAY)
-            list(found.slots([NOON, NOON + QUARTER], packages_only=True))
+            list(found.slots([NOON, NOON + QUARTER], QUARTER, packages_only=True))
 
     with pytest.raises(DamagedError):
         read()

@@ -20,16 +20,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libvirt_rapl.choices import KeepHistory
 from libvirt_rapl.cli import main, when
 from libvirt_rapl.cli.report import rows as by_words
 from libvirt_rapl.config import Config
-from libvirt_rapl.energy import calendar, report
-from libvirt_rapl.energy.extract import Gap, Known, Lost, Metering, Name, Slot
+from libvirt_rapl.energy import calendar, factors, report
+from libvirt_rapl.energy.extract import Gap, Known, Lost, Metering, Name, Slot, open_ledger
 from libvirt_rapl.energy.history import DAY, HOUR, QUARTER, Identity, Moment
 from libvirt_rapl.energy.ledger import Ledger
 from libvirt_rapl.energy.provenance import provenance
 from libvirt_rapl.energy.report import PER_KWH, By, Factors, Question
 from libvirt_rapl.energy.snapshot import HOST, IDLE, OTHER, WHOLE, Kept, Part
+from libvirt_rapl.tariff import parse_tariff
 
 A, B = "aaaaaaaa-0000-0000-0000-000000000000", "bbbbbbbb-0000-0000-0000-000000000000"
 NOON = 1_793_620_800
@@ -64,7 +66,7 @@ class Buckets:
         values: dict[str, Any] = {
             "begin": min((start for start, _, _ in energies), default=None),
             "simulated": False,
-            "coarsest": QUARTER,
+            "widths": [QUARTER],
             "names": {A: [Name(0, "web", "", {"project": "x"})], B: [Name(0, "db", "", {})]},
             "gaps": [],
             "lost": [],
@@ -75,7 +77,8 @@ class Buckets:
     def known(self, since: int, until: int) -> Known:
         return self.what_is_known
 
-    def slots(self, edges: Sequence[int], *, packages_only: bool) -> Iterator[Slot]:
+    def slots(self, edges: Sequence[int], width: int, *, packages_only: bool) -> Iterator[Slot]:
+        assert width == QUARTER
         for since, until in pairwise(edges):
             energy: defaultdict[tuple[str, str], int] = defaultdict(int)
             for (start, owner, zone), microjoules in self.energies.items():
@@ -393,7 +396,7 @@ def test_each_report_ends_with_where_it_comes_from(
 def test_what_is_missing_in_the_figures_is_named() -> None:
     gaps = [Gap(NOON + hour * HOUR, NOON + hour * HOUR + 600, "daemon") for hour in range(12)]
     gaps += [Gap(NOON - DAY, NOON + 60, "host")]
-    known = {"gaps": gaps, "lost": [Lost(NOON, "package-0", 2), Lost(NOON + 900, "package-0", 1)], "coarsest": DAY}
+    known = {"gaps": gaps, "lost": [Lost(NOON, "package-0", 2), Lost(NOON + 900, "package-0", 1)], "widths": [QUARTER]}
     metering = [
         Metering(0, "active", "msr"),
         Metering(NOON - 1, "capacity", "msr"),
@@ -405,7 +408,6 @@ def test_what_is_missing_in_the_figures_is_named() -> None:
     assert "at 2 more times, 0.3 hours" in lines
     assert lines.count("host was off") == 1
     assert "package-0: its count was lost in 3 intervals" in lines
-    assert "by the day" in lines
     assert "active" not in lines
     assert lines.index("capacity") < lines.index("baseline")
 
@@ -513,3 +515,52 @@ def test_a_picture_without_matplotlib(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "apt install python3-matplotlib" in shown.err
+
+
+@pytest.mark.parametrize(
+    "keep", [KeepHistory(), KeepHistory(quarter_hours=1, hours=400), KeepHistory(quarter_hours=1, hours=1)]
+)
+@pytest.mark.usefixtures("berlin")
+def test_older_history_has_the_mean_price_of_its_time(tmp_path: Path, keep: KeepHistory) -> None:
+    ledger = Ledger(tmp_path / "ledger.db", simulated=False, log=pytest.fail, history=keep)
+    ledger.load()
+    for number in range(10):  # a kilowatt hour an hour for five days; then compaction, a day at a time
+        energy = min(number, 1) * 120 * KWH
+        parts = [Part(HOST, WHOLE, "package-0"), Part(A, WHOLE, "package-0"), Part(A, WHOLE, "package")]
+        moment = Moment(now=NOON + min(number, 1) * 5 * DAY + number * HOUR)
+        ledger.write(Kept(dict.fromkeys(parts, energy), metered=number and 5 * DAY), (), moment)
+    night = {"from": "22:00", "to": "06:00", "price": 0.1}
+    price = factors.price(parse_tariff({"currency": "EUR", "price": 0.3, "windows": [night]}))
+    with open_ledger(tmp_path / "ledger.db") as history:
+        made = report.make(history, question("day", since=NOON - 2 * DAY, until=NOON + 8 * DAY), Factors(price=price))
+    assert made.host.microjoules == 120 * KWH
+    assert made.host.cost is not None
+    assert float(made.host.cost) == pytest.approx(120 * (0.3 * 16 + 0.1 * 8) / 24, rel=0.01)
+    whole = [row.amount.cost for row in made.rows if row.amount.microjoules > 23 * KWH]
+    assert len(whole) >= 3
+    assert all(float(cost or 0) == pytest.approx(24 * 5.6 / 24, rel=0.02) for cost in whole)
+
+
+def test_what_has_no_price_for_a_part_of_an_older_bucket_has_no_cost() -> None:
+    valid = Factors(price=lambda at: Decimal(4) if at >= NOON + QUARTER else None, grams=lambda at: Decimal(at % 7200))
+    assert valid.over(QUARTER) is valid
+    hourly = valid.over(HOUR)
+    assert hourly.price
+    assert hourly.grams
+    assert [hourly.price(NOON), hourly.price(NOON + HOUR)] == [None, Decimal(4)]
+    assert hourly.grams(NOON) == Decimal(sum(NOON % 7200 + number * QUARTER for number in range(4))) / 4
+
+
+@pytest.mark.parametrize(
+    ("since", "width", "first"),
+    [
+        (NOON, QUARTER, NOON),
+        (NOON, HOUR, NOON),
+        (NOON + 2 * QUARTER, HOUR, NOON),
+        (NOON + 3 * QUARTER, HOUR, NOON + HOUR),
+        (NOON, DAY, NOON - DAY // 2),
+        (NOON + QUARTER, DAY, NOON + DAY // 2),
+    ],
+)
+def test_a_bucket_is_where_its_middle_is(since: int, width: int, first: int) -> None:
+    assert report.first_bucket(since, width) == first

@@ -16,7 +16,7 @@ from typing import cast, get_args
 from libvirt_rapl import paths
 from libvirt_rapl.cli import report_formats, report_picture, when
 from libvirt_rapl.config import Config, load
-from libvirt_rapl.daemon.history_socket import RemoteHistory
+from libvirt_rapl.daemon.history_socket import open_remote
 from libvirt_rapl.energy import factors, report
 from libvirt_rapl.energy.calendar import Span
 from libvirt_rapl.energy.extract import History, Known, open_ledger
@@ -120,7 +120,7 @@ def _history(config: Config) -> Iterator[History]:
             try:
                 history: History = stack.enter_context(open_ledger(path))
             except PermissionError:
-                history = RemoteHistory(config.run_directory / paths.HISTORY_SOCKET)
+                history = stack.enter_context(open_remote(config.run_directory / paths.HISTORY_SOCKET))
             yield history
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise VirtRaplError(

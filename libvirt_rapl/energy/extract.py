@@ -9,12 +9,13 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from libvirt_rapl.energy import ledger_content as content
-from libvirt_rapl.energy.history import QUARTER, Reason
+from libvirt_rapl.energy.history import DAY, HOUR, QUARTER, Reason
 from libvirt_rapl.energy.ledger import check_files
 from libvirt_rapl.energy.ledger_content import SCHEMA, DamagedError
 from libvirt_rapl.energy.snapshot import HOST
@@ -69,8 +70,8 @@ class Known:
     begin: int | None
     """When history begins, in seconds since the epoch; None if there is none yet."""
     simulated: bool
-    coarsest: int
-    """Seconds of the longest bucket in that time."""
+    widths: Sequence[int]
+    """Seconds of the kinds of buckets that there are in that time: QUARTER, HOUR, DAY."""
     names: Mapping[str, Sequence[Name]]
     """By UUID, in the order of time."""
     gaps: Sequence[Gap]
@@ -87,7 +88,7 @@ class Known:
         return cls(
             begin=values["begin"],
             simulated=values["simulated"],
-            coarsest=values["coarsest"],
+            widths=values["widths"],
             names={uuid: [Name(*name) for name in names] for uuid, names in values["names"].items()},
             gaps=[Gap(*gap) for gap in values["gaps"]],
             lost=[Lost(*each) for each in values["lost"]],
@@ -101,8 +102,8 @@ class History(Protocol):
     def known(self, since: int, until: int) -> Known:
         """Return what is known of this time, in seconds since the epoch."""
 
-    def slots(self, edges: Sequence[int], *, packages_only: bool) -> Iterator[Slot]:
-        """Yield the energy between each two edges. A bucket belongs to the slot in which it begins."""
+    def slots(self, edges: Sequence[int], width: int, *, packages_only: bool) -> Iterator[Slot]:
+        """Yield the energy of buckets of this width between each two edges; a bucket is where its middle is."""
 
 
 @contextlib.contextmanager
@@ -137,10 +138,14 @@ class LedgerHistory:
         read = self._database.execute
         _, simulated = content.origin(self._database)
         begins = [row[0] for row in read("SELECT min(start) FROM history GROUP BY seconds")]
-        (coarsest,) = read(
-            "SELECT max(seconds) FROM history WHERE seconds IN (900, 3600, 86400) AND start >= ? AND start < ?",
-            (since, until),
-        ).fetchone()
+        widths = [
+            width
+            for width in (QUARTER, HOUR, DAY)
+            if read(
+                "SELECT 1 FROM history WHERE seconds = ? AND start >= ? AND start < ? LIMIT 1",
+                (width, since - width // 2, until - width // 2),
+            ).fetchone()
+        ]
         names: dict[str, list[Name]] = {}
         for uuid, begin, name, title, labels in read(
             "SELECT uuid, since, name, title, labels FROM identity ORDER BY uuid, since"
@@ -151,7 +156,7 @@ class LedgerHistory:
         return Known(
             begin=min(begins, default=None),
             simulated=simulated,
-            coarsest=coarsest or QUARTER,
+            widths=widths,
             names=names,
             gaps=[Gap(*row) for row in gaps],
             lost=[Lost(*row) for row in lost],
@@ -160,17 +165,17 @@ class LedgerHistory:
             ],
         )
 
-    def slots(self, edges: Sequence[int], *, packages_only: bool) -> Iterator[Slot]:
-        """Yield the energy between each two edges."""
+    def slots(self, edges: Sequence[int], width: int, *, packages_only: bool) -> Iterator[Slot]:
+        """Yield the energy of buckets of this width between each two edges."""
         read = self._database.execute
         parts = {number: (owner, zone) for number, owner, zone in read("SELECT id, owner, zone FROM part")}
         for since, until in pairwise(edges):
             rows = read(
                 """SELECT part, sum(microjoules) FROM history
-                WHERE seconds IN (900, 3600, 86400) AND start >= ? AND start < ?
+                WHERE seconds = ? AND start >= ? AND start < ?
                 AND (? OR part IN (SELECT id FROM part WHERE zone LIKE 'package-%'))
                 GROUP BY part""",
-                (since, until, not packages_only),
+                (width, since - width // 2, until - width // 2, not packages_only),
             ).fetchall()
             unknown = [number for number, _ in rows if number not in parts]
             slot = Slot(since, until, {parts[number]: energy for number, energy in rows if number not in unknown})
@@ -188,4 +193,7 @@ def imbalance(slot: Slot) -> str:
     for (owner, zone), microjoules in slot.energy.items():
         difference[zone] += microjoules if owner == HOST else -microjoules
     wrong = [zone for zone, microjoules in difference.items() if microjoules]
-    return f"{wrong[0]} does not add up from {slot.since} to {slot.until}" if wrong else ""
+    if not wrong:
+        return ""
+    since, until = (datetime.fromtimestamp(edge, UTC).isoformat() for edge in (slot.since, slot.until))
+    return f"{wrong[0]} does not add up from {since} to {until}"

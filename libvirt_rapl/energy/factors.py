@@ -7,10 +7,11 @@ shortest distance between two rows if the next one begins then; else, as the las
 
 import csv
 import itertools
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -18,6 +19,8 @@ from zoneinfo import ZoneInfo
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.tariff import MINUTES, Carbon, Tariff
 
+MOST = Decimal(10**6)
+_NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,12})?")
 LONGER = 1.12
 """A month may be 1.107 times as long as the shortest, a day 1.087 times."""
 
@@ -48,7 +51,7 @@ def price(tariff: Tariff) -> Factor:
 def grams(carbon: Carbon) -> Factor:
     """Return the grams of CO2 of a kilowatt hour by time. Raises VirtRaplError if its file cannot be used."""
     if carbon.csv:
-        return _by_row(read_rows(carbon.csv, carbon.time_zone))
+        return _by_row(read_rows(carbon.csv, carbon.time_zone, "grams"))
     return lambda _: carbon.grams
 
 
@@ -62,9 +65,9 @@ def _by_row(rows: list[Row]) -> Factor:
     return at
 
 
-def read_rows(path: Path, time_zone: ZoneInfo | None) -> list[Row]:
-    """Read a file; its first line may be a heading. Raises VirtRaplError with file and line."""
-    rows = list(_values(path, time_zone))
+def read_rows(path: Path, time_zone: ZoneInfo | None, what: str = "price") -> list[Row]:
+    """Read a file; its first line may be the heading time,WHAT. Raises VirtRaplError with file and line."""
+    rows = list(_values(path, time_zone, what))
     if len(rows) < 2:
         raise VirtRaplError(f"{path}: expected two rows or more of time,value", "a row's time ends with the next row")
     shortest = min(later - earlier for (earlier, _), (later, _) in itertools.pairwise(rows))
@@ -75,24 +78,23 @@ def read_rows(path: Path, time_zone: ZoneInfo | None) -> list[Row]:
     ]
 
 
-def _values(path: Path, time_zone: ZoneInfo | None) -> Iterator[tuple[float, Decimal]]:
+def _values(path: Path, time_zone: ZoneInfo | None, what: str) -> Iterator[tuple[float, Decimal]]:
     before = float("-inf")
     for line, fields in _lines(path):
         place = f"{path}:{line}"
         if len(fields) != 2:
             raise VirtRaplError(f"{place}: expected time,value, found {len(fields)} fields", f"correct {place}")
         if line == 1 and not any(sign.isdigit() for sign in "".join(fields)):
+            if fields != ["time", what]:
+                raise VirtRaplError(f"{place}: expected the heading time,{what}", f"correct {place}")
             continue
         since = _instant(fields[0], time_zone, before, place)
         if since == before:
             raise VirtRaplError(f"{place}: {fields[0]} is there twice", "keep one of the two rows")
         if since < before:
             raise VirtRaplError(f"{place}: {fields[0]} is not later than the row before", f"sort the rows of {path}")
-        try:
-            value = Decimal(fields[1])
-        except InvalidOperation:
-            value = Decimal("NaN")
-        if not value.is_finite():
+        value = Decimal(fields[1]) if _NUMBER.fullmatch(fields[1]) else Decimal("NaN")
+        if value.is_nan() or value.copy_abs() > MOST:
             raise VirtRaplError(f"{place}: expected a number, found {fields[1]!r}", f"correct {place}")
         before = since
         yield since, value

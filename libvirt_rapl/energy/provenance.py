@@ -91,9 +91,10 @@ def _missing(report: Report) -> Iterator[str]:
     for zone in zones:
         intervals = sum(lost.intervals for lost in known.lost if lost.zone == zone)
         yield f"{zone}: its count was lost in {intervals} intervals"
-    if known.coarsest > QUARTER:
-        detail = {HOUR: "hour", DAY: "day"}[known.coarsest]
-        yield f"the oldest of this is kept by the {detail} (UTC), and counts where that begins"
+    for width in known.widths:
+        if width != QUARTER:
+            detail = {HOUR: "hour", DAY: "day"}[width]
+            yield f"the oldest is kept by the {detail} (UTC): it counts where its middle is, at mean price and CO2e"
 
 
 def _times(what: str, times: Sequence[tuple[float, float]]) -> Iterator[str]:

@@ -1,15 +1,17 @@
 """A report: what was used in a time, by domain, project, zone or span of time, with its cost and CO2.
 
 Energies are in microjoules. What domains, other and idle have is together what the packages of the host counted, in
-every report; costs and grams are added up bucket by bucket, with what was valid when a bucket began.
+every report; costs and grams are added up bucket by bucket, with what was valid when a quarter of an hour began, or on
+average in a bucket that is longer.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cache
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 from libvirt_rapl.energy import calendar
 from libvirt_rapl.energy.calendar import Span
@@ -48,6 +50,16 @@ class Factors:
     grams: Factor | None = None
     pue: Decimal = Decimal(1)
     """Cost and grams are multiplied by it."""
+
+    def over(self, width: int) -> Self:
+        """Return them as they are for buckets of this width, by the bucket's start: the mean over its time."""
+        if width == QUARTER:
+            return self
+        return replace(
+            self,
+            price=_mean(self.price, width) if self.price else None,
+            grams=_mean(self.grams, width) if self.grams else None,
+        )
 
 
 @dataclass
@@ -135,18 +147,28 @@ class Report:
 def make(history: History, question: Question, factors: Factors) -> Report:
     """Make a report. Raises DamagedError if the history cannot be read."""
     known = history.known(question.since, question.until)
-    sums = _Sums(question, factors, known)
-    for slot in history.slots(list(edges(question, factors, known)), packages_only="zone" not in question.by):
-        sums.add(slot)
-    return sums.report()
+    sums = _Sums(question, known)
+    for width in known.widths:
+        valid = factors.over(width)
+        between = edges(question, valid, known, width)
+        for slot in history.slots(between, width, packages_only="zone" not in question.by):
+            sums.add(slot, valid, first_bucket(slot.since, width))
+    return sums.report(factors)
 
 
-def edges(question: Question, factors: Factors, known: Known) -> list[int]:
-    """Return the times between which nothing changes that makes a difference to the report."""
-    found = {question.since, question.until}
+def first_bucket(since: int, width: int) -> int:
+    """Return when the first bucket begins whose middle is not before `since`."""
+    return -(-(since - width // 2) // width) * width
+
+
+def edges(question: Question, factors: Factors, known: Known, width: int) -> list[int]:
+    """Return the times between which nothing changes that makes a difference to buckets of this width."""
+    # A quarter of an hour that is cut by the beginning of history is at most one.
+    since = max(question.since, min(question.until, (known.begin or 0) // width * width))
+    found = {since, question.until}
     for by in question.by:
         if by in get_args(Span):
-            found.update(calendar.edges(by, question.since, question.until))  # type: ignore[arg-type]
+            found.update(calendar.edges(by, since, question.until))  # type: ignore[arg-type]
         elif by == "project":
             found.update(
                 int(name.since // QUARTER) * QUARTER
@@ -155,17 +177,16 @@ def edges(question: Question, factors: Factors, known: Known) -> list[int]:
                 if before.labels.get(PROJECT) != name.labels.get(PROJECT)
             )
     for factor in filter(None, (factors.price, factors.grams)):
-        quarters = range(question.since, question.until, QUARTER)
-        found.update(later for earlier, later in pairwise(quarters) if factor(earlier) != factor(later))
-    return sorted(each for each in found if question.since <= each <= question.until)
+        buckets = [(start, factor(start)) for start in range(first_bucket(since, width), question.until, width)]
+        found.update(start for (_, before), (start, value) in pairwise(buckets) if before != value)
+    return sorted(each for each in found if since <= each <= question.until)
 
 
 class _Sums:
     """Adds up the slots of a report."""
 
-    def __init__(self, question: Question, factors: Factors, known: Known) -> None:
+    def __init__(self, question: Question, known: Known) -> None:
         self._question = question
-        self._factors = factors
         self._known = known
         self._rows: dict[Key, Amount] = {}
         self._hosts: dict[str, int] = {}
@@ -175,9 +196,10 @@ class _Sums:
         self._unpriced: list[tuple[int, int]] = []
         self._ungraded: list[tuple[int, int]] = []
 
-    def add(self, slot: Slot) -> None:
-        price = _valid(self._factors.price, slot.since, self._factors.pue)
-        grams = _valid(self._factors.grams, slot.since, self._factors.pue)
+    def add(self, slot: Slot, factors: Factors, bucket: int) -> None:
+        """Add a slot, whose first bucket begins at `bucket`, and whose factors are those of that."""
+        price = _valid(factors.price, bucket, factors.pue)
+        grams = _valid(factors.grams, bucket, factors.pue)
         time, order = self._time(slot.since)
         for (owner, zone), microjoules in slot.energy.items():
             is_domain = owner not in (HOST, OTHER, IDLE)
@@ -193,9 +215,9 @@ class _Sums:
                 key = Key(time, order, self._what(owner, zone, slot.since))
                 self._rows.setdefault(key, Amount()).add(microjoules, price, grams)
         if any(owner == HOST for owner, _ in slot.energy):
-            if self._factors.price and price is None:
+            if factors.price and price is None:
                 _extend(self._unpriced, slot)
-            if self._factors.grams and grams is None:
+            if factors.grams and grams is None:
                 _extend(self._ungraded, slot)
 
     def _time(self, since: int) -> tuple[str, int]:
@@ -212,11 +234,11 @@ class _Sums:
             return (name and name.labels.get(PROJECT)) or NO_PROJECT
         return zone if "zone" in self._question.by else ""
 
-    def report(self) -> Report:
+    def report(self, factors: Factors) -> Report:
         by_energy = sorted(self._rows.items(), key=lambda item: (item[0].order, -item[1].microjoules, item[0].what))
         return Report(
             question=self._question,
-            factors=self._factors,
+            factors=factors,
             known=self._known,
             rows=[self._row(key, amount) for key, amount in by_energy],
             host=self._amounts[HOST],
@@ -259,6 +281,18 @@ def name_at(known: Known, uuid: str, instant: int) -> Name | None:
     names = known.names.get(uuid, [])
     number = bisect_right([name.since for name in names], instant) - 1
     return names[max(0, number)] if names else None
+
+
+def _mean(factor: Factor, width: int) -> Factor:
+    """Return a factor whose value is the mean over `width` seconds from then on; None if it is not known of all."""
+
+    @cache
+    def mean(start: int) -> Decimal | None:
+        values = [factor(quarter) for quarter in range(start, start + width, QUARTER)]
+        known = [value for value in values if value is not None]
+        return sum(known, Decimal(0)) / len(known) if len(known) == len(values) else None
+
+    return mean
 
 
 def _valid(factor: Factor | None, instant: int, pue: Decimal) -> Decimal | None:
