@@ -445,3 +445,16 @@ def test_kill_9_at_any_moment_costs_totals_and_history_the_same(tmp_path: Path) 
         bench.check()
     assert bench.totals[Part(IDLE, WHOLE, "package-0")] >= 50_000
     assert {row[0] for row in bench.rows()} == {QUARTER, HOUR, DAY}
+
+
+def test_a_longer_bucket_is_in_the_slot_of_its_middle(bench: Bench) -> None:
+    bench.use(1, {(A, "package-0"): 100})
+    bench.write()
+    with contextlib.closing(sqlite3.connect(bench.path)) as database:
+        database.execute("UPDATE history SET seconds = ?", (HOUR,))
+        database.commit()
+    with open_ledger(bench.path) as found:
+        assert found.known(NOON, NOON + DAY).widths == [HOUR]
+        edges = [NOON - HOUR, NOON + HOUR // 2, NOON + 2 * HOUR]
+        energies = [slot.energy.get((A, "package-0")) for slot in found.slots(edges, HOUR, packages_only=True)]
+    assert energies == [None, 100]
