@@ -17,9 +17,17 @@ def read(text: str) -> WebConfig:
     return parse(FILE, text.encode())
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "tls_server_config:\n", "basic_auth_users: {}\n"])
+@pytest.mark.parametrize("text", ["{}", "# nothing\n{}\n", "tls_server_config:\n", "basic_auth_users: {}\n"])
 def test_without_settings_everything_is_open(text: str) -> None:
     assert read(text) == WebConfig()
+
+
+@pytest.mark.parametrize("text", ["", " \n", "# tls_server_config:\n", "---\n", "---\n# none\n...\n", "null", "\ufeff"])
+def test_a_file_with_nothing_in_it_is_a_mistake(text: str) -> None:
+    with pytest.raises(VirtRaplError) as caught:
+        read(text)
+    assert str(FILE) in caught.value.message
+    assert "{}" in caught.value.hint
 
 
 def test_paths_are_relative_to_the_file() -> None:
