@@ -109,7 +109,7 @@ MISTAKES = {
     TLS + "  keyfile: x": (4, "keyfile", "key_file"),
     TLS.replace("a.pem", "''"): (2, "cert_file", "path"),
     TLS.replace("a.pem", "[]"): (2, "cert_file", "text"),
-    TLS + "  min_version: TLS11": (4, "min_version", "TLS12"),
+    TLS + "  min_version: TLS10": (4, "min_version", "TLS12 or TLS13"),
     TLS + "  min_version: TLS13\n  max_version: TLS12": (4, "min_version", "max_version"),
     TLS + "  max_version: 1.2": (4, "max_version", "TLS12"),
     TLS + "  client_auth_type: RequestClientCert": (4, "client_auth_type", "verifies"),

@@ -5,7 +5,7 @@ or our server cannot do what a key asks for, the file is rejected: nobody is les
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -243,14 +243,8 @@ def _tls(item: _Item) -> Tls | None:
         if needed not in keys:
             item.reject(f"{needed} is missing", "without certificate and key there is no TLS")
 
-    def of(key: str, read: Callable[[_Item], object], default: object) -> object:
-        return read(keys[key]) if key in keys else default
-
-    versions: tuple[TlsVersion, ...] = get_args(TlsVersion)
-    least, most = (
-        next(v for v in versions if v == of(key, lambda it: it.word(versions), default))
-        for key, default in (("min_version", "TLS12"), ("max_version", "TLS13"))
-    )
+    least = _version(keys["min_version"]) if "min_version" in keys else "TLS12"
+    most = _version(keys["max_version"]) if "max_version" in keys else "TLS13"
     if least > most:
         keys["min_version"].reject("is above max_version")
     clients = _client_auth(keys)
@@ -275,6 +269,14 @@ def _tls(item: _Item) -> Tls | None:
         if "prefer_server_cipher_suites" in keys
         else True,
     )
+
+
+def _version(item: _Item) -> TlsVersion:
+    versions: tuple[TlsVersion, ...] = get_args(TlsVersion)
+    named = [version for version in versions if version == item.text()]
+    if not named:
+        item.reject(f"expected a version of TLS from 1.2 on, found {item.text()!r}", f"use {' or '.join(versions)}")
+    return named[0]
 
 
 def _client_auth(keys: Mapping[str, _Item]) -> ClientAuth:
