@@ -66,4 +66,6 @@ def debug(text: str) -> None:
 
 def printable(line: str) -> str:
     """Return a line that is safe for a terminal: control characters, as in a domain's name, are written as `\\x1b`."""
+    if line.isprintable():
+        return line
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)

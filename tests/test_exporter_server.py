@@ -4,6 +4,7 @@ import base64
 import contextlib
 import gzip
 import http.client
+import select
 import socket
 import ssl
 import threading
@@ -23,6 +24,7 @@ from libvirt_rapl.exporter.server import (
     REQUEST_SECONDS,
     THREADS,
     THREADS_OF_ONE,
+    WAITING_CONNECTIONS,
     Server,
 )
 from libvirt_rapl.exporter.site import Site
@@ -296,6 +298,30 @@ def test_an_address_may_have_some_threads_at_once(start: Start) -> None:
         for _ in range(THREADS_OF_ONE - 1):
             stack.enter_context(exporter.connect()).sendall(b"G")
         assert exporter.ask().status == 200
+
+
+def test_who_has_all_his_threads_waits_for_one_of_them(start: Start) -> None:
+    exporter = start(request_seconds=2 * PATIENCE)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(exporter.connect()) for _ in range(THREADS_OF_ONE)]
+        for client in slow:
+            client.sendall(b"GET /m")
+        waiting = stack.enter_context(exporter.connect())
+        waiting.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+        assert exporter.ask("/", source=OTHER).status == 200  # by now those before have been looked at
+        slow[0].close()
+        assert everything(waiting).startswith(b"HTTP/1.1 200")
+
+
+def test_no_more_than_some_wait_for_their_own_threads(start: Start) -> None:
+    exporter = start(request_seconds=2 * PATIENCE)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(exporter.connect()) for _ in range(THREADS_OF_ONE + WAITING_CONNECTIONS + 1)]
+        for client in clients:
+            client.sendall(b"G")
+        (closed,), _, _ = select.select(clients, [], [], PATIENCE)
+        assert everything(closed) == b""
+        assert exporter.ask("/", source=OTHER).status == 200
 
 
 # The web configuration.

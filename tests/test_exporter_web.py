@@ -71,6 +71,7 @@ def test_a_certificate_may_be_replaced_before_its_key(file: Path, log: list[str]
     [
         ("web.yml", "tls: {}"),
         ("web.yml", ""),
+        ("web.yml", "# only a comment\n"),
         ("web.yml", None),
         ("web.pem", "nonsense"),
         ("web.key", None),
@@ -100,6 +101,8 @@ def test_a_mistake_is_logged_once_and_what_was_before_stays(
     ("name", "content", "place"),
     [
         ("web.yml", None, "web.yml"),
+        ("web.yml", "", "web.yml"),
+        ("web.yml", "# only a comment\n", "web.yml"),
         ("web.pem", None, "web.yml:2: cert_file"),
         ("web.pem", "nonsense", "web.yml:2: cert_file"),
         ("web.key", None, "web.yml:3: key_file"),

@@ -17,9 +17,17 @@ def read(text: str) -> WebConfig:
     return parse(FILE, text.encode())
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "tls_server_config:\n", "basic_auth_users: {}\n"])
+@pytest.mark.parametrize("text", ["{}", "# nothing\n{}\n", "tls_server_config:\n", "basic_auth_users: {}\n"])
 def test_without_settings_everything_is_open(text: str) -> None:
     assert read(text) == WebConfig()
+
+
+@pytest.mark.parametrize("text", ["", " \n", "# tls_server_config:\n", "---\n", "---\n# none\n...\n", "null", "\ufeff"])
+def test_a_file_with_nothing_in_it_is_a_mistake(text: str) -> None:
+    with pytest.raises(VirtRaplError) as caught:
+        read(text)
+    assert str(FILE) in caught.value.message
+    assert "{}" in caught.value.hint
 
 
 def test_paths_are_relative_to_the_file() -> None:
@@ -101,7 +109,7 @@ MISTAKES = {
     TLS + "  keyfile: x": (4, "keyfile", "key_file"),
     TLS.replace("a.pem", "''"): (2, "cert_file", "path"),
     TLS.replace("a.pem", "[]"): (2, "cert_file", "text"),
-    TLS + "  min_version: TLS11": (4, "min_version", "TLS12"),
+    TLS + "  min_version: TLS10": (4, "min_version", "TLS12 or TLS13"),
     TLS + "  min_version: TLS13\n  max_version: TLS12": (4, "min_version", "max_version"),
     TLS + "  max_version: 1.2": (4, "max_version", "TLS12"),
     TLS + "  client_auth_type: RequestClientCert": (4, "client_auth_type", "verifies"),

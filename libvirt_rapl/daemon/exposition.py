@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from libvirt_rapl import __version__
 from libvirt_rapl.choices import MeterState
 from libvirt_rapl.daemon.document import Document, DomainReading
+from libvirt_rapl.errors import printable
 
 KEPT_SECONDS = 3600.0
 """How long the counters of a domain stay after it has ended, so that its last joules are scraped."""
@@ -158,19 +159,14 @@ class Families:
 
     def add(self, metric: Declared, value: float, *labels: str, **more: str) -> None:
         """Add a sample with the values of the labels that are declared, and `more` that the configuration adds."""
-        names = dict(zip(metric.labels, map(_utf8, labels), strict=True))
+        names = dict(zip(metric.labels, map(printable, labels), strict=True))
         for name, text in more.items():
-            names[name] = _utf8(text)
+            names[name] = printable(text)
         self._families[metric].add_sample(metric.name, names, value)
 
     def __iter__(self) -> Iterator[Metric]:
         """Yield those that have samples."""
         return (family for family in self._families.values() if family.samples)
-
-
-def _utf8(text: str) -> str:
-    """Return text that UTF-8 can express: a surrogate is written as `\\udc80`."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def families(

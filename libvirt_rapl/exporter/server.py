@@ -9,6 +9,7 @@ import ipaddress
 import itertools
 import logging
 import math
+import queue
 import socket
 import ssl
 import threading
@@ -36,7 +37,7 @@ IDLE_SECONDS = 90
 """How long a connection is kept between requests: longer than the usual interval of scrapes, which saves handshakes."""
 IDLE_CONNECTIONS = 64
 WAITING_CONNECTIONS = 64
-"""How many may wait for a thread; others are closed."""
+"""How many may wait for a thread, and how many for one of their own client's; others are closed."""
 HEADER_BYTES = 16 * 1024
 LOG_SECONDS = 10.0
 """At most one line in this time is logged of clients that fail: a stranger must not be able to fill the log."""
@@ -103,13 +104,15 @@ class Connection(HTTPConnection):
     def communicate(self) -> bool:
         """Serve one request; return whether to keep the connection."""
         try:
-            with self.server.deadlines.watch(self), self.server.turn(self.remote_addr) as allowed:
-                return bool(allowed and self._begun() and super().communicate())  # type: ignore[no-untyped-call]
+            with self.server.deadlines.watch(self):
+                return bool(self._begun() and super().communicate())  # type: ignore[no-untyped-call]
         except (ConnectionError, TimeoutError, ssl.SSLError):  # the client has gone, or was too slow
             return False
         except Exception as error:
             self.server.log_client(f"{self.remote_addr}: {type(error).__name__}: {explain(error)}")
             return False
+        finally:
+            self.server.give_back(self)
 
     def _begun(self) -> bool:
         """Return whether a request may be read: the connection has all that the rules ask for."""
@@ -189,7 +192,10 @@ class Listener(wsgi.Server):
         self.keep_alive_conn_limit = IDLE_CONNECTIONS
         self._log = log
         self._quiet_until = 0.0
-        self._active: Counter[str] = Counter()
+        self._threads: Counter[str] = Counter()
+        """How many each client's address has, or is next in the queue for."""
+        self._held: list[Connection] = []
+        """Those whose client has all threads that it may have."""
         self._lock = threading.Lock()
         self.prepare()
         self.deadlines = Deadlines(request_seconds)
@@ -199,22 +205,38 @@ class Listener(wsgi.Server):
         if not conn.waited and self.can_add_keepalive_connection:
             conn.waited = True
             self.put_conn(conn)
-        else:
-            super().process_conn(conn)
-
-    @contextlib.contextmanager
-    def turn(self, address: str) -> Iterator[bool]:
-        """Yield whether a client's address may have a thread, besides those that it has."""
+            return
         with self._lock:
-            allowed = self._active[address] < THREADS_OF_ONE
-            self._active[address] += allowed
+            allowed = self._threads[conn.remote_addr] < THREADS_OF_ONE
+            held = not allowed and len(self._held) < WAITING_CONNECTIONS
+            if allowed:
+                self._threads[conn.remote_addr] += 1
+            elif held:
+                self._held.append(conn)
+        if allowed:
+            self._give_thread(conn)
+        elif not held:
+            conn.close()
+
+    def give_back(self, conn: Connection) -> None:
+        """Take back a connection's thread: the next one of the same client has it now, if one is held."""
+        with self._lock:
+            following = next((held for held in self._held if held.remote_addr == conn.remote_addr), None)
+            if following:
+                self._held.remove(following)
+            else:
+                self._threads[conn.remote_addr] -= 1
+                if not self._threads[conn.remote_addr]:
+                    del self._threads[conn.remote_addr]
+        if following:
+            self._give_thread(following)
+
+    def _give_thread(self, conn: Connection) -> None:
         try:
-            yield allowed
-        finally:
-            with self._lock:
-                self._active[address] -= allowed
-                if not self._active[address]:
-                    del self._active[address]
+            self.requests.put(conn)
+        except queue.Full:
+            conn.close()
+            self.give_back(conn)
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:  # noqa: ARG002
         """Take what cheroot logs: of a request that raised something it did not expect."""
@@ -230,6 +252,10 @@ class Listener(wsgi.Server):
 
     def stop(self) -> None:
         """Stop listening, and end what is being served."""
+        with self._lock:
+            held, self._held = self._held, []
+        for conn in held:
+            conn.close()
         self.deadlines.close()
         super().stop()
 

@@ -43,20 +43,18 @@ class Web:
         with self._lock:
             if self._file and tuple(map(_content, self._watched)) != self._seen:
                 try:
-                    self._rules = self._read(self._file, again=True)
+                    self._rules = self._read(self._file)
                     self._log(f"read {self._file}, or what it names, again")
                 except VirtRaplError as error:
                     hint = f" ({error.hint})" if error.hint else ""
                     self._log(f"{error.message}{hint}; the settings of before stay in force")
             return self._rules
 
-    def _read(self, file: Path, *, again: bool = False) -> Rules:
+    def _read(self, file: Path) -> Rules:
         self._seen = tuple(map(_content, self._watched))
         content = _content(file)
         if isinstance(content, str):
             raise VirtRaplError(f"cannot read {file}: {content}", "the exporter's user or group must be able to")
-        if again and not content.strip():  # as it is for a moment while somebody writes it
-            raise VirtRaplError(f"{file}: is empty", "write {} into it if everybody may scrape")
         config = web_config.parse(file, content)
         self._watched = (file, *(named.path for named in config.files))
         self._seen = tuple(map(_content, self._watched))

@@ -5,7 +5,7 @@ or our server cannot do what a key asks for, the file is rejected: nobody is les
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -111,8 +111,8 @@ class WebConfig:
 def parse(file: Path, content: bytes) -> WebConfig:
     """Return what the file's content says. Raises VirtRaplError with FILE:LINE: key for the first mistake."""
     root = _root(file, content)
-    if root is None:
-        return WebConfig()
+    if root is None or root.is_null:  # as it is for a moment while somebody writes it
+        raise VirtRaplError(f"{file}: is empty", "write {} into it if everybody may scrape")
     keys = root.keys("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
     http = keys["http_server_config"].keys("http2", "headers") if "http_server_config" in keys else {}
     if "http2" in http:
@@ -137,6 +137,10 @@ class _Item(NamedTuple):
     def place(self) -> str:
         return f"{self.file}:{self.line}: {self.name}".removesuffix(": ")
 
+    @property
+    def is_null(self) -> bool:
+        return bool(self.node.tag == "tag:yaml.org,2002:null")
+
     def reject(self, problem: str, hint: str = "") -> NoReturn:
         raise VirtRaplError(f"{self.place}: {problem}", hint or f"correct {self.file}:{self.line}")
 
@@ -149,7 +153,7 @@ class _Item(NamedTuple):
 
     def members(self) -> Iterator["_Item"]:
         """Yield the keys of a mapping; none if there is nothing. Rejects one that is there twice."""
-        if self.node.tag == "tag:yaml.org,2002:null":
+        if self.is_null:
             return
         if not isinstance(self.node, yaml.MappingNode):
             self.expect("`key: value` lines")
@@ -177,7 +181,7 @@ class _Item(NamedTuple):
         """Return a scalar as it is written; numbers and the like, too. Empty if there is nothing."""
         if not isinstance(self.node, yaml.ScalarNode):
             self.expect("a text")
-        return "" if self.node.tag == "tag:yaml.org,2002:null" else str(self.node.value)
+        return "" if self.is_null else str(self.node.value)
 
     def flag(self) -> bool:
         if self.node.tag != "tag:yaml.org,2002:bool":
@@ -203,7 +207,7 @@ class _Item(NamedTuple):
 
 
 def _root(file: Path, content: bytes) -> _Item | None:
-    """Return all that is in the file; None if it is empty. Raises VirtRaplError if it is not YAML."""
+    """Return all that is in the file; None if there is nothing but comments. Raises VirtRaplError if it is not YAML."""
     try:
         node = yaml.compose(content.decode(), yaml.SafeLoader)
     except UnicodeDecodeError as error:
@@ -239,14 +243,8 @@ def _tls(item: _Item) -> Tls | None:
         if needed not in keys:
             item.reject(f"{needed} is missing", "without certificate and key there is no TLS")
 
-    def of(key: str, read: Callable[[_Item], object], default: object) -> object:
-        return read(keys[key]) if key in keys else default
-
-    versions: tuple[TlsVersion, ...] = get_args(TlsVersion)
-    least, most = (
-        next(v for v in versions if v == of(key, lambda it: it.word(versions), default))
-        for key, default in (("min_version", "TLS12"), ("max_version", "TLS13"))
-    )
+    least = _version(keys["min_version"]) if "min_version" in keys else "TLS12"
+    most = _version(keys["max_version"]) if "max_version" in keys else "TLS13"
     if least > most:
         keys["min_version"].reject("is above max_version")
     clients = _client_auth(keys)
@@ -271,6 +269,14 @@ def _tls(item: _Item) -> Tls | None:
         if "prefer_server_cipher_suites" in keys
         else True,
     )
+
+
+def _version(item: _Item) -> TlsVersion:
+    versions: tuple[TlsVersion, ...] = get_args(TlsVersion)
+    named = [version for version in versions if version == item.text()]
+    if not named:
+        item.reject(f"expected a version of TLS from 1.2 on, found {item.text()!r}", f"use {' or '.join(versions)}")
+    return named[0]
 
 
 def _client_auth(keys: Mapping[str, _Item]) -> ClientAuth:
