@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libvirt_rapl.cli import main, when
+from libvirt_rapl.cli import main, report_formats, when
 from libvirt_rapl.cli.report import rows as by_words
 from libvirt_rapl.config import Config
 from libvirt_rapl.energy import calendar, report
@@ -319,11 +319,13 @@ def test_a_table(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.configure(PRICES)
     host.record()
     assert host.report() == 0
-    *table, blank, _ = capsys.readouterr().out.split("\n\n", 2)
-    assert [line.split() for line in "\n".join([*table, blank]).splitlines()][1:] == [
+    _, rows, totals, _ = capsys.readouterr().out.split("\n\n", 3)
+    assert [line.split() for line in rows.splitlines()] == [
         ["DOMAIN", "kWh", "EUR", "gCO2e", "SHARE"],
         ['we"b,', "<1>", "2.0000", "1.2000", "1089.0", "57.1%"],
         ["d\\x1bb", "1.0000", "0.6000", "544.5", "28.6%"],
+    ]
+    assert [line.split() for line in totals.splitlines()] == [
         ["=", "domains", "3.0000", "1.8000", "1633.5", "85.7%"],
         ["+", "other", "0.5000", "0.3000", "272.3", "14.3%"],
         ["+", "idle", "0.0000", "0.0000", "0.0", "0.0%"],
@@ -367,6 +369,14 @@ def test_csv_is_read_back(host: Host, capsys: pytest.CaptureFixture[str]) -> Non
         ("d\\x1bb", B, "3600000.000003", ""),
     ]
     assert any("domains 10800000.000006 J + other 1800000.000003 J + idle" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "# host"])
+def test_a_spreadsheet_takes_every_name_for_text(name: str) -> None:
+    buckets = Buckets({(NOON, A, "package-0"): 1}, names={A: [Name(0, name, "", {"project": name})]})
+    for by in ("domain", "project"):
+        text = report_formats.as_csv(report.make(buckets, question(by), Factors()), [])
+        assert [row[by] for row in csv.DictReader(text.splitlines()[:-2])] == [f"'{name}"]
 
 
 @pytest.mark.parametrize("format_", ["table", "csv", "json"])

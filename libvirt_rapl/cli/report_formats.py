@@ -21,6 +21,7 @@ def table(report: Report, provenance: Sequence[str]) -> str:
     columns = ["kWh", *[factors.currency] * bool(factors.price), *["gCO2e"] * bool(factors.grams), "SHARE"]
     rows = [[*map(str.upper, question.by), *columns]]
     rows += [[*row.key, *_cells(report, row.amount), _percent(row.share)] for row in report.rows]
+    rows.append([""] * (keys + len(columns)))  # a domain may be called "= host"
     host = report.host.microjoules
     rows += [
         [name, *[""] * (keys - 1), *_cells(report, amount), _percent(amount.microjoules / host)]
@@ -69,7 +70,7 @@ def as_csv(report: Report, provenance: Sequence[str]) -> str:
     for row in report.rows:
         writer.writerow(
             [
-                *map(printable, row.key),
+                *map(_text, row.key),
                 *[row.uuid] * len(uuid),
                 _joules(row.amount),
                 row.amount.kwh,
@@ -87,6 +88,11 @@ def as_csv(report: Report, provenance: Sequence[str]) -> str:
         *provenance,
     ]
     return text.getvalue() + "".join(f"# {printable(line)}\n" for line in lines)
+
+
+def _text(name: str) -> str:
+    """Return a name that a spreadsheet takes for text, neither for a formula nor for a line of the provenance."""
+    return f"'{printable(name)}" if name.startswith(("=", "+", "-", "@", "#")) else printable(name)
 
 
 def _joules(amount: Amount) -> str:
