@@ -19,8 +19,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
-from libvirt_rapl.cli import main, report_formats, when
+from libvirt_rapl.cli import main, report_formats, report_picture, when
 from libvirt_rapl.cli.report import rows as by_words
 from libvirt_rapl.config import Config
 from libvirt_rapl.energy import calendar, report
@@ -512,6 +513,57 @@ def test_a_picture(host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Pat
         assert file.read_bytes().startswith(begin)
     assert sorted(file.name for file in tmp_path.iterdir() if "picture" in file.name) == ["picture.png", "picture.svg"]
     assert "kWh" in capsys.readouterr().out
+
+
+TWELVE = Buckets(
+    {(NOON + hour * HOUR, f"uuid{number}", "package-0"): number * KWH for hour in (0, 1) for number in range(1, 13)},
+    names={f"uuid{number}": [Name(0, f"vm{number}", "", {})] for number in range(1, 13)},
+)
+
+
+@pytest.mark.parametrize("by", [["domain"], ["hour", "domain"]])
+def test_a_picture_shows_nine_names_and_the_others_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: list[By]
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    report_picture.draw(report.make(TWELVE, question(*by), Factors()), tmp_path / "picture.svg")
+    (axes,) = figures[0].axes
+    energies: defaultdict[str, float] = defaultdict(float)
+    if len(by) == 1:
+        names = [label.get_text() for label in axes.get_yticklabels()][::-1]
+        for name, bar in zip(names, axes.patches[::-1], strict=True):
+            energies[name] += bar.get_width()  # type: ignore[attr-defined]
+    else:
+        for bars in axes.containers:
+            energies[str(bars.get_label())] += sum(bar.get_height() for bar in bars)
+    expected = {f"vm{number}": 2.0 * number for number in range(12, 3, -1)} | {"others": 12.0}
+    assert list(energies.items()) == list(expected.items())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("by", ["domain", "day"])
+def test_a_picture_of_one_long_name_or_none(tmp_path: Path, by: By) -> None:
+    for number, owner in enumerate([A, OTHER]):
+        buckets = Buckets({(NOON, owner, "package-0"): KWH}, names={A: [Name(0, "$x" * 2500, "", {})]})
+        file = tmp_path / f"{number}.svg"
+        report_picture.draw(report.make(buckets, question(by), Factors()), file)
+        assert "$x" * 20 not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["directory.svg", "missing/picture.svg", "file/picture.svg"])
+def test_a_picture_that_cannot_be_written(
+    host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str
+) -> None:
+    host.record()
+    pictures = tmp_path / "pictures"
+    (pictures / "directory.svg").mkdir(parents=True)
+    (pictures / "file").write_text("")
+    assert host.report("--plot", str(pictures / place)) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{pictures / place}: " in shown.err.splitlines()[0]
+    assert sorted(file.name for file in pictures.rglob("*")) == ["directory.svg", "file"]
 
 
 def test_a_picture_without_matplotlib(
