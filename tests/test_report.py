@@ -262,6 +262,15 @@ def test_what_is_no_time(text: str) -> None:
         when.instant(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["999999w", "1969-12-30", "9999-01-02", "9999-12-31T23:59-14:00", "0001-01-01", "0001-01-01T00:00+14:00"],
+)
+def test_times_that_are_too_far_away(text: str) -> None:
+    with pytest.raises(ArgumentTypeError):
+        when.instant(text)
+
+
 @pytest.mark.parametrize("text", ["", "vm", "domain,zone", "day,hour", "day,total", "day,domain,zone", "day,"])
 def test_what_nothing_goes_by(text: str) -> None:
     with pytest.raises(ArgumentTypeError):
@@ -485,6 +494,15 @@ def test_ledgers_that_cannot_be_reported(
     assert problem in shown.err.splitlines()[0]
     assert shown.err.splitlines()[1].startswith("hint: ")
     assert len(shown.err.splitlines()) == 2
+
+
+def test_a_time_zone_that_cannot_be_shown(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "AAA24")
+    time.tzset()  # the fixture sets it back
+    assert host.report() == 1
+    assert "time zone" in capsys.readouterr().err
 
 
 def test_a_price_that_is_missing_leaves_the_cost_empty(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
