@@ -427,7 +427,19 @@ def test_what_is_missing_in_the_figures_is_named() -> None:
     assert "package-0: its count was lost in 3 intervals" in lines
     assert "by the day" in lines
     assert "active" not in lines
+    assert "read from msr" in lines
     assert lines.index("capacity") < lines.index("baseline")
+
+
+@pytest.mark.usefixtures("berlin")
+def test_a_gap_within_a_minute_is_shown_by_the_second() -> None:
+    gaps = [Gap(NOON + 5, NOON + 50.5, "daemon"), Gap(NOON + 50, NOON + 65, "clock")]
+    metering = [Metering(0, "capacity", "simulated")]
+    made = report.make(Buckets(TWO.energies, gaps=gaps, metering=metering), question("domain"), Factors())
+    lines = provenance(made, Config())
+    assert any("from 2026-11-02 13:00:05 +0100 to 2026-11-02 13:00:50 +0100" in line for line in lines)
+    assert any("from 2026-11-02 13:00 +0100 to 2026-11-02 13:01 +0100" in line for line in lines)
+    assert "attributed by the model capacity, simulated energy" in lines
 
 
 @pytest.mark.parametrize(
@@ -494,6 +506,19 @@ def test_ledgers_that_cannot_be_reported(
     assert problem in shown.err.splitlines()[0]
     assert shown.err.splitlines()[1].startswith("hint: ")
     assert len(shown.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "make", "hint"),
+    [("history: off", empty, "off"), ("", empty, "ten seconds"), ("", Host.record, "2026-11-02 13:00 +0100")],
+)
+def test_why_there_is_no_history(
+    host: Host, capsys: pytest.CaptureFixture[str], text: str, make: Callable[[Host], None], hint: str
+) -> None:
+    host.configure(text)
+    make(host)
+    assert host.report("--since", "2020-01-01", "--until", "2020-01-02") == 1
+    assert hint in capsys.readouterr().err.splitlines()[1]
 
 
 def test_a_time_zone_that_cannot_be_shown(
