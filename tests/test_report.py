@@ -338,9 +338,20 @@ def test_a_table(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split() for line in totals.splitlines()] == [
         ["=", "domains", "3.0000", "1.8000", "1633.5", "85.7%"],
         ["+", "other", "0.5000", "0.3000", "272.3", "14.3%"],
-        ["+", "idle", "0.0000", "0.0000", "0.0", "0.0%"],
+        ["+", "idle", "0.0000005556", "0.0000", "0.0", "0.0%"],
         ["=", "host", "3.5000", "2.1000", "1905.8", "100.0%"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("microjoules", "shown"),
+    [(KWH // 1000, "0.0010"), (444_240_000, "0.0001234"), (KWH // 20_000, "0.00005000"), (1, "0.0000000000002778")],
+)
+def test_little_energy_has_four_digits(microjoules: int, shown: str) -> None:
+    made = report.make(Buckets({(NOON, A, "package-0"): microjoules}), question("zone"), Factors())
+    lines = report_formats.table(made, []).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("package-0")] == [shown, shown]
+    assert [line.split()[2] for line in lines if line.startswith("+ idle")] == ["0.0000"]
 
 
 def test_json_is_a_contract(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,9 +385,9 @@ def test_csv_is_read_back(host: Host, capsys: pytest.CaptureFixture[str]) -> Non
     assert host.report("--format", "csv") == 0
     lines = capsys.readouterr().out.splitlines()
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    assert [(row["domain"], row["uuid"], row["joules"], row["cost"]) for row in rows] == [
-        ('we"b, <1>', A, "7200000.000003", ""),
-        ("d\\x1bb", B, "3600000.000003", ""),
+    assert [(row["domain"], row["uuid"], row["joules"], row["cost"], row["share"]) for row in rows] == [
+        ('we"b, <1>', A, "7200000.000003", "", "0.571428"),
+        ("d\\x1bb", B, "3600000.000003", "", "0.285714"),
     ]
     assert any("domains 10800000.000006 J + other 1800000.000003 J + idle" in line for line in lines)
 
