@@ -26,7 +26,7 @@ def instant(text: str, now: datetime | None = None) -> float:
     try:
         found = _instant(text, now or datetime.fromtimestamp(time.time()))
         local = datetime.fromtimestamp(found)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is none of these: {HELP}") from error
     if not FIRST_YEAR <= local.year <= LAST_YEAR:
         raise argparse.ArgumentTypeError(f"{text!r} is not within the years {FIRST_YEAR} to {LAST_YEAR}")
@@ -38,7 +38,7 @@ def instant(text: str, now: datetime | None = None) -> float:
 
 
 def _instant(text: str, now: datetime) -> float:
-    """Turn a time into seconds since the epoch. Raises ValueError or OverflowError."""
+    """Turn a time into seconds since the epoch. Raises ValueError."""
     if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
         return now.timestamp() - int(ago[1]) * UNIT_SECONDS[ago[2]]
     if text == "now":
