@@ -7,8 +7,8 @@ from typing import NamedTuple, Self
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What Prometheus accepts as the name of a label."""
-RESERVED = ("domain", "uuid", "zone", "vcpu", "state", "title", "kind")
-"""Labels of our own metrics; names with two underscores in front are Prometheus' own."""
+RESERVED = ("domain", "uuid", "zone", "vcpu", "state", "title", "kind", "instance", "job")
+"""Labels of our own metrics, and the two that Prometheus adds; names with two underscores in front are its own."""
 PATH = re.compile(r"[^\W\d][\w.-]*(?:/[^\W\d][\w.-]*)*(?:@[^\W\d][\w.-]*)?")
 
 NOVA = ("http://openstack.org/xmlns/libvirt/nova/1.1", "http://openstack.org/xmlns/libvirt/nova/1.0")

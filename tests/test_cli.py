@@ -117,6 +117,17 @@ def test_output_that_cannot_be_written_is_reported(tmp_path: Path, command: str)
     assert "Exception" not in done.stderr
 
 
+def test_what_the_locale_cannot_express_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    config, output = tmp_path / "virt-rapl.yaml", tmp_path / "output"
+    config.write_text("state_directory: /var/lib/\N{GRINNING FACE}\n", encoding="utf-8")
+    done = virt_rapl("--config", str(config), "config", "show", output=str(output))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"/var/lib/\U0001f600" in output.read_text()
+
+
 def test_a_reader_that_has_gone_is_no_failure(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

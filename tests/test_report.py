@@ -19,9 +19,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from libvirt_rapl.choices import KeepHistory
-from libvirt_rapl.cli import main, when
+from libvirt_rapl.cli import main, report_formats, report_picture, when
 from libvirt_rapl.cli.report import rows as by_words
 from libvirt_rapl.config import Config
 from libvirt_rapl.energy import calendar, factors, report
@@ -264,6 +265,15 @@ def test_what_is_no_time(text: str) -> None:
         when.instant(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["999999w", "1969-12-30", "9999-01-02", "9999-12-31T23:59-14:00", "0001-01-01", "0001-01-01T00:00+14:00"],
+)
+def test_times_that_are_too_far_away(text: str) -> None:
+    with pytest.raises(ArgumentTypeError):
+        when.instant(text)
+
+
 @pytest.mark.parametrize("text", ["", "vm", "domain,zone", "day,hour", "day,total", "day,domain,zone", "day,"])
 def test_what_nothing_goes_by(text: str) -> None:
     with pytest.raises(ArgumentTypeError):
@@ -322,16 +332,29 @@ def test_a_table(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.configure(PRICES)
     host.record()
     assert host.report() == 0
-    *table, blank, _ = capsys.readouterr().out.split("\n\n", 2)
-    assert [line.split() for line in "\n".join([*table, blank]).splitlines()][1:] == [
+    _, rows, totals, _ = capsys.readouterr().out.split("\n\n", 3)
+    assert [line.split() for line in rows.splitlines()] == [
         ["DOMAIN", "kWh", "EUR", "gCO2e", "SHARE"],
         ['we"b,', "<1>", "2.0000", "1.2000", "1089.0", "57.1%"],
         ["d\\x1bb", "1.0000", "0.6000", "544.5", "28.6%"],
+    ]
+    assert [line.split() for line in totals.splitlines()] == [
         ["=", "domains", "3.0000", "1.8000", "1633.5", "85.7%"],
         ["+", "other", "0.5000", "0.3000", "272.3", "14.3%"],
-        ["+", "idle", "0.0000", "0.0000", "0.0", "0.0%"],
+        ["+", "idle", "0.0000005556", "0.0000", "0.0", "0.0%"],
         ["=", "host", "3.5000", "2.1000", "1905.8", "100.0%"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("microjoules", "shown"),
+    [(KWH // 1000, "0.0010"), (444_240_000, "0.0001234"), (KWH // 20_000, "0.00005000"), (1, "0.0000000000002778")],
+)
+def test_little_energy_has_four_digits(microjoules: int, shown: str) -> None:
+    made = report.make(Buckets({(NOON, A, "package-0"): microjoules}), question("zone"), Factors())
+    lines = report_formats.table(made, []).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("package-0")] == [shown, shown]
+    assert [line.split()[2] for line in lines if line.startswith("+ idle")] == ["0.0000"]
 
 
 def test_json_is_a_contract(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,11 +388,19 @@ def test_csv_is_read_back(host: Host, capsys: pytest.CaptureFixture[str]) -> Non
     assert host.report("--format", "csv") == 0
     lines = capsys.readouterr().out.splitlines()
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    assert [(row["domain"], row["uuid"], row["joules"], row["cost"]) for row in rows] == [
-        ('we"b, <1>', A, "7200000.000003", ""),
-        ("d\\x1bb", B, "3600000.000003", ""),
+    assert [(row["domain"], row["uuid"], row["joules"], row["cost"], row["share"]) for row in rows] == [
+        ('we"b, <1>', A, "7200000.000003", "", "0.571428"),
+        ("d\\x1bb", B, "3600000.000003", "", "0.285714"),
     ]
     assert any("domains 10800000.000006 J + other 1800000.000003 J + idle" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "# host"])
+def test_a_spreadsheet_takes_every_name_for_text(name: str) -> None:
+    buckets = Buckets({(NOON, A, "package-0"): 1}, names={A: [Name(0, name, "", {"project": name})]})
+    for by in ("domain", "project"):
+        text = report_formats.as_csv(report.make(buckets, question(by), Factors()), [])
+        assert [row[by] for row in csv.DictReader(text.splitlines()[:-2])] == [f"'{name}"]
 
 
 @pytest.mark.parametrize("format_", ["table", "csv", "json"])
@@ -409,7 +440,19 @@ def test_what_is_missing_in_the_figures_is_named() -> None:
     assert lines.count("host was off") == 1
     assert "package-0: its count was lost in 3 intervals" in lines
     assert "active" not in lines
+    assert "read from msr" in lines
     assert lines.index("capacity") < lines.index("baseline")
+
+
+@pytest.mark.usefixtures("berlin")
+def test_a_gap_within_a_minute_is_shown_by_the_second() -> None:
+    gaps = [Gap(NOON + 5, NOON + 50.5, "daemon"), Gap(NOON + 50, NOON + 65, "clock")]
+    metering = [Metering(0, "capacity", "simulated")]
+    made = report.make(Buckets(TWO.energies, gaps=gaps, metering=metering), question("domain"), Factors())
+    lines = provenance(made, Config())
+    assert any("from 2026-11-02 13:00:05 +0100 to 2026-11-02 13:00:50 +0100" in line for line in lines)
+    assert any("from 2026-11-02 13:00 +0100 to 2026-11-02 13:01 +0100" in line for line in lines)
+    assert "attributed by the model capacity, simulated energy" in lines
 
 
 @pytest.mark.parametrize(
@@ -478,6 +521,28 @@ def test_ledgers_that_cannot_be_reported(
     assert len(shown.err.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "make", "hint"),
+    [("history: off", empty, "off"), ("", empty, "ten seconds"), ("", Host.record, "2026-11-02 13:00 +0100")],
+)
+def test_why_there_is_no_history(
+    host: Host, capsys: pytest.CaptureFixture[str], text: str, make: Callable[[Host], None], hint: str
+) -> None:
+    host.configure(text)
+    make(host)
+    assert host.report("--since", "2020-01-01", "--until", "2020-01-02") == 1
+    assert hint in capsys.readouterr().err.splitlines()[1]
+
+
+def test_a_time_zone_that_cannot_be_shown(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "AAA24")
+    time.tzset()  # the fixture sets it back
+    assert host.report() == 1
+    assert "time zone" in capsys.readouterr().err
+
+
 def test_a_price_that_is_missing_leaves_the_cost_empty(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     prices = host.config.with_name("prices.csv")
     prices.write_text("time,price\n2026-11-02T14:00+01:00,0.5\n2026-11-02T15:00+01:00,0.5\n")
@@ -504,6 +569,57 @@ def test_a_picture(host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Pat
         assert file.read_bytes().startswith(begin)
     assert sorted(file.name for file in tmp_path.iterdir() if "picture" in file.name) == ["picture.png", "picture.svg"]
     assert "kWh" in capsys.readouterr().out
+
+
+TWELVE = Buckets(
+    {(NOON + hour * HOUR, f"uuid{number}", "package-0"): number * KWH for hour in (0, 1) for number in range(1, 13)},
+    names={f"uuid{number}": [Name(0, f"vm{number}", "", {})] for number in range(1, 13)},
+)
+
+
+@pytest.mark.parametrize("by", [["domain"], ["hour", "domain"]])
+def test_a_picture_shows_nine_names_and_the_others_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: list[By]
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    report_picture.draw(report.make(TWELVE, question(*by), Factors()), tmp_path / "picture.svg")
+    (axes,) = figures[0].axes
+    energies: defaultdict[str, float] = defaultdict(float)
+    if len(by) == 1:
+        names = [label.get_text() for label in axes.get_yticklabels()][::-1]
+        for name, bar in zip(names, axes.patches[::-1], strict=True):
+            energies[name] += bar.get_width()  # type: ignore[attr-defined]
+    else:
+        for bars in axes.containers:
+            energies[str(bars.get_label())] += sum(bar.get_height() for bar in bars)
+    expected = {f"vm{number}": 2.0 * number for number in range(12, 3, -1)} | {"others": 12.0}
+    assert list(energies.items()) == list(expected.items())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("by", ["domain", "day"])
+def test_a_picture_of_one_long_name_or_none(tmp_path: Path, by: By) -> None:
+    for number, owner in enumerate([A, OTHER]):
+        buckets = Buckets({(NOON, owner, "package-0"): KWH}, names={A: [Name(0, "$x" * 2500, "", {})]})
+        file = tmp_path / f"{number}.svg"
+        report_picture.draw(report.make(buckets, question(by), Factors()), file)
+        assert "$x" * 20 not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["directory.svg", "missing/picture.svg", "file/picture.svg"])
+def test_a_picture_that_cannot_be_written(
+    host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str
+) -> None:
+    host.record()
+    pictures = tmp_path / "pictures"
+    (pictures / "directory.svg").mkdir(parents=True)
+    (pictures / "file").write_text("")
+    assert host.report("--plot", str(pictures / place)) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{pictures / place}: " in shown.err.splitlines()[0]
+    assert sorted(file.name for file in pictures.rglob("*")) == ["directory.svg", "file"]
 
 
 def test_a_picture_without_matplotlib(

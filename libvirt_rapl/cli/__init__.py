@@ -5,6 +5,7 @@ A command imports no other; what two share is in a module of its own beside them
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Container, Sequence
@@ -38,6 +39,9 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed (with a message on stderr), 2 usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may have what the locale cannot express
     ours, rest = _split(sys.argv[1:] if arguments is None else arguments)
     options = _global_parser().parse_args(ours)
     try:

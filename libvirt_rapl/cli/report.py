@@ -80,11 +80,8 @@ def run(options: argparse.Namespace) -> int:
         question = Question(since=since, until=until, by=options.by, uuids=uuids)
         made = report.make(history, question, known_factors)
     if not made.host.microjoules:
-        begin = made.known.begin
-        hint = (
-            f"it begins at {local(begin)}" if begin is not None else "virt-rapld keeps it: systemctl status virt-rapld"
-        )
-        raise VirtRaplError(f"there is no history from {local(since)} to {local(until)}", hint)
+        message = f"there is no history from {local(since)} to {local(until)}"
+        raise VirtRaplError(message, _why_there_is_none(made.known, config))
     lines = provenance(made, config)
     if options.plot:
         report_picture.draw(made, options.plot)
@@ -130,6 +127,14 @@ def _history(config: Config) -> Iterator[History]:
         raise VirtRaplError(f"may not read {path}", "run it as root, or as a member of the group virt-rapl") from error
     except (OSError, DamagedError) as error:
         raise VirtRaplError(f"cannot read {path}: {error}", "journalctl -u virt-rapld") from error
+
+
+def _why_there_is_none(known: Known, config: Config) -> str:
+    if known.begin is not None:
+        return f"it begins at {local(known.begin)}"
+    if not config.history.on:
+        return "history is off in the configuration"
+    return "virt-rapld records every ten seconds what was used: systemctl status virt-rapld"
 
 
 def _uuids(known: Known, domains: list[str]) -> frozenset[str]:

@@ -21,6 +21,7 @@ def table(report: Report, provenance: Sequence[str]) -> str:
     columns = ["kWh", *[factors.currency] * bool(factors.price), *["gCO2e"] * bool(factors.grams), "SHARE"]
     rows = [[*map(str.upper, question.by), *columns]]
     rows += [[*row.key, *_cells(report, row.amount), _percent(row.share)] for row in report.rows]
+    rows.append([""] * (keys + len(columns)))  # a domain may be called "= host"
     host = report.host.microjoules
     rows += [
         [name, *[""] * (keys - 1), *_cells(report, amount), _percent(amount.microjoules / host)]
@@ -40,12 +41,17 @@ def table(report: Report, provenance: Sequence[str]) -> str:
 
 def _cells(report: Report, amount: Amount) -> list[str]:
     factors = report.factors
-    cells = [f"{amount.kwh:.4f}"]
+    cells = [_kwh(amount)]
     if factors.price:
         cells.append("" if amount.cost is None else f"{amount.cost:.4f}")
     if factors.grams:
         cells.append("" if amount.grams is None else f"{amount.grams:.1f}")
     return cells
+
+
+def _kwh(amount: Amount) -> str:
+    """Return four digits after the point, or for very little, four that are not leading zeros."""
+    return f"{amount.kwh:.4f}" if amount.kwh >= 0.001 or not amount.kwh else f"{Decimal(f'{amount.kwh:.3e}'):f}"
 
 
 def _percent(share: float | None) -> str:
@@ -54,7 +60,7 @@ def _percent(share: float | None) -> str:
 
 def _zones(report: Report) -> list[tuple[str, ...]]:
     return [
-        (zone.name, *(f"{Amount(part).kwh:.4f}" for part in (zone.counted, zone.domains, zone.other, zone.idle)))
+        (zone.name, *(_kwh(Amount(part)) for part in (zone.counted, zone.domains, zone.other, zone.idle)))
         for zone in report.zones
     ]
 
@@ -65,11 +71,11 @@ def as_csv(report: Report, provenance: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     uuid = ["uuid"] * ("domain" in question.by)
-    writer.writerow([*question.by, *uuid, "joules", "kwh", "cost", "currency", "grams_co2e", "share_of_host"])
+    writer.writerow([*question.by, *uuid, "joules", "kwh", "cost", "currency", "grams_co2e", "share"])
     for row in report.rows:
         writer.writerow(
             [
-                *map(printable, row.key),
+                *map(_text, row.key),
                 *[row.uuid] * len(uuid),
                 _joules(row.amount),
                 row.amount.kwh,
@@ -87,6 +93,11 @@ def as_csv(report: Report, provenance: Sequence[str]) -> str:
         *provenance,
     ]
     return text.getvalue() + "".join(f"# {printable(line)}\n" for line in lines)
+
+
+def _text(name: str) -> str:
+    """Return a name that a spreadsheet takes for text, neither for a formula nor for a line of the provenance."""
+    return f"'{printable(name)}" if name.startswith(("=", "+", "-", "@", "#")) else printable(name)
 
 
 def _joules(amount: Amount) -> str:

@@ -1,6 +1,8 @@
 """A report as a picture, drawn by matplotlib."""
 
 import argparse
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -12,7 +14,9 @@ from libvirt_rapl.errors import VirtRaplError, printable
 from libvirt_rapl.files import temporary
 
 TOP = 10
-"""How many rows, or parts of a bar, are shown; in a bar the others are together."""
+"""How many names are shown; if there are more, the last of them is OTHERS."""
+OTHERS = "others"
+LONGEST_NAME = 40
 
 
 def path(text: str) -> Path:
@@ -24,7 +28,7 @@ def path(text: str) -> Path:
 
 
 def draw(report: Report, file: Path) -> None:
-    """Draw the energy of each row: a bar, or over time, bars on each other. Raises VirtRaplError."""
+    """Draw the energy of each name: a bar, or over time, bars on each other. Raises VirtRaplError."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -37,37 +41,59 @@ def draw(report: Report, file: Path) -> None:
     axes.set_title(f"{local(report.question.since)} to {local(report.question.until)}")
     if times:
         (time,) = times
-        whats = [row.key[1 - time] if len(by) > 1 else "domains" for row in report.rows]
+        names = [row.key[1 - time] if len(by) > 1 else "domains" for row in report.rows]
+        shown = _shown(names, report)
         labels = list(dict.fromkeys(row.key[time] for row in report.rows))
         bottoms = dict.fromkeys(labels, 0.0)
-        for what in _largest(whats, report):
+        for part in dict.fromkeys(shown.values()):
             heights = dict.fromkeys(labels, 0.0)
-            for row, each in zip(report.rows, whats, strict=True):
-                if each == what or (what == "others" and each not in _largest(whats, report)):
+            for row, name in zip(report.rows, names, strict=True):
+                if shown[name] == part:
                     heights[row.key[time]] += row.amount.kwh
-            axes.bar(labels, list(heights.values()), bottom=list(bottoms.values()), label=_literal(what))
+            axes.bar(labels, list(heights.values()), bottom=list(bottoms.values()), label=_literal(part))
             bottoms = {label: bottoms[label] + height for label, height in heights.items()}
         axes.tick_params(axis="x", rotation=90)
         axes.set_ylabel("kWh")
-        axes.legend()
+        if shown:
+            axes.legend()
     else:
-        rows = report.rows[:TOP][::-1]
-        axes.barh([_literal(row.key[0]) for row in rows], [row.amount.kwh for row in rows])
+        shown = _shown([row.key[0] for row in report.rows], report)
+        widths = dict.fromkeys(list(shown.values())[::-1], 0.0)
+        for row in report.rows:
+            widths[shown[row.key[0]]] += row.amount.kwh
+        axes.barh(range(len(widths)), list(widths.values()), tick_label=[_literal(name) for name in widths])
         axes.set_xlabel("kWh")
-    aside = file.with_name(temporary(file.name))
-    figure.savefig(aside, format=file.suffix[1:])
-    aside.replace(file)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file.suffix[1:])
+    _write(file, picture.getvalue())
 
 
-def _largest(whats: Sequence[str], report: Report) -> list[str]:
-    """Return what has used most, and `others`."""
+def _shown(names: Sequence[str], report: Report) -> dict[str, str]:
+    """Return as what each row's name is shown, itself or OTHERS, from the one that used most down."""
     sums: dict[str, int] = {}
-    for what, row in zip(whats, report.rows, strict=True):
-        sums[what] = sums.get(what, 0) + row.amount.microjoules
-    largest = sorted(sums, key=lambda what: -sums[what])
-    return largest if len(largest) <= TOP else [*largest[: TOP - 1], "others"]
+    for name, row in zip(names, report.rows, strict=True):
+        sums[name] = sums.get(name, 0) + row.amount.microjoules
+    largest = sorted(sums, key=lambda name: -sums[name])
+    most = TOP if len(largest) <= TOP else TOP - 1
+    return {name: name if number < most else OTHERS for number, name in enumerate(largest)}
 
 
-def _literal(text: str) -> str:
+def _literal(name: str) -> str:
     """Return a name as matplotlib shows it: `$` would begin a formula."""
-    return printable(text).replace("$", r"\$")
+    name = printable(name)
+    return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…").replace("$", r"\$")
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file, or leave it as it was and raise VirtRaplError."""
+    aside = file.with_name(temporary(file.name))
+    try:
+        with aside.open("xb") as opened:
+            opened.write(content)
+        aside.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise VirtRaplError(
+            f"cannot write {file}: {error.strerror}", "give --plot a file in a directory that you may write"
+        ) from error

@@ -6,8 +6,11 @@ import time
 from datetime import date, datetime, timedelta
 
 from libvirt_rapl.energy.calendar import midnight
+from libvirt_rapl.errors import VirtRaplError
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+FIRST_YEAR, LAST_YEAR = 1970, 9998
+"""Python's years end with 9999, and a report looks for the day after."""
 
 HELP = (
     "a date or local time (2026-01-31, 2026-01-31T12:00), how long ago (90s, 10m, 2h, 7d, 4w), or where one of these "
@@ -16,18 +19,33 @@ HELP = (
 
 
 def instant(text: str, now: datetime | None = None) -> float:
-    """Turn a time into seconds since the epoch; `now` is for tests. Raises ArgumentTypeError."""
-    now = now or datetime.fromtimestamp(time.time())
+    """Turn a time into seconds since the epoch; `now` is for tests.
+
+    Raises ArgumentTypeError, or VirtRaplError where local time cannot be shown.
+    """
+    try:
+        found = _instant(text, now or datetime.fromtimestamp(time.time()))
+        local = datetime.fromtimestamp(found)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of these: {HELP}") from error
+    if not FIRST_YEAR <= local.year <= LAST_YEAR:
+        raise argparse.ArgumentTypeError(f"{text!r} is not within the years {FIRST_YEAR} to {LAST_YEAR}")
+    try:
+        local.astimezone()
+    except ValueError as error:
+        raise VirtRaplError("the time zone is 24 hours or more from UTC", "correct the variable TZ") from error
+    return found
+
+
+def _instant(text: str, now: datetime) -> float:
+    """Turn a time into seconds since the epoch. Raises ValueError."""
     if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
         return now.timestamp() - int(ago[1]) * UNIT_SECONDS[ago[2]]
     if text == "now":
         return now.timestamp()
     if day := _day(" ".join(text.lower().split()), now.date()):
         return midnight(day)
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of these: {HELP}") from error
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _day(text: str, today: date) -> date | None:

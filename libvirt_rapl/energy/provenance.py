@@ -28,9 +28,9 @@ def provenance(report: Report, config: Config) -> list[str]:
     ]
 
 
-def local(instant: float) -> str:
+def local(instant: float, *, seconds: bool = False) -> str:
     """Return a time for people, with its offset."""
-    return datetime.fromtimestamp(instant).astimezone().strftime("%Y-%m-%d %H:%M %z")
+    return datetime.fromtimestamp(instant).astimezone().strftime(f"%Y-%m-%d %H:%M{':%S' * seconds} %z")
 
 
 def _source(report: Report) -> Iterator[str]:
@@ -46,7 +46,8 @@ def _source(report: Report) -> Iterator[str]:
         ended = known.metering[number + 1].since if number + 1 < len(known.metering) else report.question.until
         if ended > report.question.since:
             since = f" from {local(how.since)} on" if how.since > report.question.since else ""
-            yield f"attributed by the model {how.model}, read from {how.source}{since}"
+            source = "simulated energy" if how.source == "simulated" else f"read from {how.source}"
+            yield f"attributed by the model {how.model}, {source}{since}"
     pue = report.factors.pue
     if pue != 1 and (report.factors.price or report.factors.grams):
         yield f"cost and CO2e are for the energy times PUE {pue}"
@@ -99,7 +100,8 @@ def _missing(report: Report) -> Iterator[str]:
 
 def _times(what: str, times: Sequence[tuple[float, float]]) -> Iterator[str]:
     for since, until in times[:MOST_TIMES]:
-        yield f"{what} from {local(since)} to {local(until)}"
+        seconds = local(since) == local(until)
+        yield f"{what} from {local(since, seconds=seconds)} to {local(until, seconds=seconds)}"
     if more := times[MOST_TIMES:]:
         hours = sum(until - since for since, until in more) / HOUR
         yield f"{what} at {len(more)} more times, {hours:.1f} hours in all"
