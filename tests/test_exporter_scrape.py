@@ -2,14 +2,14 @@
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from prometheus_client import Metric
+from prometheus_client import Metric, parser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
 
 from libvirt_rapl.daemon.document import Document, read
@@ -21,6 +21,9 @@ PROMETHEUS_3 = (
     "application/openmetrics-text;version=0.0.1;q=0.5,"
     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
+
+
+parse_text: Callable[[str], Iterable[Metric]] = cast("Any", parser).text_string_to_metric_families  # 0.16 has no types
 
 
 class Source(Collector):

@@ -3,6 +3,7 @@
 import gzip
 import threading
 from collections.abc import Callable
+from typing import Any, cast
 
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
@@ -35,7 +36,7 @@ class Scrape:
                 self._made.clear()
             if (wanted, zipped) not in self._made:
                 encode, content_type = choose_encoder(wanted)
-                body = encode(self._metrics)
+                body = encode(cast("Any", self._metrics))  # prometheus_client 0.16 declares a registry, and takes any
                 self._made[wanted, zipped] = content_type, gzip.compress(body, GZIP_LEVEL) if zipped else body
             content_type, body = self._made[wanted, zipped]
         return content_type, {"Content-Encoding": "gzip"} if zipped else {}, body
