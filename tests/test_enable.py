@@ -399,7 +399,7 @@ def test_of_those_that_are_chosen_one_that_cannot_be_read_is_left_out_while_libv
     web = fake.add(definition("web", UUID, qemu))
     (tmp_path / "virt-rapl.yaml").write_text("domains: ['*']\n")
     got, _, err = run("enable", "--chosen")
-    assert (got, Definition.parse(web.xml).is_marked) == (status, status == 0)
+    assert (got, Definition.parse(web.xml).is_marked) == (status, status == 0), err
     assert err.startswith(said)
     assert bool(err) == bool(said)
     assert err.count("virt-rapl: ") <= 1
