@@ -206,6 +206,7 @@ def test_totals_are_kept_every_10_seconds_without_being_asked_for(bench: Bench) 
         process.kill()
 
 
+@pytest.mark.slow
 def test_what_is_reported_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> None:
     """Not only at the next sample: an energy that was reported must never be reported as less."""
     configuration = bench.root / "virt-rapl.yaml"
@@ -256,6 +257,7 @@ def test_what_was_shown_outlives_a_kill(bench: Bench, how: str) -> None:
         counter.join()
 
 
+@pytest.mark.slow
 def test_a_stream_is_given_each_sample_and_makes_a_document_of_each(bench: Bench) -> None:
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "0.2"))
@@ -279,6 +281,7 @@ def test_a_stream_is_given_each_sample_and_makes_a_document_of_each(bench: Bench
         assert made.stat().st_size == size, "nobody is connected any more"
 
 
+@pytest.mark.slow
 def test_a_stream_of_rare_samples_shows_each_second_what_changes_between(bench: Bench) -> None:
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "60"))
@@ -292,6 +295,7 @@ def test_a_stream_of_rare_samples_shows_each_second_what_changes_between(bench: 
         documents.close()
 
 
+@pytest.mark.slow
 def test_a_disk_that_hangs_holds_nobody_up(bench: Bench) -> None:
     frozen = bench.root / "frozen"
     with bench.daemon() as process:
@@ -334,6 +338,7 @@ def test_who_may_look_into_the_state_directory_holds_no_lock(bench: Bench) -> No
         os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_whoever_asks_makes_no_interval_shorter(bench: Bench) -> None:
     """Figures of a shorter time reveal more of what a guest does."""
     configuration = bench.root / "virt-rapl.yaml"
@@ -355,6 +360,7 @@ def test_samples_that_come_late_are_counted(bench: Bench) -> None:
         wait_until(lambda: bench.document()["host"]["overruns"] > before, 10, "it is counted")
 
 
+@pytest.mark.slow
 def test_however_many_ask_documents_are_made_now_and_then(bench: Bench) -> None:
     configuration = bench.root / "virt-rapl.yaml"
     configuration.write_text(configuration.read_text().replace("0.1", "60"))
@@ -410,6 +416,7 @@ def test_a_domain_gone_for_good_leaves_its_energy(bench: Bench) -> None:
     assert rows() == {"gone": 7, recent: 7, "other": 0, "idle": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("began", ["in 1970", "ahead"])
 def test_a_clock_that_was_wrong_makes_no_domain_older(bench: Bench, began: str) -> None:
     """It is wrong when a daemon begins, and is set while it runs; the next begins with the right time."""
@@ -460,6 +467,7 @@ def test_a_host_that_cannot_be_read_for_a_while(bench: Bench) -> None:
         assert line.startswith("virt-rapl: cannot meter: ")
 
 
+@pytest.mark.slow
 def test_a_sign_of_life_comes_with_samples_only(bench: Bench) -> None:
     energy = bench.host.powercap / "intel-rapl:0/energy_uj"
     with bench.daemon() as process:
@@ -481,6 +489,7 @@ def test_a_sign_of_life_comes_with_samples_only(bench: Bench) -> None:
         assert bench.notification(process) == "WATCHDOG=1"
 
 
+@pytest.mark.slow
 def test_a_daemon_that_was_stopped_counts_what_no_wrap_can_hide(bench: Bench) -> None:
     bench.host.zone("intel-rapl:0:0", "dram", 0, highest=1_999_999_999)  # full after two seconds at 1 kW
 
