@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         raise VirtRaplError(f"the report would end at {local(options.until)}, before it begins", "correct --until")
     known_factors = _factors(config)
     with _history(config) as history:
-        uuids = _uuids(history.known(since, until), options.domain)
+        uuids = _uuids(history.known(since, until), options.domain) if options.domain else frozenset()
         question = Question(since=since, until=until, by=options.by, uuids=uuids)
         made = report.make(history, question, known_factors)
     if not made.host.microjoules:

@@ -163,7 +163,6 @@ def first_bucket(since: int, width: int) -> int:
 
 def edges(question: Question, factors: Factors, known: Known, width: int) -> list[int]:
     """Return the times between which nothing changes that makes a difference to buckets of this width."""
-    # A quarter of an hour that is cut by the beginning of history is at most one.
     since = max(question.since, min(question.until, (known.begin or 0) // width * width))
     found = {since, question.until}
     for by in question.by:
