@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -27,6 +28,7 @@ UNIT_TESTS = sorted((ROOT / "tests/data/prometheus").glob("*.test.yml"))
 SCRAPED = ROOT / "tests/data/metrics.txt"
 
 DIRECTORY = "/run/prometheus"
+WATCHED = "/var/log/watched"
 SERVER = "127.0.0.1:9090"
 SCRAPE_SECONDS = 2
 RATE_SCRAPES = 4
@@ -127,6 +129,12 @@ class Prometheus:
         ((_, value),) = self.values(expr)
         return value
 
+    def samples(self, selector: str) -> list[tuple[float, float]]:
+        """Return when one series was scraped since there is data, and its values then."""
+        since = f"{time.time() - self.began:.0f}s"
+        (series,) = self.ask("query", query=f"{selector}[{since}]")["result"]
+        return [(at, float(value)) for at, value in series["values"]]
+
     def finds(self, expr: str, *, instant: bool) -> bool:
         """Return whether there are values, none of which is NaN."""
         if instant:
@@ -152,6 +160,10 @@ class Scene(NamedTuple):
     """Joules of each domain by UUID when Prometheus began, on both hosts together."""
     settled: float
     """When it had moved. From then on no scrape was without data."""
+    restarted: float
+    """When virt-rapld was restarted here."""
+    watched: Path
+    """What `status --json --watch` has printed here since Prometheus began."""
 
     def filled_in(self, expr: str, since: float = 0.0) -> str:
         """Return the expression as Grafana asks it for the time since then, or since there is data."""
@@ -256,9 +268,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             lambda: prometheus.values(power) == [({}, 2.0)], PATIENCE_SECONDS, "both hosts have been scraped twice"
         )
         prometheus.began = time.time()
+        start(one, "virt-rapl status --json --watch", WATCHED)
         enough = counted[uuid] + ENOUGH_JOULES
         wait_until(lambda: joules(here)[uuid] > enough, PATIENCE_SECONDS, "the traveller uses energy here")
         restart(here)
+        restarted_at = time.time()
         to = "qemu+unix:///system?socket=/mnt/there/libvirt-sock"
         here.virsh("migrate", "--live", "--p2p", "traveller", to, "--migrateuri", "unix:///mnt/stream")
         scraped = f"count_over_time({{}}[{RATE_INTERVAL}]) >= {RATE_SCRAPES}"
@@ -268,7 +282,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         settled = time.time()
         enough = joules(there)[uuid] + ENOUGH_JOULES
         wait_until(lambda: joules(there)[uuid] > enough, PATIENCE_SECONDS, "the traveller uses energy there")
-        yield Scene(prometheus, here, there, uuid, counted, settled)
+        yield Scene(prometheus, here, there, uuid, counted, settled, restarted_at, one.path(WATCHED))
 
 
 @pytest.mark.e2e
@@ -316,6 +330,23 @@ class TestPrometheus:
     def test_no_counter_goes_back_when_virt_rapld_is_restarted(self, scene: Scene) -> None:
         for name in ("domain", "zone", "unattributed"):
             assert scene.prometheus.value(f"sum(resets(virt_rapl_{name}_energy_joules_total[1h]))") == 0
+
+    def test_increase_over_a_restart_is_what_the_ledger_has_gained(self, scene: Scene) -> None:
+        """Between two scrapes, at their very moments: so increase() has nothing to extrapolate."""
+        prometheus, uuid = scene.prometheus, scene.here.uuid("resident")
+        ledger = {}
+        for line in scene.watched.read_text().splitlines():
+            document = json.loads(line)
+            of = {domain["uuid"]: domain for domain in document["domains"]}[uuid]
+            ledger[datetime.fromisoformat(document["host"]["sampled_at"]).timestamp()] = of["energy_joules"]
+        sampled = prometheus.samples(f"virt_rapl_last_sample_timestamp_seconds{{instance='{HERE}'}}")
+        both = [(scraped, ledger[at]) for scraped, at in sampled if at in ledger]
+        (began, first), (ended, last) = both[0], both[-1]
+        assert began < scene.restarted < ended - RATE_SCRAPES * SCRAPE_SECONDS
+        energy = f"virt_rapl_domain_energy_joules_total{{instance='{HERE}',uuid='{uuid}',zone='package'}}"
+        window = f"[{1000 * (ended - began) + 1:.0f}ms]"  # its left end is not in it
+        assert prometheus.value(f"increase({energy}{window} @ {ended:.3f})") == pytest.approx(last - first, rel=1e-3)
+        assert last - first > 50
 
     def test_domains_other_and_idle_are_what_the_hosts_used(self, scene: Scene) -> None:
         record = "{}_energy_joules:{}{{zone='package'}}"
