@@ -14,6 +14,11 @@ MeterState = Literal["active", "degraded", "pending", "off"]
 """The state of a domain's own meter. `active`: the guest reads its joules. `degraded`: it should, but runs without a
 working helper. `pending`: it will from its next start on. `off`: it is not enabled."""
 
+ChannelState = Literal["off", "waiting", "connected", "stalled"]
+"""The state of a domain's energy channel. `connected`: the guest gets a line each second. `stalled`: it has opened the
+port, and does not read. `waiting`: the channel is there, and nobody in the guest has opened the port, or the channel's
+process cannot write. `off`: it has none, or does not run."""
+
 
 class KeepHistory(NamedTuple):
     """How long history is kept by quarters of an hour, and then by the hour; what is older is by the day."""

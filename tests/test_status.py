@@ -125,6 +125,7 @@ def test_the_document(
                 "state": "str",
                 "pid": "int",
                 "vrapl": "str",
+                "channel": "str",
                 "reason": "NoneType",
                 "since": "NoneType",
                 "helper": {"backend": "str", "pid": "int", "socket": "str", "healthy": "bool", "note": "NoneType"},

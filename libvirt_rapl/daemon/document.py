@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from libvirt_rapl.choices import Backend, MeterState
+from libvirt_rapl.choices import Backend, ChannelState, MeterState
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.energy_source import Listing
 
@@ -74,6 +74,11 @@ class DomainReading:
     since: str | None = None
     """Since when it is degraded."""
     helper: HelperState | None
+    channel: ChannelState = "off"
+    channel_reason: str | None = None
+    """Why lines of energy do not reach the guest although it has a channel; left out of JSON if there is no reason."""
+    channel_socket: str | None = None
+    """Path of QEMU's socket for the channel while the domain runs; left out of JSON if there is none."""
     unread: bool = False
     """Whether what it ran in the last interval could not be read, so that its powers, 0, are not known."""
     power_watts: float
@@ -140,7 +145,17 @@ class Document:
     """Domains that libvirt has ceased to know in the last hour, and what they had used; left out of JSON if empty."""
 
 
-SAID_WHERE_THERE_ARE_ANY = {"trouble", "libvirt_trouble", "lost_intervals", "unread", "title", "labels", "ended"}
+SAID_WHERE_THERE_ARE_ANY = {
+    "trouble",
+    "libvirt_trouble",
+    "lost_intervals",
+    "unread",
+    "title",
+    "labels",
+    "ended",
+    "channel_reason",
+    "channel_socket",
+}
 
 
 def render(document: Document, indent: int | None = None) -> str:
