@@ -10,6 +10,8 @@ EnergySource = Literal["auto", "powercap", "msr"]
 """Where energy is read; `auto` is powercap if it has zones, else MSR."""
 Model = Literal["capacity", "active", "baseline"]
 """How energy is given out to domains; see libvirt_rapl.energy.attribution."""
+Via = Literal["auto", "registers", "channel", "both"]
+"""How a guest gets its energy. `auto`: by registers if QEMU gives them to its domain on this host, else channel."""
 MeterState = Literal["active", "degraded", "pending", "off"]
 """The state of a domain's own meter. `active`: the guest reads its joules. `degraded`: it should, but runs without a
 working helper. `pending`: it will from its next start on. `off`: it is not enabled."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from libvirt_rapl import config_file, paths
-from libvirt_rapl.choices import Backend, EnergySource, KeepHistory, Model, OnFailure
+from libvirt_rapl.choices import Backend, EnergySource, KeepHistory, Model, OnFailure, Via
 from libvirt_rapl.config_file import Key, Setting
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.labels import EXPECTED as EXPECTED_LABELS
@@ -175,6 +175,16 @@ class Config:
             (*LISTS, *KINDS),
             "[]",
         ),
+    )
+    via: Via = _choice(
+        "auto",
+        Via,
+        """
+        How guests get their energy, where `virt-rapl enable --via` does not say it: by registers, which QEMU gives on
+        Intel hosts, from 9.1 on and to domains whose number of vCPUs is fixed; by the channel, a virtio-serial port
+        that every domain of QEMU can have (docs/channel.md); both; or auto, registers where this host's QEMU gives them
+        to the domain, else the channel. virt-rapld reads this when it starts.
+        """,
     )
     labels: Labels = _key(
         Labels(),

@@ -19,6 +19,10 @@ class VirtRaplError(Exception):
         self.hint = hint
 
 
+class NoRegistersError(VirtRaplError):
+    """QEMU does not give this domain RAPL registers on this host."""
+
+
 class WrongPartError(Exception):
     """A part of a value in the configuration is wrong."""
 

@@ -128,7 +128,9 @@ def test_the_configurations_choice_is_reported_once(amd: World, name: str) -> No
 
 
 def test_a_domain_that_was_enabled_elsewhere_runs_and_says_why_it_has_no_meter(amd: World, name: str) -> None:
-    marked = Definition.parse(definition(amd, name)).inject(socket=f"/run/virt-rapl/{domuuid(amd, name)}.sock").xml
+    marked = (
+        Definition.parse(definition(amd, name)).with_registers(socket=f"/run/virt-rapl/{domuuid(amd, name)}.sock").xml
+    )
     amd.run(["virsh", "define", "/proc/self/fd/0"], input=marked)
     amd.run(["virsh", "start", name])
     wait_until(lambda: state(amd, name) == ("degraded", REASON), 10, "it says why")

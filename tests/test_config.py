@@ -62,7 +62,7 @@ RUN = "a directory of its own, such as /run/virt-rapl"
 STATE = "a directory of its own, such as /var/lib/virt-rapl"
 KEYS = (
     "helper, on_failure, source, model, run_directory, state_directory, history, interval, hook_deadline, domains, "
-    "labels, tariff, carbon, pue"
+    "via, labels, tariff, carbon, pue"
 )
 
 
@@ -246,6 +246,7 @@ def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.
         ("interval: 5", f"{tmp_path}/conf.d/10.yaml:1"),
         ("hook_deadline: 5.0", "default"),
         ("domains: [web*, {title: 'a: b'}]", f"{tmp_path}/conf.d/10.yaml:2"),
+        ("via: auto", "default"),
         ("labels: {}", "default"),
         ("tariff: off", "default"),
         ("carbon: off", "default"),

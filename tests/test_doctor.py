@@ -165,7 +165,11 @@ class Patient:
 
     def add(self, name: str, *, enabled: bool = True, running: bool = True, uuid: str = UUID) -> Domain:
         xml = definition(name, uuid, self.path(QEMU))
-        xml = Definition.parse(xml).inject(socket=str(self.run_directory / f"{uuid}.sock")).xml if enabled else xml
+        xml = (
+            Definition.parse(xml).with_registers(socket=str(self.run_directory / f"{uuid}.sock")).xml
+            if enabled
+            else xml
+        )
         domain = Domain(self.libvirt, xml, 4 if running else -1)
         self.libvirt.domains.append(domain)
         return domain
@@ -456,6 +460,17 @@ def growable(patient: Patient) -> None:
     patient.domain.xml = patient.domain.xml.replace("<vcpu>2</vcpu>", "<vcpu current='1'>2</vcpu>")
 
 
+def argument(patient: Patient) -> None:
+    own = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><q:arg value='-accel'/></q:commandline>"
+    patient.domain.xml = patient.domain.xml.replace("</domain>", f"{own}</domain>")
+
+
+def channel_from_the_next_start_on(patient: Patient) -> None:
+    plain(patient)
+    patient.domain.live = patient.domain.xml
+    patient.domain.xml = Definition.parse(patient.domain.xml).with_channel().xml
+
+
 def cloned(patient: Patient) -> None:
     patient.domain.xml = patient.domain.xml.replace(f"{UUID}.sock", "99999999-0000-0000-0000-000000000000.sock")
 
@@ -503,7 +518,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("installation", never_installed, "failed", "virt-rapl is not installed"),
     ("configuration", configured(helper="nobody"), "failed", "helper: expected one of native, qemu"),
     ("configuration", mode("etc/virt-rapl/virt-rapl.yaml", 0o666), "failed", "everybody may write it"),
-    ("processor", amd, "warning", "Intel hosts only; domains are metered on the host only"),
+    ("processor", amd, "warning", "Intel hosts only; they can have it by the channel"),
     ("registers", amd, "skipped", "no meter of their own"),
     ("rapl", amd, "skipped", "no meter of their own"),
     ("cpus", amd, "skipped", "no meter of their own"),
@@ -518,10 +533,20 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("kvm", remove("dev/kvm"), "failed", "no /dev/kvm"),
     ("qemu", both(amd, remove(QEMU)), "skipped", "no meter of their own"),
     ("helper", both(amd, no_helper_program), "skipped", "no meter of their own"),
-    ("virt-rapld", both(amd, no_daemon, configured(domains="{include: [web1]}")), "warning", "does not run"),
+    (
+        "virt-rapld",
+        both(amd, no_daemon, configured(domains="{include: [web1]}", via="registers")),
+        "warning",
+        "does not run",
+    ),
     ("domains", both(amd, lambda patient: patient.record(reason="it is AMD's")), "warning", "it is AMD's"),
     ("domains", amd, "failed", "web1: gets no meter at its next start: .* Intel hosts only"),
-    ("domains", both(amd, configured(domains="{include: [web1]}")), "warning", "`domains` enable none"),
+    (
+        "domains",
+        both(amd, configured(domains="{include: [web1]}", via="registers")),
+        "warning",
+        "`domains` enable none",
+    ),
     ("clock", text("proc/self/schedstat", "0 0 0\n"), "warning", "clock ticks"),
     ("clock", remove("proc/self/schedstat"), "warning", "clock ticks"),
     ("clock", text("proc/cmdline", "ro nohz=off\n"), "warning", "nohz=off"),
@@ -646,11 +671,18 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("domains", remove(f"run/virt-rapl/{UUID}.json"), "failed", "web1: .*: the hook did not run"),
     ("domains", record(state="ready", qemu_version="99.0.0"), "warning", "web1: QEMU 99.0.0 is not known"),
     ("domains", growable, "failed", "web1: gets no meter at its next start: .* can grow"),
-    ("domains", both(plain, growable), "skipped", "web1: is not enabled, and could not have a meter: .* can grow"),
+    ("domains", both(plain, argument), "skipped", "web1: is not enabled, and could not have a meter: .* -accel"),
     ("domains", cloned, "failed", "web1: gets no meter at its next start: its -accel argument"),
     ("domains", remove(f"{QEMU}-rapl"), "failed", "web1: gets no meter at its next start: there is no .* wrapper"),
     ("domains", not_yet, "warning", "web1: is enabled, but was started before"),
-    ("domains", both(plain, growable, configured(domains="[web1]")), "failed", "web1: .* choose it, but .* can grow"),
+    ("domains", both(plain, argument, configured(domains="[web1]")), "failed", "web1: .* choose it, but .* -accel"),
+    (
+        "domains",
+        both(plain, growable, configured(domains="[web1]", via="both")),
+        "failed",
+        "web1: .* choose it, but .* can grow",
+    ),
+    ("domains", channel_from_the_next_start_on, "warning", "web1: has the channel only from its next start on"),
     ("domains", both(plain, configured(domains="[web1]")), "warning", "web1: .* choose it, but it is not enabled"),
     ("domains", both(plain, configured(domains="[web1]"), refused), "warning", "took its meter out 5 times"),
 ]
@@ -704,13 +736,15 @@ def test_a_host_of_amd_is_in_order_but_for_one_warning(patient: Patient) -> None
     patient.add("web1", enabled=False)
     found = [check for checks in patient.examine().values() for check in checks]
     assert [check.name for check in found if check.state not in ("ok", "skipped")] == ["processor"]
-    assert next(check.hint for check in found if check.name == "processor").startswith("`virt-rapl status`")
+    assert next(check.hint for check in found if check.name == "processor").startswith(
+        "`virt-rapl enable --via channel`"
+    )
 
 
 def test_of_domains_that_are_chosen_where_none_can_have_a_meter_there_is_one_line(patient: Patient) -> None:
     amd(patient)
     patient.libvirt.domains.clear()
-    patient.configure(domains="{include: ['*']}")
+    patient.configure(domains="{include: ['*']}", via="registers")
     for number in range(3):
         patient.add(f"web{number}", enabled=False, running=False)
     assert [check.state for check in patient.examine("domains")["domains"]] == ["warning", "ok"]

@@ -27,7 +27,7 @@ GROWABLE = PLAIN.replace("<vcpu>2</vcpu>", "<vcpu current='1'>2</vcpu>")
 
 
 def metered(xml: str, uuid: str = UUID, run_directory: str = "/run/virt-rapl") -> str:
-    return Definition.parse(xml).inject(socket=f"{run_directory}/{uuid}.sock").xml
+    return Definition.parse(xml).with_registers(socket=f"{run_directory}/{uuid}.sock").xml
 
 
 @dataclass

@@ -6,34 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.domain_xml import QEMU, UUID, canonical, domain, domains, parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from libvirt_rapl.domains import domxml, xml_layout
+from libvirt_rapl.domains import domxml, marking, xml_layout
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.domxml import ACCELERATOR
 from libvirt_rapl.errors import VirtRaplError
 
 DATA = Path(__file__).parent / "data" / "domxml"
-UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
 SOCKET = f"/run/virt-rapl/{UUID}.sock"
 OTHER_SOCKET = f"/run/elsewhere/{UUID}.sock"
-QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-
-
-def parsed(xml: str) -> etree._Element:
-    # The text is decoded: an encoding it may declare counts no more.
-    return etree.fromstring(xml.encode(), etree.XMLParser(encoding="utf-8"))
-
-
-def canonical(xml: str) -> str:
-    """C14N with comments: what two XML texts must share to mean the same."""
-    return etree.tostring(parsed(xml).getroottree(), method="c14n", with_comments=True).decode()
-
-
-def domain(inside: str = "", *, uuid: str = f"<uuid>{UUID}</uuid>", attributes: str = "type='kvm'") -> str:
-    return f"<domain {attributes}>\n  <name>guest</name>\n  {uuid}\n  {inside}\n</domain>\n"
 
 
 # Golden pairs. --renew writes the -out.xml files anew; read the difference before committing it.
@@ -43,7 +28,7 @@ def domain(inside: str = "", *, uuid: str = f"<uuid>{UUID}</uuid>", attributes: 
 def test_golden(before: Path, pytestconfig: pytest.Config) -> None:
     xml = before.read_bytes().decode()
     after = before.with_name(before.name.replace("-in.xml", "-out.xml"))
-    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    injected = Definition.parse(xml).with_registers(socket=SOCKET).xml
     if pytestconfig.getoption("renew"):
         after.write_bytes(injected.encode())
     assert injected == after.read_bytes().decode()
@@ -58,67 +43,11 @@ def test_golden_pairs_are_complete() -> None:
 
 # Properties over generated domain XML.
 
-SPACE = st.sampled_from(["", " ", "\n", "\n  ", "\n\n    ", "\t", "\r\n  "])
-TEXT = st.text(
-    st.characters(codec="utf-8", exclude_characters="<&>\r]-?\ufffe\uffff", exclude_categories=["Cc", "Cs"]), max_size=6
-)
-NOISE: st.SearchStrategy[str] = st.one_of(
-    SPACE,
-    TEXT.map(lambda text: f"<!--{text}-->"),
-    TEXT.map(lambda text: f"<?note {text.strip() or 'x'}?>"),
-    TEXT.map(lambda text: f"<![CDATA[{text}&<]]>"),
-    TEXT,
-    st.sampled_from(["&#13;", "&amp;&lt;", "é漢"]),
-)
-# Prefixes the user may have bound: where the QEMU namespace is declared, and as what.
-PREFIXES = st.sampled_from(["qemu", "q", "rapl", ""])
-EMULATORS = st.sampled_from(
-    ["/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/é q", "<![CDATA[/usr/bin/a&b]]>", "/a<!-- c -->/b"]
-)
-USER_ARGS = st.sampled_from(["-device", "foo,accel=kvm", "", "-acc", "a,rapl=true", "*", '"', "a\tb&#10;c"])
-
-
-@st.composite
-def domains(draw: st.DrawFn) -> str:
-    def noisy(*parts: str) -> str:
-        """Join the parts with whatever may stand between elements."""
-        return "".join([draw(NOISE) + part for part in parts] + [draw(NOISE)])
-
-    def quoted(value: str) -> str:
-        return '"' + value.replace('"', "&quot;") + '"'
-
-    parts = [f"<uuid>{draw(SPACE)}{draw(st.sampled_from([UUID, UUID.upper()]))}</uuid>"]
-    attributes, prefix, local = " type='kvm'", draw(PREFIXES), draw(st.booleans())
-    declaration = f" xmlns{':' + prefix if prefix else ''}='{QEMU}'"
-    if prefix and not local:
-        attributes += declaration
-    if draw(st.booleans()):
-        attributes += f" xmlns:{draw(st.sampled_from(['rapl', 'm', 'x']))}2='{domxml.MARK}'"
-    if draw(st.booleans()):
-        foreign = ["<f:a xmlns:f='urn:f' b='1'/>"] if draw(st.booleans()) else []
-        parts.append(f"<metadata>{noisy(*foreign)}</metadata>")
-    if draw(st.booleans()):
-        inside = [f"<emulator>{draw(EMULATORS)}</emulator>"] if draw(st.booleans()) else []
-        inside += draw(st.lists(st.just("<disk/>"), max_size=2))
-        parts.append(f"<devices>{noisy(*draw(st.permutations(inside)))}</devices>" if inside else "<devices/>")
-    if draw(st.booleans()) and (local or prefix):
-        start = f"{prefix}:" if prefix else ""
-        args = [f"<{start}arg value={quoted(value)}/>" for value in draw(st.lists(USER_ARGS, max_size=3))]
-        args += [f"<{start}env name='A' value='b'/>"] if draw(st.booleans()) else []
-        here = declaration if local else ""
-        parts.append(f"<{start}commandline{here}>{noisy(*args)}</{start}commandline>")
-    parts.append(draw(st.sampled_from(["<clock/>", "<vcpu>4</vcpu>", "<vcpu current='4'>4</vcpu>"])))
-    body = noisy(*draw(st.permutations(parts)))
-    declarations = ["", "<?xml version='1.0'?>\n", "<?xml version='1.0' encoding='latin1'?>"]
-    prolog = draw(st.sampled_from(declarations)) + draw(st.sampled_from(["", "<!-- <domain> -->"]))
-    epilog = draw(st.sampled_from(["", "\n", "\n<!-- </domain> -->\n"]))
-    return f"{prolog}<domain{attributes}>{body}</domain>{epilog}"
-
 
 @settings(max_examples=400, deadline=None)
 @given(domains())
 def test_strip_undoes_inject_exactly(xml: str) -> None:
-    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    injected = Definition.parse(xml).with_registers(socket=SOCKET).xml
     assert Definition.parse(injected).is_marked
     assert canonical(injected) != canonical(xml)
     assert canonical(Definition.parse(injected).strip().xml) == canonical(xml)
@@ -127,16 +56,16 @@ def test_strip_undoes_inject_exactly(xml: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(domains())
 def test_inject_is_idempotent_and_retargets(xml: str) -> None:
-    injected = Definition.parse(xml).inject(socket=SOCKET).xml
-    assert Definition.parse(injected).inject(socket=SOCKET).xml == injected
-    retargeted = Definition.parse(injected).inject(socket=OTHER_SOCKET).xml
+    injected = Definition.parse(xml).with_registers(socket=SOCKET).xml
+    assert Definition.parse(injected).with_registers(socket=SOCKET).xml == injected
+    retargeted = Definition.parse(injected).with_registers(socket=OTHER_SOCKET).xml
     assert retargeted == injected.replace(SOCKET, OTHER_SOCKET)
 
 
 @settings(max_examples=200, deadline=None)
 @given(domains())
 def test_injected_xml_says_what_libvirt_needs(xml: str) -> None:
-    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    injected = Definition.parse(xml).with_registers(socket=SOCKET).xml
     before, after = parsed(xml), parsed(injected)
 
     def args(root: etree._Element) -> list[str]:
@@ -210,7 +139,7 @@ def canonical_bytes(data: bytes) -> str:
 def test_a_file_comes_back_in_its_own_encoding_and_line_ends(data: bytes) -> None:
     text, encoding = xml_layout.decode(data)
     assert text.encode(encoding) == data
-    injected = Definition.parse(text).inject(socket=SOCKET).xml.encode(encoding)
+    injected = Definition.parse(text).with_registers(socket=SOCKET).xml.encode(encoding)
     stripped = Definition.parse(injected.decode(encoding)).strip().xml.encode(encoding)
     assert Definition.parse(text).uuid == UUID
     assert canonical_bytes(stripped) == canonical_bytes(data)
@@ -258,11 +187,11 @@ def test_a_uuid_with_a_comment_or_spaces(spelt: str) -> None:
 def test_a_definition_never_changes() -> None:
     definition = Definition.parse(f"<!-- before -->{domain()}<!-- after --><?and more?>\n")
     text = definition.xml
-    injected = definition.inject(socket=SOCKET)
+    injected = definition.with_registers(socket=SOCKET)
     injected_text = injected.xml
     assert (definition.is_marked, injected.is_marked) == (False, True)
     assert injected.strip().xml == Definition.parse(text).rewritten
-    assert injected.inject(socket=OTHER_SOCKET).helper_socket == OTHER_SOCKET
+    assert injected.with_registers(socket=OTHER_SOCKET).helper_socket == OTHER_SOCKET
     definition.check(SOCKET)
     assert (definition.xml, injected.xml) == (text, injected_text)
 
@@ -276,7 +205,7 @@ def test_strip_returns_unmarked_xml_as_it_is() -> None:
 
 
 def test_strip_leaves_what_the_user_added_since() -> None:
-    injected = Definition.parse(domain()).inject(socket=SOCKET).xml
+    injected = Definition.parse(domain()).with_registers(socket=SOCKET).xml
     mine = injected.replace("<metadata>", "<metadata><a:b xmlns:a='urn:a'/>").replace(
         domxml.DEFAULT_EMULATOR + "-rapl</emulator>", "/opt/other</emulator><disk/>"
     )
@@ -298,27 +227,28 @@ def test_strip_survives_a_pretty_printer() -> None:
     for inside in ("", "<metadata/>", "<metadata><a:b xmlns:a='urn:a'/></metadata><devices/>"):
         before = pretty(domain(inside))
         assert (
-            pretty(Definition.parse(pretty(Definition.parse(before).inject(socket=SOCKET).xml)).strip().xml) == before
+            pretty(Definition.parse(pretty(Definition.parse(before).with_registers(socket=SOCKET).xml)).strip().xml)
+            == before
         )
 
 
 def test_undeclared_prefix_leaves_no_trace() -> None:
     xml = domain()
-    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    injected = Definition.parse(xml).with_registers(socket=SOCKET).xml
     assert f'<qemu:commandline xmlns:qemu="{QEMU}">' in injected
     assert QEMU not in Definition.parse(injected).strip().xml
 
 
 def test_declaration_and_line_end_stay() -> None:
     declaration = "<?xml version='1.0' encoding='ISO-8859-1' standalone='yes'?>\n\n<!-- é -->\n"
-    injected = Definition.parse(declaration + domain("<title>é</title>")).inject(socket=SOCKET).xml
+    injected = Definition.parse(declaration + domain("<title>é</title>")).with_registers(socket=SOCKET).xml
     assert injected.startswith(declaration + "<domain")
     assert injected.endswith("</domain>\n")
     assert "<title>é</title>" in injected
 
 
 def test_default_emulator_can_be_chosen() -> None:
-    injected = Definition.parse(domain()).inject(socket=SOCKET, default_emulator="/usr/libexec/qemu-kvm").xml
+    injected = Definition.parse(domain()).with_registers(socket=SOCKET, default_emulator="/usr/libexec/qemu-kvm").xml
     assert "<emulator>/usr/libexec/qemu-kvm-rapl</emulator>" in injected
     assert Definition.parse(injected).emulator() == "/usr/libexec/qemu-kvm"
 
@@ -326,7 +256,9 @@ def test_default_emulator_can_be_chosen() -> None:
 def test_difference_shows_only_our_lines() -> None:
     xml = domain("<devices>\n    <emulator>/usr/bin/qemu</emulator>\n  </devices>")
     lines = (
-        Definition.parse(xml).difference(Definition.parse(Definition.parse(xml).inject(socket=SOCKET).xml)).splitlines()
+        Definition.parse(xml)
+        .difference(Definition.parse(Definition.parse(xml).with_registers(socket=SOCKET).xml))
+        .splitlines()
     )
     changed = [line for line in lines if re.match(r"[-+](?![-+])", line)]
     assert len(changed) == 9
@@ -360,7 +292,7 @@ OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'
         (domain("<devices><emulator/></devices>"), "not an absolute path"),
         (domain("<devices><emulator>/usr/bin/q </emulator></devices>"), "not an absolute path"),
         (domain("<devices><emulator>\n/usr/bin/q</emulator></devices>"), "not an absolute path"),
-        (domain(f"<metadata><x:y xmlns:x='{domxml.MARK}'/></metadata>"), "foreign element"),
+        (domain(f"<metadata><x:y xmlns:x='{marking.MARK}'/></metadata>"), "foreign element"),
         (domain(uuid=""), "no <uuid>"),
         (domain(uuid="<uuid>12</uuid>"), "not a UUID"),
     ],
@@ -368,7 +300,7 @@ OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'
 def test_refused(xml: str, message: str) -> None:
     for refuse in (
         lambda: Definition.parse(xml).check(SOCKET),
-        lambda: Definition.parse(xml).inject(socket=SOCKET).xml,
+        lambda: Definition.parse(xml).with_registers(socket=SOCKET).xml,
     ):
         with pytest.raises(VirtRaplError, match=re.escape(message)) as caught:
             refuse()
@@ -385,7 +317,7 @@ def test_refused(xml: str, message: str) -> None:
 )
 def test_accepted_with_the_mark_and_without(xml: str) -> None:
     Definition.parse(xml).check(SOCKET)
-    Definition.parse(Definition.parse(xml).inject(socket=SOCKET).xml).check(OTHER_SOCKET)
+    Definition.parse(Definition.parse(xml).with_registers(socket=SOCKET).xml).check(OTHER_SOCKET)
 
 
 LEFT = f"""\
@@ -402,7 +334,7 @@ OTHER_DOMAINS = "/run/elsewhere/aaaaaaaa-0000-4000-8000-000000000000.sock"
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda _: Definition.parse(LEFT).inject(socket=OTHER_DOMAINS).xml,  # a clone, another host's
+        lambda _: Definition.parse(LEFT).with_registers(socket=OTHER_DOMAINS).xml,  # a clone, another host's
         lambda xml: re.sub(r" *<metadata>.*</metadata>\n", "", xml, flags=re.DOTALL),
         lambda xml: re.sub(r" *<qemu:commandline.*</qemu:commandline>\n", "", xml, flags=re.DOTALL),
         lambda xml: xml.replace("/q-rapl<", "/q<"),
@@ -412,15 +344,15 @@ OTHER_DOMAINS = "/run/elsewhere/aaaaaaaa-0000-4000-8000-000000000000.sock"
     ids=["socket", "mark", "argument", "wrapper", "edited socket", "older mark"],
 )
 def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str]) -> None:
-    whole = Definition.parse(LEFT).inject(socket=SOCKET).xml
+    whole = Definition.parse(LEFT).with_registers(socket=SOCKET).xml
     found = broken(whole)
     assert Definition.parse(found).difference(Definition.parse(whole))
     Definition.parse(found).check(SOCKET)
-    mended = Definition.parse(found).inject(socket=SOCKET).xml
+    mended = Definition.parse(found).with_registers(socket=SOCKET).xml
     Definition.parse(mended).check_takes_effect(SOCKET)
     assert (mended.count("-accel"), mended.count("rapl=true")) == (1, 1)
     assert Definition.parse(mended).emulator() == "/usr/bin/q"
-    assert Definition.parse(mended).inject(socket=SOCKET).xml == mended
+    assert Definition.parse(mended).with_registers(socket=SOCKET).xml == mended
     assert "rapl" not in Definition.parse(mended).strip().xml
     assert "commandline" not in Definition.parse(mended).strip().xml
 
@@ -438,8 +370,8 @@ WRAPPED = LEFT.replace("/q<", "/q-rapl<")
 NOT_OURS = {
     "somebody's own emulator": WRAPPED,
     "a hand-made argument": with_arguments(LEFT, "-accel", f"kvm,rapl=true,rapl-helper-socket={SOCKET}"),
-    "both, of another directory": unmarked(Definition.parse(LEFT).inject(socket=OTHER_SOCKET).xml),
-    "both, of another domain": unmarked(Definition.parse(LEFT).inject(socket=OTHER_DOMAINS).xml),
+    "both, of another directory": unmarked(Definition.parse(LEFT).with_registers(socket=OTHER_SOCKET).xml),
+    "both, of another domain": unmarked(Definition.parse(LEFT).with_registers(socket=OTHER_DOMAINS).xml),
     "both, and something else": with_arguments(
         WRAPPED, "-accel", "kvm,rapl=true,rapl-helper-socket=/run/mine.sock", "-no-fd-bootchk"
     ),
@@ -453,7 +385,7 @@ def test_what_no_mark_says_is_ours_is_its_owners(xml: str) -> None:
     assert f"<emulator>{Definition.parse(xml).emulator()}</emulator>" in xml
     for refuse in (
         lambda: Definition.parse(xml).check(SOCKET),
-        lambda: Definition.parse(xml).inject(socket=SOCKET).xml,
+        lambda: Definition.parse(xml).with_registers(socket=SOCKET).xml,
     ):
         with pytest.raises(VirtRaplError) as caught:
             refuse()
@@ -461,16 +393,18 @@ def test_what_no_mark_says_is_ours_is_its_owners(xml: str) -> None:
 
 
 def test_without_the_mark_disable_takes_nothing_and_enable_still_works() -> None:
-    left = unmarked(Definition.parse(LEFT).inject(socket=SOCKET).xml)
+    left = unmarked(Definition.parse(LEFT).with_registers(socket=SOCKET).xml)
     assert Definition.parse(left).strip().xml is left
-    assert canonical(Definition.parse(Definition.parse(left).inject(socket=SOCKET).xml).strip().xml) == canonical(LEFT)
+    assert canonical(
+        Definition.parse(Definition.parse(left).with_registers(socket=SOCKET).xml).strip().xml
+    ) == canonical(LEFT)
 
 
 @pytest.mark.parametrize("value", ["kvm,rapl=true,rapl-helper-socket=/run/mine.sock", ACCELERATOR + OTHER_SOCKET])
 @pytest.mark.parametrize("before", [True, False])
 def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before: bool) -> None:
     mine = ["-accel", value]
-    marked = Definition.parse(LEFT).inject(socket=SOCKET).xml
+    marked = Definition.parse(LEFT).with_registers(socket=SOCKET).xml
     first = '<qemu:arg value="-accel"/>'
     assert marked.count(first) == 1
     added = "".join(f'<qemu:arg value="{argument}"/>' for argument in mine)
@@ -480,27 +414,27 @@ def test_strip_takes_the_argument_of_the_mark_and_no_other(value: str, *, before
 
 
 def test_strip_takes_no_other_option_with_the_argument() -> None:
-    marked = Definition.parse(LEFT).inject(socket=SOCKET).xml
+    marked = Definition.parse(LEFT).with_registers(socket=SOCKET).xml
     stripped = Definition.parse(marked.replace('value="-accel"', 'value="-S"')).strip().xml
     assert ("-S" in stripped, "rapl" in stripped) == (True, False)
 
 
 def test_a_comment_after_the_wrapper() -> None:
-    commented = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("q-rapl<", "q-rapl<!-- mine --><")
+    commented = Definition.parse(LEFT).with_registers(socket=SOCKET).xml.replace("q-rapl<", "q-rapl<!-- mine --><")
     assert "<emulator>/usr/bin/q<!-- mine --></emulator>" in Definition.parse(commented).strip().xml
-    assert Definition.parse(Definition.parse(commented).inject(socket=SOCKET).xml).emulator() == "/usr/bin/q"
+    assert Definition.parse(Definition.parse(commented).with_registers(socket=SOCKET).xml).emulator() == "/usr/bin/q"
 
 
 @pytest.mark.parametrize("emulator", ["/opt/q-rapl", "/usr/bin/q", "/usr/bin/q-rapl-rapl"])
 def test_a_mark_that_the_emulator_does_not_confirm_is_not_believed(emulator: str) -> None:
-    edited = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("/usr/bin/q-rapl<", f"{emulator}<")
+    edited = Definition.parse(LEFT).with_registers(socket=SOCKET).xml.replace("/usr/bin/q-rapl<", f"{emulator}<")
     assert Definition.parse(edited).emulator() == emulator
     assert f"<emulator>{emulator}</emulator>" in Definition.parse(edited).strip().xml
 
 
 def test_another_emulator_that_was_put_in_is_taken_over() -> None:
-    changed = Definition.parse(LEFT).inject(socket=SOCKET).xml.replace("/usr/bin/q-rapl", "/opt/q-rapl")
-    mended = Definition.parse(changed).inject(socket=SOCKET).xml
+    changed = Definition.parse(LEFT).with_registers(socket=SOCKET).xml.replace("/usr/bin/q-rapl", "/opt/q-rapl")
+    mended = Definition.parse(changed).with_registers(socket=SOCKET).xml
     assert Definition.parse(mended).emulator() == "/opt/q"
     assert "<emulator>/opt/q</emulator>" in Definition.parse(mended).strip().xml
 
@@ -508,7 +442,7 @@ def test_another_emulator_that_was_put_in_is_taken_over() -> None:
 def test_an_argument_for_a_socket_that_is_not_ours_is_its_owners() -> None:
     value = "-accel'/><q:arg value='kvm,rapl=true,rapl-helper-socket=/run/qemu-vmsr-helper.sock"
     with pytest.raises(VirtRaplError, match="-accel argument of its own"):
-        Definition.parse(domain(OWN_ACCEL.format(value))).inject(socket=SOCKET)
+        Definition.parse(domain(OWN_ACCEL.format(value))).with_registers(socket=SOCKET)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +457,7 @@ def test_an_argument_for_a_socket_that_is_not_ours_is_its_owners() -> None:
     ],
 )
 def test_an_argument_that_only_begins_or_ends_as_ours_is_its_owners(value: str) -> None:
-    marked = Definition.parse(LEFT).inject(socket=SOCKET).xml
+    marked = Definition.parse(LEFT).with_registers(socket=SOCKET).xml
     edited = Definition.parse(marked.replace(ACCELERATOR + SOCKET, value))
     assert edited.helper_socket is None
     assert value in edited.strip().xml
@@ -531,7 +465,7 @@ def test_an_argument_that_only_begins_or_ends_as_ours_is_its_owners(value: str) 
 
 
 def test_a_second_accel_is_refused_in_marked_xml_too() -> None:
-    injected = Definition.parse(domain()).inject(socket=SOCKET).xml
+    injected = Definition.parse(domain()).with_registers(socket=SOCKET).xml
     with pytest.raises(VirtRaplError, match="-accel argument of its own"):
         Definition.parse(injected.replace("</domain>", OWN_ACCEL.format("-accel") + "</domain>")).check(SOCKET)
 
@@ -539,12 +473,12 @@ def test_a_second_accel_is_refused_in_marked_xml_too() -> None:
 @pytest.mark.parametrize("socket", ["/" + "s" * 107, "/" + "é" * 54, "run/x.sock", "/run/a,b.sock", "/run/a\nb.sock"])
 def test_refused_sockets(socket: str) -> None:
     with pytest.raises(VirtRaplError, match="socket path") as caught:
-        Definition.parse(domain()).inject(socket=socket)
+        Definition.parse(domain()).with_registers(socket=socket)
     assert "run_directory" in caught.value.hint
 
 
 def test_longest_socket_path_is_accepted() -> None:
-    assert "s" * 106 in Definition.parse(domain()).inject(socket="/" + "s" * 106).xml
+    assert "s" * 106 in Definition.parse(domain()).with_registers(socket="/" + "s" * 106).xml
 
 
 @pytest.mark.parametrize(
@@ -578,7 +512,7 @@ def test_what_libvirt_takes_as_metadata_is_read(attribute: str) -> None:
     """None of it is right by the letter of namespaces, and all of it is to libxml2."""
     metadata = f"<metadata>\n    <y {attribute}/>\n    <u:z/>\n  </metadata>"
     xml = f"<domain type='kvm'>\n  <name>a</name>\n  <uuid>{UUID}</uuid>\n  {metadata}\n</domain>\n"
-    injected = Definition.parse(xml).inject(socket=SOCKET).xml
+    injected = Definition.parse(xml).with_registers(socket=SOCKET).xml
     assert Definition.parse(injected).is_marked
     assert attribute.replace("'", '"') in injected
     assert Definition.parse(xml).difference(Definition.parse(Definition.parse(injected).strip().xml)) == ""

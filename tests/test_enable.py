@@ -10,11 +10,12 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition
+from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition, failure
 from fakes.qemu import GREETING, WITH_RAPL, WITHOUT_KVM, WITHOUT_RAPL, fake_qemu, script
 
 from libvirt_rapl.cli import main
-from libvirt_rapl.domains import domxml, emulator
+from libvirt_rapl.domains import emulator, marking
+from libvirt_rapl.domains.channel import PORT
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import every_domain, lookup
@@ -250,7 +251,7 @@ def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run)
 @pytest.mark.parametrize("claimed", ["/opt/planted", "", "/usr/bin/qemu-system-x86_64"])
 def test_the_mark_names_no_emulator(fake: FakeLibvirt, qemu: Path, run: Run, claimed: str) -> None:
     """It is metadata, which the owner of the domain can write: <emulator> says which program is asked."""
-    marked = Definition.parse(definition("web", UUID, qemu)).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
+    marked = Definition.parse(definition("web", UUID, qemu)).with_registers(socket=f"/run/elsewhere/{UUID}.sock").xml
     lying = marked.replace(f'emulator="{qemu}"', f'emulator="{claimed}"')
     assert (lying == marked, Definition.parse(lying).is_marked) == (False, True)
     assert Definition.parse(lying).emulator() == f"{qemu}-rapl"
@@ -276,7 +277,7 @@ def test_enable_warns_of_what_may_keep_the_domain_from_starting(
 @pytest.mark.parametrize("left", ["all but the mark", "argument", "wrapper"])
 def test_disable_takes_nothing_without_the_mark(fake: FakeLibvirt, qemu: Path, run: Run, left: str) -> None:
     original = definition("web", UUID, qemu)
-    injected = Definition.parse(original).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
+    injected = Definition.parse(original).with_registers(socket=f"/run/elsewhere/{UUID}.sock").xml
     before, _, rest = injected.partition("<metadata>")
     xml = before.rstrip() + rest.partition("</metadata>")[2]
     if left == "argument":
@@ -303,7 +304,9 @@ def test_a_reader_that_has_gone_stops_nothing(
     for name, uuid in (("web", UUID), ("db", OTHER_UUID)):
         xml = definition(name, uuid, qemu)
         fake.add(
-            Definition.parse(xml).inject(socket=f"/run/elsewhere/{uuid}.sock").xml if command == "disable" else xml
+            Definition.parse(xml).with_registers(socket=f"/run/elsewhere/{uuid}.sock").xml
+            if command == "disable"
+            else xml
         )
     monkeypatch.setattr("libvirt_rapl.cli._forget_output", lambda: None)
 
@@ -319,7 +322,7 @@ def test_disable_warns_that_the_configuration_chooses_the_domain(
     fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path
 ) -> None:
     for name, uuid in (("web", UUID), ("other", OTHER_UUID)):
-        fake.add(Definition.parse(definition(name, uuid, qemu)).inject(socket=f"/s/{uuid}.sock").xml)
+        fake.add(Definition.parse(definition(name, uuid, qemu)).with_registers(socket=f"/s/{uuid}.sock").xml)
     (tmp_path / "virt-rapl.yaml").write_text("domains:\n  include: ['*']\n  exclude: [other]\n")
     status, out, err = run("disable", "web", "other")
     assert (status, out.count("disabled")) == (0, 2)
@@ -340,9 +343,9 @@ def test_those_that_the_configuration_chooses_or_excludes(
         return fake.add(xml, number=-1 if persistent else 1, persistent=persistent)
 
     web, excluded, other = add("web1"), add("web-test"), add("db")
-    add("web-cannot", domain_type="qemu")
+    add("web-cannot", domain_type="lxc")
     add("web-transient", persistent=False)
-    excluded.xml = Definition.parse(excluded.xml).inject(socket="/s").xml
+    excluded.xml = Definition.parse(excluded.xml).with_registers(socket="/s").xml
     configuration = tmp_path / "virt-rapl.yaml"
     configuration.write_text("domains: {include: ['web*'], exclude: [web-test, db]}\n")
 
@@ -424,7 +427,7 @@ def test_dry_run_prints_the_difference_and_changes_nothing(fake: FakeLibvirt, qe
     assert out.startswith("--- web (now)\n+++ web (new)\n@@ ")
     assert f"-    <emulator>{qemu}</emulator>\n+    <emulator>{qemu}-rapl</emulator>\n" in out
     assert fake.defined == 0
-    web.xml = Definition.parse(web.xml).inject(socket="/s").xml
+    web.xml = Definition.parse(web.xml).with_registers(socket="/s").xml
     status, out, _ = run("disable", "--dry-run", "web")
     assert f"-    <emulator>{qemu}-rapl</emulator>\n+    <emulator>{qemu}</emulator>\n" in out
     assert fake.defined == 0
@@ -434,7 +437,7 @@ def test_dry_run_prints_the_difference_and_changes_nothing(fake: FakeLibvirt, qe
 def test_all_are_checked_before_any_is_changed(fake: FakeLibvirt, qemu: Path, run: Run, trouble: str) -> None:
     fake.add(definition("good", UUID, qemu))
     if trouble == "refused":
-        fake.add(definition("bad", OTHER_UUID, qemu, domain_type="qemu"))
+        fake.add(definition("bad", OTHER_UUID, qemu, domain_type="lxc"))
     elif trouble == "emulator":
         fake.add(definition("bad", OTHER_UUID, qemu.parent / "none"))
     elif trouble == "transient":
@@ -482,7 +485,7 @@ def test_domains_of_libvirts_test_driver() -> None:
 )
 @pytest.mark.parametrize("arguments", ["", "<q:arg value='-S'/><q:env name='A' value=' * '/><q:arg value=''/>"])
 def test_disable_gives_back_what_libvirt_showed(world: World, metadata: str, arguments: str) -> None:
-    extra = f"<q:commandline xmlns:q='{domxml.QEMU}'>{arguments}</q:commandline>"
+    extra = f"<q:commandline xmlns:q='{marking.QEMU}'>{arguments}</q:commandline>"
     xml = definition("round-trip", UUID, Path(emulator.installed()), more=metadata + extra)
     xml = xml.replace("<vcpu>", "<memory>65536</memory><os><type arch='x86_64'>hvm</type></os><vcpu>")
     world.run(["virsh", "define", "/dev/stdin"], input=xml)
@@ -523,8 +526,9 @@ def virt_rapl(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
     (tmp_path / "virt-rapl.yaml").write_text("run_directory: /run/elsewhere\n")
 
     def virt_rapl(command: str, xml: str | bytes, vendor: str = "GenuineIntel") -> tuple[int, str, str]:
+        configuration = str(tmp_path / "virt-rapl.yaml")
         done = subprocess.run(
-            [sys.executable, "-c", ON_PROCESSOR, vendor, "--config", str(tmp_path / "virt-rapl.yaml"), command],
+            [sys.executable, "-c", ON_PROCESSOR, vendor, "--config", configuration, *command.split()],
             input=xml.encode() if isinstance(xml, str) else xml,
             capture_output=True,
             env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
@@ -543,7 +547,7 @@ def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
     xml = definition("Zürich", UUID, qemu)
     status, injected, err = virt_rapl("inject", xml)
     assert (status, err) == (0, "")
-    assert injected == Definition.parse(xml).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
+    assert injected == Definition.parse(xml).with_registers(socket=f"/run/elsewhere/{UUID}.sock").xml
     assert virt_rapl("strip", injected) == (0, Definition.parse(injected).strip().xml, "")
     assert virt_rapl("strip", xml) == (0, xml, "")
 
@@ -572,12 +576,14 @@ def test_the_filters_write_the_encoding_that_they_read(
 
 def test_inject_on_a_processor_whose_guests_have_no_meter(virt_rapl: VirtRapl, qemu: Path) -> None:
     xml = definition("web", UUID, qemu)
-    status, injected, err = virt_rapl("inject", xml, "AuthenticAMD")
-    assert (status, injected) == (0, Definition.parse(xml).inject(socket=f"/run/elsewhere/{UUID}.sock").xml)
-    assert err.startswith("virt-rapl: warning: ")
-    assert "Intel hosts only" in err
+    with_registers = Definition.parse(xml).with_registers(socket=f"/run/elsewhere/{UUID}.sock")
+    for via, expected in (("auto", Definition.parse(xml).with_channel()), ("registers", with_registers)):
+        status, injected, err = virt_rapl(f"inject --via {via}", xml, "AuthenticAMD")
+        assert (status, injected) == (0, expected.xml)
+        assert err.startswith("virt-rapl: warning: ")
+        assert "Intel hosts only" in err
     Path(f"{qemu}-rapl").unlink()
-    status, injected, err = virt_rapl("inject", xml, "AuthenticAMD")
+    status, injected, err = virt_rapl("inject --via registers", xml, "AuthenticAMD")
     assert (status, injected) == (1, "")
     assert "wrapper" in err
 
@@ -611,15 +617,15 @@ def test_what_can_be_mended_is_reported_last(
     fake: FakeLibvirt, run: Run, virt_rapl: VirtRapl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     xml = definition("web", UUID, Path("/nowhere/qemu"), domain_type="qemu")
-    assert "type 'qemu'" in virt_rapl("inject", xml.replace(f"<uuid>{UUID}</uuid>", ""))[2]
+    assert "type 'qemu'" in virt_rapl("inject --via registers", xml.replace(f"<uuid>{UUID}</uuid>", ""))[2]
     fake.add(xml)
-    assert "type 'qemu'" in run("enable", "web")[2]
+    assert "type 'qemu'" in run("enable", "--via", "registers", "web")[2]
     monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
-    assert "Intel hosts only" in run("enable", "web")[2]
+    assert "Intel hosts only" in run("enable", "--via", "both", "web")[2]
 
 
 def test_inject_refuses_as_enable_does(virt_rapl: VirtRapl, qemu: Path) -> None:
-    refused = definition("web", UUID, qemu, domain_type="qemu")
+    refused = definition("web", UUID, qemu, domain_type="lxc")
     without_uuid = definition("web", UUID, qemu).replace(f"<uuid>{UUID}</uuid>", "")
     Path(f"{qemu}-rapl").unlink()
     without_wrapper = definition("web", UUID, qemu)
@@ -628,3 +634,115 @@ def test_inject_refuses_as_enable_does(virt_rapl: VirtRapl, qemu: Path) -> None:
         assert (status, out) == (1, "")
         assert err.startswith("virt-rapl: error: ")
         assert "\nhint: " in err
+
+
+# By registers, or by the channel.
+
+
+@pytest.mark.parametrize(
+    ("via", "vendor", "domain_type", "has", "said"),
+    [
+        ("auto", "GenuineIntel", "kvm", (True, False), "enabled;"),
+        ("auto", "GenuineIntel", "qemu", (False, True), "enabled, by the channel (the domain is of type 'qemu');"),
+        ("auto", "AuthenticAMD", "kvm", (False, True), "enabled, by the channel (QEMU gives guests RAPL on Intel "),
+        ("registers", "GenuineIntel", "kvm", (True, False), "enabled;"),
+        ("channel", "GenuineIntel", "kvm", (False, True), "enabled, by the channel;"),
+        ("both", "GenuineIntel", "kvm", (True, True), "enabled, by registers and by the channel;"),
+    ],
+)
+def test_what_a_domain_gets(
+    fake: FakeLibvirt,
+    qemu: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    via: str,
+    vendor: str,
+    domain_type: str,
+    has: tuple[bool, bool],
+    said: str,
+) -> None:
+    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor(vendor, 6, 1))
+    web = fake.add(definition("web", UUID, qemu, domain_type=domain_type))
+    before = Definition.parse(web.xml).rewritten
+    (tmp_path / "virt-rapl.yaml").write_text(f"via: {via}\n")
+    for command in (["enable"], ["enable", "--via", via]):
+        status, out, err = run(*command, "--dry-run", "web")
+        assert (status, err, web.xml == before or Definition.parse(web.xml).rewritten == before) == (0, "", True)
+        assert (PORT in out, "rapl=true" in out) == (has[1], has[0])
+        assert run(*command, "web")[1].startswith(f"web: {said}")
+        changed = Definition.parse(web.xml)
+        assert (changed.has_registers, changed.channel is not None) == has
+        assert run(*command, "web")[1] == "web: already enabled\n"
+        assert run("disable", "web")[0] == 0
+        assert Definition.parse(web.xml).rewritten == before
+
+
+def test_via_is_all_that_a_domain_has_then_but_auto_leaves_the_owners_choice(
+    fake: FakeLibvirt, qemu: Path, run: Run
+) -> None:
+    web = fake.add(definition("web", UUID, qemu))
+    for via, has in (
+        ("both", (True, True)),
+        ("auto", (True, True)),
+        ("channel", (False, True)),
+        ("auto", (False, True)),
+        ("registers", (True, False)),
+        ("auto", (True, False)),
+    ):
+        assert run("enable", "--via", via, "web")[0] == 0
+        changed = Definition.parse(web.xml)
+        assert (changed.has_registers, changed.channel is not None) == has
+
+
+def test_a_running_domain_gets_the_channel_and_loses_it(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    web = fake.add(definition("web", UUID, qemu), number=4)
+    before = Definition.parse(web.xml).rewritten
+    live = ("enable", "--live", "--via", "channel")
+    assert run(*live, "--dry-run", "web")[1].endswith("web: gets its channel without a pause\n")
+    assert (web.running, fake.defined) == ("", 0)
+    assert run(*live, "web") == (0, "web: has its channel now\n", "")
+    for xml in (web.running, web.xml):
+        assert Definition.parse(xml).channel
+        assert Definition.parse(xml).channel_is_ours
+    assert run(*live, "web") == (0, "web: its channel is already there\n", "")
+    assert "would be detached" in run("disable", "--dry-run", "web")[1]
+    status, out, err = run("disable", "web")
+    assert (status, out.splitlines()[1:], err) == (0, ["web: its channel is detached"], "")
+    assert Definition.parse(web.xml).rewritten == before
+    running = Definition.parse(web.running)
+    assert (running.channel, running.is_marked) == (None, False)
+
+
+def test_a_transient_domain_gets_the_channel_and_loses_it(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    web = fake.add(definition("web", UUID, qemu), number=4, persistent=False)
+    assert run("enable", "--live", "--via", "channel", "web")[:2] == (0, "web: has its channel now\n")
+    assert run("disable", "web") == (0, "web: its channel is detached\n", "")
+    assert Definition.parse(web.running).channel is None
+    assert run("disable", "web")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "more", "message"),
+    [(-1, "", "the domain does not run"), (4, "<devices><controller type='pci' index='0'/></devices>", "No more")],
+)
+def test_the_channel_cannot_be_attached(
+    fake: FakeLibvirt,
+    qemu: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    more: str,
+    message: str,
+) -> None:
+    web = fake.add(definition("web", UUID, qemu, more=more), number=number)
+    before = web.xml
+
+    def full(*_: object) -> None:
+        raise failure("No more available PCI slots")
+
+    monkeypatch.setattr(FakeDomain, "attachDeviceFlags", full)
+    status, out, err = run("enable", "--live", "--via", "channel", "web")
+    assert (status, out, web.xml) == (1, "", before)
+    assert message in err
+    assert "hint: " in err

@@ -62,7 +62,7 @@ def parsed(profiles: Path, profile: Path, *options: str) -> str:
 @pytest.mark.needs("apparmor_parser", "/usr/lib/libvirt/virt-aa-helper")
 def test_apparmor_understands_the_profile_that_libvirt_makes_for_a_domain(profiles: Path) -> None:
     xml = guest.domain_xml("web", "/var/lib/libvirt/images/web.rom", "/var/log/libvirt/qemu/web.out", uuid=UUID)
-    xml = Definition.parse(xml).inject(socket=f"/run/virt-rapl/{UUID}.sock").xml
+    xml = Definition.parse(xml).with_registers(socket=f"/run/virt-rapl/{UUID}.sock").xml
     # libvirt's own program must take the domain as it is: it writes this profile when the domain is started.
     run("/usr/lib/libvirt/virt-aa-helper", "--create", "--dryrun", "--uuid", f"libvirt-{UUID}", stdin=xml)
     profile = profiles / f"libvirt/libvirt-{UUID}"

@@ -18,7 +18,7 @@ from lxml import etree
 from libvirt_rapl import paths
 from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
-from libvirt_rapl.domains import domxml, emulator, xml_parser
+from libvirt_rapl.domains import domxml, emulator, marking, xml_parser
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
@@ -55,7 +55,7 @@ class Host:
         self.definitions = root / "definitions"
         self.registry = Registry(self.run)
         self.socket = self.registry.socket(UUID)
-        self.marked = Definition.parse(PLAIN).inject(socket=self.socket).xml
+        self.marked = Definition.parse(PLAIN).with_registers(socket=self.socket).xml
         self.trouble: Exception | None = None
         self.helpers = 0
         self.slow_seconds = 0.0
@@ -229,10 +229,10 @@ def test_a_refused_start_kills_no_domain_that_runs_all_the_same(host: Host, oper
 
 
 MARK_IN_TEXT = [
-    f"<title>{domxml.MARK}</title>",
-    f"<metadata><a:b xmlns:a='urn:a' xmlns:rapl='{domxml.MARK}'>rapl:rapl</a:b></metadata>",
-    f"<metadata><a:b xmlns:a='urn:a'><rapl:rapl xmlns:rapl='{domxml.MARK}'/></a:b></metadata>",
-    f"<metadata><a:b xmlns:a='urn:a'><![CDATA[<rapl:rapl xmlns:rapl='{domxml.MARK}'/>]]></a:b></metadata>",
+    f"<title>{marking.MARK}</title>",
+    f"<metadata><a:b xmlns:a='urn:a' xmlns:rapl='{marking.MARK}'>rapl:rapl</a:b></metadata>",
+    f"<metadata><a:b xmlns:a='urn:a'><rapl:rapl xmlns:rapl='{marking.MARK}'/></a:b></metadata>",
+    f"<metadata><a:b xmlns:a='urn:a'><![CDATA[<rapl:rapl xmlns:rapl='{marking.MARK}'/>]]></a:b></metadata>",
 ]
 
 
@@ -589,7 +589,7 @@ def test_of_a_domain_that_nobody_has_asked_for_nothing_is_kept(host: Host, opera
 @pytest.mark.parametrize("operation", ["restore", "migrate"])
 def test_filters(host: Host, operation: str) -> None:
     assert host.call(operation, PLAIN) == (0, "", ""), "nobody has asked for this domain"
-    elsewhere = Definition.parse(PLAIN).inject(socket=f"/run/elsewhere/{UUID}.sock").xml
+    elsewhere = Definition.parse(PLAIN).with_registers(socket=f"/run/elsewhere/{UUID}.sock").xml
     assert host.call(operation, elsewhere)[1] == host.marked
     assert host.call(operation, host.marked) == (0, "", ""), "already as it shall be"
     host.configure(domains="[web*]")
@@ -604,7 +604,7 @@ def own_emulator(xml: str) -> str:
 def own_argument(xml: str) -> str:
     values = ("-accel", domxml.ACCELERATOR + f"/run/mine/{UUID}.sock")
     arguments = "".join(f"<q:arg value='{value}'/>" for value in values)
-    return xml.replace("</domain>", f"<q:commandline xmlns:q='{domxml.QEMU}'>{arguments}</q:commandline></domain>")
+    return xml.replace("</domain>", f"<q:commandline xmlns:q='{marking.QEMU}'>{arguments}</q:commandline></domain>")
 
 
 @pytest.mark.parametrize("own", [own_emulator, own_argument])

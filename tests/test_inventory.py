@@ -28,7 +28,7 @@ def plain(number: int) -> str:
 
 
 def marked(number: int) -> str:
-    return Definition.parse(plain(number)).inject(socket=f"/run/virt-rapl/{UUID.format(number)}.sock").xml
+    return Definition.parse(plain(number)).with_registers(socket=f"/run/virt-rapl/{UUID.format(number)}.sock").xml
 
 
 def failure(code: int) -> libvirt.libvirtError:

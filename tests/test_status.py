@@ -307,7 +307,7 @@ class Handle:
         return self.inactive if flags & libvirt.VIR_DOMAIN_XML_INACTIVE else self.live
 
 
-MARKED = Definition.parse(PLAIN).inject(socket=f"/run/virt-rapl/{UUID}.sock").xml
+MARKED = Definition.parse(PLAIN).with_registers(socket=f"/run/virt-rapl/{UUID}.sock").xml
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from libvirt_rapl.install.manifest import Manifest
 
 QEMU = Path("/usr/bin/q")
 PLAIN = definition("web", UUID, QEMU)
-MARKED = Definition.parse(PLAIN).inject(socket=f"/run/virt-rapl/{UUID}.sock").xml
+MARKED = Definition.parse(PLAIN).with_registers(socket=f"/run/virt-rapl/{UUID}.sock").xml
 WRAPPED = PLAIN.replace(f"{QEMU}<", f"{QEMU}-rapl<")
 UNREADABLE = "<metadata><y xmlns='a<b'/></metadata></domain>"
 

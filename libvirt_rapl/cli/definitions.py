@@ -51,7 +51,11 @@ class Change:
 
 
 def change_all(
-    options: argparse.Namespace, rewrite: Callable[[Definition], Definition], *, done: str, nothing_to_do: str
+    options: argparse.Namespace,
+    rewrite: Callable[[Definition], Definition],
+    *,
+    done: Callable[[Change], str],
+    nothing_to_do: str,
 ) -> None:
     """Rewrite the definitions of all named domains, or print the differences; say what was done to each.
 
@@ -67,7 +71,7 @@ def change_all(
         else:
             domain.define(change.after)
             running = " (it is running now, as it was started)" if domain.active else ""
-            say(f"{domain.name}: {done}; takes effect at the next start{running}")
+            say(f"{domain.name}: {done(change)}; takes effect at the next start{running}")
 
 
 def plan_change(domain: Domain, rewrite: Callable[[Definition], Definition]) -> Change:
@@ -88,4 +92,6 @@ def named(domain: Domain) -> Iterator[None]:
     try:
         yield
     except VirtRaplError as error:
-        raise VirtRaplError(f"{domain.name}: {error.message}", error.hint) from error
+        error.message = f"{domain.name}: {error.message}"
+        error.args = (error.message,)
+        raise

@@ -1,14 +1,20 @@
-"""Take the energy meter out of domains again: their definitions are then as they were before `enable`."""
+"""Take the energy meter out of domains again: their definitions are then as they were before `enable`.
+
+The channel is detached from running domains, too; registers stay until the domain ends.
+"""
 
 import argparse
 
-from libvirt_rapl.cli import warn
-from libvirt_rapl.cli.definitions import add_common_arguments, change_all, chosen
-from libvirt_rapl.config import load
+from libvirt_rapl.cli import say, warn
+from libvirt_rapl.cli.definitions import add_common_arguments, change_all, chosen, named
+from libvirt_rapl.config import Config, load
+from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.domain import Domain, lookup
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.selection import Selection
+from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.lifecycle import live_channel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Define every domain again, without the meter; warn of those that virt-rapld will enable again."""
     try:
-        selection = load(options.config).domains
+        config = load(options.config)
     except VirtRaplError:
         if options.by_configuration:
             raise
-        selection = Selection()  # no virt-rapld starts with this configuration either
+        config = Config()  # no virt-rapld starts with this configuration either
+    selection = config.domains
     if options.by_configuration:
         excluded = chosen(options.connect, lambda each: selection.excludes(each.traits) and each.is_marked)
         options.domains = list(excluded)
@@ -39,10 +46,31 @@ def run(options: argparse.Namespace) -> int:
             )
         return definition.strip()
 
-    change_all(options, without_meter, done="disabled", nothing_to_do="not enabled")
+    connection = connect(options.connect)
+    names = options.domains
+    # A transient domain has no definition to change.
+    options.domains = [name for name in names if not _runs_only_with_channel(lookup(connection, name))]
+    change_all(options, without_meter, done=lambda _: "disabled", nothing_to_do="not enabled")
+    for name in names:
+        _detach(lookup(connection, name), Registry(config.run_directory), options.dry_run)
     for name in enabled_again:
         warn(
             f"{name} is chosen by `domains` in the configuration: virt-rapld enables it again",
             "put it under `exclude` there, `systemctl restart virt-rapld`, then disable it",
         )
     return 0
+
+
+def _runs_only_with_channel(domain: Domain) -> bool:
+    return not domain.persistent and domain.live().channel_is_ours
+
+
+def _detach(domain: Domain, registry: Registry, dry_run: bool) -> None:
+    if not (domain.active and domain.live().channel_is_ours):
+        return
+    if dry_run:
+        say(f"{domain.name}: its channel would be detached now")
+        return
+    with named(domain):
+        live_channel.detach(domain, registry)
+    say(f"{domain.name}: its channel is detached")

@@ -2,7 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
+from libvirt_rapl.choices import Via
 from libvirt_rapl.cli import warn
 from libvirt_rapl.cli.xml_filter import read_xml, write_xml
 from libvirt_rapl.config import load
@@ -13,20 +15,30 @@ from libvirt_rapl.host.requirements import ProcessorError
 from libvirt_rapl.lifecycle.enabling import enabled
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes: nothing."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "--via",
+        choices=get_args(Via),
+        help="how the guest gets its energy (default: `via` in the configuration, which is auto if it is not set)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Filter the XML. The emulator is asked only if it exists: the domain may be meant for another machine.
 
-    For the same reason there is only a warning if the emulator exists and no guest of this host can have a meter.
+    For the same reason there is only a warning if the emulator exists and no guest of this host can have registers,
+    though they are asked for.
     """
-    registry = Registry(load(options.config).run_directory)
+    config = load(options.config)
     xml, encoding = read_xml()
-    definition = Definition.parse(xml)
-    definition.check_kind()
-    write_xml(enabled(definition, registry, _check_where_it_is, emulator.installed()).xml, encoding)
+    definition, default = Definition.parse(xml), emulator.installed()
+    via: Via = options.via or config.via
+    registry, here = Registry(config.run_directory), Path(definition.emulator(default)).exists()
+    changed, reason = enabled(definition, registry, via, _check_where_it_is, default, here=here)
+    if reason:
+        warn(f"the domain gets its energy by the channel: {reason}", "--via registers for a host where QEMU gives them")
+    write_xml(changed.xml, encoding)
     return 0
 
 

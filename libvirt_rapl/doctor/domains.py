@@ -11,7 +11,7 @@ from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import inventory
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import HOST_ONLY, ProcessorError, check_processor
@@ -28,9 +28,9 @@ def domains(machine: Machine) -> Iterator[Finding]:
     except VirtRaplError:
         yield Finding(SKIPPED, "libvirt cannot be asked which domains there are", "see libvirt above")
         return
-    if machine.config.domains.include and not machine.can_serve_guests:
-        message = "the configuration's `domains` enable none: this processor's guests have no meter of their own"
-        yield Finding(WARNING, message, HOST_ONLY)
+    if machine.config.domains.include and not machine.can_enable:
+        message = "the configuration's `domains` enable none: this processor's guests have no registers"
+        yield Finding(WARNING, message, f"`via: auto` in the configuration gives them the channel; {HOST_ONLY}")
     emulators = policy.Emulators()
     fine: Counter[str] = Counter()
     for domain in found:
@@ -62,17 +62,37 @@ def _of_domain(
     if not domain.persistent:
         return
     definition = domain.definition()
-    if definition.is_marked:
+    if definition.has_registers:
         yield from _next_start(machine, domain, definition, emulators)
-    elif machine.can_serve_guests and machine.config.domains.selects(definition.traits):
+    if definition.channel:
+        yield from _channel(machine, domain, entry)
+    if definition.has_registers or definition.channel:
+        return
+    if machine.can_enable and machine.config.domains.selects(definition.traits):
         yield from _chosen(machine, domain, definition, emulators)
     else:
         try:
             definition.check(_socket(machine, domain))
+        except NoRegistersError:
+            return  # it could have the channel
         except VirtRaplError as error:
             yield Finding(
                 SKIPPED, f"{domain.name}: is not enabled, and could not have a meter: {error.message}", error.hint
             )
+
+
+def _channel(machine: Machine, domain: Domain, entry: inventory.Entry) -> Iterator[Finding]:
+    """Check the energy channel of a domain that runs: what virt-rapld says of it."""
+    if not domain.active:
+        return
+    if entry.channel is None or entry.channel.socket is None:
+        message = f"{domain.name}: has the channel only from its next start on"
+        yield Finding(WARNING, message, f"`virt-rapl enable --live --via channel {domain.name}`")
+        return
+    for shown in (machine.status or {}).get("domains", []):
+        if shown["uuid"] == domain.uuid and shown.get("channel") in ("waiting", "stalled"):
+            hint = "docs/channel.md has what to do, in the guest and here"
+            yield Finding(WARNING, f"{domain.name}: its channel is {shown['channel']}: {shown['channel_reason']}", hint)
 
 
 def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:
@@ -108,7 +128,7 @@ def _next_start(
             remedy = f"`virt-rapl disable {domain.name}`; {remedy}"
         yield Finding(FAILED, f"{domain.name}: gets no meter at its next start: {error.message}", remedy)
         return
-    if domain.active and not domain.live().is_marked:
+    if domain.active and not domain.live().has_registers:
         message = f"{domain.name}: is enabled, but was started before that: it has no meter yet"
         yield Finding(WARNING, message, f"`virt-rapl enable --live {domain.name}`, or shut it down and start it")
 
@@ -118,7 +138,7 @@ def _chosen(machine: Machine, domain: Domain, definition: Definition, emulators:
     registry = Registry(machine.config.run_directory)
     chosen = f"{domain.name}: the configuration's `domains` choose it, but"
     try:
-        policy.wanted(definition, machine.config.domains, registry, emulators.check)
+        policy.wanted(definition, machine.config.domains, machine.config.via, registry, emulators.check)
     except VirtRaplError as error:
         yield Finding(FAILED, f"{chosen} {error.message}", error.hint)
         return

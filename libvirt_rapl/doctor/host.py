@@ -24,7 +24,7 @@ def processor(machine: Machine) -> Iterator[Finding]:
         yield Finding(OK, name)
     except VirtRaplError as error:
         amd = kind_of_processor(machine.proc).vendor in AMD_VENDORS
-        what = "domains are metered on the host only" if amd else "it may count no energy at all"
+        what = "they can have it by the channel" if amd else "it may count no energy at all"
         yield Finding(WARNING, f"{name}: {error.message}; {what}", error.hint)
 
 

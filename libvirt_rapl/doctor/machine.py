@@ -106,6 +106,11 @@ class Machine:
         number = self.connect().getLibVersion()
         return number // 1_000_000, number // 1000 % 1000, number % 1000
 
+    @property
+    def can_enable(self) -> bool:
+        """Whether what the configuration's `domains` choose can have what `via` says."""
+        return self.can_serve_guests or self.config.via in ("auto", "channel")
+
     @cached_property
     def _connection(self) -> Any:  # noqa: ANN401
         """The connection, or the error: a libvirt that hangs must delay us only once."""

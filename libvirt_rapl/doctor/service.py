@@ -152,7 +152,7 @@ def _not_running(machine: Machine) -> Finding:
     if systemd.runs() and not _has_user():
         return Finding(FAILED, f"virt-rapld does not run: there is no user {USER}", machine.to_install())
     hint = journal() if systemd.runs() and _fails() else to_start("enable --now")
-    if machine.config.domains.include and machine.can_serve_guests:
+    if machine.config.domains.include and machine.can_enable:
         return Finding(FAILED, "virt-rapld does not run, and so nothing enables the configuration's `domains`", hint)
     return Finding(WARNING, "virt-rapld does not run: no totals are kept; guests' meters work without it", hint)
 

@@ -1,4 +1,4 @@
-"""A domain's XML, parsed once: what it says, and the same XML with or without the meter."""
+"""A domain's XML, parsed once: what it says, and the same XML with or without registers and channel."""
 
 import copy
 import dataclasses
@@ -11,7 +11,8 @@ from typing import Self
 from lxml import etree
 from lxml.etree import _Element
 
-from libvirt_rapl.domains import domxml
+from libvirt_rapl.domains import channel, domxml, marking
+from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.xml_layout import PROLOG, as_in, string
 from libvirt_rapl.domains.xml_parser import parse
 from libvirt_rapl.errors import VirtRaplError, printable
@@ -36,7 +37,7 @@ class UnreadableError(VirtRaplError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Definition:
-    """libvirt's XML of a domain: its definition, or how it runs. inject() and strip() return changed copies."""
+    """libvirt's XML of a domain: its definition, or how it runs. with_...() and without_...() return changed copies."""
 
     _original: str
     """The text that this was parsed from, or made from."""
@@ -116,8 +117,35 @@ class Definition:
 
     @property
     def is_marked(self) -> bool:
-        """Whether it carries the mark."""
-        return domxml.find_mark(self._domain) is not None
+        """Whether it carries the mark: we have put something in."""
+        return marking.find(self._domain) is not None
+
+    @property
+    def has_registers(self) -> bool:
+        """Whether the mark says that it has registers."""
+        mark = marking.find(self._domain)
+        return mark is not None and marking.has_registers(mark)
+
+    @property
+    def channel(self) -> Channel | None:
+        """Its energy channel, whoever put it in; None if it has none."""
+        return channel.find(self._domain)
+
+    @property
+    def channel_is_ours(self) -> bool:
+        """Whether the mark says that we have put in its channel."""
+        mark = marking.find(self._domain)
+        return mark is not None and marking.has_created(mark, "channel")
+
+    @property
+    def mark(self) -> str | None:
+        """The mark alone, without the namespace; None if there is none."""
+        mark = marking.find(self._domain)
+        return None if mark is None else marking.alone(mark)
+
+    def channel_devices(self) -> list[str]:
+        """Return the XML of what we have put in for the channel: the controller, if it is ours, and the channel."""
+        return channel.devices(self._domain)
 
     @property
     def is_x86_64_kvm(self) -> bool:
@@ -143,12 +171,12 @@ class Definition:
         emulator = self._domain.find("devices/emulator")
         if emulator is None:
             return default
-        path, mark = string(emulator), domxml.find_mark(self._domain)
+        path, mark = string(emulator), marking.find(self._domain)
         wrapped = mark is not None and domxml.names_wrapper(path, mark)
         return path.removesuffix(domxml.WRAPPER_SUFFIX) if wrapped else path
 
     def check(self, socket: str) -> None:
-        """Raise VirtRaplError when this domain, with the mark or without, cannot have a meter at `socket`."""
+        """Raise VirtRaplError when this domain, with the mark or without, cannot have registers read at `socket`."""
         domxml.check(self._cleared(socket), socket)
 
     def check_kind(self) -> None:
@@ -162,25 +190,47 @@ class Definition:
         """
         domxml.check_takes_effect(self._domain, socket)
 
-    def inject(self, *, socket: str, default_emulator: str = domxml.DEFAULT_EMULATOR) -> Self:
-        """Return it with the meter in it, reading through the helper at `socket`.
+    def with_registers(self, *, socket: str, default_emulator: str = domxml.DEFAULT_EMULATOR) -> Self:
+        """Return it with registers, read through the helper at `socket`.
 
-        One that carries the mark already gets this socket; so does one that has lost the mark, if our argument for this
-        very socket and a wrapper are still there. `default_emulator` is used if the XML names none. Raises
-        VirtRaplError for what check() refuses.
+        One that has them already gets this socket; so does one that has lost the mark, if our argument for this very
+        socket and a wrapper are still there. `default_emulator` is used if the XML names none. Raises VirtRaplError for
+        what check() refuses.
         """
         domain = self._cleared(socket)
         domxml.check(domain, socket)
         domxml.inject(domain, socket, default_emulator)
-        return dataclasses.replace(self, _domain=domain, _is_changed=True)
+        return self._changed(domain)
 
-    def strip(self) -> Self:
-        """Return it as it was before inject(); itself if there is no mark."""
-        if not self.is_marked:
+    def without_registers(self) -> Self:
+        """Return it as it was before with_registers(); itself if the mark does not say that it has any."""
+        if not self.has_registers:
             return self
         domain = copy.deepcopy(self._domain)
         domxml.strip(domain)
-        return dataclasses.replace(self, _domain=domain, _is_changed=True)
+        return self._changed(domain)
+
+    def with_channel(self) -> Self:
+        """Return it with the energy channel; itself if it has one. Raises VirtRaplError if it cannot have one."""
+        channel.check(self._domain)
+        if self.channel:
+            return self
+        domain = copy.deepcopy(self._domain)
+        channel.strip(domain)  # somebody has removed the channel alone
+        channel.inject(domain)
+        return self._changed(domain)
+
+    def without_channel(self) -> Self:
+        """Return it as it was before with_channel(); itself if the mark does not say that the channel is ours."""
+        if not self.channel_is_ours:
+            return self
+        domain = copy.deepcopy(self._domain)
+        channel.strip(domain)
+        return self._changed(domain)
+
+    def strip(self) -> Self:
+        """Return it without all that is ours; itself if there is no mark."""
+        return self.without_channel().without_registers()
 
     def difference(self, other: "Definition") -> str:
         """Return what the other one changes as a unified diff, which ignores quotes and all else that XML ignores.
@@ -190,8 +240,11 @@ class Definition:
         old, new = ((each.rewritten.rstrip() + "\n").splitlines(keepends=True) for each in (self, other))
         return "".join(difflib.unified_diff(old, new, f"{self.name} (now)", f"{self.name} (new)"))
 
+    def _changed(self, domain: _Element) -> Self:
+        return dataclasses.replace(self, _domain=domain, _is_changed=True)
+
     def _cleared(self, socket: str) -> _Element:
-        """Return a copy of <domain> without what inject() is about to put in."""
+        """Return a copy of <domain> without the registers that are about to be put in."""
         domain = copy.deepcopy(self._domain)
         domxml.clear(domain, socket)
         return domain

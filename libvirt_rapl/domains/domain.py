@@ -9,6 +9,7 @@ import libvirt
 
 from libvirt_rapl.domains.connection import HINT
 from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.marking import MARK
 from libvirt_rapl.errors import VirtRaplError
 
 NO_JOB, SAVE_JOB = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE
@@ -76,6 +77,28 @@ class Domain:
             self.handle.connect().defineXML(definition.xml)
         except libvirt.libvirtError as error:
             raise VirtRaplError(f"libvirt does not accept the definition of {self.name}: {error}") from error
+
+    def attach(self, device: str) -> None:
+        """Give it a device as it runs. Raises DomainGoneError, VirtRaplError."""
+        try:
+            self.handle.attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise self._failure("attach a device to", error) from error
+
+    def detach(self, device: str) -> None:
+        """Take a device from it as it runs. Raises DomainGoneError, VirtRaplError."""
+        try:
+            self.handle.detachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise self._failure("detach a device from", error) from error
+
+    def set_live_mark(self, mark: str | None) -> None:
+        """Replace the mark in its metadata as it runs; None removes it. Raises DomainGoneError, VirtRaplError."""
+        kind, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        try:
+            self.handle.setMetadata(kind, mark, "rapl", MARK, flags)
+        except libvirt.libvirtError as error:
+            raise self._failure("change the metadata of", error) from error
 
     def saved(self) -> Definition | None:
         """Return the definition in its managed save, passwords included; None when it is not saved.

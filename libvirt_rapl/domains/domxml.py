@@ -1,7 +1,6 @@
-"""The meter in domain XML: whether a parsed <domain> can have it, putting it in, and taking it out without a trace.
+"""Registers in domain XML: whether a parsed <domain> can have them, putting them in, and out without a trace.
 
-inject() makes four changes and records in the mark, an element of ours under <metadata>, what strip() needs to undo
-them exactly, white space included. What the mark does not confirm is the owner's, whatever it looks like:
+inject() makes four changes and records in the mark what strip() needs to undo them exactly, white space included:
   - <emulator> names the wrapper, which is beside the emulator and has its name with the suffix -rapl,
   - qemu:commandline gets `-accel kvm,rapl=true,rapl-helper-socket=SOCKET`, which the wrapper merges into libvirt's own,
   - the containers of these (metadata, devices, commandline) are made if the domain has none,
@@ -16,19 +15,11 @@ import uuid
 from lxml import etree
 from lxml.etree import _Element
 
-from libvirt_rapl.domains.xml_layout import (
-    add_suffix,
-    indentation,
-    index_after,
-    insert,
-    remove,
-    remove_suffix,
-    string,
-)
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.domains import marking
+from libvirt_rapl.domains.marking import COMMANDLINE_TAG, QEMU
+from libvirt_rapl.domains.xml_layout import add_suffix, index_after, insert, remove, remove_suffix, string
+from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 
-MARK = "urn:libvirt-rapl:mark:1"
-QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 DEFAULT_EMULATOR = "/usr/bin/qemu-system-x86_64"
 WRAPPER_SUFFIX = "-rapl"
 ACCELERATOR = "kvm,rapl=true,rapl-helper-socket="
@@ -40,13 +31,7 @@ SOCKET_PATH_LIMIT = 107
 UUID = re.compile(r"[ \t\r\n]*(?:[- ]*[0-9A-Fa-f]{2}){16}[ \t\r\n]*")
 """What libvirt accepts as one: white space around it, blanks and dashes between the bytes."""
 
-MARK_TAG = f"{{{MARK}}}rapl"
-COMMANDLINE_TAG = f"{{{QEMU}}}commandline"
 ARG_TAG = f"{{{QEMU}}}arg"
-CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMANDLINE_TAG}
-"""Elements of <domain> that hold ours: name in the mark, tag."""
-BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
-"""What libvirt prints before <metadata>. We put everything where libvirt prints it, so that it stays there."""
 
 
 def check(domain: _Element, socket: str) -> None:
@@ -59,20 +44,17 @@ def check(domain: _Element, socket: str) -> None:
             "the domain has an -accel argument of its own in qemu:commandline", "remove it: QEMU takes only one"
         )
     _check_emulator(domain)
-    if domain.find(f"metadata/{{{MARK}}}*") is not None:
-        raise VirtRaplError(
-            "<metadata> holds a foreign element in the mark's namespace", "remove it: libvirt keeps one per namespace"
-        )
+    marking.check(domain)
     check_socket(socket)
 
 
 def check_kind(domain: _Element) -> None:
     """Raise VirtRaplError when no change of the XML could give this kind of domain a meter. Check this first."""
     if domain.get("type") != "kvm":
-        raise VirtRaplError(f"the domain is of type {domain.get('type')!r}", "only domains of type kvm have RAPL")
+        raise NoRegistersError(f"the domain is of type {domain.get('type')!r}", "only domains of type kvm have RAPL")
     machine = domain.find("os/type")
     if machine is not None and machine.get("arch", "x86_64") != "x86_64":
-        raise VirtRaplError(f"the domain is a {machine.get('arch')} machine", "only x86_64 machines have RAPL")
+        raise NoRegistersError(f"the domain is a {machine.get('arch')} machine", "only x86_64 machines have RAPL")
 
 
 def check_socket(socket: str) -> None:
@@ -92,7 +74,7 @@ def _check_vcpus(domain: _Element) -> None:
     vcpu = domain.find("vcpu")
     growable = vcpu is not None and vcpu.get("current", string(vcpu)).strip() != string(vcpu).strip()
     if growable or domain.find("vcpus/vcpu[@enabled='no']") is not None:
-        raise VirtRaplError(
+        raise NoRegistersError(
             "the domain's number of vCPUs can grow while it runs, which QEMU's RAPL does not survive",
             "let it start with all of its vCPUs: remove current= from <vcpu> and <vcpus> as a whole",
         )
@@ -133,15 +115,13 @@ def check_takes_effect(domain: _Element, socket: str) -> None:
 
 def inject(domain: _Element, socket: str, default_emulator: str) -> None:
     """Put the meter in, reading through the helper at `socket`; clear() has removed any that was there."""
-    mark = etree.Element(MARK_TAG, nsmap={"rapl": MARK})
+    mark = marking.found_or_made(domain)
     mark.set("socket", socket)
-    containers = {name: _container(domain, name, mark) for name in CONTAINERS}
-
-    devices = containers["devices"]
+    devices = marking.container(domain, "devices", mark)
     emulator = devices.find("emulator")
     if emulator is None:
         mark.set("emulator", default_emulator)
-        _note_created(mark, "emulator")
+        marking.note_created(mark, "emulator")
         emulator = etree.Element("emulator")
         emulator.text = default_emulator + WRAPPER_SUFFIX
         insert(devices, 0, emulator)
@@ -149,29 +129,21 @@ def inject(domain: _Element, socket: str, default_emulator: str) -> None:
         mark.set("emulator", string(emulator))
         add_suffix(emulator, WRAPPER_SUFFIX)
 
-    commandline = containers["commandline"]
+    commandline = marking.container(domain, "commandline", mark)
     for value in ("-accel", ACCELERATOR + socket):
         insert(commandline, index_after(commandline, (ARG_TAG,)), etree.Element(ARG_TAG, value=value))
-    insert(containers["metadata"], len(containers["metadata"]), mark)
+    marking.order(mark)
 
 
 def strip(domain: _Element) -> None:
-    """Undo inject(), if there is a mark."""
-    mark = find_mark(domain)
-    if mark is None:
+    """Undo inject(), if the mark says that there are registers."""
+    mark = marking.find(domain)
+    if mark is None or not marking.has_registers(mark):
         return
-    created = mark.get("created", "").split()
     _strip_argument(domain, mark)
-    _strip_emulator(domain, mark, "emulator" in created)
-    remove(mark)
-    for name, tag in CONTAINERS.items():
-        container = domain.find(tag)
-        if container is None or len(container) or (container.text or "").strip():
-            continue
-        if name in created:
-            remove(container)
-        elif name in mark.attrib:
-            container.text = mark.get(name)
+    _strip_emulator(domain, mark)
+    marking.forget(mark, "socket", "emulator")
+    marking.tidy(domain, mark)
 
 
 def clear(domain: _Element, socket: str) -> None:
@@ -188,7 +160,7 @@ def clear(domain: _Element, socket: str) -> None:
     commandline = argument.getparent()
     if commandline is not None:
         _remove_option(argument)
-        if not len(commandline) and not (commandline.text or "").strip():
+        if marking.is_empty(commandline):
             remove(commandline)
 
 
@@ -196,11 +168,6 @@ def helper_socket(domain: _Element) -> str | None:
     """Return the socket that our argument names; None if there is no such argument."""
     argument = _our_argument(domain)
     return None if argument is None else argument.get("value", "").removeprefix(ACCELERATOR)
-
-
-def find_mark(domain: _Element) -> _Element | None:
-    """Return our element under <metadata>."""
-    return domain.find(f"metadata/{MARK_TAG}")
 
 
 def names_wrapper(path: str, mark: _Element) -> bool:
@@ -236,32 +203,11 @@ def _remove_option(arg: _Element) -> None:
         remove(option)
 
 
-def _strip_emulator(domain: _Element, mark: _Element, created: bool) -> None:
+def _strip_emulator(domain: _Element, mark: _Element) -> None:
     emulator = domain.find("devices/emulator")
     if emulator is None or not names_wrapper(string(emulator), mark):
         return  # somebody has changed it since, and so it is not ours
-    if created:
+    if marking.has_created(mark, "emulator"):
         remove(emulator)
     else:
         remove_suffix(emulator, WRAPPER_SUFFIX)
-
-
-def _note_created(mark: _Element, name: str) -> None:
-    mark.set("created", f"{mark.get('created', '')} {name}".strip())
-
-
-def _container(domain: _Element, name: str, mark: _Element) -> _Element:
-    """Find the container or create it. The mark records a created one, and the white space in an empty one."""
-    tag = CONTAINERS[name]
-    container = domain.find(tag)
-    if container is None:
-        _note_created(mark, name)
-        container = etree.Element(tag, nsmap={"qemu": QEMU} if name == "commandline" else None)
-        index = index_after(domain, BEFORE_METADATA) if name == "metadata" else len(domain)
-        insert(domain, index, container)
-    elif not len(container) and not (container.text or "").strip():
-        mark.set(name, container.text or "")
-    else:
-        return container
-    container.text = indentation(domain)
-    return container

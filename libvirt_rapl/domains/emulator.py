@@ -10,7 +10,7 @@ from typing import Any
 
 from libvirt_rapl.commands import ask
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.tree import Tree
 
@@ -57,11 +57,11 @@ def check_rapl(path: str) -> str:
     numbers, properties = _ask(path)
     name = ".".join(map(str, numbers))
     if numbers < OLDEST:
-        raise VirtRaplError(
+        raise NoRegistersError(
             f"QEMU {name} at {path} is too old for RAPL", "install QEMU 9.1 or newer (Debian 12: from backports)"
         )
     if "rapl" not in properties:
-        raise VirtRaplError(f"QEMU {name} at {path} was built without RAPL for KVM", "install one built for x86 KVM")
+        raise NoRegistersError(f"QEMU {name} at {path} was built without RAPL for KVM", "install one built for x86 KVM")
     return name
 
 

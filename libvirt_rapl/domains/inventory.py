@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Literal
 
+from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.connection import connect, subscribed
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, lookup_uuid
@@ -30,7 +31,7 @@ GONE_SECONDS = 3600.0
 """How long a domain is remembered that libvirt does not know any more: somebody may still want to read its energy."""
 
 Mark = Literal["live", "next"]
-"""Our mark is in the domain as it runs, or only in what its next start uses."""
+"""The mark says that the domain has registers as it runs, or only from its next start on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,9 @@ class Entry:
     vcpu_tids: dict[int, int] = field(default_factory=dict)
     """Thread of each vCPU by its number, as far as libvirt has recorded them."""
     mark: Mark | None
-    """Where our mark is; None if there is none."""
+    """Whether the domain has registers; None if not."""
+    channel: Channel | None = None
+    """Its energy channel, as it runs or from its next start on."""
     title: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     """By name, those that the configuration wants and its metadata has."""
@@ -57,12 +60,14 @@ def describe(domain: Domain, labels: Labels = NO_LABELS) -> Entry:
     """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
     mark: Mark | None = None
     definition = _readable(domain.live) if domain.active else None
-    if definition and definition.is_marked:
+    found = definition.channel if definition else None
+    if definition and definition.has_registers:
         mark = "live"
     else:
         inactive = _readable(domain.definition)
         definition = definition or inactive
-        mark = "next" if inactive and inactive.is_marked else None
+        mark = "next" if inactive and inactive.has_registers else None
+        found = found or (inactive.channel if inactive else None)
     state = run_state(domain)
     pid, vcpu_tids = (state.pid, state.vcpu_tids) if state else (None, {})
     return Entry(
@@ -73,6 +78,7 @@ def describe(domain: Domain, labels: Labels = NO_LABELS) -> Entry:
         pid=pid,
         vcpu_tids=vcpu_tids,
         mark=mark,
+        channel=found,
         title=definition.title if definition else "",
         labels=definition.labels(labels) if definition else {},
     )
@@ -197,7 +203,7 @@ class Inventory:
                     others = {uuid: entry for uuid, entry in self.entries.items() if uuid not in changed}
                     self._replace(others | self._by_uuid(found))
                     self._changed(changed)
-                self._follow_vcpus()
+                self._follow_devices()
         raise VirtRaplError(f"libvirt at {self._uri} closed the connection")
 
     def _next_changed(self, changes: SimpleQueue[str | None]) -> set[str] | None:
@@ -210,8 +216,8 @@ class Inventory:
             return starting
         return None if uuid is None else {uuid}
 
-    def _follow_vcpus(self) -> None:
-        """Find vCPUs that were plugged or unplugged: libvirt has no event for that, but rewrites the file."""
+    def _follow_devices(self) -> None:
+        """Find vCPUs and channels that were plugged, unplugged or opened: libvirt has no event, but writes the file."""
         before, self._written = self._written, {}
         found = {}
         for uuid, entry in self.entries.items():
@@ -223,7 +229,8 @@ class Inventory:
             with contextlib.suppress(PermissionError):
                 state = read_run_state(entry.name)
                 if state and state.pid == entry.pid and state.vcpu_tids:
-                    found[uuid] = dataclasses.replace(entry, vcpu_tids=state.vcpu_tids)
+                    channel = state.channel or _next(entry.channel)
+                    found[uuid] = dataclasses.replace(entry, vcpu_tids=state.vcpu_tids, channel=channel)
         self.entries = self.entries | found
 
     def _follow_run_state(self) -> None:
@@ -238,7 +245,8 @@ class Inventory:
                 state=found.state,
                 pid=found.pid,
                 vcpu_tids=found.vcpu_tids,
-                mark="live" if definition and definition.is_marked else None,
+                mark="live" if definition and definition.has_registers else None,
+                channel=definition.channel if definition else None,
                 title=definition.title if definition else "",
                 labels=definition.labels(self._labels) if definition else {},
             )
@@ -256,4 +264,10 @@ def _without_dead_process(entry: Entry) -> Entry:
 
 
 def _ended(entry: Entry) -> Entry:
-    return dataclasses.replace(entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark=None)
+    channel = _next(entry.channel)
+    return dataclasses.replace(entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark=None, channel=channel)
+
+
+def _next(channel: Channel | None) -> Channel | None:
+    """Return what is known of a channel that is not there now: its next start may have it."""
+    return channel and Channel(None, open=False)

@@ -21,6 +21,8 @@ from lxml import etree
 from lxml.etree import _Element
 
 from libvirt_rapl import paths
+from libvirt_rapl.domains import channel
+from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.xml_parser import parse
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.machine_cgroup import machine_number
@@ -31,10 +33,13 @@ LIBVIRT_RUN = Path("/", paths.LIBVIRT_RUN)
 
 @dataclass(frozen=True)
 class RunState:
-    """One running domain: QEMU's PID, and the TID of each vCPU by its number, as far as libvirt has written it."""
+    """One running domain: QEMU's PID, the TID of each vCPU by its number, and its energy channel, as far as libvirt has
+    written it.
+    """
 
     pid: int
     vcpu_tids: dict[int, int]
+    channel: Channel | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,10 @@ def read_run_state(name: str, root: Path = LIBVIRT_RUN, proc: Path = PROC) -> Ru
     Without a status file, the process is known from NAME.pid, and the vCPUs are unknown. Raises PermissionError when
     the files may not be read.
     """
-    pid, vcpu_tids = _status(root / f"{name}.xml")
-    if pid is None:
-        pid = _number(root / f"{name}.pid")
-    if pid is None or processes.start_time(pid, proc) is None:
-        return None
-    return RunState(pid, vcpu_tids)
+    state = _status(root / f"{name}.xml")
+    if state is None and (pid := _number(root / f"{name}.pid")) is not None:
+        state = RunState(pid, {})
+    return None if state is None or processes.start_time(state.pid, proc) is None else state
 
 
 def written(name: str, root: Path = LIBVIRT_RUN) -> tuple[int, int] | None:
@@ -106,13 +109,13 @@ def written(name: str, root: Path = LIBVIRT_RUN) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _status(path: Path) -> tuple[int | None, dict[int, int]]:
+def _status(path: Path) -> RunState | None:
     try:
         status = parse(path.read_bytes())
-        pid = int(status.attrib["pid"])
-        return pid, _vcpu_tids(status)
+        domain = status.find("domain")
+        return RunState(int(status.attrib["pid"]), _vcpu_tids(status), None if domain is None else channel.find(domain))
     except (FileNotFoundError, KeyError, ValueError):
-        return None, {}
+        return None
 
 
 def _number(path: Path) -> int | None:

@@ -3,16 +3,19 @@
 import shutil
 from pathlib import Path
 
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.host.topology import processor
 from libvirt_rapl.paths import PROC, SYS
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
-HOST_ONLY = "`virt-rapl status` on the host shows the energy of every domain, enabled or not"
+HOST_ONLY = (
+    "`virt-rapl enable --via channel` gives guests their energy on any host; `virt-rapl status` shows that of every "
+    "domain, enabled or not"
+)
 
 
-class ProcessorError(VirtRaplError):
+class ProcessorError(NoRegistersError):
     """No guest of this host can have RAPL, whatever its domain and the configuration."""
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain
-from libvirt_rapl.domains.domxml import MARK, WRAPPER_SUFFIX
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
+from libvirt_rapl.domains.marking import MARK
 from libvirt_rapl.install.manifest import Manifest
 
 WRAPPED = re.compile(rf"{WRAPPER_SUFFIX}</emulator>")
@@ -100,4 +101,4 @@ def _ours(read: Callable[[], Definition | None], wrappers: set[str]) -> tuple[bo
         return looks_like_ours, looks_like_ours
     if definition is None:
         return False, False
-    return definition.is_marked, definition.strip().emulator() in wrappers
+    return definition.has_registers, definition.strip().emulator() in wrappers

@@ -1,30 +1,77 @@
-"""A meter into a definition: the one place for enable, inject, the policy and the hook."""
+"""A meter into a definition, by registers or by the channel: the one place for enable, inject, policy and hook."""
 
 from collections.abc import Callable
 
+from libvirt_rapl.choices import Via
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.errors import NoRegistersError
 from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.host.requirements import check_processor
+
+CheckEmulator = Callable[[str], object]
+"""Raises VirtRaplError if the emulator at a path cannot give registers on this host: usually emulator.check."""
 
 
 def enabled(
     definition: Definition,
     registry: Registry,
-    check_emulator: Callable[[str], object],
+    via: Via,
+    check_emulator: CheckEmulator,
+    default_emulator: str = DEFAULT_EMULATOR,
+    *,
+    here: bool = True,
+) -> tuple[Definition, str]:
+    """Return the definition with which the domain gets its energy from its next start on, that way and no other.
+
+    With `auto`, one that has the channel alone keeps to it, because its owner has chosen that; any other one gets
+    registers or, if QEMU does not give them to it on this host, the channel: then also returned is why. `here`: whether
+    it will run on this host. Raises VirtRaplError when this domain cannot have what is wanted, or `check_emulator`
+    does.
+    """
+    if not wants_registers(definition, via):
+        return definition.without_registers().with_channel(), ""
+    try:
+        if via == "auto" and here:
+            check_processor()  # before what could be mended in the definition
+        changed = with_registers(definition, registry, check_emulator, default_emulator)
+    except NoRegistersError as error:
+        if via != "auto":
+            raise
+        return definition.without_registers().with_channel(), error.message
+    if via == "both":
+        return changed.with_channel(), ""
+    return (changed.without_channel() if via == "registers" else changed), ""
+
+
+def wants_registers(definition: Definition, via: Via) -> bool:
+    """Return whether the domain is to have registers where QEMU gives them to it."""
+    return via != "channel" and not (via == "auto" and definition.channel and not definition.has_registers)
+
+
+def with_registers(
+    definition: Definition,
+    registry: Registry,
+    check_emulator: CheckEmulator,
     default_emulator: str = DEFAULT_EMULATOR,
 ) -> Definition:
-    """Return the definition with which the domain gets its meter at its next start.
-
-    Raises VirtRaplError when this domain cannot have one, and what `check_emulator` raises for the path of its emulator
-    (usually emulator.check: that emulator cannot give it a meter on this host).
-    """
-    socket = registry.socket(definition.uuid)
-    changed = definition.inject(socket=socket, default_emulator=default_emulator)
+    """Return the definition with registers that are read through this host's helper. Raises as enabled() does."""
+    definition.check_kind()
+    changed = definition.with_registers(socket=registry.socket(definition.uuid), default_emulator=default_emulator)
     check_emulator(changed.emulator())
     return changed
 
 
-def is_enabled(definition: Definition, registry: Registry) -> bool:
-    """Return whether enabled() would change nothing that matters. Raises VirtRaplError where inject() does."""
-    changed = definition.inject(socket=registry.socket(definition.uuid))
+def is_enabled(definition: Definition, registry: Registry, via: Via) -> bool:
+    """Return whether the domain has what is wanted, and perhaps more. Raises VirtRaplError where it cannot."""
+    if via in ("channel", "both") and not definition.channel:
+        return False
+    if not wants_registers(definition, via):
+        return True
+    try:
+        changed = definition.with_registers(socket=registry.socket(definition.uuid))
+    except NoRegistersError:
+        if via != "auto":
+            raise
+        return False
     return not definition.difference(changed)

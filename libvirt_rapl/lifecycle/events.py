@@ -10,12 +10,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from libvirt_rapl import paths
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import State
 from libvirt_rapl.helper.run_directory import RunDirectory
 
@@ -24,7 +25,8 @@ LIMIT = 1 << 20
 JOURNAL = f"/{paths.JOURNAL}"
 NOTICE, WARNING = 5, 4
 Result = Literal["failed", State, "active", "ended", "injected", "stripped", "unchanged"]
-"""What came of an operation; README lists them. `active` comes of `live`, a State is what the domain's record says."""
+"""What came of an operation; README lists them. `active` comes of `live` and `attach`, a State is what the domain's
+record says."""
 TROUBLE: tuple[Result, ...] = ("failed", "degraded", "refuse")
 
 
@@ -38,7 +40,9 @@ class Event:
     uuid: str
     """Empty where the XML has none."""
     operation: str
-    """libvirt's word for what the hook was called for (start, restore, ...), or `live` for `enable --live`."""
+    """libvirt's word for what the hook was called for (start, restore, ...); `live`, for `enable --live`; `attach` or
+    `detach`, for the channel of a running domain.
+    """
     milliseconds: int
     result: Result
     reason: str = ""
@@ -59,6 +63,22 @@ class Event:
             result=result,
             reason=reason,
         )
+
+
+@contextlib.contextmanager
+def recording(run_directory: Path, domain: str, uuid: str, operation: str) -> Iterator[Callable[[Result], None]]:
+    """Record how something ends. Yields a function to call with what has come of it, or else it has failed."""
+    began = time.monotonic()
+    results: list[Result] = ["failed"]
+    reason = ""
+    try:
+        yield results.append
+    except VirtRaplError as error:
+        reason = error.message
+        raise
+    finally:
+        event = Event.since(began, domain=domain, uuid=uuid, operation=operation, result=results[-1], reason=reason)
+        record(run_directory, event)
 
 
 def record(run_directory: Path, event: Event) -> None:

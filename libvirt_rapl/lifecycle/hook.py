@@ -28,7 +28,7 @@ from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.lifecycle import events
-from libvirt_rapl.lifecycle.enabling import enabled
+from libvirt_rapl.lifecycle.enabling import wants_registers, with_registers
 
 OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
 """How libvirt's XML begins; a name contains no line feed."""
@@ -90,8 +90,8 @@ def _read(xml: str) -> tuple[str, Definition | UnreadableError]:
 
 
 def _is_ours(definition: Definition | UnreadableError, uuid: str, operation: str, config: Config) -> bool:
-    """Return whether the domain has the mark, or a record: its mark may be gone or unreadable since it started."""
-    if isinstance(definition, Definition) and definition.is_marked:
+    """Return whether the domain has registers, or a record: its mark may be gone or unreadable since it started."""
+    if isinstance(definition, Definition) and definition.has_registers:
         return True
     return operation != "start" and any(registry.read(uuid) for registry in _registries(definition, config))
 
@@ -119,30 +119,30 @@ def _within(seconds: float) -> Iterator[None]:
 def filtered(definition: Definition, config: Config) -> tuple[str, events.Result, str]:
     """Return the XML that a restored or incoming domain gets here (empty: as it is), and the result and its reason.
 
-    A domain with the mark gets this host's socket; one that the operator chose gets the meter; if that is not possible
-    on this host, the meter is removed, so that the domain arrives.
+    A domain with registers gets this host's socket; one that the operator chose gets registers; if that is not possible
+    on this host, they are removed, so that the domain arrives. The channel is a device, which cannot come or go here.
     """
     registry = Registry(config.run_directory)
     traits = definition.traits
     how = registry.how_to_restore(traits.uuid)
-    chosen = how == "with" or config.domains.selects(traits) or _definition_is_marked(traits.name)
-    if not (chosen or definition.is_marked):
+    chosen = config.domains.selects(traits) and wants_registers(definition, config.via)
+    if not (how == "with" or chosen or _definition_has_registers(traits.name) or definition.has_registers):
         return "", "unchanged", ""
     result: events.Result
     try:
         if how == "without":
             raise VirtRaplError("it could not be restored with its meter")
-        wanted, result, reason = enabled(definition, registry, emulator.check), "injected", ""
+        wanted, result, reason = with_registers(definition, registry, emulator.check), "injected", ""
     except VirtRaplError as error:
-        wanted, result, reason = definition.strip(), "stripped", error.message
+        wanted, result, reason = definition.without_registers(), "stripped", error.message
     # libvirt's quotes differ from ours, and it marks a domain as tainted whenever a hook has changed it.
     return (wanted.xml, result, reason) if definition.difference(wanted) else ("", "unchanged", reason)
 
 
-def _definition_is_marked(name: str) -> bool:
+def _definition_has_registers(name: str) -> bool:
     """Return whether the domain was enabled while it ran: then only its definition on disk has the mark."""
     try:
-        return Definition.parse((DEFINITIONS / f"{name}.xml").read_text(encoding="utf-8")).is_marked
+        return Definition.parse((DEFINITIONS / f"{name}.xml").read_text(encoding="utf-8")).has_registers
     except (OSError, UnreadableError):
         return False
 

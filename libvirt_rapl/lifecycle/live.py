@@ -57,34 +57,15 @@ def switch_on(plan: Plan, registry: Registry, report: Callable[[str], None]) -> 
             instruct_hook("with")
         except VirtRaplError as error:
             raise VirtRaplError(f"{name}: {error.message}", error.hint) from error
-        with _recorded_as_event(plan, registry) as active:
+        with events.recording(registry.run_directory, name, plan.domain.uuid, "live") as has_come_to:
             began = time.monotonic()
             _save(plan, signals)
             _restore(plan, instruct_hook)
             seconds = time.monotonic() - began
             _check(plan.domain, registry)
-            active()
+            has_come_to("active")
             _enable(plan)
         report(f"{name}: has its meter; it paused for {seconds:.1f} s")
-
-
-@contextlib.contextmanager
-def _recorded_as_event(plan: Plan, registry: Registry) -> Iterator[Callable[[], None]]:
-    """Record how it ends as an event; yields a function to call once the domain has its meter."""
-    began = time.monotonic()
-    results: list[events.Result] = ["failed"]
-    reason = ""
-    try:
-        yield lambda: results.append("active")
-    except VirtRaplError as error:
-        reason = error.message
-        raise
-    finally:
-        domain = plan.domain
-        event = events.Event.since(
-            began, domain=domain.name, uuid=domain.uuid, operation="live", result=results[-1], reason=reason
-        )
-        events.record(registry.run_directory, event)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The policy: definitions of the domains that the configuration chooses get the meter, and keep it.
 
-It works on definitions only, so a domain has its meter from its next start on, and it only ever adds. A domain that
-was enabled by hand, or is not chosen any more, stays enabled until `virt-rapl disable`; one that is excluded is not
-touched at all. A transient domain has no definition: its XML passes through `virt-rapl inject`.
+It works on definitions only, so a domain has its meter from its next start on, and it leaves alone what has one. A
+domain that was enabled by hand, or is not chosen any more, stays enabled until `virt-rapl disable`; one that is
+excluded is not touched at all. A transient domain has no definition: its XML passes through `virt-rapl inject`.
 
 libvirt has no call that defines a domain only if it is still as we have read it. So it is read once more just before:
 an edit can only be lost in the time of one call.
@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from libvirt_rapl import paths
+from libvirt_rapl.choices import Via
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.connection import connect
@@ -25,7 +26,7 @@ from libvirt_rapl.domains.domain import Domain, DomainGoneError, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
-from libvirt_rapl.lifecycle.enabling import enabled, is_enabled
+from libvirt_rapl.lifecycle.enabling import CheckEmulator, enabled, is_enabled
 from libvirt_rapl.selection import Selection
 
 RULE = f"/{paths.POLKIT_RULE}"
@@ -44,15 +45,15 @@ MOST_CHANGES = 5
 
 
 def wanted(
-    definition: Definition, selection: Selection, registry: Registry, check_emulator: Callable[[str], None]
+    definition: Definition, selection: Selection, via: Via, registry: Registry, check_emulator: CheckEmulator
 ) -> Definition | None:
     """Return the definition that a domain is to have instead of this one; None when this one may stay.
 
     Raises VirtRaplError when the domain is chosen and cannot have a meter.
     """
-    if not selection.selects(definition.traits) or is_enabled(definition, registry):
+    if not selection.selects(definition.traits) or is_enabled(definition, registry, via):
         return None
-    return enabled(definition, registry, check_emulator)
+    return enabled(definition, registry, via, check_emulator)[0]
 
 
 def gives_right_to_manage(rule: str) -> bool:
@@ -76,7 +77,7 @@ class Emulators:
             except VirtRaplError as error:
                 self._refusals[path] = error
         if refusal := self._refusals[path]:
-            raise VirtRaplError(refusal.message, refusal.hint)
+            raise type(refusal)(refusal.message, refusal.hint)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Policy:
     def __init__(self, config: Config, uri: str, log: Callable[[str], None]) -> None:
         """Take libvirt's URI; `log` takes a line for each definition that was changed or cannot be."""
         self._selection = config.domains
+        self._via = config.via
         self._registry = Registry(config.run_directory)
         self._uri = uri
         self._log = log
@@ -106,12 +108,13 @@ class Policy:
     def start(self) -> None:
         """Start working if any domain is chosen at all: only then libvirt is opened for more than reading.
 
-        If no guest of this processor can have a meter, that is logged here, once.
+        If no guest of this processor can have what `via` asks for, that is logged here, once.
         """
         if not self._selection.include:
             return
         try:
-            check_processor()
+            if self._via in ("registers", "both"):
+                check_processor()
         except VirtRaplError as error:
             self._log(f"cannot enable the configuration's `domains`: {error}; domains are metered on the host")
         else:
@@ -177,7 +180,7 @@ class Policy:
             xml, refusal = definition.xml, self._refusals.get(uuid)
             if refusal and refusal.final and refusal.definition == hash(xml):
                 return
-            while changed := wanted(definition, self._selection, self._registry, emulators.check):
+            while changed := wanted(definition, self._selection, self._via, self._registry, emulators.check):
                 self._check_that_it_is_no_fight(uuid)
                 domain = _persistent(connection, uuid)
                 definition = domain.definition(secrets=True)

@@ -46,6 +46,8 @@ class FakeDomain:
     xml: str
     number: int = -1
     persistent: bool = True
+    running: str = ""
+    """Its XML as it runs, if that is not its definition."""
 
     def name(self) -> str:
         return Definition.parse(self.xml).name
@@ -63,8 +65,25 @@ class FakeDomain:
         return int(self.persistent)
 
     def XMLDesc(self, flags: int) -> str:  # noqa: N802
-        assert flags & libvirt.VIR_DOMAIN_XML_INACTIVE
+        if not flags & libvirt.VIR_DOMAIN_XML_INACTIVE:
+            return without_passwords(self.running or self.xml)
         return self.xml if flags & libvirt.VIR_DOMAIN_XML_SECURE else without_passwords(self.xml)
+
+    def attachDeviceFlags(self, device: str, flags: int) -> None:  # noqa: N802
+        assert flags == libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self.running = (self.running or self.xml).replace("</devices>", f"{device}</devices>")
+
+    def detachDeviceFlags(self, device: str, flags: int) -> None:  # noqa: N802
+        assert flags == libvirt.VIR_DOMAIN_AFFECT_LIVE
+        before = self.running or self.xml
+        self.running = before.replace(device, "")
+        assert self.running != before
+
+    def setMetadata(self, kind: int, mark: str | None, key: str, uri: str, flags: int) -> None:  # noqa: N802
+        assert (kind, key, flags) == (libvirt.VIR_DOMAIN_METADATA_ELEMENT, "rapl", libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        running = re.sub(r"<metadata>.*?</metadata>", "", self.running or self.xml, flags=re.DOTALL)
+        ours = "" if mark is None else f"<metadata>{mark.replace('<rapl', f'<rapl:rapl xmlns:rapl={uri!r}')}</metadata>"
+        self.running = running.replace("<vcpu>", f"{ours}<vcpu>")
 
     def connect(self) -> "FakeLibvirt":
         return self.libvirt

@@ -1,0 +1,50 @@
+"""The energy channel into a running domain, and out of it: libvirt attaches and detaches it, without a pause.
+
+The mark goes into the metadata of the domain as it runs, too, so that it is known later that the channel is ours: if
+the domain migrates, what runs becomes the definition there. A controller that was attached stays until the domain ends,
+because not every guest gives up a PCI device.
+"""
+
+from libvirt_rapl.domains.domain import Domain
+from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.lifecycle import events
+
+
+def check(domain: Domain) -> None:
+    """Raise VirtRaplError if a domain cannot get the channel as it runs."""
+    if not domain.active:
+        raise VirtRaplError("the domain does not run", "without --live it is enabled from its next start on")
+    domain.live().with_channel()
+
+
+def attach(domain: Domain, registry: Registry) -> bool:
+    """Give a running domain the channel; return False if it has one. Raises VirtRaplError if it cannot have one now."""
+    running = domain.live()
+    changed = running.with_channel()
+    if changed is running:
+        return False
+    with events.recording(registry.run_directory, domain.name, domain.uuid, "attach") as has_come_to:
+        try:
+            for device in changed.channel_devices():
+                domain.attach(device)
+        except VirtRaplError as error:
+            raise VirtRaplError(
+                f"libvirt cannot attach the channel: {error.message}",
+                "without --live it is there from the next start on",
+            ) from error
+        domain.set_live_mark(changed.mark)
+        has_come_to("active")
+    return True
+
+
+def detach(domain: Domain, registry: Registry) -> bool:
+    """Take our channel out of a running domain; return False if it has none of ours. Raises VirtRaplError."""
+    running = domain.live()
+    if not running.channel_is_ours:
+        return False
+    with events.recording(registry.run_directory, domain.name, domain.uuid, "detach") as has_come_to:
+        domain.detach(running.channel_devices()[-1])
+        domain.set_live_mark(running.without_channel().mark)
+        has_come_to("ended")
+    return True

@@ -1,0 +1,156 @@
+"""The energy channel in domain XML: in and out again, alone or with registers, in any order."""
+
+import re
+
+import pytest
+from fakes.domain_xml import UUID, canonical, domain, domains, parsed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from libvirt_rapl.domains.channel import Channel
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.errors import VirtRaplError
+
+SOCKET = f"/run/virt-rapl/{UUID}.sock"
+PORT = "org.virt-rapl.energy.0"
+OURS = f"<channel type='unix'><source mode='bind'/><target type='virtio' name='{PORT}'/></channel>"
+AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/>{}</channel>"
+ON_FIRST = "<address type='virtio-serial' controller='0' bus='0' port='{}'/>"
+STEPS = {
+    "registers": lambda definition: definition.with_registers(socket=SOCKET),
+    "no registers": Definition.without_registers,
+    "channel": Definition.with_channel,
+    "no channel": Definition.without_channel,
+}
+
+
+def devices(*inside: str) -> Definition:
+    return Definition.parse(domain(f"<devices>{''.join(inside)}</devices>"))
+
+
+def tags(definition: Definition) -> list[str]:
+    return [each.tag for each in parsed(definition.xml).iterfind("devices/*")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(domains(), st.lists(st.sampled_from(list(STEPS)), max_size=6))
+def test_any_steps_are_undone_exactly_and_only_the_last_ones_count(xml: str, steps: list[str]) -> None:
+    definition = before = Definition.parse(xml)
+    for step in steps:
+        definition = Definition.parse(STEPS[step](definition).xml)
+    last = {step.removeprefix("no "): not step.startswith("no") for step in steps}
+    registers, channel = (last.get(part, False) for part in ("registers", "channel"))
+    assert (definition.has_registers, definition.channel_is_ours) == (registers, channel)
+    assert definition.channel == (Channel(None, open=False) if channel else None)
+    assert definition.is_marked == (registers or channel)
+    again = definition
+    for part, there in last.items():
+        again = STEPS[part if there else f"no {part}"](again)
+    assert canonical(again.xml) == canonical(definition.xml)
+    assert canonical(definition.strip().xml) == canonical(before.xml)
+
+
+@settings(max_examples=50, deadline=None)
+@given(domains())
+def test_both_orders_make_the_same(xml: str) -> None:
+    """Otherwise a domain that has both would be `repaired` again and again."""
+    one = Definition.parse(xml).with_registers(socket=SOCKET).with_channel()
+    assert canonical(one.with_registers(socket=SOCKET).xml) == canonical(one.xml)
+    assert one.with_channel() is one
+
+
+def test_a_domain_gets_a_controller_only_if_it_has_none() -> None:
+    assert tags(devices("<disk/><input/>").with_channel()) == ["disk", "controller", "channel", "input"]
+    there = devices("<disk/><controller type='virtio-serial' index='0'/><console/><input/>").with_channel()
+    assert tags(there) == ["disk", "controller", "console", "channel", "input"]
+    (channel,) = parsed(there.xml).iterfind("devices/channel")
+    assert channel.get("type") == "unix"
+    assert [dict(part.attrib) for part in channel] == [{"mode": "bind"}, {"type": "virtio", "name": PORT}]
+
+
+def as_libvirt_defines(definition: Definition, bus: str, port: str = "") -> Definition:
+    """Return it with what libvirt adds: addresses, and no source."""
+    xml = definition.xml.replace('<source mode="bind"/>', "")
+    xml = xml.replace(
+        'virtio-serial" index="0"/>', f"virtio-serial\" index='0'><address type='pci' bus='{bus}'/></controller>{port}"
+    )
+    return Definition.parse(xml.replace(f'name="{PORT}"/>', f"name='{PORT}'/>{ON_FIRST.format(1)}"))
+
+
+ROOT = "<controller type='pci' index='0'/>"
+ROOT_PORT = "<controller type='pci' index='{0}'><address type='pci' bus='0x00'/></controller>"
+
+
+@pytest.mark.parametrize(
+    ("bus", "port", "stays"),
+    [
+        ("0x00", "", ["controller"]),
+        ("0x02", ROOT_PORT.format(2), ["controller"]),
+        ("0x02", ROOT_PORT.format(2) + "<disk><address type='pci' bus='0x02'/></disk>", ["controller"] * 2 + ["disk"]),
+    ],
+    ids=["on the root bus", "on a port of its own", "on a port that something else is on by now"],
+)
+def test_what_libvirt_has_added_goes_with_it(bus: str, port: str, stays: list[str]) -> None:
+    defined = as_libvirt_defines(devices(ROOT).with_channel(), bus, port)
+    assert "channel" in tags(defined)
+    assert tags(defined.strip()) == stays
+    assert not defined.strip().is_marked
+
+
+def test_a_port_that_was_there_stays() -> None:
+    before = devices(ROOT, ROOT_PORT.format(2))
+    defined = as_libvirt_defines(before.with_channel(), "0x02")
+    assert tags(defined.strip()) == tags(before)
+
+
+@pytest.mark.parametrize("address", ["", ON_FIRST.format(2)])
+def test_the_controller_stays_if_somebody_else_uses_it_by_now(address: str) -> None:
+    xml = devices().with_channel().xml.replace("</devices>", AGENT.format(address) + "</devices>")
+    stripped = Definition.parse(xml).strip()
+    assert tags(stripped) == ["controller", "channel"]
+    assert stripped.channel is None
+
+
+def test_an_agent_on_another_controller_keeps_ours_not() -> None:
+    other = "<controller type='virtio-serial' index='1'/>" + AGENT.format(ON_FIRST.format(2).replace("r='0'", "r='1'"))
+    xml = devices().with_channel().xml.replace("</devices>", other + "</devices>")
+    assert tags(Definition.parse(xml).strip()) == ["controller", "channel"]
+
+
+def test_a_channel_of_the_owners_is_used_and_stays() -> None:
+    before = devices("<controller type='virtio-serial' index='0'/>", OURS)
+    assert before.with_channel() is before
+    assert (before.channel, before.channel_is_ours) == (Channel(None, open=False), False)
+    assert canonical(before.with_registers(socket=SOCKET).strip().xml) == canonical(before.xml)
+
+
+def test_one_that_was_removed_by_hand_comes_back() -> None:
+    removed = Definition.parse(re.sub(r"<channel.*?</channel>", "", devices().with_channel().xml, flags=re.DOTALL))
+    assert removed.channel is None
+    assert tags(removed.with_channel()) == ["controller", "channel"]
+    assert canonical(removed.with_channel().strip().xml) == canonical(devices().xml)
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        (Definition.parse(domain(attributes="type='lxc'")), "type 'lxc'"),
+        (devices(OURS.replace("bind", "connect")), "cannot connect"),
+        (devices(OURS.replace("unix", "pty")), "cannot connect"),
+        (Definition.parse(domain("<metadata><x:y xmlns:x='urn:libvirt-rapl:mark:1'/></metadata>")), "foreign element"),
+    ],
+)
+def test_what_cannot_have_it(before: Definition, message: str) -> None:
+    with pytest.raises(VirtRaplError, match=message) as caught:
+        before.with_channel()
+    assert caught.value.hint
+    assert before.channel is None
+
+
+def test_as_it_runs() -> None:
+    path = "/run/libvirt/qemu/channel/1-guest/org.virt-rapl.energy.0"
+    live = OURS.replace("mode='bind'", f"mode='bind' path='{path}'")
+    assert devices(live).channel == Channel(path, open=False)
+    for state in ("connected", "disconnected"):
+        said = devices(live.replace(f"{PORT}'/>", f"{PORT}' state='{state}'/>")).channel
+        assert said == Channel(path, open=state == "connected")
