@@ -12,6 +12,7 @@ import pytest
 from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition, failure
 from walking import wait_until
 
+from libvirt_rapl.choices import Via
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition
@@ -96,13 +97,13 @@ REPAIRED = ENABLED.replace("enabled", "repaired")
 
 @pytest.fixture
 def new_bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
-    def new_bench(*include: str, exclude: tuple[str, ...] = ()) -> Bench:
+    def new_bench(*include: str, exclude: tuple[str, ...] = (), via: Via = "registers") -> Bench:
         fake = Libvirt()
         monkeypatch.setattr("libvirt_rapl.lifecycle.policy.connect", fake.open)
         logged: list[str] = []
         selection = Selection.parse({"include": list(include), "exclude": list(exclude)})
         assert selection
-        return Bench(fake, Policy(Config(domains=selection), "fake:///", logged.append), logged)
+        return Bench(fake, Policy(Config(domains=selection, via=via), "fake:///", logged.append), logged)
 
     monkeypatch.setattr(emulator, "check", lambda _: None)
     return new_bench
@@ -458,3 +459,42 @@ def test_a_domain_that_was_refused_is_tried_again_without_a_change_of_it(
     assert "too old" in bench.logged[0]
     assert bench.logged[1] == ENABLED
     assert Definition.parse(domain.xml).is_marked
+
+
+@pytest.mark.parametrize(
+    ("via", "vendor", "xml", "has"),
+    [
+        ("auto", "GenuineIntel", PLAIN, (True, False)),
+        ("auto", "AuthenticAMD", PLAIN, (False, True)),
+        ("auto", "GenuineIntel", GROWABLE, (False, True)),
+        ("channel", "GenuineIntel", PLAIN, (False, True)),
+        ("both", "GenuineIntel", PLAIN, (True, True)),
+        ("auto", "GenuineIntel", Definition.parse(PLAIN).with_channel().xml, (False, True)),
+        ("registers", "GenuineIntel", Definition.parse(PLAIN).with_channel().xml, (True, False)),
+        ("auto", "AuthenticAMD", metered(PLAIN), (True, False)),
+    ],
+    ids=["registers", "AMD", "growable", "channel", "both", "its owner's choice", "registers asked for", "kept on AMD"],
+)
+def test_a_chosen_domain_gets_what_via_says_once(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch, via: Via, vendor: str, xml: str, has: tuple[bool, bool]
+) -> None:
+    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor(vendor, 6, 1))
+    bench = new_bench("web*", via=via)
+    domain = bench.libvirt.add(xml)
+    bench.apply()
+    changed = Definition.parse(domain.xml)
+    assert (changed.has_registers, changed.channel is not None) == has
+    written = bench.libvirt.defined
+    assert bench.apply() == []
+    assert bench.libvirt.defined == written
+
+
+def test_what_libvirt_makes_of_the_channel_is_no_reason_to_repair_it(new_bench: NewBench) -> None:
+    bench = new_bench("web*", via="both")
+    domain = bench.libvirt.add(PLAIN)
+    assert bench.apply() == [ENABLED]
+    domain.xml = domain.xml.replace('<source mode="bind"/>', "").replace(
+        'index="0"/>', "index='0'><address type='pci' bus='0x00'/></controller>"
+    )
+    assert bench.apply() == []
+    assert bench.libvirt.defined == 1

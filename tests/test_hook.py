@@ -621,6 +621,28 @@ def test_a_domain_enabled_while_it_ran_has_it_after_a_restore(host: Host) -> Non
     assert host.call("restore", PLAIN)[1] == host.marked
 
 
+@pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "reconnect"])
+def test_a_domain_with_the_channel_alone_has_no_helper(host: Host, operation: str) -> None:
+    assert host.call(operation, Definition.parse(PLAIN).with_channel().xml) == (0, "", "")
+    assert (host.helpers, host.events()) == (0, [])
+
+
+def test_the_channel_stays_as_it_is_when_a_domain_arrives(host: Host) -> None:
+    channel = Definition.parse(PLAIN).with_channel()
+    assert host.call("migrate", channel.xml) == (0, "", "")
+    host.configure(domains="[web*]", via="channel")
+    assert host.call("migrate", PLAIN) == (0, "", ""), "a device cannot come on the way"
+    host.configure(domains="[web*]")
+    assert host.call("migrate", channel.xml) == (0, "", ""), "its owner has chosen the channel"
+    with_both = channel.with_registers(socket=host.socket)
+    elsewhere = channel.with_registers(socket=f"/run/elsewhere/{UUID}.sock")
+    assert host.call("restore", elsewhere.xml)[1] == with_both.xml
+    with host.registry.switching_on(UUID) as instruct:
+        instruct("without")
+        without = Definition.parse(host.call("restore", with_both.xml)[1])
+    assert (without.has_registers, without.channel_is_ours) == (False, True)
+
+
 def test_enable_live_says_how_a_domain_is_restored(host: Host) -> None:
     with host.registry.switching_on(UUID) as instruct:
         assert host.call("restore", PLAIN)[1] == "", "it only looks yet"

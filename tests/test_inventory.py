@@ -14,6 +14,7 @@ from fakes.host import Host, Thread, stat, write
 from walking import wait_until
 
 from libvirt_rapl.domains import connection, inventory, run_files
+from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.inventory import Entry, Inventory, Mark
 from libvirt_rapl.domains.run_files import RunState
@@ -233,6 +234,26 @@ def test_vcpus_that_are_plugged_and_unplugged(fake: FakeLibvirt, monkeypatch: py
     time.sleep(0.1)
     assert shown() == {0: 70, 2: 72}
     assert file["read"] == reads  # only what was written anew is read
+
+
+def test_a_channel_that_is_attached_opened_and_detached(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "VCPUS_SECONDS", 0.01)
+    file: dict[str, Any] = {"written": (1, 1), "channel": None}
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(1, {0: 70}, file["channel"]))
+    monkeypatch.setattr(inventory, "written", lambda _: file["written"])
+    fake.set(FakeDomain(1, plain(1)))
+    found = started([])
+
+    def shown() -> Channel | None:
+        return found.entries[UUID.format(1)].channel
+
+    eventually(lambda: UUID.format(1) in found.entries)
+    assert shown() is None
+    for number, channel in enumerate((Channel("/a", open=False), Channel("/a", open=True)), 2):
+        file.update(written=(number, 1), channel=channel)
+        eventually(lambda: shown() == file["channel"])
+    file.update(written=(4, 1), channel=None)
+    eventually(lambda: shown() == Channel(None, open=False))  # until libvirt's event says that there is none
 
 
 def test_the_threads_of_another_run_of_a_domain_are_not_its_own(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fakes.host import Host, Thread, write
 
+from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.run_files import RunState, read_run_state, written
 
 STATUS = """<!--
@@ -48,6 +49,18 @@ def state(run: Path, name: str = "vm") -> RunState | None:
 def test_the_status_file(run: Path) -> None:
     write(run / "vm.xml", STATUS)
     assert state(run) == RunState(7, {0: 70, 1: 71})
+
+
+SOCKET = "/run/libvirt/qemu/channel/1-vm/org.virt-rapl.energy.0"
+CHANNEL = f"""<channel type='unix'><source mode='bind' path='{SOCKET}'/>
+<target type='virtio' name='org.virt-rapl.energy.0' state='STATE'/></channel>"""
+
+
+@pytest.mark.parametrize(("word", "is_open"), [("connected", True), ("disconnected", False)])
+def test_the_channel_and_whether_the_guest_has_it_open(run: Path, word: str, is_open: bool) -> None:
+    devices = f"<devices>{CHANNEL.replace('STATE', word)}</devices></domain>"
+    write(run / "vm.xml", STATUS.replace("</domain>", devices))
+    assert state(run) == RunState(7, {0: 70, 1: 71}, Channel(SOCKET, is_open))
 
 
 def test_no_thread_is_a_vcpu_while_the_status_file_has_none(run: Path) -> None:
