@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 from xml.sax.saxutils import escape, quoteattr
 
+import energy_channel
 from initramfs import BUSYBOX, Initramfs
 
 from libvirt_rapl.errors import VirtRaplError
@@ -26,8 +27,7 @@ NEEDS = (str(KERNEL), BUSYBOX, NODE_EXPORTER)
 """For the mark `needs`."""
 MODULES = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_console")
 """In the order in which they are loaded."""
-CHANNEL = "org.virt-rapl.energy.0"
-PORT = f"/dev/virtio-ports/{CHANNEL}"
+PORT = f"/dev/virtio-ports/{energy_channel.NAME}"
 READY = "takes commands"
 """It prints this whenever it has booted."""
 BOOT_SECONDS = 60.0
@@ -93,7 +93,6 @@ def furnish(world: World, files: Mapping[str, Path]) -> None:
 
 def domain_xml(name: str, *, channel: bool = True, machine: str = "pc", vcpus: int = 1, mebibytes: int = 192) -> str:
     """Return the domain of a guest, as a user would write it. `channel`: it has the energy channel's port."""
-    port = f"<channel type='unix'><source mode='bind'/><target type='virtio' name='{CHANNEL}'/></channel>"
     return f"""\
 <domain type='qemu'>
   <name>{escape(name)}</name>
@@ -118,7 +117,7 @@ def domain_xml(name: str, *, channel: bool = True, machine: str = "pc", vcpus: i
     <serial type='unix'>
       <source mode='bind' path={quoteattr(_commands(name))}/>
     </serial>
-    {port if channel else ""}
+    {energy_channel.ELEMENT if channel else ""}
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
   </devices>

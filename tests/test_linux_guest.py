@@ -1,20 +1,17 @@
 """The Linux guest that other tests use: it reads what is written to its energy channel, as a user's guest would."""
 
-import contextlib
 import json
 import re
-import socket
 import subprocess
-import threading
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+import energy_channel
 import linux_guest
 import pytest
 from initramfs import BUSYBOX, Initramfs, imported
-from linux_guest import CHANNEL, PORT, LinuxGuest
+from linux_guest import PORT, LinuxGuest
 from walking import CONSTANT_100_WATTS, wait_until
 
 from libvirt_rapl.errors import VirtRaplError
@@ -28,7 +25,6 @@ with open("{PORT}") as port:
         print(json.loads(port.readline())["energy_joules"], flush=True)
 """
 METERED = "virt_rapl_guest_energy_joules_total 12.5"
-ATTACHED = f"<channel type='unix'><source mode='bind'/><target type='virtio' name='{CHANNEL}'/></channel>"
 
 
 @pytest.mark.needs(BUSYBOX)
@@ -55,54 +51,6 @@ def test_what_an_initramfs_unpacks_to(tmp_path: Path) -> None:
 )
 def test_what_a_script_imports(script: str, names: set[str]) -> None:
     assert imported(script) == names
-
-
-def line(energy: float) -> dict[str, Any]:
-    """Return what virt-rapl writes to a guest in a second."""
-    return {
-        "schema": 1,
-        "time": "2026-11-28T12:00:00.000Z",
-        "host": "0123456789ab",
-        "since": "2026-11-28T11:00:00.000Z",
-        "source": "simulated",
-        "simulated": True,
-        "interval_seconds": 1.0,
-        "power_watts": 10.0,
-        "energy_joules": energy,
-        "zones": {"package": {"power_watts": 10.0, "energy_joules": energy}},
-        "vcpus": [{"id": 0, "power_watts": 10.0, "energy_joules": energy}],
-    }
-
-
-def channel(guest: LinuxGuest) -> str:
-    """Return the element of its channel, as libvirt has it while the guest runs."""
-    found = re.search(r"<channel .*?</channel>", guest.world.run(["virsh", "dumpxml", guest.name]).stdout, re.DOTALL)
-    assert found
-    return found[0]
-
-
-@contextlib.contextmanager
-def writer(guest: LinuxGuest) -> Iterator[None]:
-    """Write a line to the guest's channel ten times a second, while the guest reads, in virt-rapl's place."""
-    path = channel(guest).partition(" path='")[2].partition("'")[0]
-    done = threading.Event()
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(guest.world.path(path)))
-
-        def write() -> None:
-            for energy in count():
-                with contextlib.suppress(BlockingIOError):
-                    connection.send(json.dumps(line(energy)).encode() + b"\n", socket.MSG_DONTWAIT)
-                if done.wait(0.1):
-                    return
-
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
 
 @pytest.fixture(scope="module", params=["pc on intel", "q35 on amd"])
@@ -136,15 +84,15 @@ class TestLinuxGuest:
     def test_it_reads_whole_lines_from_its_channel_again_and_again(self, guest: LinuxGuest) -> None:
         seen: list[dict[str, Any]] = []
         for _ in range(2):  # the writer may be started anew
-            with writer(guest):
+            with energy_channel.writer(guest.world, guest.name):
                 lines = guest.run(f"head -n 5 {PORT}").stdout.splitlines()[1:]  # the first may be what was left of one
             seen = [json.loads(text) for text in lines]
             energies = [each["energy_joules"] for each in seen]
             assert energies == list(range(int(energies[0]), int(energies[0]) + 4))
-        assert seen[0] == line(seen[0]["energy_joules"])
+        assert seen[0] == energy_channel.line(seen[0]["energy_joules"])
 
     def test_python_reads_it_too(self, guest: LinuxGuest) -> None:
-        with writer(guest):
+        with energy_channel.writer(guest.world, guest.name):
             guest.run(f"head -n 1 {PORT}")
             assert len(guest.run("meter").stdout.split()) == 3
 
@@ -162,11 +110,14 @@ class TestLinuxGuest:
             return guest.run(f"test -c {PORT}", check=False).returncode == 0
 
         assert sees_it()
-        guest.world.run(["virsh", "detach-device", guest.name, "/proc/self/fd/0"], input=channel(guest))
+        guest.world.run(
+            ["virsh", "detach-device", guest.name, "/proc/self/fd/0"],
+            input=energy_channel.element(guest.world, guest.name),
+        )
         wait_until(lambda: not sees_it(), 10, "the port goes")
-        guest.world.run(["virsh", "attach-device", guest.name, "/proc/self/fd/0"], input=ATTACHED)
+        guest.world.run(["virsh", "attach-device", guest.name, "/proc/self/fd/0"], input=energy_channel.ELEMENT)
         wait_until(sees_it, 10, "the port comes")
-        with writer(guest):
+        with energy_channel.writer(guest.world, guest.name):
             guest.run(f"head -n 1 {PORT}")
 
     def test_it_boots_anew(self, guest: LinuxGuest) -> None:
