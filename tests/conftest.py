@@ -111,7 +111,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test where the machine lacks what it takes; fail it where CI=true."""
     reasons = [missing()] if item.get_closest_marker("e2e") else []
     for mark in item.iter_markers("needs"):
-        reasons += [f"{name} is missing; ./tests/run installs it" for name in mark.args if not shutil.which(name)]
+        there = {name: shutil.which(name) or Path(name).is_dir() for name in mark.args}
+        reasons += [f"{name} is missing; ./tests/run installs it" for name in mark.args if not there[name]]
     if reason := next(filter(None, reasons), ""):
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)

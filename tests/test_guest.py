@@ -1,12 +1,15 @@
 """The guest that reads its own RAPL registers."""
 
+import json
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import energy_channel
 import pytest
 from lxml import etree
+from walking import wait_until
 
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.guest import Reading
@@ -75,6 +78,48 @@ def test_readings_leave_out_a_line_that_was_cut(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("00000000 000A0E03 00001234\n00000000 000A0E03 000000000000 000A0E03 00000001\n")
     assert guest.readings(log) == [Reading(0, 0xA0E03, 0x1234)]
+
+
+def test_what_came_from_the_energy_channel_is_apart(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert guest.channel_lines(log) == []
+    log.write_text('00000000 000A0E03 00001234\n>{"a": 1, "b": 2}\n00000000 000A0E03 00001235\n>{"a": 2}\n>{"a"')
+    assert guest.channel_lines(log) == ['{"a": 1, "b": 2}', '{"a": 2}']
+    assert [reading.energy for reading in guest.readings(log)] == [0x1234, 0x1235]
+    log.write_text("00000000 000A0E03 >{}\n")
+    assert guest.readings(log) == []
+
+
+@pytest.mark.e2e
+def test_the_guest_reads_its_energy_channel_whenever_there_is_one(world: World, new_guest: Callable[..., str]) -> None:
+    name = new_guest(20, 0, vcpus=2)
+
+    def reads() -> None:
+        before = len(world.channel_lines(name))
+        with energy_channel.writer(world, name):
+            wait_until(lambda: len(world.channel_lines(name)) > before + 4, 20, "it reads five lines")
+        received = [json.loads(text) for text in world.channel_lines(name)[before:]]
+        first = received[0]["energy_joules"]
+        assert received == [energy_channel.line(first + number) for number in range(len(received))]
+
+    def attach(element: str) -> None:
+        world.run(["virsh", "attach-device", name, "/proc/self/fd/0"], input=element)
+
+    world.run(["virsh", "start", name])
+    attach("<controller type='virtio-serial'/>")
+    attach(energy_channel.ELEMENT)
+    reads()
+    world.run(["virsh", "detach-device", name, "/proc/self/fd/0"], input=energy_channel.element(world, name))
+    attach(energy_channel.ELEMENT)
+    reads()
+    world.run(["virsh", "reset", name])
+    reads()
+    world.run(["virsh", "managedsave", name])
+    world.run(["virsh", "start", name])
+    reads()
+    count = len(world.readings(name))
+    wait_until(lambda: len(world.readings(name)) > count + 20, 20, "it prints its registers as before")
+    assert {reading.vcpu for reading in world.readings(name)[count:]} == {0, 1}
 
 
 def test_joules_of_each_vcpu_understand_the_wrap() -> None:

@@ -1,6 +1,7 @@
 """A guest that reads its own RAPL registers: 64 KiB of ROM (meter.S), a domain around it, and what it printed.
 
-Each vCPU is busy for its share of every 100 ms, sleeps for the rest, and prints a line ten times a second.
+Each vCPU is busy for its share of every 100 ms, sleeps for the rest, and prints a line ten times a second. Where the
+domain has an energy channel, the guest also prints each line that comes from it.
 The guest powers off when its power button is pressed, so `virsh shutdown` and `virsh reboot` work.
 """
 
@@ -16,6 +17,8 @@ MOST_VCPUS = 16
 DUTIES = 4  # offset in the code: one byte for each vCPU, per cent
 LINES_PER_SECOND = 10  # of each vCPU
 DEBUG_PORT = 0x402
+FROM_CHANNEL = ">"
+"""Begins a line that came from the energy channel."""
 EMULATOR = "/usr/bin/qemu-system-x86_64"
 CPU = "host,arch-capabilities=off"
 """QEMU's name for the CPU of a guest under KVM: the host's, without a feature that some KVMs offer although they do not
@@ -89,16 +92,25 @@ def domain_xml(
 
 
 def readings(log_path: Path) -> list[Reading]:
-    """Return what the guest has printed so far, in order; nothing when there is no file yet.
+    """Return what the guest has read from its registers so far, in order; nothing when there is no file yet.
 
     A line that is still being written is left out, and so is one that was cut when QEMU was killed.
     """
+    words = (line.split() for line in _printed(log_path) if FROM_CHANNEL not in line)
+    return [Reading(*(int(word, 16) for word in found)) for found in words if len(found) == len(Reading._fields)]
+
+
+def channel_lines(log_path: Path) -> list[str]:
+    """Return the lines that the guest has read from its energy channel so far; nothing when there is no file yet."""
+    printed = _printed(log_path)
+    return [line.removeprefix(FROM_CHANNEL) for line in printed if line.startswith(FROM_CHANNEL)]
+
+
+def _printed(log_path: Path) -> list[str]:
     try:
-        lines = log_path.read_text(encoding="ascii").split("\n")[:-1]
+        return log_path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
     except FileNotFoundError:
         return []
-    words = (line.split() for line in lines)
-    return [Reading(*(int(word, 16) for word in found)) for found in words if len(found) == len(Reading._fields)]
 
 
 def unmoved_seconds(history: Iterable[Reading]) -> float:

@@ -168,8 +168,12 @@ class World:
         self.run(["virsh", "define", "/proc/self/fd/0"], input=xml)
 
     def readings(self, name: str) -> list[guest.Reading]:
-        """Return what the guest `name` has read so far."""
+        """Return what the guest `name` has read from its registers so far."""
         return guest.readings(self.path(f"/mnt/{name}.log"))
+
+    def channel_lines(self, name: str) -> list[str]:
+        """Return what has come from the energy channel of the guest `name` so far, line by line."""
+        return guest.channel_lines(self.path(f"/mnt/{name}.log"))
 
     def _inside(self, command: Sequence[str]) -> list[str]:
         # With root and working directory, because a mount namespace does not include a chroot around the world.
