@@ -166,20 +166,20 @@ class Host:
         wanted = {name: "degraded" if name in degraded else "active" for name in marked.values()}
         wanted |= {name: "off" for uuid, name in running.items() if uuid not in marked}
 
-        def reported() -> dict[str, str]:
-            shown = self.asked() or {"domains": []}
-            return {
+        def is_reported() -> bool:
+            shown = (self.asked() or {"domains": []})["domains"]
+            states = {
                 domain["name"]: {"pending": "off"}.get(domain["vrapl"], domain["vrapl"])
-                for domain in shown["domains"]
+                for domain in shown
                 if domain["pid"] is not None
             }
+            reasons = {domain["name"]: domain["reason"] for domain in shown}
+            return states == wanted and all(
+                degraded[name] in (reason or "") if name in degraded and name in states else reason is None
+                for name, reason in reasons.items()
+            )
 
-        wait_until(lambda: reported() == wanted, SETTLE_SECONDS, f"virt-rapld reports {wanted}")
-        for domain in (self.asked() or {})["domains"]:
-            if domain["name"] in degraded and domain["pid"] is not None:
-                assert degraded[domain["name"]] in domain["reason"]
-            else:
-                assert domain["reason"] is None
+        wait_until(is_reported, SETTLE_SECONDS, f"virt-rapld reports {wanted}, and no reasons but those of {degraded}")
 
     def _check_counters(self, uuid: str, name: str) -> None:
         """Hold that what a guest reads went on in the QEMU it was in, and has begun at 0 again in another."""
