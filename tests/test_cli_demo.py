@@ -53,6 +53,13 @@ class FakeWorld:
     def path(self, path: str) -> Path:
         return self.root / path.lstrip("/")
 
+    def channel_lines(self, name: str) -> list[str]:
+        """Return a line for each second until the last but one, where it has the channel."""
+        if not any(f"--via channel {name}" in words for words in self.ran):
+            return []
+        joules = {second: 1000.0 + self.watts[name] * second * 1.1 for second in range(-5, self.now)}
+        return [json.dumps({"time": f"at {second}", "energy_joules": each}) for second, each in joules.items()]
+
     def readings(self, name: str) -> list[Reading]:
         """Return ten readings a second; the counter moves once a second."""
         tenths = range(-50, self.now * 11 + 1)
@@ -73,7 +80,7 @@ class FakeWorld:
             yield json.dumps(self.document()) + "\n"
 
     def document(self) -> dict[str, Any]:
-        meter = "active" if any("virt-rapl enable" in words for words in self.ran) else "off"
+        meter = "active" if any(words.startswith("virt-rapl enable busy") for words in self.ran) else "off"
         domains = [
             {
                 "name": name,
@@ -86,7 +93,14 @@ class FakeWorld:
             for number, (name, watts) in enumerate(self.watts.items(), 1)
         ]
         zones = [{"name": "package-0", "power_watts": 40.0}, {"name": "dram", "power_watts": 7.0}]
-        host = {"source": "msr", "zones": zones, "domains_watts": 25.0, "other_watts": 5.0, "idle_watts": 10.0}
+        host = {
+            "source": "msr",
+            "sampled_at": f"at {self.now}",
+            "zones": zones,
+            "domains_watts": 25.0,
+            "other_watts": 5.0,
+            "idle_watts": 10.0,
+        }
         return {"host": host, "domains": domains}
 
 
@@ -142,7 +156,7 @@ def test_where_a_guest_does_not_start_with_its_meter_it_starts_without(
     assert "no guest can read its energy here: no meter today" in capsys.readouterr().out
 
 
-def test_without_kvm_the_hosts_side_is_shown(
+def test_without_kvm_guests_get_their_energy_by_the_channel(
     world: FakeWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing() -> None:
@@ -151,14 +165,35 @@ def test_without_kvm_the_hosts_side_is_shown(
     monkeypatch.setattr(demo, "check_kvm", missing)
     assert main(["demo", "--seconds=2"]) == 0
     assert world.ran[2:-1] == [
+        "sh -c exec virt-rapl daemon >/dev/null 2>&1 </dev/null &",
+        "sh -c exec virt-rapl channel >/dev/null 2>&1 </dev/null &",
         "define busy 100 without KVM",
+        "virt-rapl enable --via channel busy",
         "virsh start busy",
         "define calm 30 without KVM",
+        "virt-rapl enable --via channel calm",
         "virsh start calm",
     ]
     out = capsys.readouterr().out
-    assert "no guest can read its energy here: this machine has no KVM" in out
-    assert rows(out)["busy"][3:] == ["44.0 J", "-", "-"]
+    assert "guests get their energy by the channel: this machine has no KVM" in out
+    assert rows(out)["busy"][3:] == ["22.0 J", "22.0 J", "+0.0%"], "until the last sample that the guest has heard of"
+
+
+def test_a_processor_can_be_chosen(
+    world: FakeWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulated: list[object] = []
+
+    def make(*, simulate: object) -> FakeWorld:
+        simulated.append(simulate)
+        return world
+
+    monkeypatch.setattr(demo, "World", make)
+    assert main(["demo", "--seconds=1", "--cpu=amd"]) == 0
+    assert main(["demo", "--seconds=1"]) == 0
+    assert simulated[0] == ("--cpu", "amd")
+    assert simulated[1] in ((), None)
+    capsys.readouterr()
 
 
 def test_a_status_that_ends_too_early_is_a_failure(world: FakeWorld, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """Start two real guests in a private world, and compare what they read with what `virt-rapl status` says.
 
 The machine's own libvirt, guests and configuration are neither seen nor touched, and nothing is left afterwards. If
-the machine has no RAPL the energy is simulated; if it has no KVM only the host's side can be shown.
+the machine has no RAPL the energy is simulated. Guests read registers where QEMU gives them some, and else what comes
+by the energy channel.
 """
 
 import argparse
@@ -32,6 +33,11 @@ HEADINGS = ("DOMAIN", "VCPU LOAD", "WATTS", "JOULES", "GUEST'S JOULES", "DIFFERE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument(
+        "--cpu",
+        choices=("intel", "amd"),
+        help="simulate a machine with such a processor (default: this machine or, if it has no RAPL, intel)",
+    )
+    parser.add_argument(
         "--seconds", metavar="N", type=count, default=15, help="how long to compare (default %(default)s)"
     )
 
@@ -40,9 +46,9 @@ def run(options: argparse.Namespace) -> int:
     """Show the comparison once a second."""
     check_machine()
     print(f"starting libvirt and {len(GUESTS)} guests in a private world", flush=True)
-    with World(simulate=() if _lacks_rapl() else None) as world:
-        trouble = _start_guests(world)
-        screen = Screen(world, trouble)
+    simulate = ("--cpu", options.cpu) if options.cpu else () if _lacks_rapl() else None
+    with World(simulate=simulate) as world:
+        screen = Screen(world, *_start_guests(world))
         with world.popen(["virt-rapl", "status", "--json", "--watch"]) as status:
             assert status.stdout is not None
             for second, line in zip(range(-SETTLING_SECONDS, options.seconds + 1), status.stdout, strict=False):
@@ -63,22 +69,30 @@ def _lacks_rapl() -> bool:
     return False
 
 
-def _start_guests(world: World) -> str:
-    """Do what an operator would; return what keeps the guests from reading their energy, empty if nothing does."""
+def _start_guests(world: World) -> tuple[str, str]:
+    """Do what an operator would.
+
+    Return why guests have no registers, and what keeps them from getting their energy at all; each empty if they do.
+    """
     no_kvm = message_of(check_kvm)
-    trouble = no_kvm or message_of(partial(check_host, sys=world.path("/sys"), proc=world.path("/proc")))
+    no_registers = no_kvm or message_of(partial(check_host, sys=world.path("/sys"), proc=world.path("/proc")))
     world.run(["virt-rapl", "install", "--force"])  # other users may be able to change a checkout
     world.start_libvirtd()
+    if no_registers:
+        for command in ("daemon", "channel"):
+            world.run(["sh", "-c", f"exec virt-rapl {command} >/dev/null 2>&1 </dev/null &"])
+    trouble = ""
     for name, duty in GUESTS.items():
         world.define_guest(name, duty, kvm=not no_kvm)
-        trouble = trouble or message_of(partial(_start_with_meter, world, name))
+        via = ["--via", "channel"] if no_registers else []
+        trouble = trouble or message_of(partial(_start_with_meter, world, via, name))
         if trouble:
             world.run(["virsh", "start", name])
-    return trouble
+    return no_registers, trouble
 
 
-def _start_with_meter(world: World, name: str) -> None:
-    world.run(["virt-rapl", "enable", name])
+def _start_with_meter(world: World, via: list[str], name: str) -> None:
+    world.run(["virt-rapl", "enable", *via, name])
     try:
         world.run(["virsh", "start", name])
     except VirtRaplError:
@@ -89,20 +103,23 @@ def _start_with_meter(world: World, name: str) -> None:
 class Screen:
     """What is shown. Everything is counted from the first document of `virt-rapl status` on."""
 
-    def __init__(self, world: World, trouble: str) -> None:
-        """Show the guests of `world`; `trouble`: why they cannot read their own energy, empty if they can."""
+    def __init__(self, world: World, no_registers: str, trouble: str) -> None:
+        """Show the guests of `world`; `no_registers` and `trouble` are what _start_guests() returns."""
         self.world = world
+        self.no_registers = no_registers
         self.trouble = trouble
         self.shown = 0
         self._height = 0
         self._before: dict[str, tuple[float, float]] = {}
         """For each domain: monotonic seconds and vCPU seconds, at the previous screen."""
-        self._first: dict[str, tuple[float, float]] = {}
-        """For each domain: joules by status and by the guest, at the beginning."""
+        self._first: dict[tuple[str, bool], tuple[float, float]] = {}
+        """For each domain, and whether it reads its energy: joules by status and by the guest, at the beginning."""
+        self._charged: dict[tuple[str, str], float] = {}
+        """Joules by status, by domain and time of the sample."""
 
     def show(self, document: dict[str, Any], second: int, seconds: int) -> None:
         """Show the comparison for one document, on a terminal in place of the previous one."""
-        rows = [self._row(domain) for domain in document["domains"]]
+        rows = [self._row(domain, document["host"]["sampled_at"]) for domain in document["domains"]]
         if second == 0:
             return
         lines = self._lines(document["host"], rows, second, seconds)
@@ -112,17 +129,31 @@ class Screen:
         self._height = len(lines)
         self.shown = second
 
-    def _row(self, domain: dict[str, Any]) -> tuple[str, ...]:
-        name, reads, charged = domain["name"], domain["vrapl"] == "active", domain["energy_joules"]
-        readings = self.world.readings(name) if reads else []
-        own = sum(guest.joules(readings).values())
-        # QEMU moves the guest's counter once a second: compare with what status would have shown at that moment.
-        charged -= domain["power_watts"] * guest.unmoved_seconds(readings)
-        charged_first, own_first = self._first.setdefault(name, (charged, own))
+    def _row(self, domain: dict[str, Any], sampled_at: str) -> tuple[str, ...]:
+        name, whole = domain["name"], domain["energy_joules"]
+        self._charged[name, sampled_at] = whole
+        compared = self._by_registers(domain) if domain["vrapl"] == "active" else self._by_channel(name)
+        charged, own = compared or (whole, 0.0)
+        charged_first, own_first = self._first.setdefault((name, bool(compared)), (charged, own))
         charged, own = charged - charged_first, own - own_first
         figures = (name, self._load(domain), f"{domain['power_watts']:.1f} W", f"{charged:.1f} J")
-        difference = f"{(own - charged) / charged:+.1%}" if reads and charged else "-"
-        return (*figures, f"{own:.1f} J" if reads else "-", difference)
+        difference = f"{(own - charged) / charged:+.1%}" if compared and charged else "-"
+        return (*figures, f"{own:.1f} J" if compared else "-", difference)
+
+    def _by_registers(self, domain: dict[str, Any]) -> tuple[float, float]:
+        """Return the joules by status and by the guest, at one moment."""
+        readings = self.world.readings(domain["name"])
+        # QEMU moves the guest's counter once a second: compare with what status would have shown at that moment.
+        unmoved = domain["power_watts"] * guest.unmoved_seconds(readings)
+        return domain["energy_joules"] - unmoved, sum(guest.joules(readings).values())
+
+    def _by_channel(self, name: str) -> tuple[float, float] | None:
+        """Return the joules by status and by the guest, of the newest sample that the guest has heard of; or None."""
+        for line in reversed(self.world.channel_lines(name)):
+            heard = json.loads(line)
+            charged = self._charged.get((name, heard["time"]))
+            return None if charged is None else (charged, heard["energy_joules"])
+        return None
 
     def _load(self, domain: dict[str, Any]) -> str:
         now, ran = time.monotonic(), self._vcpu_seconds(domain)
@@ -140,8 +171,15 @@ class Screen:
         return [
             "",
             *(["energy is SIMULATED: this is not what the machine uses"] if host["source"] == "simulated" else []),
-            *([f"no guest can read its energy here: {self.trouble}; this is the host's side"] if self.trouble else []),
+            *([self._note()] if self._note() else []),
             *aligned([HEADINGS, *rows], right=range(1, len(HEADINGS))),
             f"package {package:.1f} W: domains {host['domains_watts']:.1f} W, other {host['other_watts']:.1f} W, "
             f"idle {host['idle_watts']:.1f} W; second {second} of {seconds}",
         ]
+
+    def _note(self) -> str:
+        if self.trouble:
+            return f"no guest can read its energy here: {self.trouble}; this is the host's side"
+        if self.no_registers:
+            return f"guests get their energy by the channel: {self.no_registers}"
+        return ""
