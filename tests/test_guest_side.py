@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import IO, Any
@@ -635,10 +635,10 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(tmp_path: Path, *options: str, python: str = sys.executable) -> Iterator[Process]:
+def running(tmp_path: Path, *, python: Sequence[str] = (sys.executable,)) -> Iterator[Process]:
     """Run it on one end of a pair of sockets."""
     ours, theirs = socket.socketpair()
-    with ours, theirs, started(tmp_path, "-", *options, python=python, stdin=theirs.fileno()) as process:
+    with ours, theirs, started(tmp_path, "-", python=python, stdin=theirs.fileno()) as process:
         yield Process(tmp_path / "run", process, ours.sendall)
 
 
@@ -650,13 +650,9 @@ def _heed_signals() -> None:
 
 @contextlib.contextmanager
 def started(
-    tmp_path: Path,
-    port: str,
-    *options: str,
-    python: str = sys.executable,
-    stdin: int = subprocess.DEVNULL,
+    tmp_path: Path, port: str, *, python: Sequence[str] = (sys.executable,), stdin: int = subprocess.DEVNULL
 ) -> Iterator["subprocess.Popen[str]"]:
-    command = [python, "-I", str(PROGRAM), "run", "--port", port, *options]
+    command = [*python, "-I", str(PROGRAM), "run", "--port", port]
     command += ["--directory", str(tmp_path / "run"), "--state-directory", str(tmp_path / "state")]
     command += ["--textfile", str(tmp_path / "run/virt-rapl-guest.prom")]
     with contextlib.suppress(FileNotFoundError):
@@ -685,7 +681,7 @@ def other_pythons() -> list[str]:
 
 @pytest.mark.parametrize("python", [sys.executable, *other_pythons()], ids=lambda path: Path(path).name)
 def test_it_runs_and_says_what_it_has_read(tmp_path: Path, python: str) -> None:
-    with running(tmp_path, python=python) as process:
+    with running(tmp_path, python=[python]) as process:
         silent = ask(tmp_path)
         assert silent.returncode == 1
         assert silent.stderr == (
@@ -882,6 +878,33 @@ def test_the_unit_is_confined() -> None:
     found = re.search(r"Overall exposure level for \S+: ([\d.]+) ", printed)
     assert found, printed
     assert float(found[1]) <= 0.4, printed
+
+
+def calls(*names: str) -> set[str]:
+    """Return the system calls of groups, such as @system-service, as systemd understands them."""
+    found: set[str] = set()
+    for name in names:
+        if name.startswith("@"):
+            command = ["systemd-analyze", "syscall-filter", "--no-pager", name]
+            listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+            found |= calls(*(text.strip() for text in listed[1:] if not text.strip().startswith("#")))
+        else:
+            found.add(name)
+    return found
+
+
+@pytest.mark.needs("systemd-analyze", "strace")
+def test_the_unit_forbids_no_system_call_that_it_makes(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with running(tmp_path, python=["strace", "-D", "-q", "-o", str(trace), sys.executable]) as process:
+        process.send(line(JOULES))
+        assert process.end() == (0, "")
+    wait_until(lambda: "+++ exited with 0 +++" in trace.read_text(), PATIENCE, "all calls are written down")
+    made = set(re.findall(r"^(\w+)\(", trace.read_text(), re.MULTILINE))
+    assert {"fsync", "rename"} <= made
+    (allowed,) = re.findall("^SystemCallFilter=(@.*)$", UNIT.read_text(), re.MULTILINE)
+    (forbidden,) = re.findall("^SystemCallFilter=~(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert made - (calls(*allowed.split()) - calls(*forbidden.split())) == set()
 
 
 @pytest.mark.needs("udevadm")
