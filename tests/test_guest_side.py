@@ -233,6 +233,13 @@ def test_a_line_without_end_takes_no_memory_and_spoils_none() -> None:
     assert rest == b""
 
 
+def test_a_line_is_not_read_up_to_the_limit() -> None:
+    _, rest = guest.split(b"", sent(line({"package": 1})).strip() + b" " * guest.LONGEST_LINE)
+    (text,), _ = guest.split(rest, b"\n")
+    with pytest.raises(ValueError, match="too long"):
+        guest.parse(text)
+
+
 # Counters
 
 
@@ -320,7 +327,7 @@ others = st.tuples(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=400)
 @given(st.lists(uses | moves | others, max_size=40))
 def test_counters_never_go_back_whatever_happens(steps: list[tuple[str, int]]) -> None:
     """A guest on 20 hosts that crashes and stops, and hosts that lose what they have counted."""
@@ -541,11 +548,24 @@ def test_totals_are_saved_when_they_begin_anew_and_each_minute(tmp_path: Path, c
         ("b", 9, 1, 4),
         ("b", 10, 1, 4),
         ("b", 5, 1, 5),
+        ("b", 6, 1, 5),
+        ("a", 5, 1, 7),
     ):
         clock.now += seconds
         one.feed(sent(line({"package": joules}, host)))
         one.tick()
         assert kept(tmp_path) == {"package": expected * 10**6}
+
+
+def test_nothing_is_saved_without_news(tmp_path: Path, clock: SimpleNamespace) -> None:
+    one, state = meter(tmp_path), tmp_path / "state/state.json"
+    one.save()
+    assert not state.exists()
+    one.feed(sent(line({"package": 1})))
+    saved = state.stat().st_ino
+    clock.now += 2 * guest.MINUTE
+    one.tick()
+    assert state.stat().st_ino == saved
 
 
 def test_lines_that_come_together_are_all_counted(tmp_path: Path) -> None:
@@ -724,6 +744,27 @@ def test_a_signal_ends_it_and_what_it_showed(tmp_path: Path, number: signal.Sign
         assert process.end(number) == (0, "")
     assert list((tmp_path / "run").iterdir()) == []
     assert kept(tmp_path) == {"package": 2 * 10**6}
+
+
+def test_with_nohup_it_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path, python=["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable]) as process:
+        process.process.send_signal(signal.SIGHUP)
+        process.send(line({"package": 1}))
+        assert process.end() == (0, "")
+
+
+def test_it_waits_while_no_host_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """select() does not: the end of a pipe, and a port without a host, can always be read."""
+    calls: list[tuple[int, float]] = []
+
+    def select(to_read: list[int], _write: list[int], _except: list[int], seconds: float) -> tuple[list[int]]:
+        calls.append((len(to_read), seconds))
+        return (to_read[:1],)
+
+    monkeypatch.setattr(guest, "select", SimpleNamespace(select=select))
+    options = f"--port /dev/null --directory {tmp_path}/run --state-directory {tmp_path}/state"
+    assert command(monkeypatch, "run", *options.split()) == 0
+    assert calls == [(2, 1), (1, 0.5)]
 
 
 def test_a_kill_loses_nothing(tmp_path: Path) -> None:
