@@ -159,11 +159,24 @@ def test_a_line_with_something_wrong_in_it_is_refused(path: str) -> None:
 
 
 def test_a_line_that_lacks_something_is_refused() -> None:
-    for name in ("schema", "time", "host", "since", "source", "simulated", "power_watts", "zones", "vcpus"):
+    for name in ("schema", "time", "host", "since", "source", "simulated", "zones", "vcpus"):
         whole = line({"package": 1})
         del whole[name]
         with pytest.raises(guest.MALFORMED):
             print("accepted without", name, guest.parse(sent(whole)))
+
+
+def test_power_that_the_host_could_not_read_is_missing(tmp_path: Path) -> None:
+    whole = line(JOULES)
+    for part in (whole, whole["zones"]["dram"], whole["vcpus"][0]):
+        del part["power_watts"]
+    one = meter(tmp_path)
+    one.feed(sent(whole))
+    shown = json.loads((tmp_path / "run/status.json").read_text())
+    assert "power_watts" not in shown
+    assert shown["zones"]["dram"] == {"energy_joules": JOULES["dram"]}
+    assert shown["zones"]["package"]["power_watts"] == 2.5
+    assert "power_watts 12" not in (tmp_path / "run/virt-rapl-guest.prom").read_text()
 
 
 @pytest.mark.parametrize(
@@ -470,7 +483,7 @@ virt_rapl_guest_energy_joules_total{zone="psys"} 2000.000001
 virt_rapl_guest_vcpu_energy_joules_total{vcpu="0"} 1000.000000
 virt_rapl_guest_vcpu_energy_joules_total{vcpu="9"} 0.000000
 virt_rapl_guest_vcpu_energy_joules_total{vcpu="10"} 234.500000
-# HELP virt_rapl_guest_power_watts Power of this guest in the packages; absent while its host sends nothing.
+# HELP virt_rapl_guest_power_watts Power of this guest in the packages; absent while its host knows none.
 # TYPE virt_rapl_guest_power_watts gauge
 virt_rapl_guest_power_watts 12.5
 # HELP virt_rapl_guest_simulated Whether the energy is simulated.
