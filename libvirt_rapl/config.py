@@ -214,7 +214,12 @@ class Config:
             """
             What a kilowatt hour costs, for `virt-rapl report`: a price, and others in windows of the week, which may
             cross midnight (days: those on which a window begins), in a time zone (default: the machine's). Or a CSV
-            file of time,price; a row is valid until the next one. Or off: reports have no costs.
+            file of time,price. Or off: reports have no costs.
+
+            A row of the file is valid until the next one. But where the distance to that is more than 1.12 times the
+            longer of the distances before and after it, rows are missing: the row is valid for that longer distance,
+            and the rest stays empty. Where the longer one is more than 25 hours, as in a list of price changes, each
+            row is valid until the next. The last row is valid as long as the one before it; a single row from then on.
                 tariff:
                   currency: EUR
                   price: 0.31
@@ -235,7 +240,7 @@ class Config:
             _parse_carbon,
             """
             The grams of CO2 equivalent of a kilowatt hour, for `virt-rapl report`, and who says so; or a CSV file of
-            time,grams. Or off: reports do not have them.
+            time,grams, whose rows are valid as those of `tariff`. Or off: reports do not have them.
                 carbon: {grams_per_kwh: 363, source: Umweltbundesamt 2024}
             or
                 carbon: {csv: /etc/virt-rapl/carbon.csv, source: Electricity Maps}

@@ -1,9 +1,10 @@
 """Prices and CO2: what the configuration accepts, and what is valid at which time."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -178,21 +179,61 @@ def test_a_file_is_valid_where_it_has_rows(tmp_path: Path) -> None:
     assert price(int(datetime.fromisoformat("2026-11-01T23:59+01:00").timestamp())) is None
 
 
+def hours_of(file: Path, times: list[str]) -> list[float]:
+    """Return for how many hours each row of a file of these times is valid."""
+    file.write_text("".join(f"{time},1\n" for time in times))
+    return [(row.until - row.since) / 3600 for row in read_rows(file, BERLIN)]
+
+
 @pytest.mark.parametrize(
     ("times", "hours"),
     [
         (["2026-10-25T01:00", "2026-10-25T02:00", "2026-10-25T02:00", "2026-10-25T03:00"], [1, 1, 1, 1]),
         (["2026-03-29T01:00", "2026-03-29T03:00", "2026-03-29T04:00"], [1, 1, 1]),
-        (["2026-10-24", "2026-10-25", "2026-10-26", "2026-10-28"], [24, 25, 24, 24]),
-        (["2026-01-01", "2026-02-01", "2026-03-01", "2026-04-01"], [31 * 24, 28 * 24, 31 * 24 - 1, 28 * 24]),
+        (["2026-03-28", "2026-03-29", "2026-03-30", "2026-03-31"], [24, 23, 24, 24]),
+        (["2026-10-24", "2026-10-25", "2026-10-26", "2026-10-27"], [24, 25, 24, 24]),
+        (["2026-11-02", "2026-11-03", "2026-11-05", "2026-11-06"], [24, 24, 24, 24]),
+        (["2026-11-02", "2026-11-03", "2026-11-05"], [24, 24, 24]),
+        (["2026-11-02", "2026-11-04", "2026-11-05"], [24, 24, 24]),
+        (["2026-01-01", "2026-02-01", "2026-03-01", "2026-04-01"], [31 * 24, 28 * 24, 31 * 24 - 1, 31 * 24 - 1]),
+        (["2026-01-01", "2026-03-15", "2026-10-01"], [73 * 24, 200 * 24 - 1, 200 * 24 - 1]),
+        (["2026-11-02T00:00", "2026-11-02T06:00"], [6, 6]),
+        (["2026-11-02"], [math.inf]),
     ],
 )
-def test_hours_days_and_months_of_a_file_are_as_long_as_they_are(
-    tmp_path: Path, times: list[str], hours: list[int]
+def test_hours_days_and_price_changes_are_as_long_as_they_are(
+    tmp_path: Path, times: list[str], hours: list[float]
 ) -> None:
-    file = tmp_path / "prices.csv"
-    file.write_text("".join(f"{time},1\n" for time in times))
-    assert [(row.until - row.since) / 3600 for row in read_rows(file, BERLIN)] == hours
+    assert hours_of(tmp_path / "prices.csv", times) == hours
+
+
+HOURS, QUARTERS = [60] * 3, [15] * 8
+"""Minutes between rows."""
+
+
+@pytest.mark.parametrize(
+    ("minutes", "holes"),
+    [
+        (HOURS + QUARTERS, []),
+        (QUARTERS + HOURS, []),
+        (HOURS + QUARTERS + HOURS, []),
+        ([*HOURS, 120, *HOURS], [(3, 60)]),
+        ([*HOURS, 180, *HOURS], [(3, 60)]),
+        ([*QUARTERS, 30, *QUARTERS], [(8, 15)]),
+        ([*HOURS, 90, *QUARTERS], [(3, 60)]),
+        ([*HOURS, 3 * 1440, *HOURS, 120, *HOURS], [(3, 60), (7, 60)]),
+    ],
+)
+def test_a_file_may_go_from_hours_to_quarters_and_back_and_has_holes_where_rows_are_missing(
+    tmp_path: Path, minutes: list[int], holes: list[tuple[int, int]]
+) -> None:
+    begin = datetime(2026, 11, 2)
+    times = [begin + timedelta(minutes=sum(minutes[:number])) for number in range(len(minutes) + 1)]
+    expected = [*minutes, minutes[-1]]
+    for row, valid in holes:
+        expected[row] = valid
+    found = hours_of(tmp_path / "prices.csv", [time.isoformat() for time in times])
+    assert [round(hours * 60, 6) for hours in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -225,12 +266,20 @@ def test_what_is_no_file_of_prices(tmp_path: Path, text: bytes, line: int, probl
     assert problem in raised.value.message
 
 
-@pytest.mark.parametrize("text", ["", "time,price\n", "time,price\n2026-11-01,1\n"])
-def test_a_file_of_too_few_rows(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "\n", "time,price\n"])
+def test_a_file_without_rows(tmp_path: Path, text: str) -> None:
     file = tmp_path / "prices.csv"
     file.write_text(text)
-    with pytest.raises(VirtRaplError, match="two rows"):
+    with pytest.raises(VirtRaplError, match="there is no row"):
         read_rows(file, None)
+
+
+def test_a_single_row_is_valid_from_then_on(tmp_path: Path) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_text("time,price\n2026-11-01T00:00Z,0.5\n")
+    price = factors.price(parse_tariff({"currency": "EUR", "csv": str(file)}))
+    begin = int(datetime.fromisoformat("2026-11-01T00:00Z").timestamp())
+    assert [price(at) for at in (begin - 1, begin, begin + 10**9)] == [None, Decimal("0.5"), Decimal("0.5")]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

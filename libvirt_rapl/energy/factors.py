@@ -1,12 +1,12 @@
 """The price and the CO2 of a kilowatt hour at any time: from the configuration, or a CSV file of time,value.
 
 A row of a file is valid until the next one. Where rows are missing, nothing is known: neither 0 nor the value before.
-Months, years, and days with a change of the clock differ in length, so a row is valid for a little more than the
-shortest distance between two rows if the next one begins then; else, as the last one, for that shortest distance.
+That they are is seen by the distances before and after, because a file may change from hours to quarters of an hour.
 """
 
 import csv
 import itertools
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -22,7 +22,9 @@ from libvirt_rapl.tariff import MINUTES, Carbon, Tariff
 MOST = Decimal(10**6)
 _NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,12})?")
 LONGER = 1.12
-"""A month may be 1.107 times as long as the shortest, a day 1.087 times."""
+"""Rows are missing where a distance is more than so many times the usual one. A day may be 1.087 times another."""
+LONGEST_DAY = 25 * 3600.0
+"""Seconds. Distances that are longer are those of a list of changes, which has no usual one."""
 
 Factor = Callable[[int], Decimal | None]
 """Returns what is valid at a time, in seconds since the epoch; None if that is not known."""
@@ -68,14 +70,22 @@ def _by_row(rows: list[Row]) -> Factor:
 def read_rows(path: Path, time_zone: ZoneInfo | None, what: str = "price") -> list[Row]:
     """Read a file; its first line may be the heading time,WHAT. Raises VirtRaplError with file and line."""
     rows = list(_values(path, time_zone, what))
-    if len(rows) < 2:
-        raise VirtRaplError(f"{path}: expected two rows or more of time,value", "a row's time ends with the next row")
-    shortest = min(later - earlier for (earlier, _), (later, _) in itertools.pairwise(rows))
-    following = [since for since, _ in rows[1:]] + [rows[-1][0] + shortest]
+    if not rows:
+        raise VirtRaplError(f"{path}: there is no row of time,value in it", f"correct {path}")
+    distances = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(rows)]
     return [
-        Row(since, until if until - since <= LONGER * shortest else since + shortest, value)
-        for (since, value), until in zip(rows, following, strict=True)
+        Row(since, since + seconds, value) for (since, value), seconds in zip(rows, _validity(distances), strict=True)
     ]
+
+
+def _validity(distances: list[float]) -> list[float]:
+    """Return for how many seconds each row is valid, by the distances between them."""
+    valid: list[float] = []
+    for number, distance in enumerate(distances):
+        usual = max(distances[max(0, number - 1) : number] + distances[number + 1 : number + 2], default=distance)
+        rows_are_missing = usual <= LONGEST_DAY and distance > LONGER * usual
+        valid.append(usual if rows_are_missing else distance)
+    return [*valid, valid[-1] if valid else math.inf]
 
 
 def _values(path: Path, time_zone: ZoneInfo | None, what: str) -> Iterator[tuple[float, Decimal]]:
