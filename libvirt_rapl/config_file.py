@@ -19,6 +19,17 @@ CONSTRUCTORS = (ValueError, KeyError, AttributeError, TypeError)
 """What PyYAML raises for a value that does not fit its tag, or looks like a date and is none."""
 
 
+class Loader(yaml.SafeLoader):
+    """Reads YAML, where 22:00 stays a text: YAML 1.1 takes it for a number to the base of 60, and makes 1320 of it."""
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | str:
+    return node.value if ":" in node.value else loader.construct_yaml_int(node)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
 class Key(NamedTuple):
     """The declaration of a key beside its name, type and default."""
 
@@ -121,12 +132,12 @@ def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
         if not (file.is_file() or file == STANDARD_INPUT):  # reading a pipe without a writer would never end
             raise VirtRaplError(f"{file} is not a regular file", "move it away")
         text = file.read_bytes().decode()
-        loader = yaml.SafeLoader(text)
+        loader = Loader(text)
         return loader, loader.get_single_node()
     except FileNotFoundError:
         if file.is_symlink():
             raise VirtRaplError(f"{file} is a link to {file.readlink()}, which is not there", f"rm {file}") from None
-        return yaml.SafeLoader(""), None
+        return Loader(""), None
     except OSError as error:
         raise VirtRaplError(f"cannot read {file}: {error}", "make it a text file readable by root") from error
     except UnicodeDecodeError as error:

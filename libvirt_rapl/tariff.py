@@ -166,9 +166,6 @@ def _window(written: object, number: int) -> Window:
 
 
 def _minutes(written: object, key: Literal["from", "to"]) -> int:
-    # YAML takes 22:00 for a number to the base of 60, which are its minutes.
-    if isinstance(written, int) and not isinstance(written, bool) and 0 <= written <= MINUTES:
-        return written
     if isinstance(written, str) and (found := _TIME.fullmatch(written)):
         minutes = int(found[1]) * 60 + int(found[2])
         if minutes <= MINUTES:

@@ -162,6 +162,7 @@ def test_a_file_that_cannot_be_read_as_yaml(tmp_path: Path, content: bytes, plac
         ("state_directory: /srv/näher 2", Path("/srv/näher 2")),
         ("domains: []", Selection()),
         ("helper: 'qemu'", "qemu"),
+        ("interval: 0x3_2", 50),
     ],
 )
 def test_what_is_just_right_is_accepted(tmp_path: Path, text: str, value: object) -> None:
@@ -231,7 +232,10 @@ def test_check_names_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "helper: qemu\n\nmodel: active\ninterval: 2\n")
     (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d/10.yaml").write_text("interval: 5\ndomains:\n- web*\n- title: 'a: b'\n")
+    window = "{from: 22:00, to: '6:00', price: 0.2}"
+    (tmp_path / "conf.d/10.yaml").write_text(
+        f"interval: 5\ndomains:\n- web*\n- title: 'a: b'\ntariff: {{currency: EUR, price: 0.3, windows: [{window}]}}\n"
+    )
     assert main(["--config", str(path), "config", "show"]) == 0
     shown = capsys.readouterr().out
     lines = [tuple(part.strip() for part in line.split("  #")) for line in shown.splitlines()]
@@ -248,7 +252,10 @@ def test_show_prints_what_is_in_force_and_whence(tmp_path: Path, capsys: pytest.
         ("domains: [web*, {title: 'a: b'}]", f"{tmp_path}/conf.d/10.yaml:2"),
         ("via: auto", "default"),
         ("labels: {}", "default"),
-        ("tariff: off", "default"),
+        (
+            "tariff: {currency: EUR, price: 0.3, windows: [{from: '22:00', price: 0.2, to: '6:00'}]}",
+            f"{tmp_path}/conf.d/10.yaml:5",
+        ),
         ("carbon: off", "default"),
         ("pue: 1.0", "default"),
     ]

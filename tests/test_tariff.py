@@ -10,9 +10,9 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 
 from libvirt_rapl.config import load
+from libvirt_rapl.config_file import Loader
 from libvirt_rapl.energy import factors
 from libvirt_rapl.energy.factors import read_rows
 from libvirt_rapl.errors import VirtRaplError, WrongPartError
@@ -29,6 +29,11 @@ def local(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     yield request.param
     monkeypatch.undo()
     time.tzset()
+
+
+def as_configured(text: str) -> object:
+    """Return a value as the configuration is read."""
+    return Loader(text).get_single_data()
 
 
 NIGHT = "{days: mon-fri, from: 22:00, to: 06:00, price: 0.2}"
@@ -53,6 +58,14 @@ NIGHT = "{days: mon-fri, from: 22:00, to: 06:00, price: 0.2}"
         ("{currency: EUR, price: 1, windows: {}}", ["windows"], "list"),
         ("{currency: EUR, price: 1, windows: [{from: 1:00, to: 2:00}]}", ["windows", 0], "price is missing"),
         ("{currency: EUR, price: 1, windows: [{from: 25:00, to: 2:00, price: 1}]}", ["windows", 0, "from"], "time"),
+        *(
+            (
+                f"{{currency: EUR, price: 1, windows: [{{from: {number}, to: 6:00, price: 1}}]}}",
+                ["windows", 0, "from"],
+                "22:00",
+            )
+            for number in ("22", "0", "60", "1320", "2200", "0600", "22.5", "true")
+        ),
         ("{currency: EUR, price: 1, windows: [{from: 1:00, to: '2', price: 1}]}", ["windows", 0, "to"], "time"),
         ("{currency: EUR, price: 1, windows: [{from: 1:00, to: '24:01', price: 1}]}", ["windows", 0, "to"], "time"),
         (
@@ -75,7 +88,7 @@ NIGHT = "{days: mon-fri, from: 22:00, to: 06:00, price: 0.2}"
 )
 def test_what_is_no_tariff(text: str, where: list[str | int], problem: str) -> None:
     with pytest.raises(WrongPartError) as raised:
-        parse_tariff(yaml.safe_load(text))
+        parse_tariff(as_configured(text))
     assert raised.value.where == where
     assert problem in raised.value.problem
 
@@ -93,7 +106,7 @@ def test_what_is_no_tariff(text: str, where: list[str | int], problem: str) -> N
 )
 def test_what_is_no_carbon(text: str, where: list[str]) -> None:
     with pytest.raises(WrongPartError) as raised:
-        parse_carbon(yaml.safe_load(text))
+        parse_carbon(as_configured(text))
     assert raised.value.where == where
 
 
@@ -124,7 +137,7 @@ def test_what_is_neither_history_nor_pue(tmp_path: Path, text: str) -> None:
 @pytest.mark.usefixtures("local")
 def test_windows_of_the_week_in_a_time_zone() -> None:
     tariff = parse_tariff(
-        yaml.safe_load(
+        as_configured(
             f"""
             currency: EUR
             price: 0.3
@@ -157,7 +170,7 @@ def test_windows_of_the_week_in_a_time_zone() -> None:
 
 @pytest.mark.usefixtures("local")
 def test_windows_are_in_local_time_by_default() -> None:
-    price = factors.price(parse_tariff({"currency": "EUR", "price": 1, "windows": [yaml.safe_load(NIGHT)]}))
+    price = factors.price(parse_tariff({"currency": "EUR", "price": 1, "windows": [as_configured(NIGHT)]}))
     assert price(int(datetime(2026, 11, 2, 22).timestamp())) == Decimal("0.2")
     assert price(int(datetime(2026, 11, 2, 21, 59).timestamp())) == 1
 
