@@ -444,6 +444,13 @@ def test_what_is_missing_in_the_figures_is_named() -> None:
     assert lines.index("capacity") < lines.index("baseline")
 
 
+def test_a_price_of_nothing_is_a_price() -> None:
+    window = {"from": "0:00", "to": "6:00", "price": 0}
+    config = Config(tariff=parse_tariff({"currency": "EUR", "price": 0.3, "windows": [window]}))
+    lines = provenance(report.make(TWO, question("domain"), Factors()), config)
+    assert "price: 0.3, 0 EUR/kWh by the time of the week (local), of the configuration" in lines
+
+
 @pytest.mark.usefixtures("berlin")
 def test_a_gap_within_a_minute_is_shown_by_the_second() -> None:
     gaps = [Gap(NOON + 5, NOON + 50.5, "daemon"), Gap(NOON + 50, NOON + 65, "clock")]

@@ -59,9 +59,10 @@ def _price(report: Report, config: Config) -> Iterator[str]:
     elif config.tariff.csv:
         yield f"price: {config.tariff.csv} of {_modified(config.tariff.csv.stat().st_mtime)}"
     else:
-        prices = [price for price in (config.tariff.price, *(each.price for each in config.tariff.windows)) if price]
+        prices = [config.tariff.price, *(window.price for window in config.tariff.windows)]
         windows = f" by the time of the week ({config.tariff.time_zone or 'local'})" if config.tariff.windows else ""
-        yield f"price: {', '.join(map(str, prices))} {config.tariff.currency}/kWh{windows}, of the configuration"
+        known = ", ".join(str(price) for price in prices if price is not None)
+        yield f"price: {known} {config.tariff.currency}/kWh{windows}, of the configuration"
     yield from _times("no price", report.unpriced)
 
 
