@@ -389,14 +389,18 @@ def test_what_is_known_travels_as_json(bench: Bench) -> None:
         "PRAGMA user_version = 9",
         "PRAGMA user_version = 3",
         "DELETE FROM ledger",
+        *(
+            f"UPDATE identity SET labels = {labels}"
+            for labels in ("'not json'", "'[1]'", """'{"a": 1}'""", "'null'", "''", "x'00'", f"'{'[' * 100_000}'")
+        ),
     ],
 )
 def test_a_damaged_history_is_not_reported(bench: Bench, damage: str) -> None:
-    bench.write()
+    bench.write(domains={A: Identity("web", "", {"project": "x"})})
     bench.use(QUARTER, {(A, "package-0"): 100, (IDLE, "package-0"): 7})
     bench.write()
     with contextlib.closing(sqlite3.connect(bench.path)) as database:
-        database.execute(damage)
+        assert database.execute(damage).rowcount
         database.commit()
 
     def read() -> None:

@@ -507,6 +507,13 @@ def older(host: Host) -> None:
         database.execute("PRAGMA user_version = 3")
 
 
+def wrong_labels(host: Host) -> None:
+    host.record()
+    with contextlib.closing(sqlite3.connect(host.ledger)) as database:
+        database.execute("""UPDATE identity SET labels = '{"a": 1}'""")
+        database.commit()
+
+
 def no_file(host: Host) -> None:
     host.ledger.parent.mkdir()
     host.ledger.symlink_to("/etc/passwd")
@@ -514,7 +521,14 @@ def no_file(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("make", "problem"),
-    [(without, "there is no"), (empty, "no history"), (damaged, "cannot read"), (older, "older"), (no_file, "link")],
+    [
+        (without, "there is no"),
+        (empty, "no history"),
+        (damaged, "cannot read"),
+        (wrong_labels, "its history is damaged: the labels of"),
+        (older, "older"),
+        (no_file, "link"),
+    ],
 )
 def test_ledgers_that_cannot_be_reported(
     host: Host, capsys: pytest.CaptureFixture[str], make: Callable[[Host], None], problem: str

@@ -150,7 +150,7 @@ class LedgerHistory:
         for uuid, begin, name, title, labels in read(
             "SELECT uuid, since, name, title, labels FROM identity ORDER BY uuid, since"
         ):
-            names.setdefault(uuid, []).append(Name(begin, name, title, json.loads(labels)))
+            names.setdefault(uuid, []).append(Name(begin, name, title, _labels(labels, uuid)))
         gaps = read("SELECT * FROM gap WHERE since < ? AND until > ? ORDER BY since", (until, since))
         lost = read("SELECT * FROM lost WHERE start < ? AND start >= ? ORDER BY start, zone", (until, since))
         return Known(
@@ -182,6 +182,15 @@ class LedgerHistory:
             if unknown or (wrong := imbalance(slot)):
                 raise DamagedError(f"its history is damaged: {f'part {unknown[0]} is missing' if unknown else wrong}")
             yield slot
+
+
+def _labels(text: str, uuid: str) -> dict[str, str]:
+    """Return the labels of a domain, which are JSON in the file. Raises DamagedError."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        labels = json.loads(text)
+        if isinstance(labels, dict) and all(isinstance(value, str) for value in labels.values()):
+            return labels
+    raise DamagedError(f"its history is damaged: the labels of {uuid} cannot be read")
 
 
 def imbalance(slot: Slot) -> str:
