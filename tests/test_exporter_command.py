@@ -62,16 +62,19 @@ def test_it_serves_what_virt_rapld_measures(start: Start) -> None:
     assert "virt_rapl_vcpu" not in text
     domain = json.loads(STATUS)["domains"][0]
     assert f'domain="{domain["name"]}",uuid="{domain["uuid"]}",zone="package"' in text
+    process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
     assert process.stderr.read() == ""
 
 
-def test_it_writes_a_file_instead(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_it_writes_a_file_instead(start: Start, tmp_path: Path, end: signal.Signals) -> None:
     file = tmp_path / "virt-rapl.prom"
     process = start("--textfile", str(file), "--vcpus")
     assert "virt_rapl_vcpu_energy_joules_total{" in file.read_text()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(end)
     assert process.wait(PATIENCE) == 0
     assert not file.exists()
 

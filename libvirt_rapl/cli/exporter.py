@@ -19,7 +19,7 @@ from libvirt_rapl.exporter import options as exporter_options
 if TYPE_CHECKING:
     from libvirt_rapl.exporter.scrape import Scrape
 
-END = (signal.SIGTERM, signal.SIGINT)
+END = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         newest = Feed(config.run_directory / paths.STATUS_SOCKET, log).document
         scrape = Scrape(newest, Exposition(newest, vcpus=options.vcpus))
         signal.pthread_sigmask(signal.SIG_BLOCK, END)  # one thread waits for them; all others inherit this
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # "read it again", which happens when the file changes
         serve(options, scrape)
     except ImportError as error:
         raise VirtRaplError(f"cannot run the exporter: {explain(error)}", exporter_options.TO_INSTALL) from error
