@@ -90,7 +90,10 @@ def as_yaml(value: object) -> str:
 
 def files(path: Path) -> list[Path]:
     """Return the files that are read if they exist; later ones override earlier ones."""
-    return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
+    try:
+        return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
+    except PermissionError:  # then `path` cannot be read either, which is reported
+        return [path]
 
 
 def _check_writers(file: Path) -> None:
@@ -138,6 +141,9 @@ def _read(file: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
         if file.is_symlink():
             raise VirtRaplError(f"{file} is a link to {file.readlink()}, which is not there", f"rm {file}") from None
         return Loader(""), None
+    except PermissionError as error:
+        hint = f"run the command as root, or let others read the file: chmod a+r {file}"
+        raise VirtRaplError(f"cannot read {file}: {error.strerror}", hint) from error
     except OSError as error:
         raise VirtRaplError(f"cannot read {file}: {error}", "make it a text file readable by root") from error
     except UnicodeDecodeError as error:

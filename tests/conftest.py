@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -151,6 +151,21 @@ def _on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs in this process need not survive a power cut, and a sync takes more time than all else it does."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def shut_out(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Call it to be a user who may not search the test's directory."""
+    user = os.geteuid()
+
+    def shut_out() -> None:
+        tmp_path.chmod(0)
+        if user == 0:
+            os.seteuid(4321)
+
+    yield shut_out
+    os.seteuid(user)
+    tmp_path.chmod(0o700)
 
 
 @pytest.fixture(scope="session")

@@ -204,6 +204,15 @@ def test_what_is_no_file_is_reported(tmp_path: Path, name: str, make: Callable[[
     assert caught.value.hint
 
 
+def test_who_may_not_read_the_file_reads_who_may(tmp_path: Path, shut_out: Callable[[], None]) -> None:
+    path = write(tmp_path, "interval: 2\n")
+    shut_out()
+    with pytest.raises(VirtRaplError) as caught:
+        load(path)
+    assert caught.value.message == f"cannot read {path}: Permission denied"
+    assert caught.value.hint == f"run the command as root, or let others read the file: chmod a+r {path}"
+
+
 def test_check_reports_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "helper: other\nintervall: 2\ninterval: 61\n")
     (tmp_path / "conf.d").mkdir()

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -301,3 +301,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(VirtRaplError, match="not a regular file"):
         read_rows(tmp_path / "pipe", None)
+
+
+def test_a_file_that_we_may_not_read(tmp_path: Path, shut_out: Callable[[], None]) -> None:
+    (tmp_path / "prices.csv").write_text("2026-11-01,1\n")
+    shut_out()
+    with pytest.raises(VirtRaplError) as raised:
+        read_rows(tmp_path / "prices.csv", None)
+    assert raised.value.message == f"cannot read {tmp_path}/prices.csv: Permission denied"
+    assert "as root" in raised.value.hint

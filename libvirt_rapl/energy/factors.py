@@ -112,10 +112,13 @@ def _values(path: Path, time_zone: ZoneInfo | None, what: str) -> Iterator[tuple
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the fields of each line that is not empty. Raises VirtRaplError."""
-    if path.exists() and not path.is_file():  # reading a pipe without a writer would never end
-        raise VirtRaplError(f"{path} is not a regular file", "correct the path in the configuration")
     try:
+        if path.exists() and not path.is_file():  # reading a pipe without a writer would never end
+            raise VirtRaplError(f"{path} is not a regular file", "correct the path in the configuration")
         text = path.read_bytes().decode()
+    except PermissionError as error:
+        hint = "run the command as root, or let others read the file and search its directory"
+        raise VirtRaplError(f"cannot read {path}: {error.strerror}", hint) from error
     except OSError as error:
         raise VirtRaplError(f"cannot read {path}: {error.strerror}", "correct the path in the configuration") from error
     except UnicodeDecodeError as error:
