@@ -542,6 +542,12 @@ def test_ledgers_that_cannot_be_reported(
     assert len(shown.err.splitlines()) == 2
 
 
+def test_virt_rapld_has_to_start_anew_for_an_older_ledger(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    older(host)
+    assert host.report() == 1
+    assert capsys.readouterr().err.splitlines()[1] == "hint: systemctl restart virt-rapld"
+
+
 @pytest.mark.parametrize(
     ("text", "make", "hint"),
     [("history: off", empty, "off"), ("", empty, "ten seconds"), ("", Host.record, "2026-11-02 13:00 +0100")],

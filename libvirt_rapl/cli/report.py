@@ -19,7 +19,7 @@ from libvirt_rapl.config import Config, load
 from libvirt_rapl.daemon.history_socket import open_remote
 from libvirt_rapl.energy import factors, report
 from libvirt_rapl.energy.calendar import Span
-from libvirt_rapl.energy.extract import History, Known, open_ledger
+from libvirt_rapl.energy.extract import History, Known, OlderError, open_ledger
 from libvirt_rapl.energy.history import QUARTER
 from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.energy.provenance import local, provenance
@@ -126,7 +126,8 @@ def _history(config: Config) -> Iterator[History]:
     except PermissionError as error:
         raise VirtRaplError(f"may not read {path}", "run it as root, or as a member of the group virt-rapl") from error
     except (OSError, DamagedError) as error:
-        raise VirtRaplError(f"cannot read {path}: {error}", "journalctl -u virt-rapld") from error
+        hint = "systemctl restart virt-rapld" if isinstance(error, OlderError) else "journalctl -u virt-rapld"
+        raise VirtRaplError(f"cannot read {path}: {error}", hint) from error
 
 
 def _why_there_is_none(known: Known, config: Config) -> str:

@@ -21,6 +21,10 @@ from libvirt_rapl.energy.ledger_content import SCHEMA, DamagedError
 from libvirt_rapl.energy.snapshot import HOST
 
 
+class OlderError(DamagedError):
+    """The ledger is that of an older virt-rapld, and not damaged."""
+
+
 class Name(NamedTuple):
     """What a domain was called from a time on."""
 
@@ -114,7 +118,7 @@ def open_ledger(path: Path) -> Iterator["LedgerHistory"]:
     with _as_damage(), contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         database.execute("BEGIN")
         if content.check_version(database) != SCHEMA:
-            raise DamagedError("it is of an older version, which virt-rapld upgrades when it starts")
+            raise OlderError("it is of an older version, which virt-rapld upgrades when it starts")
         yield LedgerHistory(database)
 
 
