@@ -467,6 +467,7 @@ def test_a_gap_within_a_minute_is_shown_by_the_second() -> None:
     [
         (["--since", "2126-01-01"], 1, "future"),
         (["--since", "yesterday", "--until", "last week"], 1, "before it begins"),
+        (["--since", "yesterday", "--until", "yesterday"], 1, "--until today"),
         (["--since", "2020-01-01", "--until", "2020-01-02"], 1, "no history from"),
         (["--domain", "nobody"], 1, "nobody"),
         (["--by", "vm"], 2, "vm"),

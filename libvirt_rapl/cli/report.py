@@ -72,7 +72,10 @@ def run(options: argparse.Namespace) -> int:
     since, until = round_down(options.since), round_up(min(options.until, now))
     if options.since > now:
         raise VirtRaplError(f"{local(options.since)} is in the future", "give an earlier --since")
-    if options.since >= options.until:
+    if options.since == options.until:
+        message = f"the report would end when it begins, at {local(options.since)}"
+        raise VirtRaplError(message, "for all of yesterday: --since yesterday --until today")
+    if options.since > options.until:
         raise VirtRaplError(f"the report would end at {local(options.until)}, before it begins", "correct --until")
     known_factors = _factors(config)
     with _history(config) as history:
