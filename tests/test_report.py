@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import sqlite3
 import sys
@@ -648,6 +649,22 @@ def test_a_picture_that_cannot_be_written(
     assert shown.out == ""
     assert f"{pictures / place}: " in shown.err.splitlines()[0]
     assert sorted(file.name for file in pictures.rglob("*")) == ["directory.svg", "file"]
+
+
+def test_a_picture_on_a_full_disk(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def replace(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    host.record()
+    monkeypatch.setattr(Path, "replace", replace)
+    assert host.report("--plot", str(tmp_path / "picture.svg")) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"virt-rapl: error: cannot write {tmp_path}/picture.svg: No space left on device",
+        "hint: give --plot a file where there is space",
+    ]
+    assert not [file for file in tmp_path.iterdir() if "picture" in file.name]
 
 
 def test_a_picture_without_matplotlib(

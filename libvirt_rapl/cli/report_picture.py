@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,6 @@ def _write(file: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink()
-        raise VirtRaplError(
-            f"cannot write {file}: {error.strerror}", "give --plot a file in a directory that you may write"
-        ) from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "where there is space" if is_full else "in a directory that you may write"
+        raise VirtRaplError(f"cannot write {file}: {error.strerror}", f"give --plot a file {hint}") from error
