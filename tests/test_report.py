@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import json
+import re
 import sqlite3
 import sys
 import time
@@ -358,6 +359,26 @@ def test_little_energy_has_four_digits(microjoules: int, shown: str) -> None:
     assert [line.split()[2] for line in lines if line.startswith("+ idle")] == ["0.0000"]
 
 
+TWINS = Buckets(
+    {(NOON + hour * HOUR, owner, "package-0"): KWH for hour in (0, 1) for owner in (A, B, "c" * 36)},
+    names={A: [Name(0, "w\x1bb", "", {})], B: [Name(0, r"w\x1bb", "", {})], "c" * 36: [Name(0, "db", "", {})]},
+)
+"""Two domains of one name, as far as one can see, and another."""
+
+
+@pytest.mark.parametrize("by", [["domain"], ["hour", "domain"]])
+def test_domains_of_one_name_are_told_apart_by_their_uuids(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: list[By]
+) -> None:
+    made = report.make(TWINS, question(*by), Factors())
+    names = [r"w\x1bb (aaaaaaaa)", r"w\x1bb (bbbbbbbb)", "db"]
+    _, rows, _ = report_formats.table(made, []).split("\n\n", 2)
+    assert [re.split("  +", line)[-3] for line in rows.splitlines()[1:]] == names * len(by)
+    assert drawn(made, monkeypatch, tmp_path) == dict.fromkeys(names, 2.0)
+    text = report_formats.as_csv(made, [])
+    assert {row["domain"] for row in csv.DictReader(text.splitlines()[:-2])} == {r"w\x1bb", "db"}
+
+
 def test_json_is_a_contract(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.configure(PRICES)
     host.record()
@@ -606,22 +627,28 @@ TWELVE = Buckets(
 )
 
 
-@pytest.mark.parametrize("by", [["domain"], ["hour", "domain"]])
-def test_a_picture_shows_nine_names_and_the_others_together(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: list[By]
-) -> None:
+def drawn(made: report.Report, monkeypatch: pytest.MonkeyPatch, directory: Path) -> dict[str, float]:
+    """Return the kilowatt hours that a picture shows, by name, in its order."""
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    report_picture.draw(report.make(TWELVE, question(*by), Factors()), tmp_path / "picture.svg")
+    report_picture.draw(made, directory / "picture.svg")
     (axes,) = figures[0].axes
     energies: defaultdict[str, float] = defaultdict(float)
-    if len(by) == 1:
+    if len(made.question.by) == 1:
         names = [label.get_text() for label in axes.get_yticklabels()][::-1]
         for name, bar in zip(names, axes.patches[::-1], strict=True):
             energies[name] += bar.get_width()  # type: ignore[attr-defined]
     else:
         for bars in axes.containers:
             energies[str(bars.get_label())] += sum(bar.get_height() for bar in bars)
+    return energies
+
+
+@pytest.mark.parametrize("by", [["domain"], ["hour", "domain"]])
+def test_a_picture_shows_nine_names_and_the_others_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: list[By]
+) -> None:
+    energies = drawn(report.make(TWELVE, question(*by), Factors()), monkeypatch, tmp_path)
     expected = {f"vm{number}": 2.0 * number for number in range(12, 3, -1)} | {"others": 12.0}
     assert list(energies.items()) == list(expected.items())
 

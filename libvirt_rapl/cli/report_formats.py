@@ -20,7 +20,10 @@ def table(report: Report, provenance: Sequence[str]) -> str:
     keys = len(question.by)
     columns = ["kWh", *[factors.currency] * bool(factors.price), *["gCO2e"] * bool(factors.grams), "SHARE"]
     rows = [[*map(str.upper, question.by), *columns]]
-    rows += [[*row.key, *_cells(report, row.amount), _percent(row.share)] for row in report.rows]
+    rows += [
+        [*key, *_cells(report, row.amount), _percent(row.share)]
+        for key, row in zip(report.shown_keys(), report.rows, strict=True)
+    ]
     rows.append([""] * (keys + len(columns)))  # a domain may be called "= host"
     host = report.host.microjoules
     rows += [

@@ -42,7 +42,7 @@ def draw(report: Report, file: Path) -> None:
     axes.set_title(f"{local(report.question.since)} to {local(report.question.until)}")
     if times:
         (time,) = times
-        names = [row.key[1 - time] if len(by) > 1 else "domains" for row in report.rows]
+        names = [key[1 - time] if len(by) > 1 else "domains" for key in report.shown_keys()]
         shown = _shown(names, report)
         labels = list(dict.fromkeys(row.key[time] for row in report.rows))
         bottoms = dict.fromkeys(labels, 0.0)
@@ -58,10 +58,11 @@ def draw(report: Report, file: Path) -> None:
         if shown:
             axes.legend()
     else:
-        shown = _shown([row.key[0] for row in report.rows], report)
+        names = [key[0] for key in report.shown_keys()]
+        shown = _shown(names, report)
         widths = dict.fromkeys(list(shown.values())[::-1], 0.0)
-        for row in report.rows:
-            widths[shown[row.key[0]]] += row.amount.kwh
+        for row, name in zip(report.rows, names, strict=True):
+            widths[shown[name]] += row.amount.kwh
         axes.barh(range(len(widths)), list(widths.values()), tick_label=[_literal(name) for name in widths])
         axes.set_xlabel("kWh")
     picture = io.BytesIO()

@@ -19,6 +19,7 @@ from libvirt_rapl.energy.extract import History, Known, Name, Slot
 from libvirt_rapl.energy.factors import Factor
 from libvirt_rapl.energy.history import QUARTER
 from libvirt_rapl.energy.snapshot import GONE, HOST, IDLE, OTHER
+from libvirt_rapl.errors import printable
 
 By = Literal["domain", "project", "zone", "hour", "day", "week", "month", "total"]
 PER_KWH = 3_600_000_000_000
@@ -142,6 +143,24 @@ class Report:
     """When the host used energy and its price was not known."""
     ungraded: Sequence[tuple[int, int]]
     """The same for grams."""
+
+    def shown_keys(self) -> list[tuple[str, ...]]:
+        """Return the keys of the rows as people tell them apart: domains of one name have their UUIDs beside it."""
+        if "domain" not in self.question.by:
+            return [row.key for row in self.rows]
+        place = self.question.by.index("domain")
+        uuids: dict[str, set[str]] = {}
+        for row in self.rows:
+            uuids.setdefault(printable(row.key[place]), set()).add(row.uuid)
+        return [
+            (*row.key[:place], with_uuid(name, row.uuid) if len(uuids[name]) > 1 else name, *row.key[place + 1 :])
+            for row, name in ((row, printable(row.key[place])) for row in self.rows)
+        ]
+
+
+def with_uuid(name: str, uuid: str) -> str:
+    """Return a name with the beginning of the UUID."""
+    return f"{name} ({uuid[:8]})"
 
 
 def make(history: History, question: Question, factors: Factors) -> Report:
