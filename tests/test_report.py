@@ -405,6 +405,14 @@ def test_json_is_a_contract(host: Host, capsys: pytest.CaptureFixture[str]) -> N
     assert parts == round(found["host"]["joules"] * 10**6)
 
 
+@pytest.mark.parametrize("name", ["d\x1bb", r"d\x1bb", r"d\x1bb (bbbbbbbb)", B])
+def test_a_domain_is_found_as_a_report_shows_it(host: Host, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    host.record()
+    assert host.report("--json", "--domain", name) == 0
+    assert [row["uuid"] for row in json.loads(capsys.readouterr().out)["rows"]] == [B]
+    assert host.report("--domain", r"d\x1bb (aaaaaaaa)") == 1
+
+
 def test_csv_is_read_back(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.record()
     assert host.report("--format", "csv") == 0

@@ -8,7 +8,7 @@ come from and what is missing in them.
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from typing import cast, get_args
@@ -19,12 +19,12 @@ from libvirt_rapl.config import Config, load
 from libvirt_rapl.daemon.history_socket import open_remote
 from libvirt_rapl.energy import factors, report
 from libvirt_rapl.energy.calendar import Span
-from libvirt_rapl.energy.extract import History, Known, OlderError, open_ledger
+from libvirt_rapl.energy.extract import History, Known, Name, OlderError, open_ledger
 from libvirt_rapl.energy.history import QUARTER
 from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.energy.provenance import local, provenance
-from libvirt_rapl.energy.report import By, Factors, Question
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.energy.report import By, Factors, Question, with_uuid
+from libvirt_rapl.errors import VirtRaplError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,13 +142,16 @@ def _why_there_is_none(known: Known, config: Config) -> str:
 
 
 def _uuids(known: Known, domains: list[str]) -> frozenset[str]:
-    """Return the domains that were called so at any time."""
+    """Return the domains that were called so at any time; also as a report shows their names."""
     found: set[str] = set()
     for domain in domains:
-        uuids = {
-            uuid for uuid, names in known.names.items() if domain == uuid or domain in {each.name for each in names}
-        }
+        uuids = {uuid for uuid, names in known.names.items() if domain == uuid or domain in _spellings(uuid, names)}
         if not uuids:
             raise VirtRaplError(f"no domain {domain!r} in the history", "virt-rapl report shows those that there are")
         found |= uuids
     return frozenset(found)
+
+
+def _spellings(uuid: str, names: Sequence[Name]) -> set[str]:
+    shown = {printable(each.name) for each in names}
+    return {each.name for each in names} | shown | {with_uuid(name, uuid) for name in shown}
