@@ -671,6 +671,17 @@ def test_a_picture_of_one_long_name_or_none(tmp_path: Path, by: By) -> None:
         assert "$x" * 20 not in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["\u4eee\u60f3\u6a5f", "\u0c05"])
+@pytest.mark.parametrize("by", [["domain"], ["day", "domain"]])
+def test_a_picture_with_letters_that_its_font_does_not_have(tmp_path: Path, name: str, by: list[By]) -> None:
+    buckets = Buckets({(NOON, A, "package-0"): KWH}, names={A: [Name(0, name, "", {})]})
+    for suffix in ("svg", "png"):
+        file = tmp_path / f"picture.{suffix}"
+        report_picture.draw(report.make(buckets, question(*by), Factors()), file)
+        assert file.stat().st_size > 1000
+
+
 @pytest.mark.parametrize("place", ["directory.svg", "missing/picture.svg", "file/picture.svg"])
 def test_a_picture_that_cannot_be_written(
     host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str

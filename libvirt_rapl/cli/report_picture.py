@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -66,7 +67,9 @@ def draw(report: Report, file: Path) -> None:
         axes.barh(range(len(widths)), list(widths.values()), tick_label=[_literal(name) for name in widths])
         axes.set_xlabel("kWh")
     picture = io.BytesIO()
-    figure.savefig(picture, format=file.suffix[1:])
+    with warnings.catch_warnings():  # of letters that its font does not have: it draws a box instead
+        warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")
+        figure.savefig(picture, format=file.suffix[1:])
     _write(file, picture.getvalue())
 
 
