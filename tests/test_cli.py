@@ -144,6 +144,19 @@ def test_columns() -> None:
     ]
 
 
+def test_columns_are_those_of_a_terminal() -> None:
+    names = ["web", "\u4eee\u60f3\u6a5f", "na\u0308her", "\uff37", "\u20a9", "\U0001f600"]
+    lines = cli.aligned([(name, "1", name, "|") for name in names], right={1, 2})
+    assert lines == [
+        "web     1     web  |",
+        "\u4eee\u60f3\u6a5f  1  \u4eee\u60f3\u6a5f  |",
+        "na\u0308her   1   na\u0308her  |",
+        "\uff37      1      \uff37  |",
+        "\u20a9       1       \u20a9  |",
+        "\U0001f600      1      \U0001f600  |",
+    ]
+
+
 @pytest.mark.parametrize("text", ["0", "00", "-1", "1.5", "x", "", "²"])
 def test_what_is_no_count(text: str) -> None:
     assert (cli.count("1"), cli.count("15")) == (1, 15)

@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -89,14 +90,20 @@ def warn(message: str, hint: str) -> None:
 def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     """Return rows of cells as lines with aligned columns; the columns numbered in `right` are aligned to the right."""
     rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if number in right else cell.ljust(width)
+            " " * (width - _width(cell)) + cell if number in right else cell + " " * (width - _width(cell))
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: Chinese signs take two, accents of their own none."""
+    wide = sum(unicodedata.east_asian_width(sign) in ("W", "F") for sign in text)
+    return len(text) + wide - sum(unicodedata.category(sign) in ("Mn", "Me") for sign in text)
 
 
 def count(text: str) -> int:
