@@ -15,6 +15,8 @@ from libvirt_rapl.errors import WrongPartError
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MINUTES = 24 * 60
 WEEK = len(WEEKDAYS) * MINUTES
+QUARTER = 15
+"""Minutes. Energy is kept by quarters of an hour, and each has one price."""
 
 TARIFF_KEYS = ("currency", "price", "windows", "csv", "time_zone")
 WINDOW_KEYS = ("days", "from", "to", "price")
@@ -155,14 +157,17 @@ def _window(written: object, number: int) -> Window:
         for key in ("from", "to", "price"):
             if key not in values:
                 raise WrongPartError([], f"{key} is missing")
-        return Window(
+        window = Window(
             days=_days(values.get("days", "mon-sun")),
             begin=_minutes(values["from"], "from") % MINUTES,
             end=_minutes(values["to"], "to"),
             price=_number(values["price"], ["price"]),
         )
+        if all(minute % QUARTER for minute in window.minutes()):
+            raise WrongPartError([], "no quarter of an hour begins in it, and each has the price of its beginning")
     except WrongPartError as error:
         raise WrongPartError([*where, *error.where], error.problem) from None
+    return window
 
 
 def _minutes(written: object, key: Literal["from", "to"]) -> int:
@@ -174,12 +179,12 @@ def _minutes(written: object, key: Literal["from", "to"]) -> int:
 
 
 def _days(written: object) -> tuple[int, ...]:
+    items = written if isinstance(written, list) else [written]
+    spans = [(first, last or first) for first, _, last in (str(item).lower().partition("-") for item in items)]
+    if not spans or not {day for span in spans for day in span} <= set(WEEKDAYS):
+        raise WrongPartError(["days"], f"expected days such as mon-fri, or a list of {', '.join(WEEKDAYS)}")
     days: set[int] = set()
-    for item in written if isinstance(written, list) else [written]:
-        first, _, last = str(item).lower().partition("-")
-        if first not in WEEKDAYS or (last or first) not in WEEKDAYS:
-            raise WrongPartError(["days"], f"expected days such as mon-fri, or a list of {', '.join(WEEKDAYS)}")
-        begin, end = WEEKDAYS.index(first), WEEKDAYS.index(last or first)
+    for begin, end in ((WEEKDAYS.index(first), WEEKDAYS.index(last)) for first, last in spans):
         days |= {day % 7 for day in range(begin, end + 1 + (7 if end < begin else 0))}
     return tuple(sorted(days))
 

@@ -74,6 +74,12 @@ NIGHT = "{days: mon-fri, from: 22:00, to: 06:00, price: 0.2}"
             "mon-fri",
         ),
         (
+            "{currency: EUR, price: 1, windows: [{days: [], from: 1:00, to: 2:00, price: 1}]}",
+            ["windows", 0, "days"],
+            "mon-fri",
+        ),
+        ("{currency: EUR, price: 1, windows: [{from: 7:01, to: 7:15, price: 1}]}", ["windows", 0], "no quarter"),
+        (
             f"{{currency: EUR, price: 1, windows: [{NIGHT}, {{days: sat, from: 05:00, to: 07:00, price: 1}}]}}",
             ["windows", 1],
             "windows[0] at sat 05:00",
@@ -132,6 +138,12 @@ def test_what_is_neither_history_nor_pue(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(VirtRaplError, match=f"{path}:1: {text.partition(':')[0]}: expected"):
         load(path)
+
+
+@pytest.mark.parametrize("window", ["{from: 7:00, to: 7:01, price: 1}", "{from: 23:59, to: 0:01, price: 1}"])
+def test_a_short_window_with_the_beginning_of_a_quarter_in_it(window: str) -> None:
+    tariff = parse_tariff(as_configured(f"{{currency: EUR, price: 0, windows: [{window}]}}"))
+    assert {tariff.week[minute] for minute in range(0, len(tariff.week), 15)} == {0, 1}
 
 
 @pytest.mark.usefixtures("local")
