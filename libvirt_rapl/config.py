@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from libvirt_rapl import config_file, paths
 from libvirt_rapl.choices import Backend, EnergySource, KeepHistory, Model, OnFailure, Via
 from libvirt_rapl.config_file import Key, Setting
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, WrongPartError
 from libvirt_rapl.labels import EXPECTED as EXPECTED_LABELS
 from libvirt_rapl.labels import WELL_KNOWN, Labels
 from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_PATH = Path("/", paths.CONFIGURATION)
 Off = Literal[False]
 """As YAML reads `off`."""
+MOST_DAYS = 36500
+"""Of history by quarters of an hour, or by the hour."""
 
 
 def _key(default: object, key: Key) -> Any:  # noqa: ANN401  a field, of the type that its key has in Config
@@ -59,10 +61,13 @@ def _keep_history(written: object) -> KeepHistory | None:
         return KeepHistory(on=False)
     if not isinstance(written, dict) or not written.keys() <= set(KeepHistory._fields[1:]):
         return None
-    if any(type(days) is not int or not 1 <= days <= 36500 for days in written.values()):
-        return None
+    for name, days in written.items():
+        if type(days) is not int or not 1 <= days <= MOST_DAYS:
+            raise WrongPartError([name], f"expected days from 1 to {MOST_DAYS}")
     keep = KeepHistory(**written)
-    return keep if keep.quarter_hours <= keep.hours else None
+    if keep.quarter_hours > keep.hours:
+        raise WrongPartError(["quarter_hours"], f"expected no more days than for hours, which are {keep.hours}")
+    return keep
 
 
 def _parse_tariff(written: object) -> "Tariff | Off":

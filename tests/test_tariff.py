@@ -130,14 +130,37 @@ def test_a_mistake_in_the_configuration_has_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["history: 35", "history: {days: 1}", "history: {hours: 0}", "history: {quarter_hours: 500}", "pue: 0.9", "pue: x"],
+    ("text", "problem"),
+    [
+        ("history: 35", "history: expected off, or days"),
+        ("history: {days: 1}", "history: expected off, or days"),
+        ("history: {hours: 0}", "history.hours: expected days from 1 to 36500"),
+        ("history: {hours: 36501}", "history.hours: expected days from 1 to 36500"),
+        ("history: {quarter_hours: 1.5}", "history.quarter_hours: expected days from 1 to 36500"),
+        (
+            "history: {quarter_hours: 401}",
+            "history.quarter_hours: expected no more days than for hours, which are 400",
+        ),
+        (
+            "history: {quarter_hours: 400, hours: 35}",
+            "history.quarter_hours: expected no more days than for hours, which are 35",
+        ),
+        ("pue: 0.9", "pue: expected a number from 1 to 10"),
+        ("pue: x", "pue: expected a number from 1 to 10"),
+    ],
 )
-def test_what_is_neither_history_nor_pue(tmp_path: Path, text: str) -> None:
+def test_what_is_neither_history_nor_pue(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "virt-rapl.yaml"
     path.write_text(text)
-    with pytest.raises(VirtRaplError, match=f"{path}:1: {text.partition(':')[0]}: expected"):
+    with pytest.raises(VirtRaplError) as raised:
         load(path)
+    assert raised.value.message.startswith(f"{path}:1: {problem}")
+
+
+def test_the_longest_history(tmp_path: Path) -> None:
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text("history: {quarter_hours: 36500, hours: 36500}")
+    assert load(path).history.hours == 36500
 
 
 @pytest.mark.parametrize("window", ["{from: 7:00, to: 7:01, price: 1}", "{from: 23:59, to: 0:01, price: 1}"])
