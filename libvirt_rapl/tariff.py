@@ -1,5 +1,6 @@
 """What energy costs, and how much CO2 it stands for: the keys `tariff` and `carbon` of the configuration. Pure."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ QUARTER = 15
 TARIFF_KEYS = ("currency", "price", "windows", "csv", "time_zone")
 WINDOW_KEYS = ("days", "from", "to", "price")
 CARBON_KEYS = ("grams_per_kwh", "csv", "time_zone", "source")
+
+MOST = 10**6
+"""Of a price, or of grams."""
 
 _TIME = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)")
 _CURRENCY = re.compile(r"[A-Z]{3}")
@@ -116,20 +120,23 @@ def _mapping(written: object, keys: tuple[str, ...]) -> Mapping[str, object]:
     if not isinstance(written, Mapping):
         raise WrongPartError([], f"expected a mapping with {', '.join(keys)}")
     for key in written:
+        if str(key).isdecimal():  # YAML takes `{price: 0,31}` for two keys
+            raise WrongPartError([], f"{key} is no key; a number has a decimal point, not a comma")
         if key not in keys:
             raise WrongPartError([key], f"expected one of {', '.join(keys)}")
     return written
 
 
 def _number(written: object, where: list[str | int]) -> Decimal:
+    number = Decimal("NaN")
     if isinstance(written, int | float | str):
-        try:
+        with contextlib.suppress(InvalidOperation):
             number = Decimal(str(written))
-        except InvalidOperation:
-            number = Decimal("NaN")
-        if number.is_finite() and number.adjusted() <= 6:
-            return number
-    raise WrongPartError(where, "expected a number")
+    if number.is_nan():
+        raise WrongPartError(where, "expected a number with a decimal point, such as 0.31")
+    if number.copy_abs() > MOST:
+        raise WrongPartError(where, f"expected a number of at most {MOST}")
+    return number
 
 
 def _file(values: Mapping[str, object]) -> Path | None:

@@ -48,8 +48,15 @@ NIGHT = "{days: mon-fri, from: 22:00, to: 06:00, price: 0.2}"
         ("{currency: EUR, prise: 0.3}", ["prise"], "price"),
         ("{currency: EUR, price: cheap}", ["price"], "number"),
         ("{currency: EUR, price: .nan}", ["price"], "number"),
-        ("{currency: EUR, price: '1e9999999'}", ["price"], "number"),
+        ("{currency: EUR, price: snan}", ["price"], "number"),
+        ("{currency: EUR, price: -.inf}", ["price"], "at most 1000000"),
+        ("{currency: EUR, price: '1e9999999'}", ["price"], "at most 1000000"),
+        ("{currency: EUR, price: 1000001}", ["price"], "at most 1000000"),
         ("{currency: EUR, price: true}", ["price"], "number"),
+        ("{currency: EUR, price: '0,31'}", ["price"], "decimal point"),
+        ("{currency: EUR, price: 0,31}", [], "decimal point"),
+        ("{currency: EUR, price: 0,08}", [], "decimal point"),
+        ("{currency: EUR, price: 1, windows: [{from: 1:00, to: 2:00, price: 0,31}]}", ["windows", 0], "decimal point"),
         ("{currency: EUR}", [], "no price at mon 00:00"),
         ("{currency: EUR, csv: prices.csv}", ["csv"], "absolute"),
         ("{currency: EUR, csv: /prices.csv, price: 1}", ["csv"], "either"),
@@ -106,6 +113,7 @@ def test_what_is_no_tariff(text: str, where: list[str | int], problem: str) -> N
         ("{source: me}", []),
         ("{grams_per_kwh: 1, csv: /x, source: me}", []),
         ("{grams_per_kwh: much, source: me}", ["grams_per_kwh"]),
+        ("{source: me, grams_per_kwh: 363,5}", []),
         ("{csv: x, source: me}", ["csv"]),
         ("{grams_per_kwh: 363, sauce: me}", ["sauce"]),
     ],
@@ -297,7 +305,8 @@ def test_a_file_may_go_from_hours_to_quarters_and_back_and_has_holes_where_rows_
         (b"2026-11-01,1\n2026-11-02,1e400\n", 2, "number"),
         (b"2026-11-01,1\n2026-11-02,1_0\n", 2, "number"),
         (b"2026-11-01,1\n2026-11-02,\xd9\xa3\n", 2, "number"),
-        (b"2026-11-01,1\n2026-11-02,1000001\n", 2, "number"),
+        (b"2026-11-01,1\n2026-11-02,1000001\n", 2, "at most 1000000"),
+        (b"2026-11-01,1\n2026-11-02,-1234567890123\n", 2, "at most 1000000"),
         (b"time,grams\n2026-11-01,1\n2026-11-02,1\n", 1, "time,price"),
         (b"2026-11-01,1\n2026-11-02,0,31\n", 2, "3 fields"),
         (b"2026-11-01;1\n2026-11-02;2\n", 1, "1 fields"),
@@ -328,6 +337,12 @@ def test_a_single_row_is_valid_from_then_on(tmp_path: Path) -> None:
     price = factors.price(parse_tariff({"currency": "EUR", "csv": str(file)}))
     begin = int(datetime.fromisoformat("2026-11-01T00:00Z").timestamp())
     assert [price(at) for at in (begin - 1, begin, begin + 10**9)] == [None, Decimal("0.5"), Decimal("0.5")]
+
+
+def test_numbers_of_a_file_may_have_all_digits(tmp_path: Path) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_text("2026-11-01,-1000000\n2026-11-02,0.30000000000000004\n")
+    assert [row.value for row in read_rows(file, None)] == [-1_000_000, Decimal("0.30000000000000004")]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

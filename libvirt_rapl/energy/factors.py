@@ -17,10 +17,9 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.tariff import MINUTES, Carbon, Tariff
+from libvirt_rapl.tariff import MINUTES, MOST, Carbon, Tariff
 
-MOST = Decimal(10**6)
-_NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,12})?")
+_NUMBER = re.compile(r"-?[0-9]{1,24}(\.[0-9]{1,24})?")
 LONGER = 1.12
 """Rows are missing where a distance is more than so many times the usual one. A day may be 1.087 times another."""
 LONGEST_DAY = 25 * 3600.0
@@ -103,9 +102,11 @@ def _values(path: Path, time_zone: ZoneInfo | None, what: str) -> Iterator[tuple
             raise VirtRaplError(f"{place}: {fields[0]} is there twice", "keep one of the two rows")
         if since < before:
             raise VirtRaplError(f"{place}: {fields[0]} is not later than the row before", f"sort the rows of {path}")
-        value = Decimal(fields[1]) if _NUMBER.fullmatch(fields[1]) else Decimal("NaN")
-        if value.is_nan() or value.copy_abs() > MOST:
-            raise VirtRaplError(f"{place}: expected a number, found {fields[1]!r}", f"correct {place}")
+        if not _NUMBER.fullmatch(fields[1]):
+            raise VirtRaplError(f"{place}: expected a number such as 0.31, found {fields[1]!r}", f"correct {place}")
+        value = Decimal(fields[1])
+        if value.copy_abs() > MOST:
+            raise VirtRaplError(f"{place}: expected a number of at most {MOST}, found {value}", f"correct {place}")
         before = since
         yield since, value
 
