@@ -311,6 +311,10 @@ def test_a_file_may_go_from_hours_to_quarters_and_back_and_has_holes_where_rows_
         (b"2026-11-01,1\n2026-11-02,0,31\n", 2, "3 fields"),
         (b"2026-11-01;1\n2026-11-02;2\n", 1, "1 fields"),
         (b"time,price\nyesterday,1\n2026-11-02,2\n", 2, "time"),
+        *(
+            (b"2026-11-01,1\n%b,1\n" % time, 2, "expected a time")
+            for time in (b"2026-02-30", b"0001-01-01T00:00+14:00", b"9999-12-31T23:59-14:00")
+        ),
         (b'2026-11-01,1\n"2026-11-02,2\n', 2, "end of data"),
     ],
 )
@@ -337,6 +341,25 @@ def test_a_single_row_is_valid_from_then_on(tmp_path: Path) -> None:
     price = factors.price(parse_tariff({"currency": "EUR", "csv": str(file)}))
     begin = int(datetime.fromisoformat("2026-11-01T00:00Z").timestamp())
     assert [price(at) for at in (begin - 1, begin, begin + 10**9)] == [None, Decimal("0.5"), Decimal("0.5")]
+
+
+def test_a_time_that_clocks_skip(tmp_path: Path) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_text("".join(f"2026-03-29T0{hour}:00,1\n" for hour in range(5)))
+    with pytest.raises(VirtRaplError) as raised:
+        read_rows(file, BERLIN)
+    assert raised.value.message == f"{file}:3: 2026-03-29T02:00 does not exist: clocks were set forward then"
+    assert len(read_rows(file, ZoneInfo("UTC"))) == 5
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("time_zone", [None, BERLIN])
+def test_a_time_that_clocks_of_the_machine_skip(tmp_path: Path, time_zone: ZoneInfo | None) -> None:
+    file = tmp_path / "prices.csv"
+    skipped = "2026-03-29T02:30" if time_zone or os.environ["TZ"] == "Europe/Berlin" else "2026-03-08T02:30"
+    file.write_text(f"2026-03-07,1\n{skipped},1\n")
+    with pytest.raises(VirtRaplError, match=f"{file}:2: {skipped} does not exist"):
+        read_rows(file, time_zone)
 
 
 def test_numbers_of_a_file_may_have_all_digits(tmp_path: Path) -> None:

@@ -143,13 +143,15 @@ def _instant(text: str, time_zone: ZoneInfo | None, before: float, place: str) -
     """
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        local = time if time.tzinfo else time.replace(tzinfo=time_zone)
+        first = local.timestamp()
+        shown = datetime.fromtimestamp(first, local.tzinfo)
+    except (ValueError, OverflowError):  # also for a year that is too far away
         raise VirtRaplError(
             f"{place}: expected a time such as 2026-11-01T13:00 or 2026-11-01T13:00+01:00, found {text!r}",
             f"correct {place}",
         ) from None
-    if time.tzinfo is not None:
-        return time.timestamp()
-    local = time.replace(tzinfo=time_zone)
-    first = local.timestamp()
+    if shown.replace(tzinfo=None) != time.replace(tzinfo=None):
+        hint = f"correct {place}; a time with its offset, such as 2026-11-01T13:00+01:00, always exists"
+        raise VirtRaplError(f"{place}: {text} does not exist: clocks were set forward then", hint)
     return first if first > before else local.replace(fold=1).timestamp()
