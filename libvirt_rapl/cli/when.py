@@ -26,10 +26,11 @@ def instant(text: str, now: datetime | None = None) -> float:
     try:
         found = _instant(text, now or datetime.fromtimestamp(time.time()))
         local = datetime.fromtimestamp(found)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of these: {HELP}") from error
-    if not FIRST_YEAR <= local.year <= LAST_YEAR:
-        raise argparse.ArgumentTypeError(f"{text!r} is not within the years {FIRST_YEAR} to {LAST_YEAR}")
+        if not FIRST_YEAR <= local.year <= LAST_YEAR:
+            raise OverflowError
+    except (ValueError, OverflowError) as error:
+        message = f"{text!r} is not within the years {FIRST_YEAR} to {LAST_YEAR}"
+        raise argparse.ArgumentTypeError(message) from error
     try:
         local.astimezone()
     except ValueError as error:
@@ -38,14 +39,23 @@ def instant(text: str, now: datetime | None = None) -> float:
 
 
 def _instant(text: str, now: datetime) -> float:
-    """Turn a time into seconds since the epoch. Raises ValueError."""
-    if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
-        return now.timestamp() - int(ago[1]) * UNIT_SECONDS[ago[2]]
+    """Turn a time into seconds since the epoch.
+
+    Raises ArgumentTypeError, or ValueError or OverflowError if it is too far away.
+    """
+    if ago := re.fullmatch(r"(\d+)([smhdw])", text):
+        return now.timestamp() - float(ago[1]) * UNIT_SECONDS[ago[2]]
     if text == "now":
         return now.timestamp()
     if day := _day(" ".join(text.lower().split()), now.date()):
         return midnight(day)
-    return datetime.fromisoformat(text).timestamp()
+    try:
+        written = datetime.fromisoformat(text)
+    except ValueError as error:
+        is_one = re.fullmatch(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?", text)
+        problem = "is no day or no time of a day" if is_one else f"is none of these: {HELP}"
+        raise argparse.ArgumentTypeError(f"{text!r} {problem}") from error
+    return written.timestamp()
 
 
 def _day(text: str, today: date) -> date | None:
