@@ -85,8 +85,9 @@ def test_a_file_that_node_exporter_does_not_read(tmp_path: Path, writer: Writer)
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path, writer: Writer) -> None:
-    with pytest.raises(VirtRaplError, match="nowhere"):
-        writer.write(tmp_path / "nowhere/virt-rapl.prom", lambda: b"")
+    file = tmp_path / "nowhere/virt-rapl.prom"
+    with pytest.raises(VirtRaplError, match=f"^cannot write {file}: No such file or directory$"):
+        writer.write(file, lambda: b"")
     assert writer.ready == 0
 
 
@@ -106,5 +107,4 @@ def test_a_full_disk_later_is_logged_once(tmp_path: Path, writer: Writer, monkey
         return b"4"
 
     writer.write(file, lambda: b"1", fill, lambda: b"3", empty)
-    assert len(writer.log) == 1
-    assert "No space" in writer.log[0]
+    assert writer.log == [f"cannot write {file}: No space left on device"]

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from libvirt_rapl.errors import VirtRaplError, explain
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 
 MODE = 0o644
@@ -38,5 +38,5 @@ def _write(file: Path, text: bytes) -> str:
     try:
         replace(file, text.decode(), MODE)
     except OSError as error:
-        return explain(error)
+        return f"{file}: {error.strerror}"
     return ""
