@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import queue
+import re
 import socket
 import ssl
 import threading
@@ -274,7 +275,7 @@ class Server:
             except OSError as error:
                 self.close()
                 hint = "is another program listening there, and is the address this machine's own?"
-                raise VirtRaplError(f"cannot listen on {address}: {explain(error)}", hint) from error
+                raise VirtRaplError(f"cannot listen on {address}: {_reason(error)}", hint) from error
         for listener in self._listeners:
             threading.Thread(target=listener.serve, name=f"listener {listener.bind_addr}", daemon=True).start()
 
@@ -287,3 +288,9 @@ class Server:
         """Stop answering."""
         for listener in self._listeners:
             listener.stop()
+
+
+def _reason(error: OSError) -> str:
+    """Return why in plain words: cheroot makes one text of the errors of all addresses that a host has."""
+    reasons = re.findall(r"\[Errno -?\d+\] ([^()]+)", str(error))
+    return ", ".join(dict.fromkeys(reasons)) or explain(error)
