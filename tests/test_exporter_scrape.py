@@ -57,7 +57,18 @@ def test_openmetrics(accept: str) -> None:
     assert {family.name for family in families} == {"up", "joules"}
 
 
-@pytest.mark.parametrize(("accepted", "zipped"), [("gzip", True), ("deflate, gzip;q=1.0", True), ("br", False)])
+@pytest.mark.parametrize(
+    ("accepted", "zipped"),
+    [
+        ("gzip", True),
+        ("deflate, gzip;q=1.0", True),
+        ("GZIP; q=0.001", True),
+        ("br", False),
+        ("*", False),
+        ("gzip;q=0", False),
+        ("br, gzip; q=0.000", False),
+    ],
+)
 def test_compression(accepted: str, zipped: bool) -> None:
     _, headers, body = Source().scrape.respond("", accepted)
     assert headers == ({"Content-Encoding": "gzip"} if zipped else {})

@@ -1,11 +1,12 @@
 """The text of a scrape, in the format that the client understands."""
 
 import gzip
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, cast
 
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from libvirt_rapl.daemon.document import Document
@@ -28,7 +29,7 @@ class Scrape:
 
     def respond(self, accept: str = "", accept_encoding: str = "") -> tuple[str, dict[str, str], bytes]:
         """Return content type, further headers and body for the request headers Accept and Accept-Encoding."""
-        wanted, zipped = OPENMETRICS if OPENMETRICS in accept else "", gzip_accepted(accept_encoding)
+        wanted, zipped = OPENMETRICS if OPENMETRICS in accept else "", takes_gzip(accept_encoding)
         with self._lock:
             document = self._newest()
             if document is not self._document:
@@ -40,3 +41,12 @@ class Scrape:
                 self._made[wanted, zipped] = content_type, gzip.compress(body, GZIP_LEVEL) if zipped else body
             content_type, body = self._made[wanted, zipped]
         return content_type, {"Content-Encoding": "gzip"} if zipped else {}, body
+
+
+def takes_gzip(accept_encoding: str) -> bool:
+    """Return whether a client that sends this Accept-Encoding takes gzip; with a weight of 0 it does not."""
+    for encoding in accept_encoding.lower().split(","):
+        name, *parameters = (part.strip() for part in encoding.split(";"))
+        if name == "gzip":
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
