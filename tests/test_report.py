@@ -365,6 +365,15 @@ def test_a_table(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(("uuids", "said"), [([], "no domain used"), ([B], "no domain of these used")])
+def test_a_table_without_rows_says_so(uuids: list[str], said: str) -> None:
+    buckets = Buckets({(NOON, A if uuids else IDLE, "package-0"): KWH})
+    lines = report_formats.table(report.make(buckets, question("domain", uuids=uuids), Factors()), []).splitlines()
+    assert lines[2].split() == ["DOMAIN", "kWh", "SHARE"]
+    assert lines[3:5] == [f"{said} energy in this time", ""]
+    assert lines[5].startswith("= domains")
+
+
 @pytest.mark.parametrize(
     ("microjoules", "shown"),
     [(KWH // 1000, "0.0010"), (444_240_000, "0.0001234"), (KWH // 20_000, "0.00005000"), (1, "0.0000000000002778")],

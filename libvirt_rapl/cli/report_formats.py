@@ -35,8 +35,11 @@ def table(report: Report, provenance: Sequence[str]) -> str:
             ("= host", report.host),
         )
     ]
-    lines = [f"{local(question.since)} to {local(question.until)}", ""]
-    lines += aligned(rows, right=range(keys, keys + len(columns)))
+    heading, *shown = aligned(rows, right=range(keys, keys + len(columns)))
+    lines = [f"{local(question.since)} to {local(question.until)}", "", heading]
+    if not report.rows:
+        lines.append(f"no domain {'of these ' * bool(question.uuids)}used energy in this time")
+    lines += shown
     if report.zones:
         lines += ["", *aligned([("ZONE", "kWh", "DOMAINS", "OTHER", "IDLE"), *_zones(report)], right=range(1, 5))]
     return "\n".join([*lines, "", *(f"- {printable(line)}" for line in provenance)]) + "\n"
