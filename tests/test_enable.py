@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import libvirt
@@ -19,11 +20,11 @@ from libvirt_rapl.domains import emulator, marking
 from libvirt_rapl.domains.channel import PORT
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
-from libvirt_rapl.domains.domain import every_domain, lookup
+from libvirt_rapl.domains.domain import Domain, every_domain, lookup
 from libvirt_rapl.domains.emulator import is_volatile
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.host.topology import Processor
-from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle import events, live, live_plan
 from libvirt_rapl.simulator.world import World
 
 
@@ -845,3 +846,151 @@ def test_the_channel_cannot_be_attached(
     assert "hint: " in err
     failed = [(operation, result) for operation, result, reason in recorded if message in reason]
     assert failed == ([("attach", "failed")] if number >= 0 else [])
+
+
+# Registers of a running domain: here only what is planned; test_live.py has how it is saved and restored.
+
+
+@dataclass
+class Switched:
+    """What `enable --live` would do to running domains, and those whose guest has registers already."""
+
+    restored: list[str] = field(default_factory=list)
+    active: set[str] = field(default_factory=set)
+    refuses: dict[str, type[VirtRaplError]] = field(default_factory=dict)
+
+
+@pytest.fixture
+def switched(monkeypatch: pytest.MonkeyPatch) -> Switched:
+    switched = Switched()
+
+    def plan(domain: Domain, enable: Callable[[], None], _: object) -> live_plan.Plan:
+        if domain.name in switched.refuses:
+            raise switched.refuses[domain.name]("it cannot now", "wait")
+        return live_plan.Plan(domain=domain, enable=enable, persistent=True, used_bytes=1, bytes_per_second=1.0)
+
+    def switch_on(plan: live_plan.Plan, *_: object) -> None:
+        switched.restored.append(plan.domain.name)
+        plan.enable()
+
+    monkeypatch.setattr(live_plan, "plan", plan)
+    monkeypatch.setattr(live, "switch_on", switch_on)
+    monkeypatch.setattr(live, "is_active", lambda domain, _: domain.name in switched.active)
+    return switched
+
+
+def parts(xml: str) -> tuple[bool, bool]:
+    """Return whether registers and channel are there."""
+    found = Definition.parse(xml)
+    return found.has_registers, found.channel is not None
+
+
+def test_a_running_domain_gets_registers_once_all_are_planned(
+    fake: FakeLibvirt, qemu: Path, run: Run, switched: Switched
+) -> None:
+    web, db = fake.add(definition("web", UUID, qemu), number=4), fake.add(definition("db", OTHER_UUID, qemu), number=5)
+    live = ("enable", "--live", "web", "db")
+    switched.refuses["db"] = VirtRaplError
+    assert run(*live) == (1, "", "virt-rapl: error: db: it cannot now\nhint: wait\n")
+    assert switched.restored == []
+    switched.refuses.clear()
+    status, out, err = run(*live, "--dry-run")
+    assert (status, err, fake.defined, switched.restored) == (0, "", 0, [])
+    assert re.findall("^(--- .*|.*: pauses)", out, re.MULTILINE) == [
+        "--- web (now)",
+        "--- db (now)",
+        "web: pauses",
+        "db: pauses",
+    ]
+    status, out, err = run(*live)
+    assert (status, err, [line.partition(" for ")[0] for line in out.splitlines()]) == (
+        0,
+        "",
+        ["web: pauses", "db: pauses"],
+    )
+    assert switched.restored == ["web", "db"]
+    assert [parts(each.xml) for each in (web, db)] == [(True, False)] * 2
+    switched.active = {"web"}
+    assert run(*live)[1].startswith("web: its meter is already active\ndb: pauses")
+    assert switched.restored == ["web", "db", "db"]
+
+
+@pytest.mark.parametrize(
+    ("via", "before", "active", "restored", "after"),
+    [
+        ("auto", "channel", False, False, (False, True)),
+        ("registers", "channel", False, True, (True, False)),
+        ("both", "channel", False, True, (True, True)),
+        ("both", "registers", True, False, (True, True)),
+        ("channel", "registers", True, False, (False, True)),
+        ("registers", "registers", True, False, (True, False)),
+    ],
+    ids=["its owner's choice", "registers", "both", "registers are active", "channel instead", "nothing to do"],
+)
+@pytest.mark.parametrize("persistent", [True, False])
+def test_what_a_running_domain_gets(
+    fake: FakeLibvirt,
+    qemu: Path,
+    run: Run,
+    switched: Switched,
+    persistent: bool,
+    via: str,
+    before: str,
+    active: bool,
+    restored: bool,
+    after: tuple[bool, bool],
+) -> None:
+    plain = Definition.parse(definition("web", UUID, qemu))
+    socket = f"/run/elsewhere/{UUID}.sock"
+    web = fake.add(plain.with_registers(socket=socket).xml if before == "registers" else plain.with_channel().xml)
+    web.number, web.persistent = 4, persistent
+    switched.active = {"web"} if active else set()
+    status, out, err = run("enable", "--live", "--via", via, "web")
+    assert (status, err, bool(switched.restored)) == (0, "", restored)
+    assert ("pauses" in out) == restored
+    assert ("its meter is already active" in out) == (via == before == "registers")
+    attached = after[1] and before == "registers"
+    assert ("has its channel now" in out) == attached
+    assert parts(web.running) == (True, True) if attached else web.running == ""
+    if persistent:
+        assert parts(web.xml) == after
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("where", ["definition", "as it runs"])
+def test_a_running_domain_that_can_have_no_registers_gets_the_channel(
+    fake: FakeLibvirt, qemu: Path, run: Run, switched: Switched, persistent: bool, where: str
+) -> None:
+    xml, reason = definition("web", UUID, qemu), "it cannot now"
+    if where == "definition":
+        xml, reason = xml.replace("<vcpu>2<", "<vcpu current='1'>2<"), "the domain's number of vCPUs can grow"
+    else:
+        switched.refuses["web"] = NoRegistersError
+    web = fake.add(xml, number=4, persistent=persistent)
+    live = ("enable", "--live", "web")
+    assert f"web: gets its channel without a pause ({reason}" in run(*live, "--dry-run")[1]
+    assert web.running == ""
+    for via in ("registers", "both"):
+        status, out, err = run(*live, "--via", via)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"virt-rapl: error: web: {reason}")
+    status, out, err = run(*live)
+    assert (status, err, switched.restored) == (0, "", [])
+    assert out.startswith(f"web: has its channel now ({reason}")
+    assert Definition.parse(web.running).channel
+
+
+@pytest.mark.usefixtures("switched")
+def test_a_domain_that_is_undefined_while_it_gets_its_meter(
+    fake: FakeLibvirt, qemu: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = fake.add(definition("web", UUID, qemu), number=4)
+
+    def undefined(plan: live_plan.Plan, *_: object) -> None:
+        web.persistent = False
+        plan.enable()
+
+    monkeypatch.setattr(live, "switch_on", undefined)
+    status, _, err = run("enable", "--live", "web")
+    assert (status, fake.defined) == (1, 0)
+    assert "it was undefined meanwhile" in err
