@@ -6,6 +6,7 @@ import pytest
 from fakes.domain_xml import UUID, canonical, domain, domains, parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lxml import etree
 
 from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.definition import Definition
@@ -52,11 +53,11 @@ def test_any_steps_are_undone_exactly_and_only_the_last_ones_count(xml: str, ste
 
 @settings(max_examples=50, deadline=None)
 @given(domains())
-def test_both_orders_make_the_same(xml: str) -> None:
+def test_what_is_there_is_not_put_in_again(xml: str) -> None:
     """Otherwise a domain that has both would be `repaired` again and again."""
-    one = Definition.parse(xml).with_registers(socket=SOCKET).with_channel()
-    assert canonical(one.with_registers(socket=SOCKET).xml) == canonical(one.xml)
-    assert one.with_channel() is one
+    registers, channel = (STEPS[part] for part in ("registers", "channel"))
+    for both in (channel(registers(Definition.parse(xml))), registers(channel(Definition.parse(xml)))):
+        assert registers(both) is channel(both) is both
 
 
 def test_a_domain_gets_a_controller_only_if_it_has_none() -> None:
@@ -103,6 +104,55 @@ def test_a_port_that_was_there_stays() -> None:
     assert tags(defined.strip()) == tags(before)
 
 
+def with_port(definition: Definition, *added: str, controller: int = 0) -> Definition:
+    """Return it as libvirt defines it: with controllers that are added, and a port of one for the channel."""
+    root = parsed(definition.xml)
+    (target,) = root.iterfind(f"devices/channel/target[@name='{PORT}']")
+    target.addnext(parsed(f"<address type='virtio-serial' controller='{controller}' bus='0' port='1'/>"))
+    for each in added:
+        root[-1].insert(0, parsed(each))
+    return Definition.parse(etree.tostring(root, encoding="unicode"))
+
+
+@pytest.mark.parametrize("before", ["", " multifunction='on'"])
+def test_a_slot_that_the_port_shared_is_as_it_was(before: str) -> None:
+    """libvirt marks the first function of a slot with several, and leaves that when they are gone."""
+    first = (
+        "<controller type='pci' index='1'><address type='pci' bus='0x00' slot='0x01' function='0x0'{}/></controller>"
+    )
+    definition = devices(ROOT, first.format(before))
+    defined = as_libvirt_defines(definition.with_channel(), "0x02", ROOT_PORT.format(2)).xml
+    xml = defined.replace('function="0x0"/>', 'function="0x0" multifunction="on"/>')
+    assert xml.count("multifunction") == 1
+    assert canonical(Definition.parse(xml).strip().xml) == canonical(definition.xml)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_controller_that_libvirt_has_added_goes_too(number: int) -> None:
+    """As it does if the others are full, or if there is a number 1 and no number 0."""
+    there = (f"<controller type='virtio-serial' index='{index}'/>" for index in range(3) if index != number)
+    before = devices(ROOT, *there, AGENT.format(ON_FIRST.replace("r='0'", "r='1'").format(1)))
+    added = f"<controller type='virtio-serial' index='{number}'><address type='pci' bus='0x02'/></controller>"
+    defined = with_port(before.with_channel(), added, ROOT_PORT.format(2), controller=number)
+    assert tags(defined).count("controller") == 5
+    assert canonical(defined.strip().xml) == canonical(before.xml)
+    used = defined.xml.replace("</devices>", AGENT.format(ON_FIRST.replace("r='0'", f"r='{number}'")) + "</devices>")
+    assert tags(Definition.parse(used).strip()).count("controller") == 5, "somebody else uses it by now"
+
+
+@pytest.mark.parametrize("address", ["<address type='pci'/>", "<address type='pci' bus='b'/>", "<address type='ccw'/>"])
+def test_a_controller_at_an_address_that_says_nothing_goes_alone(address: str) -> None:
+    xml = devices(ROOT, "<controller type='pci'/>").with_channel().xml
+    xml = xml.replace('virtio-serial" index="0"/>', f"virtio-serial\" index='0'>{address}</controller>")
+    assert address in xml
+    assert tags(Definition.parse(xml).strip()) == ["controller", "controller"]
+
+
+def test_controllers_are_their_owners_if_the_mark_does_not_list_them() -> None:
+    xml = re.sub(r' controllers="[^"]*"', "", devices(ROOT).with_channel().xml)
+    assert tags(Definition.parse(xml).strip()) == ["controller", "controller"]
+
+
 @pytest.mark.parametrize("address", ["", ON_FIRST.format(2)])
 def test_the_controller_stays_if_somebody_else_uses_it_by_now(address: str) -> None:
     xml = devices().with_channel().xml.replace("</devices>", AGENT.format(address) + "</devices>")
@@ -129,6 +179,19 @@ def test_one_that_was_removed_by_hand_comes_back() -> None:
     assert removed.channel is None
     assert tags(removed.with_channel()) == ["controller", "channel"]
     assert canonical(removed.with_channel().strip().xml) == canonical(devices().xml)
+    assert removed.with_channel().channel_devices()[:-1] == removed.channel_devices() != [], "the same controller"
+
+
+def test_what_can_be_attached() -> None:
+    """What libvirt can attach is complete by itself; what is its owner's, or there already, is not attached."""
+    for there, attached in (
+        ("", ["controller", "channel"]),
+        ("<controller type='virtio-serial' index='0'/>", ["channel"]),
+    ):
+        devices_of = devices(there).with_channel().channel_devices()
+        assert [parsed(each).tag for each in devices_of] == attached
+        assert all(each == each.strip() for each in devices_of)
+    assert devices(OURS).channel_devices() == devices(OURS).with_registers(socket=SOCKET).channel_devices() == []
 
 
 @pytest.mark.parametrize(
@@ -136,6 +199,7 @@ def test_one_that_was_removed_by_hand_comes_back() -> None:
     [
         (Definition.parse(domain(attributes="type='lxc'")), "type 'lxc'"),
         (devices(OURS.replace("bind", "connect")), "cannot connect"),
+        (devices(OURS.replace("mode='bind'", "path='/q'")), "cannot connect"),  # which libvirt takes for `connect`
         (devices(OURS.replace("unix", "pty")), "cannot connect"),
         (Definition.parse(domain("<metadata><x:y xmlns:x='urn:libvirt-rapl:mark:1'/></metadata>")), "foreign element"),
     ],

@@ -16,7 +16,7 @@ from libvirt_rapl.choices import Via
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.host.topology import Processor
 from libvirt_rapl.lifecycle import policy
 from libvirt_rapl.lifecycle.policy import Policy
@@ -354,20 +354,32 @@ def test_nothing_chosen_opens_nothing(new_bench: NewBench) -> None:
     assert bench.logged == []
 
 
-@pytest.mark.usefixtures("quick")
-def test_where_no_guest_can_have_a_meter_nothing_is_opened(
-    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def amd(_: Path) -> Processor:
-        return Processor("AuthenticAMD", 25, 1)
+@pytest.fixture
+def amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
 
-    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", amd)
+
+@pytest.mark.usefixtures("quick", "amd")
+@pytest.mark.parametrize("via", ["registers", "both"])
+def test_where_no_guest_can_have_a_meter_nothing_is_opened(new_bench: NewBench, via: Via) -> None:
     threads = set(threading.enumerate())
-    bench = new_bench("*")
+    bench = new_bench("*", via=via)
     bench.policy.start()
     assert set(threading.enumerate()) == threads
     (logged,) = bench.logged
     assert "Intel hosts only" in logged
+
+
+@pytest.mark.usefixtures("quick", "amd")
+@pytest.mark.parametrize("via", ["auto", "channel"])
+def test_where_no_guest_can_have_registers_the_channel_is_given(new_bench: NewBench, via: Via) -> None:
+    bench = new_bench("*", via=via)
+    domain = bench.libvirt.add(PLAIN)
+    bench.policy.start()
+    bench.policy.changed([UUID])
+    eventually(lambda: bench.logged)
+    assert bench.logged == [ENABLED]
+    assert Definition.parse(domain.xml).channel_is_ours
 
 
 def test_changes_that_follow_at_once_are_one_round(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,6 +499,38 @@ def test_a_chosen_domain_gets_what_via_says_once(
     written = bench.libvirt.defined
     assert bench.apply() == []
     assert bench.libvirt.defined == written
+
+
+@pytest.mark.parametrize("via", ["registers", "both"])
+def test_metadata_and_arguments_of_others_are_no_reason_to_repair_it(new_bench: NewBench, via: Via) -> None:
+    """A program that writes its metadata again and again would be taken for one that takes the meter out."""
+    bench = new_bench("web*", via=via)
+    domain = bench.libvirt.add(PLAIN)
+    assert bench.apply() == [ENABLED]
+    domain.xml = domain.xml.replace("</metadata>", "<a:b xmlns:a='urn:a'/></metadata>").replace(
+        "</qemu:commandline>", "<qemu:arg value='-S'/></qemu:commandline><qemu:override/>"
+    )
+    assert domain.xml.count("qemu:override") == domain.xml.count("urn:a") == 1
+    assert bench.apply() == []
+    assert bench.libvirt.defined == 1
+
+
+def test_an_emulator_that_gives_no_registers_is_asked_once_and_all_get_the_channel(
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def too_old(path: str) -> None:
+        asked.append(path)
+        raise NoRegistersError("too old", "upgrade it")
+
+    bench = new_bench("web*", via="auto")
+    monkeypatch.setattr(emulator, "check", too_old)
+    domains = [bench.libvirt.add(definition(f"web{n}", uuid, QEMU)) for n, uuid in ((1, UUID), (2, OTHER_UUID))]
+    assert bench.apply(UUID, OTHER_UUID) == [ENABLED, ENABLED.replace("web1", "web2")]
+    assert [Definition.parse(domain.xml).channel_is_ours for domain in domains] == [True, True]
+    assert asked == [str(QEMU)]
+    assert bench.apply(UUID, OTHER_UUID) == []
 
 
 def test_what_libvirt_makes_of_the_channel_is_no_reason_to_repair_it(new_bench: NewBench) -> None:

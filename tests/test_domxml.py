@@ -78,6 +78,44 @@ def test_injected_xml_says_what_libvirt_needs(xml: str) -> None:
     assert Definition.parse(injected).uuid == UUID
 
 
+MOVED = {
+    "the mark, behind another's": (r"(<rapl:rapl .*/>)", r"\1<a:b xmlns:a='urn:a'/>"),
+    "the argument, before the owner's": (r"(</qemu:commandline>)", r"<qemu:arg value='-S'/>\1"),
+    "commandline, to where libvirt prints it": (r"(</qemu:commandline>)", r"\1<qemu:override/>"),
+    "the emulator": (r"(<emulator>.*</emulator>)", r"<disk/>\1"),
+}
+
+
+@pytest.mark.parametrize(("found", "moved"), MOVED.values(), ids=MOVED)
+def test_what_is_there_is_not_put_in_again_wherever_it_is(found: str, moved: str) -> None:
+    xml, changes = re.subn(found, moved, Definition.parse(domain()).with_registers(socket=SOCKET).xml)
+    assert changes == 1
+    definition = Definition.parse(xml)
+    assert definition.with_registers(socket=SOCKET) is definition
+    assert definition.with_registers(socket=OTHER_SOCKET).helper_socket == OTHER_SOCKET
+
+
+@pytest.mark.parametrize("name", ["capabilities", "override", "deprecation"])
+def test_commandline_is_where_libvirt_prints_it(name: str) -> None:
+    own = f"<clock/><q:{name} xmlns:q='{QEMU}'/>"
+    injected = Definition.parse(domain(own)).with_registers(socket=SOCKET)
+    assert [etree.QName(each).localname for each in parsed(injected.xml)][-4:] == [
+        "clock",
+        "commandline",
+        name,
+        "devices",
+    ]
+    assert canonical(injected.strip().xml) == canonical(domain(own))
+
+
+@pytest.mark.parametrize("name", ["name", "uuid", "hwuuid", "genid", "title", "description"])
+def test_metadata_is_where_libvirt_prints_it(name: str) -> None:
+    before = f"<{name}/>" if name not in ("name", "uuid") else ""
+    injected = Definition.parse(domain(f"{before}<memory/>")).with_registers(socket=SOCKET)
+    tags = [etree.QName(each).localname for each in parsed(injected.xml)]
+    assert tags[: tags.index("memory")] == ["name", "uuid", *([name] if before else []), "metadata"]
+
+
 # What a file may be written in: encodings, byte order marks, line ends, characters and references to them.
 
 

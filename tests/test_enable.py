@@ -2,10 +2,12 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import libvirt
@@ -18,10 +20,11 @@ from libvirt_rapl.domains import emulator, marking
 from libvirt_rapl.domains.channel import PORT
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
-from libvirt_rapl.domains.domain import every_domain, lookup
+from libvirt_rapl.domains.domain import Domain, every_domain, lookup
 from libvirt_rapl.domains.emulator import is_volatile
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.host.topology import Processor
+from libvirt_rapl.lifecycle import events, live, live_plan
 from libvirt_rapl.simulator.world import World
 
 
@@ -232,6 +235,18 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tup
 
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """What is recorded as events, none of which are written to the machine's own directory and journal."""
+    recorded: list[tuple[str, str, str]] = []
+
+    def record(_: Path, event: events.Event) -> None:
+        recorded.append((event.operation, event.result, event.reason))
+
+    monkeypatch.setattr(events, "record", record)
+    return recorded
 
 
 def test_enable_twice_and_disable_twice(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
@@ -506,6 +521,50 @@ def test_disable_gives_back_what_libvirt_showed(world: World, metadata: str, arg
         world.run(["virsh", "undefine", "round-trip"])
 
 
+ONE_PORT = "<controller type='pci' index='1' model='pcie-root-port'/>"
+ONE_AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+NO_OTHERS = "<controller type='usb' model='none'/><memballoon model='none'/>"
+DISK = "<disk type='file'><source file='/none'/><target dev='vda' bus='virtio'/></disk>"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("machine", "devices"),
+    [
+        ("pc", ""),
+        ("pc", NO_OTHERS),
+        ("pc", "<controller type='virtio-serial' index='1'/>"),
+        ("pc", "<console type='pty'><target type='virtio'/></console>"),
+        ("q35", ""),
+        ("q35", ONE_AGENT),
+        ("q35", NO_OTHERS + ONE_PORT + DISK),
+        ("q35", ONE_AGENT + "<controller type='virtio-serial' index='0' ports='2'/>"),
+    ],
+    ids=["PCI", "bare", "second controller", "console", "PCI Express", "agent", "no port left", "controller full"],
+)
+@pytest.mark.parametrize("via", ["channel", "both"])
+def test_disable_takes_out_what_libvirt_added_for_the_channel(
+    world: World, machine: str, devices: str, via: str
+) -> None:
+    name = "round-trip"
+    xml = definition(name, UUID, Path(emulator.installed())).replace("</devices>", f"{devices}</devices>")
+    xml = xml.replace(
+        "<vcpu>", f"<memory>65536</memory><os><type arch='x86_64' machine='{machine}'>hvm</type></os><vcpu>"
+    )
+    world.run(["virsh", "define", "/dev/stdin"], input=xml)
+    try:
+        show = ["virsh", "dumpxml", "--inactive", "--security-info", name]
+        before = world.run(show).stdout
+        world.run(["virt-rapl", "enable", "--via", via, name])
+        during = Definition.parse(world.run(show).stdout)
+        assert during.channel_is_ours
+        assert world.run(["virt-rapl", "enable", "--via", via, name]).stdout == f"{name}: already enabled\n"
+        world.run(["virt-rapl", "disable", name])
+        assert world.run(show).stdout == before
+    finally:
+        world.run(["virsh", "undefine", name])
+
+
 # The filters, as processes: in a locale where nothing but us makes the output UTF-8.
 
 
@@ -695,13 +754,16 @@ def test_via_is_all_that_a_domain_has_then_but_auto_leaves_the_owners_choice(
         assert (changed.has_registers, changed.channel is not None) == has
 
 
-def test_a_running_domain_gets_the_channel_and_loses_it(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+def test_a_running_domain_gets_the_channel_and_loses_it(
+    fake: FakeLibvirt, qemu: Path, run: Run, recorded: list[tuple[str, str, str]]
+) -> None:
     web = fake.add(definition("web", UUID, qemu), number=4)
     before = Definition.parse(web.xml).rewritten
     live = ("enable", "--live", "--via", "channel")
     assert run(*live, "--dry-run", "web")[1].endswith("web: gets its channel without a pause\n")
-    assert (web.running, fake.defined) == ("", 0)
+    assert (web.running, fake.defined, recorded) == ("", 0, [])
     assert run(*live, "web") == (0, "web: has its channel now\n", "")
+    assert recorded == [("attach", "active", "")]
     for xml in (web.running, web.xml):
         assert Definition.parse(xml).channel
         assert Definition.parse(xml).channel_is_ours
@@ -709,9 +771,43 @@ def test_a_running_domain_gets_the_channel_and_loses_it(fake: FakeLibvirt, qemu:
     assert "would be detached" in run("disable", "--dry-run", "web")[1]
     status, out, err = run("disable", "web")
     assert (status, out.splitlines()[1:], err) == (0, ["web: its channel is detached"], "")
+    assert recorded == [("attach", "active", ""), ("detach", "ended", "")]
     assert Definition.parse(web.xml).rewritten == before
     running = Definition.parse(web.running)
     assert (running.channel, running.is_marked) == (None, False)
+
+
+def without_channel(xml: str) -> str:
+    """Return what somebody else leaves who detaches the channel alone."""
+    found, count = re.subn("<channel.*?</channel>", "", xml, flags=re.DOTALL)
+    assert count == 1
+    return found
+
+
+def test_a_channel_that_somebody_else_has_detached(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    """The controller that was attached for it is still there."""
+    web = fake.add(definition("web", UUID, qemu), number=4)
+    live = ("enable", "--live", "--via", "channel", "web")
+    assert run(*live)[0] == 0
+    web.running = without_channel(web.running)
+    assert run(*live) == (0, "web: has its channel now\n", "")
+    assert Definition.parse(web.running).channel
+    web.running = without_channel(web.running)
+    assert run("disable", "web")[::2] == (0, "")
+    running = Definition.parse(web.running)
+    assert (running.is_marked, "virtio-serial" in web.running) == (False, True)
+    assert run("disable", "web") == (0, "web: not enabled\n", "")
+
+
+def test_what_else_has_a_mark_as_it_runs_keeps_it(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    web = fake.add(definition("web", UUID, qemu), number=4)
+    web.running = Definition.parse(web.xml).with_registers(socket="/s").xml
+    assert run("enable", "--live", "--via", "channel", "web")[0] == 0
+    running = Definition.parse(web.running)
+    assert (running.has_registers, running.channel_is_ours) == (True, True)
+    assert run("disable", "web")[0] == 0
+    running = Definition.parse(web.running)
+    assert (running.has_registers, running.channel_is_ours, running.channel) == (True, False, None)
 
 
 def test_a_transient_domain_gets_the_channel_and_loses_it(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
@@ -731,6 +827,7 @@ def test_the_channel_cannot_be_attached(
     qemu: Path,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
+    recorded: list[tuple[str, str, str]],
     number: int,
     more: str,
     message: str,
@@ -743,6 +840,157 @@ def test_the_channel_cannot_be_attached(
 
     monkeypatch.setattr(FakeDomain, "attachDeviceFlags", full)
     status, out, err = run("enable", "--live", "--via", "channel", "web")
-    assert (status, out, web.xml) == (1, "", before)
+    assert (status, out, web.xml, web.running) == (1, "", before, "")
+    assert err.startswith("virt-rapl: error: web: ")
     assert message in err
     assert "hint: " in err
+    failed = [(operation, result) for operation, result, reason in recorded if message in reason]
+    assert failed == ([("attach", "failed")] if number >= 0 else [])
+
+
+# Registers of a running domain: here only what is planned; test_live.py has how it is saved and restored.
+
+
+@dataclass
+class Switched:
+    """What `enable --live` would do to running domains, and those whose guest has registers already."""
+
+    restored: list[str] = field(default_factory=list)
+    active: set[str] = field(default_factory=set)
+    refuses: dict[str, type[VirtRaplError]] = field(default_factory=dict)
+
+
+@pytest.fixture
+def switched(monkeypatch: pytest.MonkeyPatch) -> Switched:
+    switched = Switched()
+
+    def plan(domain: Domain, enable: Callable[[], None], _: object) -> live_plan.Plan:
+        if domain.name in switched.refuses:
+            raise switched.refuses[domain.name]("it cannot now", "wait")
+        return live_plan.Plan(domain=domain, enable=enable, persistent=True, used_bytes=1, bytes_per_second=1.0)
+
+    def switch_on(plan: live_plan.Plan, *_: object) -> None:
+        switched.restored.append(plan.domain.name)
+        plan.enable()
+
+    monkeypatch.setattr(live_plan, "plan", plan)
+    monkeypatch.setattr(live, "switch_on", switch_on)
+    monkeypatch.setattr(live, "is_active", lambda domain, _: domain.name in switched.active)
+    return switched
+
+
+def parts(xml: str) -> tuple[bool, bool]:
+    """Return whether registers and channel are there."""
+    found = Definition.parse(xml)
+    return found.has_registers, found.channel is not None
+
+
+def test_a_running_domain_gets_registers_once_all_are_planned(
+    fake: FakeLibvirt, qemu: Path, run: Run, switched: Switched
+) -> None:
+    web, db = fake.add(definition("web", UUID, qemu), number=4), fake.add(definition("db", OTHER_UUID, qemu), number=5)
+    live = ("enable", "--live", "web", "db")
+    switched.refuses["db"] = VirtRaplError
+    assert run(*live) == (1, "", "virt-rapl: error: db: it cannot now\nhint: wait\n")
+    assert switched.restored == []
+    switched.refuses.clear()
+    status, out, err = run(*live, "--dry-run")
+    assert (status, err, fake.defined, switched.restored) == (0, "", 0, [])
+    assert re.findall("^(--- .*|.*: pauses)", out, re.MULTILINE) == [
+        "--- web (now)",
+        "--- db (now)",
+        "web: pauses",
+        "db: pauses",
+    ]
+    status, out, err = run(*live)
+    assert (status, err, [line.partition(" for ")[0] for line in out.splitlines()]) == (
+        0,
+        "",
+        ["web: pauses", "db: pauses"],
+    )
+    assert switched.restored == ["web", "db"]
+    assert [parts(each.xml) for each in (web, db)] == [(True, False)] * 2
+    switched.active = {"web"}
+    assert run(*live)[1].startswith("web: its meter is already active\ndb: pauses")
+    assert switched.restored == ["web", "db", "db"]
+
+
+@pytest.mark.parametrize(
+    ("via", "before", "active", "restored", "after"),
+    [
+        ("auto", "channel", False, False, (False, True)),
+        ("registers", "channel", False, True, (True, False)),
+        ("both", "channel", False, True, (True, True)),
+        ("both", "registers", True, False, (True, True)),
+        ("channel", "registers", True, False, (False, True)),
+        ("registers", "registers", True, False, (True, False)),
+    ],
+    ids=["its owner's choice", "registers", "both", "registers are active", "channel instead", "nothing to do"],
+)
+@pytest.mark.parametrize("persistent", [True, False])
+def test_what_a_running_domain_gets(
+    fake: FakeLibvirt,
+    qemu: Path,
+    run: Run,
+    switched: Switched,
+    persistent: bool,
+    via: str,
+    before: str,
+    active: bool,
+    restored: bool,
+    after: tuple[bool, bool],
+) -> None:
+    plain = Definition.parse(definition("web", UUID, qemu))
+    socket = f"/run/elsewhere/{UUID}.sock"
+    web = fake.add(plain.with_registers(socket=socket).xml if before == "registers" else plain.with_channel().xml)
+    web.number, web.persistent = 4, persistent
+    switched.active = {"web"} if active else set()
+    status, out, err = run("enable", "--live", "--via", via, "web")
+    assert (status, err, bool(switched.restored)) == (0, "", restored)
+    assert ("pauses" in out) == restored
+    assert ("its meter is already active" in out) == (via == before == "registers")
+    attached = after[1] and before == "registers"
+    assert ("has its channel now" in out) == attached
+    assert parts(web.running) == (True, True) if attached else web.running == ""
+    if persistent:
+        assert parts(web.xml) == after
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("where", ["definition", "as it runs"])
+def test_a_running_domain_that_can_have_no_registers_gets_the_channel(
+    fake: FakeLibvirt, qemu: Path, run: Run, switched: Switched, persistent: bool, where: str
+) -> None:
+    xml, reason = definition("web", UUID, qemu), "it cannot now"
+    if where == "definition":
+        xml, reason = xml.replace("<vcpu>2<", "<vcpu current='1'>2<"), "the domain's number of vCPUs can grow"
+    else:
+        switched.refuses["web"] = NoRegistersError
+    web = fake.add(xml, number=4, persistent=persistent)
+    live = ("enable", "--live", "web")
+    assert f"web: gets its channel without a pause ({reason}" in run(*live, "--dry-run")[1]
+    assert web.running == ""
+    for via in ("registers", "both"):
+        status, out, err = run(*live, "--via", via)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"virt-rapl: error: web: {reason}")
+    status, out, err = run(*live)
+    assert (status, err, switched.restored) == (0, "", [])
+    assert out.startswith(f"web: has its channel now ({reason}")
+    assert Definition.parse(web.running).channel
+
+
+@pytest.mark.usefixtures("switched")
+def test_a_domain_that_is_undefined_while_it_gets_its_meter(
+    fake: FakeLibvirt, qemu: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = fake.add(definition("web", UUID, qemu), number=4)
+
+    def undefined(plan: live_plan.Plan, *_: object) -> None:
+        web.persistent = False
+        plan.enable()
+
+    monkeypatch.setattr(live, "switch_on", undefined)
+    status, _, err = run("enable", "--live", "web")
+    assert (status, fake.defined) == (1, 0)
+    assert "it was undefined meanwhile" in err

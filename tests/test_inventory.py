@@ -1,5 +1,6 @@
 """The daemon's list of domains: libvirt's events, libvirt lost and found again, and life without it."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from walking import wait_until
 from libvirt_rapl.domains import connection, inventory, run_files
 from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.domain import every_domain
 from libvirt_rapl.domains.inventory import Entry, Inventory, Mark
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
@@ -254,6 +256,63 @@ def test_a_channel_that_is_attached_opened_and_detached(fake: FakeLibvirt, monke
         eventually(lambda: shown() == file["channel"])
     file.update(written=(4, 1), channel=None)
     eventually(lambda: shown() == Channel(None, open=False))  # until libvirt's event says that there is none
+
+
+PATH = "/run/libvirt/qemu/channel/1-vm1/org.virt-rapl.energy.0"
+
+
+def with_channel(xml: str, *, path: str = "") -> str:
+    """Return the XML with the channel, whose socket has a path as it runs, or if its owner has given it one."""
+    source = f'<source mode="bind" path="{path}"/>' if path else '<source mode="bind"/>'
+    return Definition.parse(xml).with_channel().xml.replace('<source mode="bind"/>', source)
+
+
+@pytest.mark.parametrize(
+    ("xml", "live", "running", "mark", "channel"),
+    [
+        (plain(1), plain(1), True, None, None),
+        (with_channel(plain(1)), plain(1), True, None, Channel(None, open=False)),
+        (plain(1), with_channel(plain(1), path=PATH), True, None, Channel(PATH, open=False)),
+        (with_channel(plain(1)), with_channel(plain(1), path=PATH), True, None, Channel(PATH, open=False)),
+        (with_channel(marked(1)), marked(1), True, "live", Channel(None, open=False)),
+        (with_channel(marked(1)), plain(1), True, "next", Channel(None, open=False)),
+        (plain(1), with_channel(marked(1), path=PATH), True, "live", Channel(PATH, open=False)),
+        (with_channel(marked(1)), "", False, "next", Channel(None, open=False)),
+        (with_channel(plain(1), path="/its/owners"), "", False, None, Channel(None, open=False)),
+        (with_channel(plain(1), path="/its/owners"), plain(1), True, None, Channel(None, open=False)),
+    ],
+)
+def test_registers_and_channel_of_how_it_runs_and_of_its_next_start(
+    monkeypatch: pytest.MonkeyPatch, xml: str, live: str, running: bool, mark: Mark | None, channel: Channel | None
+) -> None:
+    monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(1, {}))
+    fake = FakeLibvirt()
+    fake.set(FakeDomain(1, xml, live, running=running))
+    (found,) = inventory.describe_all(every_domain(fake))
+    assert found == dataclasses.replace(entry(1, running=running, mark=mark), channel=channel)
+
+
+def test_a_channel_of_a_domain_that_ends_and_of_one_that_libvirt_forgets(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = {"vm1": 2**22 + 1, "vm2": 1}  # no process has the first one
+    monkeypatch.setattr(inventory, "read_run_state", lambda name: RunState(pids[name], {}))
+    for number in (1, 2):
+        fake.set(FakeDomain(number, plain(number), with_channel(plain(number), path=PATH)))
+    found = started([])
+    eventually(lambda: len(found.entries) == 2)
+    assert [each.channel for each in found.seen()] == [Channel(None, open=False), Channel(PATH, open=False)]
+    fake.remove(fake.domains[UUID.format(2)])
+    eventually(lambda: len(found.entries) == 1)
+    assert [each.channel for each in found.gone()] == [None]
+
+
+def test_the_channel_is_seen_without_libvirt(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    xml = with_channel(plain(1), path=PATH)
+    record = run_files.RunningDomain("vm1", UUID.format(1), 1, "running", 1, {}, xml)
+    monkeypatch.setattr(inventory, "running_domains", lambda: [record])
+    fake.there = False
+    assert started([]).entries[UUID.format(1)].channel == Channel(PATH, open=False)
 
 
 def test_the_threads_of_another_run_of_a_domain_are_not_its_own(

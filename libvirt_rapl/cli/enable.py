@@ -66,13 +66,13 @@ class _WithMeter:
     def __init__(self, registry: Registry, via: Via) -> None:
         self.registry = registry
         self.via = via
-        self._reasons: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
         """By UUID, why QEMU gives a domain no registers."""
         self._looked_at: set[str] = set()
         """Emulators."""
 
     def __call__(self, definition: Definition) -> Definition:
-        changed, self._reasons[definition.uuid] = enabled(definition, self.registry, self.via, emulator.check)
+        changed, self.reasons[definition.uuid] = enabled(definition, self.registry, self.via, emulator.check)
         if changed.has_registers and (path := changed.emulator()) not in self._looked_at:
             self._looked_at.add(path)
             for missing in security_modules.missing_rules(path):
@@ -87,7 +87,7 @@ class _WithMeter:
 
     def because(self, domain: Domain) -> str:
         """Return in parentheses why a domain gets the channel, if that was not its owner's choice."""
-        reason = self._reasons.get(domain.uuid)
+        reason = self.reasons.get(domain.uuid)
         return f" ({reason})" if reason else ""
 
 
@@ -154,7 +154,8 @@ def _is_active(domain: Domain, with_meter: _WithMeter) -> bool:
 
 def _plan_live(domain: Domain, with_meter: _WithMeter) -> _LiveChange:
     """Return what is to happen. Raises VirtRaplError if it cannot."""
-    difference = plan_change(domain, with_meter).difference if domain.persistent else ""
+    change = plan_change(domain, with_meter) if domain.persistent else None
+    difference = change.difference if change else ""
 
     def enable() -> None:
         if difference:
@@ -164,7 +165,8 @@ def _plan_live(domain: Domain, with_meter: _WithMeter) -> _LiveChange:
             domain.define(plan_change(domain, with_meter).after)
 
     with named(domain):
-        plan = _plan_registers(domain, enable, with_meter)
+        after = change.after if change else with_meter(domain.live())
+        plan = _plan_registers(domain, enable, with_meter) if after.has_registers else None
         channel = plan is None or with_meter.via == "both"
         if channel:
             live_channel.check(domain)
@@ -172,14 +174,15 @@ def _plan_live(domain: Domain, with_meter: _WithMeter) -> _LiveChange:
 
 
 def _plan_registers(domain: Domain, enable: Callable[[], None], with_meter: _WithMeter) -> live_plan.Plan | None:
-    """Return how the domain gets registers; None if it is to have the channel instead."""
-    if with_meter.via == "channel":
+    """Return how the domain gets registers; None if it has them, or is to have the channel instead."""
+    if live.is_active(domain, with_meter.registry):
         return None
     try:
         return live_plan.plan(domain, enable, with_meter.registry)
-    except NoRegistersError:
+    except NoRegistersError as error:  # as it runs, whatever its definition says
         if with_meter.via != "auto":
             raise
+        with_meter.reasons[domain.uuid] = error.message
         return None
 
 

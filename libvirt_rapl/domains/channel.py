@@ -1,8 +1,9 @@
 """The energy channel in domain XML: a virtio-serial port by which the host sends the guest its joules.
 
 inject() puts in `<channel type='unix'>` with the port's name, and a virtio-serial controller if the domain has none.
-libvirt adds addresses to both when it defines the domain, and on PCI Express a port for the controller. strip() removes
-all that. A channel of that name without our note in the mark is the owner's: it is used, and stays.
+When libvirt defines the domain, it adds addresses to both, a controller if those that are there have no port left, and
+on PCI Express perhaps a port for the controller. The mark lists the controllers that were there before, and so strip()
+removes all that. A channel of that name without our note in the mark is the owner's: it is used, and stays.
 
 Only `definition` and `run_files` call this.
 """
@@ -59,29 +60,30 @@ def inject(domain: _Element) -> None:
     """Put the channel in; check() has passed, and there is none."""
     mark = marking.found_or_made(domain)
     devices = marking.container(domain, "devices", mark)
+    if not marking.has_created(mark, "channel"):  # else somebody has removed the channel alone
+        marking.note_created(mark, "channel")
+        mark.set("controllers", " ".join(_name(each) for each in _controllers(domain)))
+        if single := [_name(each) for each in _controllers(domain) if _is_single(each)]:
+            mark.set("single", " ".join(single))
     if devices.find("controller[@type='virtio-serial']") is None:
-        # libvirt would do this, too, but then nobody knew afterwards that the controller is there for the channel.
-        buses = (controller.get("index", "") for controller in devices.iterfind("controller[@type='pci']"))
-        mark.set("pci", " ".join(buses))
-        marking.note_created(mark, "controller")
+        # libvirt would do this, too, but only when it defines the domain, and not for one that runs.
         controller = etree.Element("controller", type="virtio-serial", index="0")
         insert(devices, index_after(devices, BEFORE_CONTROLLER), controller)
-    marking.note_created(mark, "channel")
     channel = etree.Element("channel", type="unix")
     etree.SubElement(channel, "source", mode="bind")
     etree.SubElement(channel, "target", type="virtio", name=PORT)
     insert(devices, index_after(devices, (*BEFORE_CHANNEL, "channel")), channel)
-    marking.order(mark)
 
 
 def devices(domain: _Element) -> list[str]:
     """Return the XML of what inject() has put in: the controller, if the mark says that it is ours, and the channel."""
     mark = marking.find(domain)
-    if mark is None:
+    if mark is None or not marking.has_created(mark, "channel"):
         return []
-    found = [_controller(domain) if marking.has_created(mark, "controller") else None]
-    found += [_named(domain) if marking.has_created(mark, "channel") else None]
-    return [etree.tostring(each, encoding="unicode", with_tail=False) for each in found if each is not None]
+    channel = _named(domain)
+    controller = _controller_of(domain, channel, mark)
+    ours = [each for each in (controller, channel) if each is not None]
+    return [etree.tostring(each, encoding="unicode", with_tail=False) for each in ours]
 
 
 def strip(domain: _Element) -> None:
@@ -90,18 +92,36 @@ def strip(domain: _Element) -> None:
     if mark is None or not marking.has_created(mark, "channel"):
         return
     channel = _named(domain)
+    controller = _controller_of(domain, channel, mark)
     if channel is not None:
         remove(channel)
-    controller = _controller(domain)
-    if marking.has_created(mark, "controller") and controller is not None and not _is_used(domain):
+    if controller is not None and not _is_used(domain, controller):
         remove(controller)
         _remove_port(domain, controller, mark)
-    marking.forget(mark, "channel", "controller", "pci")
+    marking.forget(mark, "channel", "controllers", "single")
     marking.tidy(domain, mark)
 
 
-def _controller(domain: _Element) -> _Element | None:
-    return domain.find("devices/controller[@type='virtio-serial'][@index='0']")
+def _controllers(domain: _Element) -> list[_Element]:
+    """Return those that libvirt may add others of: where the channel can be, and where those can be in turn."""
+    return [each for each in domain.iterfind("devices/controller") if each.get("type") in ("virtio-serial", "pci")]
+
+
+def _name(controller: _Element) -> str:
+    return f"{controller.get('type')}:{controller.get('index', '0')}"
+
+
+def _controller_of(domain: _Element, channel: _Element | None, mark: _Element) -> _Element | None:
+    """Return the controller that the channel is on; None if it was there before."""
+    address = None if channel is None else channel.find("address[@type='virtio-serial']")
+    name = f"virtio-serial:{'0' if address is None else address.get('controller')}"
+    return next((each for each in _controllers(domain) if _name(each) == name and not _was_there(each, mark)), None)
+
+
+def _was_there(controller: _Element, mark: _Element) -> bool:
+    """Return whether the controller is older than the channel; yes, if the mark does not say it."""
+    listed = mark.get("controllers")
+    return listed is None or _name(controller) in listed.split()
 
 
 def _named(domain: _Element) -> _Element | None:
@@ -111,14 +131,14 @@ def _named(domain: _Element) -> _Element | None:
 
 def _is_usable(channel: _Element) -> bool:
     source = channel.find("source")
-    return channel.get("type") == "unix" and (source is None or source.get("mode", "bind") == "bind")
+    return channel.get("type") == "unix" and (source is None or source.get("mode") == "bind")
 
 
-def _is_used(domain: _Element) -> bool:
-    """Return whether the first virtio-serial controller has other ports by now."""
+def _is_used(domain: _Element, controller: _Element) -> bool:
+    """Return whether a virtio-serial controller has other ports by now."""
     for device in domain.iterfind("devices/*"):
         address, target = device.find("address[@type='virtio-serial']"), device.find("target[@type='virtio']")
-        if address is not None and address.get("controller", "0") == "0":
+        if address is not None and address.get("controller", "0") == controller.get("index"):
             return True
         if address is None and target is not None and device.tag in ("channel", "console"):
             return True
@@ -131,8 +151,23 @@ def _remove_port(domain: _Element, controller: _Element, mark: _Element) -> None
     if address is None:
         return
     bus = address.get("bus", "")
-    index = str(int(bus, 0))
-    port = domain.find(f"devices/controller[@type='pci'][@index='{index}']")
-    used = any(each.get("bus") == bus for each in domain.iterfind("devices//address[@type='pci']"))
-    if port is not None and index not in mark.get("pci", "").split() and not used:
-        remove(port)
+    port = next((each for each in _controllers(domain) if _bus(each) == bus and not _was_there(each, mark)), None)
+    if port is None or any(each.get("bus") == bus for each in domain.iterfind("devices//address[@type='pci']")):
+        return
+    remove(port)
+    for other in _controllers(domain):
+        shared = other.find("address[@multifunction='on']")
+        if shared is not None and _name(other) in mark.get("single", "").split():
+            del shared.attrib["multifunction"]  # libvirt has set it, and sets it again if the slot is still shared
+
+
+def _bus(controller: _Element) -> str | None:
+    """Return the number of the bus behind a PCI controller, as libvirt writes it in addresses."""
+    index = controller.get("index", "")
+    return f"{int(index):#04x}" if controller.get("type") == "pci" and index.isdecimal() else None
+
+
+def _is_single(controller: _Element) -> bool:
+    """Return whether a PCI controller is the first in its slot, and alone there."""
+    address = controller.find("address[@type='pci'][@function='0x0']")
+    return controller.get("type") == "pci" and address is not None and address.get("multifunction") != "on"

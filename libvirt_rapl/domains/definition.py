@@ -191,14 +191,16 @@ class Definition:
         domxml.check_takes_effect(self._domain, socket)
 
     def with_registers(self, *, socket: str, default_emulator: str = domxml.DEFAULT_EMULATOR) -> Self:
-        """Return it with registers, read through the helper at `socket`.
+        """Return it with registers, read through the helper at `socket`; itself if it has just these.
 
-        One that has them already gets this socket; so does one that has lost the mark, if our argument for this very
-        socket and a wrapper are still there. `default_emulator` is used if the XML names none. Raises VirtRaplError for
-        what check() refuses.
+        One that has others gets this socket; so does one that has lost the mark, if our argument for this very socket
+        and a wrapper are still there. `default_emulator` is used if the XML names none. Raises VirtRaplError for what
+        check() refuses.
         """
         domain = self._cleared(socket)
         domxml.check(domain, socket)
+        if domxml.is_in_order(self._domain, socket):
+            return self
         domxml.inject(domain, socket, default_emulator)
         return self._changed(domain)
 
@@ -216,7 +218,6 @@ class Definition:
         if self.channel:
             return self
         domain = copy.deepcopy(self._domain)
-        channel.strip(domain)  # somebody has removed the channel alone
         channel.inject(domain)
         return self._changed(domain)
 

@@ -113,6 +113,14 @@ def check_takes_effect(domain: _Element, socket: str) -> None:
         raise VirtRaplError(f"its -accel argument is not the one for {socket}", "run `virt-rapl enable` on it")
 
 
+def is_in_order(domain: _Element, socket: str) -> bool:
+    """Return whether all is there that inject() puts in for `socket`, wherever somebody may have moved it."""
+    mark, argument = marking.find(domain), _argument(domain, ACCELERATOR + socket)
+    if mark is None or argument is None or _option(argument) is None:
+        return False
+    return mark.get("socket") == socket and names_wrapper(string(domain.find("devices/emulator")), mark)
+
+
 def inject(domain: _Element, socket: str, default_emulator: str) -> None:
     """Put the meter in, reading through the helper at `socket`; clear() has removed any that was there."""
     mark = marking.found_or_made(domain)
@@ -132,7 +140,6 @@ def inject(domain: _Element, socket: str, default_emulator: str) -> None:
     commandline = marking.container(domain, "commandline", mark)
     for value in ("-accel", ACCELERATOR + socket):
         insert(commandline, index_after(commandline, (ARG_TAG,)), etree.Element(ARG_TAG, value=value))
-    marking.order(mark)
 
 
 def strip(domain: _Element) -> None:
@@ -197,10 +204,16 @@ def _strip_argument(domain: _Element, mark: _Element) -> None:
 
 def _remove_option(arg: _Element) -> None:
     """Remove the argument and the -accel before it."""
-    option = next(arg.itersiblings(ARG_TAG, preceding=True), None)
+    option = _option(arg)
     remove(arg)
-    if option is not None and option.get("value") == "-accel":
+    if option is not None:
         remove(option)
+
+
+def _option(arg: _Element) -> _Element | None:
+    """Find the -accel before the argument."""
+    option = next(arg.itersiblings(ARG_TAG, preceding=True), None)
+    return option if option is not None and option.get("value") == "-accel" else None
 
 
 def _strip_emulator(domain: _Element, mark: _Element) -> None:

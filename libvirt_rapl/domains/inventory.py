@@ -58,16 +58,15 @@ class Entry:
 
 def describe(domain: Domain, labels: Labels = NO_LABELS) -> Entry:
     """Ask libvirt for all that an entry holds. Raises VirtRaplError; DomainGoneError when it is gone."""
-    mark: Mark | None = None
-    definition = _readable(domain.live) if domain.active else None
-    found = definition.channel if definition else None
-    if definition and definition.has_registers:
+    live = _readable(domain.live) if domain.active else None
+    following = _readable(domain.definition)
+    mark: Mark | None = "next" if following and following.has_registers else None
+    if live and live.has_registers:
         mark = "live"
-    else:
-        inactive = _readable(domain.definition)
-        definition = definition or inactive
-        mark = "next" if inactive and inactive.has_registers else None
-        found = found or (inactive.channel if inactive else None)
+    channel = live.channel if live else None
+    if channel is None and following:
+        channel = _next(following.channel)
+    definition = live or following
     state = run_state(domain)
     pid, vcpu_tids = (state.pid, state.vcpu_tids) if state else (None, {})
     return Entry(
@@ -78,7 +77,7 @@ def describe(domain: Domain, labels: Labels = NO_LABELS) -> Entry:
         pid=pid,
         vcpu_tids=vcpu_tids,
         mark=mark,
-        channel=found,
+        channel=channel,
         title=definition.title if definition else "",
         labels=definition.labels(labels) if definition else {},
     )
@@ -259,15 +258,14 @@ class Inventory:
 def _without_dead_process(entry: Entry) -> Entry:
     if entry.pid is None or start_time(entry.pid) is not None:
         return entry
-    # Only libvirt knows whether its next start will have the mark; usually it will.
-    return dataclasses.replace(_ended(entry), mark="next" if entry.mark else None)
+    # Only libvirt knows whether its next start will have the mark and the channel; usually it will.
+    return dataclasses.replace(_ended(entry), mark="next" if entry.mark else None, channel=_next(entry.channel))
 
 
 def _ended(entry: Entry) -> Entry:
-    channel = _next(entry.channel)
-    return dataclasses.replace(entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark=None, channel=channel)
+    return dataclasses.replace(entry, id=None, state="shut off", pid=None, vcpu_tids={}, mark=None, channel=None)
 
 
 def _next(channel: Channel | None) -> Channel | None:
-    """Return what is known of a channel that is not there now: its next start may have it."""
+    """Return what is known of a channel that is not there now, and may be from the next start on."""
     return channel and Channel(None, open=False)

@@ -17,12 +17,10 @@ MARK_TAG = f"{{{MARK}}}rapl"
 COMMANDLINE_TAG = f"{{{QEMU}}}commandline"
 CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMANDLINE_TAG}
 """Elements of <domain> that hold ours: name in the mark, tag."""
-BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
-"""What libvirt prints before <metadata>. We put everything where libvirt prints it, so that it stays there."""
-CREATED = (*CONTAINERS, "emulator", "controller", "channel")
-"""What can be noted as made by us, in the order in which the mark lists it."""
-ATTRIBUTES = ("socket", "emulator", "created", *CONTAINERS, "pci")
-"""In the order in which the mark has them, whichever part was put in first."""
+BEFORE_METADATA = ("name", "uuid", "hwuuid", "genid", "title", "description")
+"""What libvirt prints before <metadata>."""
+AFTER_COMMANDLINE = tuple(f"{{{QEMU}}}{name}" for name in ("capabilities", "override", "deprecation"))
+"""What libvirt prints after qemu:commandline. We put everything where libvirt prints it, so that it stays there."""
 
 
 def check(domain: _Element) -> None:
@@ -58,7 +56,8 @@ def alone(mark: _Element) -> str:
 
 def note_created(mark: _Element, name: str) -> None:
     """Record that we have made this."""
-    _set_created(mark, {*_created(mark), name})
+    if not has_created(mark, name):
+        mark.set("created", " ".join([*_created(mark), name]))
 
 
 def has_created(mark: _Element, name: str) -> bool:
@@ -68,8 +67,9 @@ def has_created(mark: _Element, name: str) -> bool:
 
 def forget(mark: _Element, *names: str) -> None:
     """Remove attributes, and notes of what we have made, because it is undone."""
-    _set_created(mark, {*_created(mark)} - {*names})
-    for name in names:
+    created = [name for name in _created(mark) if name not in names]
+    mark.set("created", " ".join(created))
+    for name in names if created else (*names, "created"):
         if name in mark.attrib:
             del mark.attrib[name]
 
@@ -81,8 +81,7 @@ def container(domain: _Element, name: str, mark: _Element) -> _Element:
     if found is None:
         note_created(mark, name)
         found = etree.Element(tag, nsmap={"qemu": QEMU} if name == "commandline" else None)
-        index = index_after(domain, BEFORE_METADATA) if name == "metadata" else len(domain)
-        insert(domain, index, found)
+        insert(domain, _index_of(domain, name), found)
     elif is_empty(found):
         mark.set(name, found.text or "")
     else:
@@ -91,13 +90,21 @@ def container(domain: _Element, name: str, mark: _Element) -> _Element:
     return found
 
 
+def _index_of(domain: _Element, name: str) -> int:
+    """Return where in <domain> a new container belongs."""
+    if name == "metadata":
+        return index_after(domain, BEFORE_METADATA)
+    after = AFTER_COMMANDLINE if name == "commandline" else ()
+    return next((index for index, child in enumerate(domain) if child.tag in after), len(domain))
+
+
 def is_empty(element: _Element) -> bool:
     """Return whether an element holds nothing but white space."""
     return not len(element) and not (element.text or "").strip()
 
 
 def tidy(domain: _Element, mark: _Element) -> None:
-    """Remove the mark if no part is left, and the containers that we made and do not need any more; order the rest."""
+    """Remove the mark if no part is left, and the containers that we made and do not need any more."""
     if "emulator" not in mark.attrib and not has_created(mark, "channel"):
         remove(mark)
     for name, tag in CONTAINERS.items():
@@ -108,16 +115,6 @@ def tidy(domain: _Element, mark: _Element) -> None:
             elif name in mark.attrib:
                 found.text = mark.get(name)
             forget(mark, name)
-    order(mark)
-
-
-def order(mark: _Element) -> None:
-    """Write the attributes in one order, so that the same parts make the same text."""
-    for name in ATTRIBUTES:
-        if name in mark.attrib:
-            value = mark.attrib[name]
-            del mark.attrib[name]
-            mark.set(name, value)
 
 
 def has_registers(mark: _Element) -> bool:
@@ -127,10 +124,3 @@ def has_registers(mark: _Element) -> bool:
 
 def _created(mark: _Element) -> list[str]:
     return str(mark.get("created", "")).split()
-
-
-def _set_created(mark: _Element, names: set[str]) -> None:
-    if "created" in mark.attrib:
-        del mark.attrib["created"]
-    if known := [name for name in CREATED if name in names]:
-        mark.set("created", " ".join(known))

@@ -74,4 +74,4 @@ def is_enabled(definition: Definition, registry: Registry, via: Via) -> bool:
         if via != "auto":
             raise
         return False
-    return not definition.difference(changed)
+    return changed is definition

@@ -26,8 +26,10 @@ def attach(domain: Domain, registry: Registry) -> bool:
         return False
     with events.recording(registry.run_directory, domain.name, domain.uuid, "attach") as has_come_to:
         try:
+            there = running.channel_devices()  # the controller, if somebody has detached the channel alone
             for device in changed.channel_devices():
-                domain.attach(device)
+                if device not in there:
+                    domain.attach(device)
         except VirtRaplError as error:
             raise VirtRaplError(
                 f"libvirt cannot attach the channel: {error.message}",
@@ -44,7 +46,8 @@ def detach(domain: Domain, registry: Registry) -> bool:
     if not running.channel_is_ours:
         return False
     with events.recording(registry.run_directory, domain.name, domain.uuid, "detach") as has_come_to:
-        domain.detach(running.channel_devices()[-1])
+        if running.channel:  # somebody else may have detached it
+            domain.detach(running.channel_devices()[-1])
         domain.set_live_mark(running.without_channel().mark)
         has_come_to("ended")
     return True

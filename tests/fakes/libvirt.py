@@ -71,7 +71,10 @@ class FakeDomain:
 
     def attachDeviceFlags(self, device: str, flags: int) -> None:  # noqa: N802
         assert flags == libvirt.VIR_DOMAIN_AFFECT_LIVE
-        self.running = (self.running or self.xml).replace("</devices>", f"{device}</devices>")
+        before = self.running or self.xml
+        if "<controller" in device and "virtio-serial" in before:
+            raise failure("target virtio-serial:0 already exists")
+        self.running = before.replace("</devices>", f"{device}</devices>")
 
     def detachDeviceFlags(self, device: str, flags: int) -> None:  # noqa: N802
         assert flags == libvirt.VIR_DOMAIN_AFFECT_LIVE
