@@ -1,9 +1,17 @@
-"""Make a Unix socket to listen on."""
+"""Unix sockets: make one to listen on, see who is at the other end, and send lines to those who may not read them."""
 
 import contextlib
+import fcntl
 import os
 import socket
+import struct
+import termios
+import time
 from pathlib import Path
+from typing import NamedTuple
+
+_CREDENTIALS = struct.Struct("3i")
+_UNREAD = struct.Struct("i")
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
@@ -29,6 +37,50 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
     finally:
         os.close(directory)
     return listener
+
+
+class Peer(NamedTuple):
+    """The process at the other end of a connection."""
+
+    pid: int
+    user: int
+    group: int
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return who connected; or, where we have connected, who called listen(). Raises OSError."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return Peer(*_CREDENTIALS.unpack(credentials))
+
+
+class LineSender:
+    """Sends lines to a peer that may be slow or not read at all. It never waits, cuts no line and queues none."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        """Take a connection that does not block."""
+        self.peer = peer
+        self.begun = time.monotonic()
+        """When the last line was begun; when we began if there is none yet."""
+        self._rest = memoryview(b"")
+
+    def all_is_read(self) -> bool:
+        """Return whether the peer has read, as the kernel counts it, all that was to be sent. Raises OSError."""
+        if self._rest:
+            return False
+        (unread,) = _UNREAD.unpack(fcntl.ioctl(self.peer, termios.TIOCOUTQ, bytes(_UNREAD.size)))
+        return bool(unread == 0)
+
+    def begin(self, line: bytes) -> bool:
+        """Begin a line, when all is read; return whether a rest of it remains to be sent by go_on(). Raises OSError."""
+        self._rest, self.begun = memoryview(line), time.monotonic()
+        return self.go_on()
+
+    def go_on(self) -> bool:
+        """Send what remains of the line, as far as there is room; return whether a rest remains. Raises OSError."""
+        if self._rest:
+            with contextlib.suppress(BlockingIOError):
+                self._rest = self._rest[self.peer.send(self._rest) :]
+        return bool(self._rest)
 
 
 def _unlink(name: str, directory: int) -> None:

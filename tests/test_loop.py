@@ -332,8 +332,3 @@ def test_a_lock_is_ours_alone_until_it_is_let_go(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with loop._alone(tmp_path):
         pass
-
-
-def test_a_message_is_one_line_and_safe_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    loop.log("two\nlines \x1b[31m and\ttabs")
-    assert capsys.readouterr().err == "virt-rapl: two lines \\x1b[31m and tabs\n"

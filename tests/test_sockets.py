@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from libvirt_rapl.sockets import listen
+from libvirt_rapl.sockets import LineSender, Peer, listen, peer_of
 
 
 @pytest.fixture
@@ -101,3 +101,56 @@ def test_a_long_path(directory: Path) -> None:
     path.parent.mkdir()
     with listen(path):
         assert connects(path)
+
+
+def test_who_is_at_the_other_end(directory: Path) -> None:
+    ours = Peer(os.getpid(), os.geteuid(), os.getegid())
+    with listen(directory / "a.sock") as listener, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(directory / "a.sock"))
+        accepted, _ = listener.accept()
+        with accepted:
+            assert (peer_of(client), peer_of(accepted)) == (ours, ours)
+
+
+def test_a_line_that_fits_is_sent_at_once_and_none_waits_behind_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        sender = LineSender(ours)
+        assert sender.all_is_read()
+        assert not sender.begin(b"first\n"), "nothing remains"
+        assert not sender.all_is_read()
+        assert theirs.recv(3) == b"fir"
+        assert not sender.all_is_read(), "half is not all"
+        assert not sender.go_on()
+        assert theirs.recv(100) == b"st\n", "and nothing was added"
+        assert sender.all_is_read()
+
+
+def test_a_line_that_does_not_fit_is_finished_as_there_is_room() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        sender, line, read = LineSender(ours), os.urandom(5_000_000), b""
+        remains = sender.begin(line)
+        assert remains
+        while remains:
+            assert not sender.all_is_read(), "a rest counts, also while all that was sent is read"
+            read += theirs.recv(1_000_000)
+            remains = sender.go_on()
+        while len(read) < len(line):
+            read += theirs.recv(1_000_000)
+        assert read == line
+        assert sender.all_is_read()
+
+
+def test_a_peer_that_has_gone() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setblocking(False)
+        sender = LineSender(ours)
+        sender.begin(b"unread\n")
+        theirs.close()
+        assert sender.all_is_read(), "there is nobody any more who has not read it"
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            sender.begin(b"next\n")

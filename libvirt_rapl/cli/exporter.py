@@ -6,15 +6,15 @@ The figures are those of virt-rapld, which has to run. Options are named as node
 
 import argparse
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import load
-from libvirt_rapl.errors import VirtRaplError, explain, printable
+from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.exporter import options as exporter_options
+from libvirt_rapl.log import log
 
 if TYPE_CHECKING:
     from libvirt_rapl.exporter.scrape import Scrape
@@ -46,11 +46,6 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise VirtRaplError(f"cannot run the exporter: {explain(error)}", exporter_options.TO_INSTALL) from error
     return 0
-
-
-def log(message: str) -> None:
-    """Write one line for the journal."""
-    print(f"virt-rapl: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def _listen(options: argparse.Namespace, scrape: "Scrape") -> None:

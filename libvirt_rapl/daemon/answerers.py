@@ -7,28 +7,19 @@ not hinder the daemon: a fixed number of threads answer, and only a few of them 
 import contextlib
 import errno
 import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from libvirt_rapl.sockets import listen
+from libvirt_rapl.sockets import listen, peer_of
 
 DIRECTORY_MODE, MODE = 0o750, 0o660
 """For root, and the user and group that the daemon's unit names: fine readings of energy show what a guest computes."""
 
 SEND_SECONDS = 5.0
 """How long a client may take to read what is sent to it at once."""
-
-_CREDENTIALS = struct.Struct("3i")
-
-
-def user_of(peer: socket.socket) -> int:
-    """Return the user of the client at the other end."""
-    _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return int(uid)
 
 
 class Answerers:
@@ -70,7 +61,7 @@ class Answerers:
     @contextlib.contextmanager
     def _turn(self, peer: socket.socket) -> Iterator[None]:
         """Count the peer among those of its user. Raises ConnectionRefusedError if there are too many."""
-        uid = user_of(peer)
+        uid = peer_of(peer).user
         with self._lock:
             if uid != 0 and self._asking[uid] >= self._of_one:
                 raise ConnectionRefusedError

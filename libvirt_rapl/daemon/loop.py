@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,11 +25,12 @@ from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy.ledger import DIRECTORY_MODE, Ledger
 from libvirt_rapl.energy.snapshot import Snapshot
-from libvirt_rapl.errors import VirtRaplError, explain, printable
+from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.helper.confinement import keep_capabilities_from_programs
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
 from libvirt_rapl.lifecycle.policy import Policy
+from libvirt_rapl.log import log
 
 FLUSH_SECONDS = 10.0
 LOCK = f"{paths.LEDGER}.lock"
@@ -95,11 +95,6 @@ def _alone(directory: Path, name: str = ".") -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def log(message: str) -> None:
-    """Write one line for the journal."""
-    print(f"virt-rapl: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 class Daemon:

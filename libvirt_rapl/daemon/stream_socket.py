@@ -10,23 +10,20 @@ other.
 
 import contextlib
 import errno
-import fcntl
 import json
 import selectors
 import socket
-import struct
-import termios
 import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from libvirt_rapl.daemon.answerers import MODE, user_of
+from libvirt_rapl.daemon.answerers import MODE
 from libvirt_rapl.daemon.document import SCHEMA
 from libvirt_rapl.daemon.status_socket import CarefulText, understood
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.sockets import listen
+from libvirt_rapl.sockets import LineSender, listen, peer_of
 
 CLIENTS, CLIENTS_OF_ONE = 32, 8
 """How many are served at once, in all and for one user who is not root; more are refused."""
@@ -35,8 +32,6 @@ BETWEEN_SECONDS = 1.0
 """How often to look for a new document if samples are rarer."""
 SILENCE_SECONDS = 20.0
 """After this long without a line, a client assumes that the daemon has gone."""
-
-_UNREAD = struct.Struct("i")
 
 
 class Streams:
@@ -95,7 +90,7 @@ class Streams:
                 time.sleep(1)  # too many open files: that may pass
             return
         peer.setblocking(False)
-        user = user_of(peer)
+        user = peer_of(peer).user
         of_one = sum(client.user == user for client in self._clients)
         if len(self._clients) >= CLIENTS:
             _refuse(peer, f"virt-rapld serves {CLIENTS} clients already, as many as it will")
@@ -128,15 +123,14 @@ class Streams:
 
 
 class _Client:
-    """A connected client, and what is left of the line that is being sent to it."""
+    """A connected client."""
 
     def __init__(self, peer: socket.socket, user: int, line: bytes) -> None:
         self.peer = peer
         self.user = user
         self._line = line
         """The last one that was sent, or begun."""
-        self._rest = memoryview(b"")
-        self._since = time.monotonic()
+        self._sender = LineSender(peer)
 
     def has_left(self) -> bool:
         """Return whether the client has hung up, or written something; does not wait."""
@@ -153,20 +147,14 @@ class _Client:
 
         Raises OSError when the client has gone or is stuck.
         """
-        if self._rest or self._unread():
-            if time.monotonic() > self._since + STUCK_SECONDS:
-                raise TimeoutError
-        elif line is not self._line:
-            self._line, self._rest, self._since = line, memoryview(line), time.monotonic()
-        if self._rest:
-            with contextlib.suppress(BlockingIOError):
-                self._rest = self._rest[self.peer.send(self._rest) :]
-        return bool(self._rest)
-
-    def _unread(self) -> int:
-        """Return how much of what was sent has not been read yet, as the kernel counts it."""
-        (unread,) = _UNREAD.unpack(fcntl.ioctl(self.peer, termios.TIOCOUTQ, bytes(_UNREAD.size)))
-        return int(unread)
+        if self._sender.all_is_read():
+            if line is self._line:
+                return False
+            self._line = line
+            return self._sender.begin(line)
+        if time.monotonic() > self._sender.begun + STUCK_SECONDS:
+            raise TimeoutError
+        return self._sender.go_on()
 
 
 def _refuse(peer: socket.socket, why: str) -> None:
