@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from libvirt_rapl import __version__
 from libvirt_rapl.choices import MeterState
-from libvirt_rapl.daemon.document import Document, DomainReading
+from libvirt_rapl.daemon.document import Document, DomainReading, kind_of
 from libvirt_rapl.errors import printable
 
 KEPT_SECONDS = 3600.0
@@ -182,8 +182,8 @@ def families(
         made.add(UP, 0)
         return made
     _add_host(made, document)
-    kinds = {_kind(zone.name) for zone in document.host.zones if zone.energy_joules or not zone.unread}
-    packages_are_read = not any(zone.unread for zone in document.host.zones if _kind(zone.name) == "package")
+    kinds = {kind_of(zone.name) for zone in document.host.zones if zone.energy_joules or not zone.unread}
+    packages_are_read = not any(zone.unread for zone in document.host.zones if kind_of(zone.name) == "package")
     for domain in document.domains:
         if not is_running(domain):
             continue
@@ -202,10 +202,6 @@ def families(
 def is_running(domain: DomainReading) -> bool:
     """Return whether it has a process, running or paused."""
     return domain.pid is not None
-
-
-def _kind(zone: str) -> str:
-    return zone.partition("-")[0]
 
 
 def _add_host(made: Families, document: Document) -> None:
