@@ -40,6 +40,8 @@ STATUS_SOCKET = f"{DAEMON}/status.sock"
 """A client that connects gets the document, once."""
 STREAM_SOCKET = f"{DAEMON}/stream.sock"
 """A client that connects gets each document from then on."""
+CHANNEL_STREAM_SOCKET = f"{DAEMON}/channel.sock"
+"""The same, but only while a domain has an energy channel: for the channel process."""
 HISTORY_SOCKET = f"{DAEMON}/history.sock"
 """A client that says which time it wants gets the history of it."""
 CHANNEL = "channel"
@@ -58,6 +60,7 @@ LEDGER = "ledger.db"
 
 LIBVIRT_HOOK = "etc/libvirt/hooks/qemu"
 """Somebody else's, which libvirt runs before those in qemu.d."""
+QEMU_CONFIGURATION = "etc/libvirt/qemu.conf"
 LIBVIRT_DEFINITIONS = "etc/libvirt/qemu"
 LIBVIRT_RUN = "run/libvirt/qemu"
 LIBVIRT_SAVES = "var/lib/libvirt/qemu/save"
@@ -66,6 +69,8 @@ LIBVIRT_LOGS = "var/log/libvirt/qemu"
 
 # The system's.
 
+GROUPS = ("etc/group", "usr/lib/group")
+"""The second has those of the distribution where /usr is an image; the first counts."""
 SYSTEMD = "run/systemd/system"
 """Exists if systemd is init (sd_booted(3))."""
 JOURNAL = "run/systemd/journal/socket"

@@ -105,6 +105,10 @@ def test_what_is_emitted_is_what_is_declared() -> None:
             "domain_meter_state",
             {("web", A, state): float(state == "active") for state in ("active", "degraded", "pending", "off")},
         ),
+        (
+            "domain_channel_state",
+            {("web", A, state): float(state == "off") for state in ("off", "waiting", "connected", "stalled")},
+        ),
         ("zone_energy_joules_total", {("package-0",): 100}),
         ("unattributed_energy_joules_total", {("package-0", "other"): 25, ("package-0", "idle"): 25}),
         ("lost_intervals_total", {("package-0",): 3}),
@@ -144,6 +148,11 @@ def test_without_libvirt_what_is_still_measured_is_exported() -> None:
     assert named(shown, "up") == {(): 0}
     assert named(shown, "domain_power_watts") == {("web", A): 5, ("db", B): 5}
     assert {uuid for _, uuid, _ in named(shown, "domain_meter_state")} == {A}
+    assert named(shown, "domain_channel_state") == {}
+    shown = document(domain(channel="stalled"), domain("db", B), libvirt_trouble="it is away")
+    assert named(shown, "domain_channel_state") == {
+        ("web", A, state): float(state == "stalled") for state in ("off", "waiting", "connected", "stalled")
+    }
 
 
 @pytest.mark.parametrize(

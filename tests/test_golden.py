@@ -18,16 +18,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 from libvirt_rapl import __version__
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import host_meter
+from libvirt_rapl.daemon.channel_report import Report
 from libvirt_rapl.daemon.document import Document, read, render
 from libvirt_rapl.daemon.exposition import Exposition
 from libvirt_rapl.daemon.host_meter import HostMeter
 from libvirt_rapl.domains import inventory
+from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.inventory import Entry, Inventory
 from libvirt_rapl.energy.meter import Meter, Running
 from libvirt_rapl.energy.snapshot import take
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host import processes
+from libvirt_rapl.lifecycle.channel_state import Delivery, DeliveryState
 
 STATUS, METRICS = (Path(__file__).parent / "data" / name for name in ("status.json", "metrics.txt"))
 SECOND = 1_000_000_000
@@ -42,6 +45,8 @@ def uuid(number: int) -> str:
 
 ACTIVE, ENDED, FAILED, UNCONNECTED, PENDING, REFUSED, PLAIN, DEAD, GONE = map(uuid, range(1, 10))
 PIDS = {ACTIVE: 100, ENDED: 200, FAILED: 300, UNCONNECTED: 400, PLAIN: 500, DEAD: 600, GONE: 700}
+CHANNELS: dict[str, DeliveryState] = {ENDED: "stalled", UNCONNECTED: "connected", PLAIN: "connected", DEAD: "connected"}
+"""What virt-rapl-channel reports of the domains that have a channel."""
 HELPERS = {ACTIVE: 1100, ENDED: 1200, UNCONNECTED: 1400}
 
 
@@ -50,6 +55,7 @@ def entries(host: Host) -> dict[str, Entry]:
 
     def running(uuid: str, name: str, mark: Literal["live", "next"] | None, title: str = "", **labels: str) -> Entry:
         pid = PIDS[uuid]
+        path = f"/run/libvirt/qemu/channel/{pid // 100}-{name}/org.virt-rapl.energy.0"
         return Entry(
             name=name,
             uuid=uuid,
@@ -60,6 +66,7 @@ def entries(host: Host) -> dict[str, Entry]:
             mark=mark,
             title=title,
             labels=labels,
+            channel=Channel(path, open=uuid != UNCONNECTED) if uuid in CHANNELS else None,
         )
 
     def shut_off(uuid: str, name: str, mark: Literal["live", "next"] | None) -> Entry:
@@ -132,11 +139,18 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
+def write_report(run_directory: Path) -> None:
+    """Write what virt-rapl-channel would have."""
+    report = {uuid: Delivery(PIDS[uuid], state, "slow" * (state == "stalled")) for uuid, state in CHANNELS.items()}
+    Report(run_directory, pytest.fail).write(report)
+
+
 @pytest.fixture
 def document(host: Host, tmp_path: Path) -> Document:
     """What is known of the host after four samples."""
     registry = Registry(tmp_path / "run")
     write_records(registry)
+    write_report(registry.run_directory)
     metered = HostMeter(Config(run_directory=registry.run_directory))
     metered.meter.since = NOON - 86400
     domains = Inventory("", pytest.fail)
@@ -168,6 +182,7 @@ def test_the_document_byte_for_byte(document: Document, tmp_path: Path, pytestco
     compare(render(document, indent=2).replace(str(tmp_path), "/host") + "\n", STATUS, pytestconfig)
     assert render(read(json.loads(render(document)))) == render(document), "what is read back is the same"
     assert {domain.vrapl for domain in document.domains} == {"active", "degraded", "pending", "off"}
+    assert {domain.channel for domain in document.domains} == {"off", "waiting", "connected", "stalled"}
 
 
 def test_the_metrics_byte_for_byte(document: Document, pytestconfig: pytest.Config) -> None:

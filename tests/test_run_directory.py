@@ -45,7 +45,7 @@ def test_a_directory_that_somebody_else_uses_keeps_its_mode(tmp_path: Path) -> N
 
 
 def test_what_is_shared_has_the_names_that_its_owners_use() -> None:
-    assert (paths.DAEMON, paths.EVENTS, f"{paths.EVENTS}.1") == SHARED
+    assert (paths.DAEMON, paths.CHANNEL, paths.EVENTS, f"{paths.EVENTS}.1") == SHARED
 
 
 def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
@@ -268,11 +268,13 @@ def test_what_a_record_describes_goes_before_it(tmp_path: Path, monkeypatch: pyt
 def test_clearing_takes_what_is_ours(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "run")
     registry.write(record())
-    ours = (*SHARED[1:], temporary(f"{UUID}.json"), f"{UUID}.sock")
+    ours = (*SHARED[2:], temporary(f"{UUID}.json"), f"{UUID}.sock")
     others = (f".{UUID}.json.1.virt-rapl", "other", "other.json")  # the first is being written by a process that runs
     for name in (*ours, *others):
         (registry.run_directory / name).touch()
-    (registry.run_directory / paths.DAEMON).mkdir()
+    for name in SHARED[:2]:
+        (registry.run_directory / name).mkdir()
+    (registry.run_directory / paths.CHANNEL_REPORT).touch()
     registry.clear()
     assert {path.name for path in registry.run_directory.iterdir()} == set(others)
     for name in others:

@@ -189,8 +189,13 @@ def read(values: Mapping[str, Any]) -> Document:
             ended=tuple(map(_domain, values.get("ended", ()))),
         )
     except (TypeError, KeyError) as error:
-        hint = "systemctl restart virt-rapld: it is of another version"
-        raise VirtRaplError(f"cannot understand the answer of virt-rapld: {error}", hint) from error
+        raise not_understood(error) from error
+
+
+def not_understood(error: Exception) -> VirtRaplError:
+    """Return what to say when a document does not have what all versions have."""
+    hint = "systemctl restart virt-rapld: it is of another version"
+    return VirtRaplError(f"cannot understand the answer of virt-rapld: {error}", hint)
 
 
 def _domain(values: Mapping[str, Any]) -> DomainReading:

@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from libvirt_rapl import __version__
-from libvirt_rapl.choices import MeterState
+from libvirt_rapl.choices import ChannelState, MeterState
 from libvirt_rapl.daemon.document import Document, DomainReading, kind_of
 from libvirt_rapl.errors import printable
 
@@ -75,6 +75,14 @@ DOMAIN_METER_STATE = Declared(
     ("domain", "uuid", "state"),
     "1 for the state that the guest's own meter is in, 0 for the others: active, degraded, pending or off. Absent if "
     "the domain does not run, or libvirt would have to be asked and cannot be.",
+)
+DOMAIN_CHANNEL_STATE = Declared(
+    "virt_rapl_domain_channel_state",
+    "gauge",
+    "",
+    ("domain", "uuid", "state"),
+    "1 for the state that the domain's energy channel is in, 0 for the others: off, waiting, connected or stalled. "
+    "Absent if the domain does not run, or libvirt would have to be asked and cannot be.",
 )
 ZONE_ENERGY = Declared(
     "virt_rapl_zone_energy_joules_total",
@@ -137,6 +145,7 @@ METRICS = (
     VCPU_ENERGY,
     DOMAIN_INFO,
     DOMAIN_METER_STATE,
+    DOMAIN_CHANNEL_STATE,
     ZONE_ENERGY,
     UNATTRIBUTED_ENERGY,
     LOST_INTERVALS,
@@ -148,6 +157,7 @@ METRICS = (
     BUILD_INFO,
 )
 STATES: tuple[MeterState, ...] = get_args(MeterState)
+CHANNEL_STATES: tuple[ChannelState, ...] = get_args(ChannelState)
 
 
 class Families:
@@ -194,6 +204,9 @@ def families(
         if domain.vrapl in ("active", "degraded") or not document.host.libvirt_trouble:
             for state in STATES:
                 made.add(DOMAIN_METER_STATE, float(domain.vrapl == state), name, uuid, state)
+        if domain.channel != "off" or not document.host.libvirt_trouble:
+            for channel_state in CHANNEL_STATES:
+                made.add(DOMAIN_CHANNEL_STATE, float(domain.channel == channel_state), name, uuid, channel_state)
     for domain in ended:
         _add_counters(made, domain, kinds, vcpus=vcpus)
     return made

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from libvirt_rapl import __version__
 from libvirt_rapl.config import Config
+from libvirt_rapl.daemon import channel_report
 from libvirt_rapl.daemon.document import Document, DomainReading, HelperState, Host, Reading, Vcpu, Zone
 from libvirt_rapl.domains.inventory import Entry
 from libvirt_rapl.energy.meter import Meter
@@ -19,6 +20,7 @@ from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.host.topology import model_name
+from libvirt_rapl.lifecycle.channel_state import Delivery, channel_state
 from libvirt_rapl.lifecycle.meter_state import state_with, unknown_qemu
 from libvirt_rapl.paths import DEV, PROC, SYS
 
@@ -35,6 +37,7 @@ class HostMeter:
         self._no_meters = message_of(check_processor) or None
         """Why no domain of this host can have its meter, enabled or not; None if they can."""
         self._registry = Registry(config.run_directory)
+        self._run_directory = config.run_directory
 
     def document(
         self,
@@ -55,6 +58,7 @@ class HostMeter:
         entries = sorted(domains, key=lambda entry: entry.name)
         records = self._registry.read_all(entry.uuid for entry in entries)
         refused = refusals or {}
+        deliveries = channel_report.read(self._run_directory) if any(entry.channel for entry in entries) else None
         return Document(
             version=__version__,
             host=Host(
@@ -73,14 +77,25 @@ class HostMeter:
                 libvirt_trouble=libvirt_trouble,
             ),
             domains=tuple(
-                self._domain(entry, records.get(entry.uuid), refused.get(entry.uuid), snapshot) for entry in entries
+                self._domain(entry, records.get(entry.uuid), refused.get(entry.uuid), deliveries, snapshot)
+                for entry in entries
             ),
-            ended=tuple(self._domain(entry, None, None, snapshot) for entry in gone if entry.uuid in snapshot.domains),
+            ended=tuple(
+                self._domain(entry, None, None, None, snapshot) for entry in gone if entry.uuid in snapshot.domains
+            ),
         )
 
-    def _domain(self, entry: Entry, record: Record | None, refusal: str | None, snapshot: Snapshot) -> DomainReading:
+    def _domain(
+        self,
+        entry: Entry,
+        record: Record | None,
+        refusal: str | None,
+        deliveries: Mapping[str, Delivery] | None,
+        snapshot: Snapshot,
+    ) -> DomainReading:
         trouble = instances.trouble(record, self._registry) if record else ""
         vrapl, reason = state_with(entry, record, trouble)
+        channel, channel_reason = channel_state(entry, deliveries)
         figures = snapshot.domains.get(entry.uuid, DomainFigures())
         return DomainReading(
             name=entry.name,
@@ -94,6 +109,9 @@ class HostMeter:
             reason=reason or refusal or (self._no_meters if vrapl == "pending" else None),
             since=self._degraded_since(record) if vrapl == "degraded" else None,
             helper=self._helper(record, healthy=not trouble) if record else None,
+            channel=channel,
+            channel_reason=channel_reason or None,
+            channel_socket=entry.channel.socket if entry.channel and entry.pid is not None else None,
             unread=entry.pid is not None and entry.uuid not in snapshot.read,
             power_watts=figures.whole.watts,
             energy_joules=figures.whole.joules,

@@ -42,8 +42,8 @@ LIVE_SECONDS = 0.2
 POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-SHARED = (paths.DAEMON, paths.EVENTS, paths.OLDER_EVENTS)
-"""Our other files, beside the domains': see daemon.status_socket and lifecycle.events."""
+SHARED = (paths.DAEMON, paths.CHANNEL, paths.EVENTS, paths.OLDER_EVENTS)
+"""Our other files, beside the domains': see daemon.status_socket, daemon.channel_report and lifecycle.events."""
 MODE = 0o711
 """Of the run directory: all users can reach files in it, only root can list it."""
 
@@ -202,9 +202,11 @@ class RunDirectory:
         for path in self.run_directory.iterdir():
             if UUID.fullmatch(path.stem) or is_left_over(path.name) or (path.name in SHARED and path.is_file()):
                 path.unlink()
-        for directory in (self.run_directory / paths.DAEMON, self.run_directory):
+        with contextlib.suppress(OSError):
+            (self.run_directory / paths.CHANNEL_REPORT).unlink()
+        for name in (paths.DAEMON, paths.CHANNEL, "."):
             with contextlib.suppress(OSError):
-                directory.rmdir()
+                self.run_directory.joinpath(name).rmdir()
 
 
 def _stranger(place: int) -> str | None:
