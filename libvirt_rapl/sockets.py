@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CREDENTIALS = struct.Struct("3i")
-_UNREAD = struct.Struct("i")
+_NOTHING = bytes(4)
+"""An int of 0."""
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
@@ -65,10 +66,7 @@ class LineSender:
 
     def all_is_read(self) -> bool:
         """Return whether the peer has read, as the kernel counts it, all that was to be sent. Raises OSError."""
-        if self._rest:
-            return False
-        (unread,) = _UNREAD.unpack(fcntl.ioctl(self.peer, termios.TIOCOUTQ, bytes(_UNREAD.size)))
-        return bool(unread == 0)
+        return not self._rest and fcntl.ioctl(self.peer, termios.TIOCOUTQ, _NOTHING) == _NOTHING
 
     def begin(self, line: bytes) -> bool:
         """Begin a line, when all is read; return whether a rest of it remains to be sent by go_on(). Raises OSError."""
@@ -78,8 +76,11 @@ class LineSender:
     def go_on(self) -> bool:
         """Send what remains of the line, as far as there is room; return whether a rest remains. Raises OSError."""
         if self._rest:
-            with contextlib.suppress(BlockingIOError):
-                self._rest = self._rest[self.peer.send(self._rest) :]
+            try:
+                sent = self.peer.send(self._rest)
+            except BlockingIOError:
+                sent = 0
+            self._rest = self._rest[sent:]
         return bool(self._rest)
 
 

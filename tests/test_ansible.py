@@ -166,6 +166,7 @@ def test_from_a_host_without_us_to_metered_guests_and_back(host: Host) -> None:
     assert "Restart virt-rapld" not in play.changed
     assert host.closed() == ""
     assert host.machine.run(["systemctl", "is-enabled", "virt-rapld"]).stdout == "enabled\n"
+    assert host.machine.run(["systemctl", "is-active", "virt-rapl-channel"]).stdout == "active\n"
     host.machine.run(["virsh", "start", "web1"])
     host.machine.run(["virsh", "start", "web-test"])
     output = host.machine.path("/var/log/libvirt/qemu/web1.out")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libvirt_rapl.daemon import document
-from libvirt_rapl.daemon.channel_line import Lines
+from libvirt_rapl.daemon.channel_line import Lines, parse
 from libvirt_rapl.daemon.document import Document, DomainReading, Host, Reading, Vcpu, Zone
 
 KINDS = ("package", "core", "uncore", "dram", "psys")
@@ -70,7 +70,7 @@ def domain(
 
 def text_of(host: Host, domain: DomainReading) -> bytes:
     """Return the line that is made of these when they have been through JSON."""
-    sent = json.loads(document.render(Document(host=host, domains=(domain,))))
+    sent = parse(document.render(Document(host=host, domains=(domain,))).encode())
     return Lines(sent["host"], HOST_ID).line(sent["domains"][0])
 
 
@@ -200,7 +200,8 @@ def test_the_text_is_what_json_dumps_makes(
             {"id": number, "power_watts": each[0], "energy_joules": each[1]} for number, each in enumerate(vcpus)
         ],
     }
-    assert Lines(sent_host, HOST_ID).line(sent) == json.dumps(expected).encode() + b"\n"
+    received = parse(json.dumps({"host": sent_host, "domain": sent}).encode())
+    assert Lines(received["host"], HOST_ID).line(received["domain"]) == json.dumps(expected).encode() + b"\n"
 
 
 def test_time_is_an_instant_in_utc_with_milliseconds() -> None:

@@ -55,7 +55,7 @@ STATUS: dict[str, Any] = {
     "host": {"zones": [{"name": "package-0"}], "since": "2026-01-31T12:00:00+00:00"},
     "domains": [{"uuid": UUID, "reason": None}],
 }
-NOT_APPLICABLE = {"apparmor", "selinux", "exporter"}
+NOT_APPLICABLE = {"channel", "apparmor", "selinux", "exporter"}
 """Of the checks, on the machine of files."""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user is shown less")
 
@@ -319,6 +319,13 @@ def hanging_daemon(patient: Patient) -> None:
 def daemon_reports(**host: object) -> Callable[[Patient], object]:
     def report(patient: Patient) -> None:
         patient.status = {**STATUS, "host": {**STATUS["host"], **host}}
+
+    return report
+
+
+def channel(state: str) -> Callable[[Patient], object]:
+    def report(patient: Patient) -> None:
+        patient.status = {**STATUS, "domains": [{**domain, "channel": state} for domain in STATUS["domains"]]}
 
     return report
 
@@ -656,6 +663,12 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("ledger", full_disk("var/lib/virt-rapl"), "failed", "is full"),
     ("ledger", simulated_ledger, "warning", "holds simulated energy and is not used"),
     ("ledger", older_ledger_aside, "warning", "aside-20260131T120000"),
+    (
+        "channel",
+        both(channel("connected"), with_systemd("virt-rapl-channel.service", "failed")),
+        "failed",
+        "virt-rapl-channel does not run",
+    ),
     ("exporter", with_systemd("virt-rapl-exporter.service", "failed"), "failed", "does not run"),
     ("events", event(result="failed", reason="out of luck"), "warning", "start of web1: out of luck"),
     (
@@ -969,7 +982,7 @@ def test_lines_document_and_exit_status(
     monkeypatch.setattr("libvirt_rapl.cli.doctor.Machine", lambda *_: patient.machine)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 3}, skipped: 3"
+    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 4}, skipped: 4"
     patient.path("dev/kvm").unlink()
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -52,7 +52,7 @@ def uninstall(root: Path) -> list[str]:
     return lines
 
 
-EVERY_ITEM = list(places.shipped_items(["/usr/bin/qemu-system-x86_64"]))
+EVERY_ITEM = list(places.shipped_items(["/usr/bin/qemu-system-x86_64"], ""))
 
 
 def tree(root: Path) -> dict[str, tuple[int, str]]:
@@ -84,7 +84,7 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert sys.executable in files[HOOK][1]
     assert sys.executable in files[UNIT][1]
     assert "After=libvirtd.service virtqemud.service\n" in files[DAEMON_UNIT][1]  # one of them, whichever there is
-    assert not any("@PYTHON@" in text or "@WATCHED@" in text for _, text in files.values())
+    assert not any("@PYTHON@" in text or "@WATCHED@" in text or "@QEMU_GROUP@" in text for _, text in files.values())
 
 
 def left_by_a_killed_process(root: Path) -> Path:

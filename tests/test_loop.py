@@ -15,6 +15,8 @@ import pytest
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import loop
+from libvirt_rapl.domains.channel import Channel
+from libvirt_rapl.domains.inventory import Entry
 from libvirt_rapl.errors import VirtRaplError
 
 WAIT_FOR_END = loop.Daemon._wait_for_end
@@ -25,7 +27,7 @@ class Life:
 
     def __init__(self, root: Path) -> None:
         self.config = Config(run_directory=root / "run", state_directory=root / "state")
-        names = (paths.STATUS_SOCKET, paths.STREAM_SOCKET, paths.HISTORY_SOCKET)
+        names = (paths.STATUS_SOCKET, paths.STREAM_SOCKET, paths.CHANNEL_STREAM_SOCKET, paths.HISTORY_SOCKET)
         self.sockets = [self.config.run_directory / name for name in names]
         self.did: list[str] = []
         self.now = 1000.0
@@ -62,7 +64,7 @@ class Life:
             raise OSError(self.listening_fails)
         path.unlink(missing_ok=True)
         os.mknod(path, 0o600 | 0o140000)  # a socket
-        return SimpleNamespace(close=self.note(f"close {path.name}"), wake=self.note("wake"))
+        return SimpleNamespace(close=self.note(f"close {path.name}"), wake=self.note(f"wake {path.name}"))
 
     def daemon(self, interval: float = 1.0) -> loop.Daemon:
         """Return a daemon that has started."""
@@ -107,7 +109,7 @@ def test_all_is_ready_when_systemd_is_told(life: Life, capsys: pytest.CaptureFix
     life.daemon()
     assert life.did == [
         *("keep", "kept", "policy", "domains", "listed", "sample"),
-        *("stream.sock", "status.sock", "history.sock", "READY=1"),
+        *("stream.sock", "channel.sock", "status.sock", "history.sock", "READY=1"),
     ]
     assert "dram-0" in capsys.readouterr().err
     assert life.sockets[0].parent.stat().st_mode & 0o777 == 0o750
@@ -144,7 +146,8 @@ def test_a_sample_that_fails_is_no_sign_of_life(life: Life) -> None:
     life.did.clear()
     life.samples = [True, False, True]
     daemon.meter_until_asked_to_end()
-    assert life.did == ["sample", "WATCHDOG=1", "wake", "sample", "wake", "sample", "WATCHDOG=1", "wake"]
+    woken = ["wake stream.sock", "wake channel.sock"]
+    assert life.did == ["sample", "WATCHDOG=1", *woken, "sample", *woken, "sample", "WATCHDOG=1", *woken]
 
 
 @pytest.mark.parametrize(
@@ -160,21 +163,51 @@ def test_totals_are_kept_every_10_seconds_or_at_each_sample(life: Life, interval
     assert [len(each) for each in kept.split("k") if each] == samples
 
 
-@pytest.mark.parametrize("gone", [[0], [1], [2], [0, 1, 2]])
+@pytest.mark.parametrize("gone", [[0], [1], [2], [3], [0, 1, 2, 3]])
 def test_sockets_that_were_removed_are_made_again(life: Life, gone: list[int]) -> None:
     daemon = life.daemon(60)
     for number in gone:
         life.sockets[number].unlink()
-    if len(gone) == 3:
+    if len(gone) == 4:
         life.sockets[0].parent.rmdir()
     life.did.clear()
     life.samples = [True] * 2
     daemon.meter_until_asked_to_end()
-    made = [each for each in life.did if "sock" in each]
-    names = ["status.sock", "stream.sock", "history.sock"]
-    assert sorted(made[:3]) == sorted(f"close {name}" for name in names)
-    assert sorted(made[3:]) == sorted(names)
+    made = [each for each in life.did if "sock" in each and "wake" not in each]
+    names = [path.name for path in life.sockets]
+    assert sorted(made[:4]) == sorted(f"close {name}" for name in names)
+    assert sorted(made[4:]) == sorted(names)
     assert all(path.is_socket() for path in life.sockets)
+
+
+@pytest.mark.parametrize(
+    ("channel", "pid", "expected"),
+    [
+        (None, 7, b""),
+        (Channel("/run/1.sock", open=False), 7, b"text"),
+        (Channel("/run/1.sock", open=False), None, b""),
+        (Channel(None, open=False), 7, b""),
+    ],
+)
+def test_no_document_is_made_for_channels_that_are_not_there(
+    life: Life, monkeypatch: pytest.MonkeyPatch, channel: Channel | None, pid: int | None, expected: bytes
+) -> None:
+    texts: dict[str, Callable[[], bytes]] = {}
+
+    def streams(path: Path, text: Callable[[], bytes], *_: object) -> Any:  # noqa: ANN401
+        texts[path.name] = text
+        return life.listen(path)
+
+    monkeypatch.setattr(loop, "Streams", streams)
+    monkeypatch.setattr(loop, "Publisher", lambda *_: SimpleNamespace(text=life.note("text", b"text")))
+    daemon = life.daemon()
+    daemon._inventory.entries = {
+        str(number): Entry(name="vm", uuid=str(number), id=1, state="running", pid=pid, mark=None, channel=each)
+        for number, each in enumerate((None, channel, None))
+    }
+    assert texts["channel.sock"]() == expected
+    assert life.did.count("text") == bool(expected)
+    assert texts["stream.sock"]() == b"text"
 
 
 def test_that_nobody_can_connect_is_logged_once_each_time(life: Life, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,6 +262,8 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     for unit in ("virt-rapld.service", "virt-rapl-wrappers.path"):
         assert machine.run(["systemctl", "is-active", unit]).stdout == "active\n"
         assert machine.run(["systemctl", "is-enabled", unit]).stdout == "enabled\n"
+    channel = "virt-rapl-channel"
+    assert machine.run(["systemctl", "is-active", channel]).stdout == "active\n", "virt-rapld has started it"
     exporter = ["virt-rapl-exporter"]
     assert machine.run(["systemctl", "is-enabled", *exporter], check=False).stdout == "disabled\n"
     assert machine.run(["systemctl", "is-active", *exporter], check=False).stdout == "inactive\n"
@@ -286,13 +288,14 @@ def test_the_life_of_a_package(machine: Machine) -> None:
 
     # Upgraded: the guest keeps its helper, daemon and exporter are the new ones, the operator's configuration stays.
     helper, energy = status(machine)["helper"]["pid"], status(machine)["energy_joules"]
-    daemon, exporter_was = main_pid(machine), main_pid(machine, *exporter)
+    daemon, exporter_was, channel_was = main_pid(machine), main_pid(machine, *exporter), main_pid(machine, channel)
     configuration = "interval: 0.5\n"
     machine.path(CONFIGURATION).write_text(configuration)
     dpkg(machine, "-i", "/root/next.deb")
     assert machine.path(CONFIGURATION).read_text() == configuration
     assert main_pid(machine) not in (daemon, "0")
     assert main_pid(machine, *exporter) not in (exporter_was, "0")
+    wait_until(lambda: main_pid(machine, channel) not in (channel_was, "0"), 20, "so is the process for channels")
     assert (status(machine)["vrapl"], status(machine)["helper"]["pid"]) == ("active", helper)
     assert status(machine)["energy_joules"] >= energy
     counts_on(machine)
@@ -321,7 +324,8 @@ def test_the_life_of_a_package(machine: Machine) -> None:
     assert machine.path(CONFIGURATION).read_text() == configuration
     assert machine.path(HOOK).exists()
     assert not machine.path(WRAPPER).exists()
-    assert machine.run(["systemctl", "is-active", *exporter], check=False).stdout == "inactive\n"
+    for unit in (*exporter, channel):
+        assert machine.run(["systemctl", "is-active", unit], check=False).stdout == "inactive\n"
     assert not machine.path("/usr/lib/python3/dist-packages/libvirt_rapl").exists()
     events = machine.path("/run/virt-rapl/events.jsonl").read_text()
     machine.run(["virsh", "start", NAME])
@@ -347,7 +351,7 @@ def test_a_package_that_was_unpacked_and_not_configured_is_removed_without_being
     dpkg(machine, "--unpack", "/root/next.deb")
     said = dpkg(machine, "--remove", "virt-rapl")
     assert f"warning: {NAME} is enabled and does not start without virt-rapl" in said
-    for unit in ("virt-rapl-exporter.service", "virt-rapld.service", "virt-rapl-wrappers.path"):
+    for unit in ("virt-rapl-exporter", "virt-rapld", "virt-rapl-channel", "virt-rapl-wrappers.path"):
         assert machine.run(["systemctl", "is-active", unit], check=False).stdout == "inactive\n"
 
     dpkg(machine, "-i", "/root/next.deb")

@@ -12,7 +12,7 @@ from libvirt_rapl.install.places import Item
 from libvirt_rapl.tree import Tree
 
 OWN = "/opt/a%i b/q"
-ITEMS = {item.target: item for item in places.shipped_items([OWN])}
+ITEMS = {item.target: item for item in places.shipped_items([OWN], "qemu-group")}
 UNIT = f"{paths.UNITS}/virt-rapld.service"
 RULES = f"{paths.POLKIT_RULES}/60-virt-rapl.rules"
 
@@ -35,6 +35,18 @@ def test_each_directory_with_emulators_is_watched_once() -> None:
     lines = ITEMS[f"{paths.UNITS}/{paths.WRAPPERS_PATH_UNIT}"].text.splitlines()
     watched = [line.partition("=")[2] for line in lines if line.startswith("PathChanged=")]
     assert sorted(watched) == sorted({"/opt/a%%i b", *(str(Path(path).parent) for path in KNOWN)})
+
+
+def test_the_channels_unit_has_the_group_of_qemus_user() -> None:
+    lines = ITEMS[f"{paths.UNITS}/{paths.CHANNEL_UNIT}"].text.splitlines()
+    assert "SupplementaryGroups=virt-rapl qemu-group" in lines
+
+
+def test_virt_rapld_takes_the_channels_unit_with_it() -> None:
+    channel, daemon = (ITEMS[f"{paths.UNITS}/{unit}"].text for unit in (paths.CHANNEL_UNIT, paths.DAEMON_UNIT))
+    assert f"Wants={paths.CHANNEL_UNIT}\n" in daemon
+    assert f"PartOf={paths.DAEMON_UNIT}\n" in channel
+    assert f"After={paths.DAEMON_UNIT}\n" in channel
 
 
 @pytest.mark.parametrize("link", [True, False])

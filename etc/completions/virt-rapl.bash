@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/virt-rapl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_virt_rapl_subparsers=(status report events doctor enable disable inject strip config install uninstall daemon exporter helper simulate demo)
+_shtab_virt_rapl_subparsers=(status report events doctor enable disable inject strip config install uninstall daemon exporter channel helper simulate demo)
 
 _shtab_virt_rapl_status_option_strings=(-h --help --json --watch)
 _shtab_virt_rapl_report_option_strings=(-h --help --since --until --by --domain --format --json --plot)
@@ -20,9 +20,10 @@ _shtab_virt_rapl_install_option_strings=(-h --help --dry-run --prefix-root --pac
 _shtab_virt_rapl_uninstall_option_strings=(-h --help --dry-run --prefix-root --disable-domains --force)
 _shtab_virt_rapl_daemon_option_strings=(-h --help)
 _shtab_virt_rapl_exporter_option_strings=(-h --help --web.listen-address --web.config.file --vcpus --textfile)
+_shtab_virt_rapl_channel_option_strings=(-h --help)
 _shtab_virt_rapl_helper_option_strings=(-h --help)
 _shtab_virt_rapl_simulate_option_strings=(-h --help --cpu --packages --idle-watts --cpu-watts --wrap-soon --seed --fail-while)
-_shtab_virt_rapl_demo_option_strings=(-h --help --cpu --seconds)
+_shtab_virt_rapl_demo_option_strings=(-h --help --seconds)
 _shtab_virt_rapl_option_strings=(-h --help --connect --config --version)
 
 _shtab_virt_rapl_status_pos_0_COMPGEN=_virt_rapl_domains
@@ -43,8 +44,7 @@ _shtab_virt_rapl_enable___via_choices=(auto registers channel both)
 _shtab_virt_rapl_inject___via_choices=(auto registers channel both)
 _shtab_virt_rapl_config_pos_0_choices=(check show)
 _shtab_virt_rapl_simulate___cpu_choices=(intel amd)
-_shtab_virt_rapl_demo___cpu_choices=(intel amd)
-_shtab_virt_rapl_pos_0_choices=(status report events doctor enable disable inject strip config install uninstall daemon exporter helper simulate demo)
+_shtab_virt_rapl_pos_0_choices=(status report events doctor enable disable inject strip config install uninstall daemon exporter channel helper simulate demo)
 
 _shtab_virt_rapl_status_pos_0_nargs='*'
 _shtab_virt_rapl_status__h_nargs=0
@@ -93,6 +93,8 @@ _shtab_virt_rapl_daemon___help_nargs=0
 _shtab_virt_rapl_exporter__h_nargs=0
 _shtab_virt_rapl_exporter___help_nargs=0
 _shtab_virt_rapl_exporter___vcpus_nargs=0
+_shtab_virt_rapl_channel__h_nargs=0
+_shtab_virt_rapl_channel___help_nargs=0
 _shtab_virt_rapl_helper__h_nargs=0
 _shtab_virt_rapl_helper___help_nargs=0
 _shtab_virt_rapl_simulate_pos_0_nargs=...

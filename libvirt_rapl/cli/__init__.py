@@ -32,6 +32,7 @@ COMMANDS = {
     "uninstall": "remove what install has put in place",
     "daemon": "meter all domains for as long as the machine runs (virt-rapld; started by systemd)",
     "exporter": "serve the energy of domains to Prometheus (started by systemd)",
+    "channel": "give guests their energy by a channel (started by systemd)",
     "helper": "serve one domain's energy readings to QEMU (started by the hook)",
     "simulate": "run a command on a simulated machine with RAPL, Intel's or AMD's",
     "demo": "start two real guests in a private world and compare what they read with status",

@@ -104,7 +104,7 @@ class Daemon:
         """Open the zones. Raises VirtRaplError when there are none."""
         self._interval = config.interval
         self._run_directory = config.run_directory
-        names = (paths.STATUS_SOCKET, paths.STREAM_SOCKET, paths.HISTORY_SOCKET)
+        names = (paths.STATUS_SOCKET, paths.STREAM_SOCKET, paths.CHANNEL_STREAM_SOCKET, paths.HISTORY_SOCKET)
         self._sockets = [config.run_directory / name for name in names]
         self._ledger = config.state_directory / paths.LEDGER
         self._servers = contextlib.ExitStack()
@@ -127,7 +127,7 @@ class Daemon:
             return host.document(figures, seen, policy.refusals(), trouble, self._overruns, gone)
 
         self._publisher = Publisher(self._meter, describe, config.interval)
-        self._streams: Streams | None = None
+        self._streams: list[Streams] = []
         self._asked_to_end = threading.Event()
 
     def start(self) -> None:
@@ -147,9 +147,11 @@ class Daemon:
         try:
             _make_directory(self._run_directory)
             self._servers.close()
-            status, stream, history = self._sockets
-            self._streams = Streams(stream, self._publisher.text, log)
-            self._servers.callback(self._streams.close)
+            self._streams = []
+            status, stream, channel, history = self._sockets
+            for path, text in ((stream, self._publisher.text), (channel, self._text_for_channels)):
+                self._streams.append(Streams(path, text, log))
+                self._servers.callback(self._streams[-1].close)
             self._servers.callback(status_socket.serve(status, self._publisher.text, log).close)
             self._servers.callback(history_socket.serve(history, self._ledger).close)
         except OSError as error:
@@ -157,6 +159,13 @@ class Daemon:
         if trouble and not self._mute:
             log(f"cannot listen in {self._sockets[0].parent}: {trouble}; `virt-rapl status` samples for itself")
         self._mute = bool(trouble)
+
+    def _text_for_channels(self) -> bytes:
+        """Return the document; nothing while no domain has a channel: a document costs more than the sample."""
+        entries = self._inventory.entries.values()
+        if any(entry.pid is not None and entry.channel and entry.channel.socket for entry in entries):
+            return self._publisher.text()
+        return b""
 
     def meter_until_asked_to_end(self) -> None:
         """Sample once an interval and keep the totals every FLUSH_SECONDS, or every interval if that is longer."""
@@ -166,8 +175,8 @@ class Daemon:
             if self._meter.sample():
                 systemd.notify("WATCHDOG=1")
             self._overruns += self._meter.began > due + self._interval
-            if self._streams:
-                self._streams.wake()
+            for streams in self._streams:
+                streams.wake()
             now = time.monotonic()
             # Counted from its beginning, however late: missed samples are not made up for, no interval is shorter.
             due = self._meter.began + self._interval

@@ -1,5 +1,7 @@
 """RUN_DIRECTORY/daemon/stream.sock: a client gets each new document from when it connects, as one line of JSON.
 
+channel.sock beside it is the same, for virt-rapl-channel; no document is made for it while no domain has a channel.
+
 The daemon reads nothing there: a client that writes, or hangs up, is disconnected. While any client is connected there
 is a document for each sample, and one each second if samples are rarer; without clients, none is made.
 
@@ -30,6 +32,8 @@ CLIENTS, CLIENTS_OF_ONE = 32, 8
 STUCK_SECONDS = 30.0
 BETWEEN_SECONDS = 1.0
 """How often to look for a new document if samples are rarer."""
+BUFFER_BYTES = 1 << 18
+"""How much a client reads at once: about what a socket holds. A document of hundreds of domains is longer."""
 SILENCE_SECONDS = 20.0
 """After this long without a line, a client assumes that the daemon has gone."""
 
@@ -38,7 +42,10 @@ class Streams:
     """Serves on the socket from now until close()."""
 
     def __init__(self, path: Path, text: Callable[[], bytes], log: Callable[[str], None]) -> None:
-        """Make the socket; `text` returns the newest document, `log` takes a line. Raises OSError."""
+        """Make the socket; `text` returns the newest document, or nothing if clients need none; `log` takes a line.
+
+        Raises OSError.
+        """
         self._text = CarefulText(text, log)
         self._line, self._line_of = b"", b""
         """The newest document as a line, and the text that the line was made from."""
@@ -162,17 +169,17 @@ def _refuse(peer: socket.socket, why: str) -> None:
         peer.send(json.dumps({"schema": SCHEMA, "error": why}).encode() + b"\n")
 
 
-def follow(path: Path) -> Generator[dict[str, Any], None, None]:
+def follow(path: Path, parse: Callable[[bytes], Any] = json.loads) -> Generator[dict[str, Any], None, None]:
     """Yield each document that the daemon makes from now on, until it goes or is silent for SILENCE_SECONDS.
 
-    Yields none if no daemon serves there. Raises VirtRaplError if the daemon refuses.
+    `parse` makes it of its JSON. Yields none if no daemon serves there. Raises VirtRaplError if the daemon refuses.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer, contextlib.suppress(OSError, ValueError):
         peer.settimeout(SILENCE_SECONDS)
         peer.connect(str(path))
-        with peer.makefile("rb") as lines:
+        with peer.makefile("rb", BUFFER_BYTES) as lines:
             for line in lines:
-                document = understood(json.loads(line))
+                document = understood(parse(line))
                 if document is None:
                     return
                 if "error" in document:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from libvirt_rapl.doctor import domains, exporter, host, installation, service
+from libvirt_rapl.doctor import channel, domains, exporter, host, installation, service
 from libvirt_rapl.doctor.finding import FAILED, SKIPPED, Finding, State
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.errors import VirtRaplError, explain
@@ -36,12 +36,23 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
     "run-directory": service.run_directory,
     "virt-rapld": service.virt_rapld,
     "ledger": service.ledger,
+    "channel": channel.channel,
     "exporter": exporter.exporter,
     "events": service.events,
     "domains": domains.domains,
 }
 """A check comes after those it depends on: the first failure is the one to mend first."""
-OF_AN_INSTALLATION = ("wrapper", "hook", "hook-seen", "files", "apparmor", "selinux", "virt-rapld", "exporter")
+OF_AN_INSTALLATION = (
+    "wrapper",
+    "hook",
+    "hook-seen",
+    "files",
+    "apparmor",
+    "selinux",
+    "virt-rapld",
+    "channel",
+    "exporter",
+)
 """These look at what `virt-rapl install` puts in place. If nothing was installed, one finding says so for them all."""
 
 

@@ -16,6 +16,7 @@ from libvirt_rapl.domains.named_emulators import named_emulators
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import processor
 from libvirt_rapl.install import packaged, places, wrappers
+from libvirt_rapl.install.qemu_group import qemu_group
 from libvirt_rapl.tree import Tree
 
 
@@ -71,7 +72,7 @@ class Machine:
         emulators = [name for name in names if not wrappers.refusal(self.root, name)]
         if packaged.owns(self.root):
             return packaged.in_place(emulators)
-        return list(places.shipped_items(emulators))
+        return list(places.shipped_items(emulators, qemu_group(self.root)))
 
     @cached_property
     def is_installed(self) -> bool:

@@ -16,7 +16,8 @@ from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.install.manifest import Manifest
 
 LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
-UNIT_NAMES = (paths.EXPORTER_UNIT, paths.DAEMON_UNIT, paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
+SERVICES = (paths.EXPORTER_UNIT, paths.DAEMON_UNIT, paths.CHANNEL_UNIT)
+UNIT_NAMES = (*SERVICES, paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
 SECONDS = 120.0
 """The most that one program may take; SELinux rebuilds its whole policy."""
 MSR = paths.DEV / "cpu/0/msr"

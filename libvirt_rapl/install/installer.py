@@ -16,6 +16,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import places
 from libvirt_rapl.install.manifest import Manifest, sweep
 from libvirt_rapl.install.places import BY_HAND, Item, is_wrapper
+from libvirt_rapl.install.qemu_group import qemu_group
 from libvirt_rapl.tree import Tree
 
 PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
@@ -50,7 +51,7 @@ def install(
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     tree, emulators = Tree(root), list(emulators)
-    every = places.wrapper_items(emulators) if wrappers_only else places.shipped_items(emulators)
+    every = places.wrapper_items(emulators) if wrappers_only else places.shipped_items(emulators, qemu_group(root))
     items = {item.target: item for item in every}
     with _explained():
         if not dry_run:

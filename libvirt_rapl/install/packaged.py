@@ -27,6 +27,9 @@ PLACES = {
 }
 """Where a package has what `virt-rapl install` puts into the administrator's directories; the first match counts."""
 
+QEMU_GROUP = "libvirt-qemu"
+"""Debian's, of its package libvirt-daemon-system, which ours depends on."""
+
 BEGINNING = "set -u\n"
 GUARD = f"""{BEGINNING}
 # The hook is configuration: it stays when the package is removed, and dpkg may put another version of it beside it for
@@ -61,7 +64,7 @@ def stage(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 
 def contents() -> Iterator[Item]:
     """Yield the files of the package."""
-    for item in places.shipped_items([DEFAULT_EMULATOR]):
+    for item in places.shipped_items([DEFAULT_EMULATOR], QEMU_GROUP):
         if item.link:
             continue
         text = item.text.replace(BEGINNING, GUARD, 1) if item.target == paths.HOOK else item.text

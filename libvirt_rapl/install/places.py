@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -35,7 +35,8 @@ PLACES = {
 }
 """Each shipped file, or directory with all that is in it, and where it goes (relative to the root).
 
-@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators.
+@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators,
+@QEMU_GROUP@ the group of QEMU's user.
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's once they are in place: what was changed stays."""
@@ -65,13 +66,14 @@ class Item:
         return f"link to {self.text}" if self.link else digest_of(self.text.encode())
 
 
-def shipped_items(emulators: list[str]) -> Iterator[Item]:
-    """Yield what install() puts in place."""
+def shipped_items(emulators: list[str], qemu_group: str) -> Iterator[Item]:
+    """Yield what install() puts in place; `qemu_group` is the group of QEMU's user, empty if unknown."""
     directories = dict.fromkeys(map(os.path.dirname, [*KNOWN, *emulators]))
     watched = "\n".join(f"PathChanged={path.replace('%', '%%')}" for path in directories)
+    values = {"@WATCHED@": watched, "@QEMU_GROUP@": qemu_group}
     for source, target in PLACES.items():
         for name in _files(_shipped() / source):
-            yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), watched)
+            yield _item(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)), values)
     yield from wrapper_items(emulators)
     for link, text in LINKS.items():
         yield Item(target=link, text=text, link=True)
@@ -80,7 +82,7 @@ def shipped_items(emulators: list[str]) -> Iterator[Item]:
 def wrapper_items(emulators: list[str]) -> Iterator[Item]:
     """Yield what install() puts beside emulators."""
     for emulator in emulators:
-        yield _item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}")
+        yield _item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}", {})
 
 
 def is_wrapper(target: str) -> bool:
@@ -100,11 +102,13 @@ def changeable_files(tree: Tree, items: Iterable[Item]) -> Others:
     return others
 
 
-def _item(source: str, target: str, watched: str = "") -> Item:
-    text = (_shipped() / source).read_text(encoding="utf-8")
+def _item(source: str, target: str, values: Mapping[str, str]) -> Item:
+    text = (_shipped() / source).read_text(encoding="utf-8").replace("@PYTHON@", sys.executable)
+    for name, value in values.items():
+        text = text.replace(name, value)
     return Item(
         target=target,
-        text=text.replace("@PYTHON@", sys.executable).replace("@WATCHED@", watched),
+        text=text,
         mode=0o755 if source.startswith("hooks/") else 0o644,
         keep=source in KEPT,
     )

@@ -1,10 +1,12 @@
 """The state of a domain's energy channel, and why no lines reach the guest: from libvirt and virt-rapl-channel."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from libvirt_rapl.choices import ChannelState
-from libvirt_rapl.domains.inventory import Entry
+
+if TYPE_CHECKING:  # virt-rapl-channel, which uses this module, shall not load libvirt
+    from libvirt_rapl.domains.inventory import Entry
 
 DOES_NOT_RUN = "virt-rapl-channel does not run"
 NOT_OPEN = "nothing in the guest has opened the port; virt-rapl-guest does"
@@ -24,7 +26,7 @@ class Delivery(NamedTuple):
     """One line; empty if the guest is given its lines."""
 
 
-def channel_state(domain: Entry, report: Mapping[str, Delivery] | None) -> tuple[ChannelState, str]:
+def channel_state(domain: "Entry", report: Mapping[str, Delivery] | None) -> tuple[ChannelState, str]:
     """Return the state of a domain's channel, and why it is not `connected`; empty if it is, or nothing is missing.
 
     `report`: what virt-rapl-channel reports of each guest, by UUID; None if it reports nothing.

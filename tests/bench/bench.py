@@ -22,6 +22,8 @@ from uuid import uuid4
 
 import programs
 
+from libvirt_rapl import paths
+from libvirt_rapl.daemon import stream_socket
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
 
@@ -79,16 +81,40 @@ def living(count: int, load: str) -> Iterator[tuple[Path, Path, list[str]]]:
                 thread.join()
 
 
-def daemon(count: int, seconds: float, load: str) -> dict[str, Any]:
-    """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory."""
+def daemon(count: int, seconds: float, load: str, *, followed: bool = False) -> dict[str, Any]:
+    """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory.
+
+    `followed`: while a client is given each document.
+    """
     with living(count, load) as (sys_root, directory, pids):
+        client = threading.Thread(target=_follow, args=[directory / "run" / paths.STREAM_SOCKET])
+        if followed:
+            client.start()
         figures = python("daemon_cost.py", str(sys_root), str(directory), str(seconds), *pids)
+        if followed:
+            client.join()
     return {
         "domains": count,
         "load": load,
+        "followed": followed,
         "percent_of_a_core": 100 * figures["cpu_seconds"] / figures["seconds"],
         **figures,
     }
+
+
+def _follow(socket: Path) -> None:
+    """Read each document, from when the daemon is there until it ends."""
+    while not socket.exists():
+        time.sleep(0.1)
+    for _ in stream_socket.follow(socket):
+        pass
+
+
+def channels(count: int, seconds: float) -> dict[str, Any]:
+    """Let virt-rapl-channel give `count` guests their lines; return its own CPU time and memory."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        figures = python("channels.py", directory, str(count), str(VCPUS), str(seconds))
+    return {"percent_of_a_core": 100 * figures["cpu_seconds"] / figures["seconds"], **figures}
 
 
 def scrapes(count: int, seconds: float) -> dict[str, Any]:
@@ -182,10 +208,17 @@ def show(document: dict[str, Any]) -> None:
             f"{grown['time_per_domain_last_to_first']:.2f}; memory {grown['bytes_per_domain'] / 1024:.1f} KiB a domain"
         )
     for each in document["daemon"]:
+        followed = ", with a client that reads each document," if each["followed"] else ""
         print(
-            f"\n{each['domains']} domains of {VCPUS} vCPUs (9 threads each, load {each['load']}) at 1 Hz cost "
-            f"{each['percent_of_a_core']:.2f} % of one core and {each['rss_bytes'] / 1e6:.0f} MB "
+            f"\n{each['domains']} domains of {VCPUS} vCPUs (9 threads each, load {each['load']}) at 1 Hz{followed} "
+            f"cost {each['percent_of_a_core']:.2f} % of one core and {each['rss_bytes'] / 1e6:.0f} MB "
             f"({each['pss_bytes'] / 1e6:.0f} MB PSS), ledger and all, in {each['seconds']:.0f} s"
+        )
+    if given := document.get("channels"):
+        print(
+            f"\nlines to {given['domains']} guests of {VCPUS} vCPUs with {ZONES} zones at 1 Hz cost "
+            f"{given['percent_of_a_core']:.2f} % of one core and {given['rss_bytes'] / 1e6:.0f} MB "
+            f"({given['pss_bytes'] / 1e6:.0f} MB PSS)"
         )
     if scraped := document.get("scrapes"):
         ms, late = scraped["scrape_ms"], scraped["late_ms"]
@@ -236,6 +269,8 @@ def main() -> None:
     if options.seconds:
         for load in ("usual", "asleep"):
             document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, load))
+        document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, "usual", followed=True))
+        document["channels"] = channels(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
         document["scrapes"] = scrapes(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
     if options.guests:
         check_machine()

@@ -1,0 +1,68 @@
+"""virt-rapl-channel: a process of its own between virt-rapld's documents and the guests, with the rights it takes."""
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from libvirt_rapl import paths, systemd
+from libvirt_rapl.daemon import channel_line, stream_socket
+from libvirt_rapl.daemon.channel_report import Report
+from libvirt_rapl.daemon.channel_writer import ChannelWriter
+from libvirt_rapl.daemon.status_socket import listens
+from libvirt_rapl.errors import VirtRaplError
+
+RETRY_SECONDS = 0.5
+"""How long to wait before virt-rapld is asked again after it has gone: guests miss no more than they must."""
+
+
+class ChannelProcess:
+    """Follows virt-rapld, and gives each document to the writer."""
+
+    def __init__(self, run_directory: Path, host_id: str, log: Callable[[str], None]) -> None:
+        """Take the run directory, the id by which guests know this host, and `log`, which takes a line."""
+        self._stream = run_directory / paths.CHANNEL_STREAM_SOCKET
+        self._log = log
+        self._writer = ChannelWriter(host_id, log)
+        self._report = Report(run_directory, log)
+        self._trouble = ""
+        """Why there are no documents; empty while there are, or while no domain has a channel."""
+
+    def run(self) -> None:
+        """Give out documents until an exception, as of a signal, ends it."""
+        systemd.notify("READY=1")
+        gc.freeze()  # what was imported stays, and need not be looked at again each second
+        try:
+            while True:
+                self.follow()
+                time.sleep(RETRY_SECONDS)
+        finally:
+            systemd.notify("STOPPING=1")
+            self._writer.close()
+            self._report.remove()
+
+    def follow(self) -> None:
+        """Give out documents until virt-rapld goes, or is silent because no domain has a channel."""
+        trouble = ""
+        try:
+            for document in stream_socket.follow(self._stream, channel_line.parse):
+                self._writer.write(document)
+                self._note("")
+                self._report.write(self._writer.deliveries())
+                systemd.notify("WATCHDOG=1")
+            if not listens(self._stream):
+                trouble = f"virt-rapld does not answer at {self._stream}"
+        except VirtRaplError as error:
+            trouble = error.message
+        self._note(trouble)
+        found = self._writer.deliveries()
+        if trouble:
+            found = {uuid: each._replace(state="waiting", reason=trouble) for uuid, each in found.items()}
+        self._report.write(found)
+        systemd.notify("WATCHDOG=1")
+
+    def _note(self, trouble: str) -> None:
+        """Log a change: once when virt-rapld is away, and once when it is back."""
+        if trouble != self._trouble:
+            self._log(trouble or "virt-rapld answers again")
+        self._trouble = trouble
