@@ -23,7 +23,7 @@ _shtab_virt_rapl_exporter_option_strings=(-h --help --web.listen-address --web.c
 _shtab_virt_rapl_channel_option_strings=(-h --help)
 _shtab_virt_rapl_helper_option_strings=(-h --help)
 _shtab_virt_rapl_simulate_option_strings=(-h --help --cpu --packages --idle-watts --cpu-watts --wrap-soon --seed --fail-while)
-_shtab_virt_rapl_demo_option_strings=(-h --help --seconds)
+_shtab_virt_rapl_demo_option_strings=(-h --help --cpu --seconds)
 _shtab_virt_rapl_option_strings=(-h --help --connect --config --version)
 
 _shtab_virt_rapl_status_pos_0_COMPGEN=_virt_rapl_domains
@@ -44,6 +44,7 @@ _shtab_virt_rapl_enable___via_choices=(auto registers channel both)
 _shtab_virt_rapl_inject___via_choices=(auto registers channel both)
 _shtab_virt_rapl_config_pos_0_choices=(check show)
 _shtab_virt_rapl_simulate___cpu_choices=(intel amd)
+_shtab_virt_rapl_demo___cpu_choices=(intel amd)
 _shtab_virt_rapl_pos_0_choices=(status report events doctor enable disable inject strip config install uninstall daemon exporter channel helper simulate demo)
 
 _shtab_virt_rapl_status_pos_0_nargs='*'
