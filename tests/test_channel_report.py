@@ -117,7 +117,7 @@ def report(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     [
         "",
         "{",
@@ -127,19 +127,19 @@ def report(**changes: object) -> str:
         '"text"',
         "[" * 100_000,
         b"\xff\xfe",
-        report(schema=2),
-        report(written=None),
-        report(written="now"),
-        report(written=float("nan")),
-        report(written=float("inf")),
-        report(written=10**400),
-        report(guests=None),
-        report(guests=[]),
-        report(padding="x" * channel_report.LIMIT),
+        {"schema": 2},
+        {"written": None},
+        {"written": "now"},
+        {"written": float("nan")},
+        {"written": float("inf")},
+        {"written": 10**400},
+        {"guests": None},
+        {"guests": []},
+        {"padding": "x" * channel_report.LIMIT},
     ],
 )
-def test_what_cannot_be_a_report_is_none(tmp_path: Path, text: str | bytes) -> None:
-    place(tmp_path, text)
+def test_what_cannot_be_a_report_is_none(tmp_path: Path, content: str | bytes | dict[str, object]) -> None:
+    place(tmp_path, report(**content) if isinstance(content, dict) else content)
     assert read(tmp_path) is None
 
 

@@ -10,7 +10,7 @@ from libvirt_rapl.cli import say, warn
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, lookup
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.errors import VirtRaplError, printable
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, by_configuration: str, meaning: str) -> None:
@@ -68,6 +68,7 @@ def change_all(
             say(f"{domain.name}: {nothing_to_do}")
         elif options.dry_run:
             sys.stdout.write(change.difference)
+            print(printable(f"virt-rapl: {domain.name} would be {done(change)}"), file=sys.stderr)
         else:
             domain.define(change.after)
             running = " (it is running now, as it was started)" if domain.active else ""
