@@ -56,8 +56,11 @@ def test_any_steps_are_undone_exactly_and_only_the_last_ones_count(xml: str, ste
 def test_what_is_there_is_not_put_in_again(xml: str) -> None:
     """Otherwise a domain that has both would be `repaired` again and again."""
     registers, channel = (STEPS[part] for part in ("registers", "channel"))
-    for both in (channel(registers(Definition.parse(xml))), registers(channel(Definition.parse(xml)))):
+    plain = Definition.parse(xml)
+    for both in (channel(registers(plain)), registers(channel(plain))):
         assert registers(both) is channel(both) is both
+        assert canonical(both.without_channel().xml) == canonical(registers(plain).xml)
+        assert canonical(both.without_registers().xml) == canonical(channel(plain).xml)
 
 
 def test_a_domain_gets_a_controller_only_if_it_has_none() -> None:
@@ -87,9 +90,10 @@ ROOT_PORT = "<controller type='pci' index='{0}'><address type='pci' bus='0x00'/>
     [
         ("0x00", "", ["controller"]),
         ("0x02", ROOT_PORT.format(2), ["controller"]),
+        ("0x10", ROOT_PORT.format(16), ["controller"]),
         ("0x02", ROOT_PORT.format(2) + "<disk><address type='pci' bus='0x02'/></disk>", ["controller"] * 2 + ["disk"]),
     ],
-    ids=["on the root bus", "on a port of its own", "on a port that something else is on by now"],
+    ids=["on the root bus", "on a port of its own", "one of many", "on a port that something else is on by now"],
 )
 def test_what_libvirt_has_added_goes_with_it(bus: str, port: str, stays: list[str]) -> None:
     defined = as_libvirt_defines(devices(ROOT).with_channel(), bus, port)
@@ -153,11 +157,13 @@ def test_controllers_are_their_owners_if_the_mark_does_not_list_them() -> None:
     assert tags(Definition.parse(xml).strip()) == ["controller", "controller"]
 
 
-@pytest.mark.parametrize("address", ["", ON_FIRST.format(2)])
-def test_the_controller_stays_if_somebody_else_uses_it_by_now(address: str) -> None:
-    xml = devices().with_channel().xml.replace("</devices>", AGENT.format(address) + "</devices>")
-    stripped = Definition.parse(xml).strip()
-    assert tags(stripped) == ["controller", "channel"]
+CONSOLE = "<console type='pty'><target type='virtio' port='1'/></console>"
+
+
+@pytest.mark.parametrize("other", [AGENT.format(""), AGENT.format(ON_FIRST.format(2)), CONSOLE])
+def test_the_controller_stays_if_somebody_else_uses_it_by_now(other: str) -> None:
+    stripped = Definition.parse(devices().with_channel().xml.replace("</devices>", other + "</devices>")).strip()
+    assert tags(stripped) == ["controller", parsed(other).tag]
     assert stripped.channel is None
 
 
@@ -172,6 +178,13 @@ def test_a_channel_of_the_owners_is_used_and_stays() -> None:
     assert before.with_channel() is before
     assert (before.channel, before.channel_is_ours) == (Channel(None, open=False), False)
     assert canonical(before.with_registers(socket=SOCKET).strip().xml) == canonical(before.xml)
+
+
+def test_a_channel_of_another_kind_is_another_one() -> None:
+    before = devices(f"<channel type='pty'><target type='xen' name='{PORT}'/></channel>")
+    assert before.channel is None
+    assert tags(before.with_channel()) == ["controller", "channel", "channel"]
+    assert canonical(before.with_channel().strip().xml) == canonical(before.xml)
 
 
 def test_one_that_was_removed_by_hand_comes_back() -> None:

@@ -41,6 +41,12 @@ def qemu(directory: Path) -> Path:
     return fake_qemu(directory, GREETING % (1, 9), '{"return": {}}', WITH_RAPL, '{"return": {}}')
 
 
+def parts(xml: str) -> tuple[bool, bool]:
+    """Return whether registers and channel are there."""
+    found = Definition.parse(xml)
+    return found.has_registers, found.channel is not None
+
+
 # The emulator.
 
 
@@ -287,6 +293,7 @@ def test_enable_warns_of_what_may_keep_the_domain_from_starting(
     status, out, err = run("enable", "web", "db")
     assert (status, out.count("enabled")) == (0, 2)
     assert err.splitlines() == ["virt-rapl: warning: no rule", "hint: add one"]
+    assert run("enable", "--via", "channel", "web")[::2] == (0, ""), "which needs none"
 
 
 @pytest.mark.parametrize("left", ["all but the mark", "argument", "wrapper"])
@@ -377,10 +384,23 @@ def test_those_that_the_configuration_chooses_or_excludes(
     assert run("disable", "--excluded") == (0, "web-test: disabled; takes effect at the next start\n", "")
     assert run("disable", "--excluded") == (0, "", "")
     assert [Definition.parse(domain.xml).is_marked for domain in (web, excluded, other)] == [True, False, False]
+    assert "--live needs the domains' names" in run("enable", "--chosen", "--live")[2]
 
     configuration.write_text("domains: all\n")
     assert [run(*command)[0] for command in (("enable", "--chosen"), ("disable", "--excluded"))] == [1, 1]
-    assert run("enable", "--chosen", "--live")[0] == 1
+
+
+@pytest.mark.parametrize("via", ["auto", "registers", "channel", "both"])
+def test_those_that_are_chosen_on_a_host_whose_guests_have_no_registers(
+    fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, via: str
+) -> None:
+    monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
+    web = fake.add(definition("web", UUID, qemu))
+    for chosen in ("domains: ['web*']\n", ""):
+        (tmp_path / "virt-rapl.yaml").write_text(f"{chosen}via: {via}\n")
+        status, _, err = run("enable", "--chosen")
+        assert (status, "Intel hosts only" in err) == (0, bool(chosen) and via in ("registers", "both"))
+    assert parts(web.xml) == (False, via in ("auto", "channel"))
 
 
 @pytest.mark.parametrize(
@@ -647,11 +667,23 @@ def test_inject_on_a_processor_whose_guests_have_no_meter(virt_rapl: VirtRapl, q
     assert "wrapper" in err
 
 
-def test_inject_for_another_machine(virt_rapl: VirtRapl) -> None:
-    """An orchestrator need not have the emulator, nor the domain name one that exists here."""
-    status, injected, _ = virt_rapl("inject", definition("web", UUID, Path("/opt/elsewhere/qemu")))
-    assert status == 0
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD"])
+def test_inject_for_another_machine(virt_rapl: VirtRapl, vendor: str) -> None:
+    """An orchestrator need not have the emulator, nor the domain name one that exists here; nor does its CPU count."""
+    status, injected, err = virt_rapl("inject", definition("web", UUID, Path("/opt/elsewhere/qemu")), vendor)
+    assert (status, err) == (0, "")
     assert "<emulator>/opt/elsewhere/qemu-rapl</emulator>" in injected
+
+
+@pytest.mark.parametrize("configured", ["registers", "channel", "both"])
+@pytest.mark.parametrize("option", ["", "registers", "channel", "both", "auto"])
+def test_inject_by_the_option_or_else_by_the_configuration(
+    virt_rapl: VirtRapl, qemu: Path, tmp_path: Path, configured: str, option: str
+) -> None:
+    (tmp_path / "virt-rapl.yaml").write_text(f"via: {configured}\n")
+    status, injected, _ = virt_rapl(f"inject --via {option}" if option else "inject", definition("web", UUID, qemu))
+    has = {"registers": (True, False), "channel": (False, True), "both": (True, True), "auto": (True, False)}
+    assert (status, parts(injected)) == (0, has[option or configured])
 
 
 @pytest.mark.parametrize("command", ["inject", "strip"])
@@ -770,6 +802,9 @@ def test_a_running_domain_gets_the_channel_and_loses_it(
         assert Definition.parse(xml).channel_is_ours
     assert run(*live, "web") == (0, "web: its channel is already there\n", "")
     assert "would be detached" in run("disable", "--dry-run", "web")[1]
+    web.number = -1
+    assert "detached" not in run("disable", "--dry-run", "web")[1]
+    web.number = 4
     status, out, err = run("disable", "web")
     assert (status, out.splitlines()[1:], err) == (0, ["web: its channel is detached"], "")
     assert recorded == [("attach", "active", ""), ("detach", "ended", "")]
@@ -849,6 +884,16 @@ def test_the_channel_cannot_be_attached(
     assert failed == ([("attach", "failed")] if number >= 0 else [])
 
 
+def test_all_are_checked_before_any_channel_is_attached(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    """As it runs a domain may have what its definition has not."""
+    web, db = fake.add(definition("web", UUID, qemu), number=4), fake.add(definition("db", OTHER_UUID, qemu), number=5)
+    theirs = f"<channel type='unix'><source mode='connect' path='/q'/><target type='virtio' name='{PORT}'/></channel>"
+    db.running = db.xml.replace("</devices>", f"{theirs}</devices>")
+    status, out, err = run("enable", "--live", "--via", "channel", "web", "db")
+    assert (status, out, web.running, fake.defined) == (1, "", "", 0)
+    assert err.startswith(f"virt-rapl: error: db: the domain has a channel {PORT} to which virt-rapl cannot connect")
+
+
 # Registers of a running domain: here only what is planned; test_live.py has how it is saved and restored.
 
 
@@ -878,12 +923,6 @@ def switched(monkeypatch: pytest.MonkeyPatch) -> Switched:
     monkeypatch.setattr(live, "switch_on", switch_on)
     monkeypatch.setattr(live, "is_active", lambda domain, _: domain.name in switched.active)
     return switched
-
-
-def parts(xml: str) -> tuple[bool, bool]:
-    """Return whether registers and channel are there."""
-    found = Definition.parse(xml)
-    return found.has_registers, found.channel is not None
 
 
 def test_a_running_domain_gets_registers_once_all_are_planned(
@@ -919,6 +958,8 @@ def test_a_running_domain_gets_registers_once_all_are_planned(
 @pytest.mark.parametrize(
     ("via", "before", "active", "restored", "after"),
     [
+        ("auto", "nothing", False, True, (True, False)),
+        ("both", "nothing", False, True, (True, True)),
         ("auto", "channel", False, False, (False, True)),
         ("registers", "channel", False, True, (True, False)),
         ("both", "channel", False, True, (True, True)),
@@ -926,7 +967,16 @@ def test_a_running_domain_gets_registers_once_all_are_planned(
         ("channel", "registers", True, False, (False, True)),
         ("registers", "registers", True, False, (True, False)),
     ],
-    ids=["its owner's choice", "registers", "both", "registers are active", "channel instead", "nothing to do"],
+    ids=[
+        "auto",
+        "both",
+        "its owner's choice",
+        "registers",
+        "registers, too",
+        "registers are active",
+        "channel instead",
+        "nothing to do",
+    ],
 )
 @pytest.mark.parametrize("persistent", [True, False])
 def test_what_a_running_domain_gets(
@@ -943,16 +993,16 @@ def test_what_a_running_domain_gets(
 ) -> None:
     plain = Definition.parse(definition("web", UUID, qemu))
     socket = f"/run/elsewhere/{UUID}.sock"
-    web = fake.add(plain.with_registers(socket=socket).xml if before == "registers" else plain.with_channel().xml)
-    web.number, web.persistent = 4, persistent
+    made = {"nothing": plain, "registers": plain.with_registers(socket=socket), "channel": plain.with_channel()}
+    web = fake.add(made[before].xml, number=4, persistent=persistent)
     switched.active = {"web"} if active else set()
     status, out, err = run("enable", "--live", "--via", via, "web")
     assert (status, err, bool(switched.restored)) == (0, "", restored)
     assert ("pauses" in out) == restored
     assert ("its meter is already active" in out) == (via == before == "registers")
-    attached = after[1] and before == "registers"
+    attached = after[1] and before != "channel"
     assert ("has its channel now" in out) == attached
-    assert parts(web.running) == (True, True) if attached else web.running == ""
+    assert parts(web.running) == (before == "registers", True) if attached else web.running == ""
     if persistent:
         assert parts(web.xml) == after
 

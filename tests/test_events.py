@@ -1,5 +1,6 @@
 """Events: where they are recorded, that recording never fails or waits, and how `virt-rapl events` shows them."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from walking import NewGuest, start_enabled
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main
 from libvirt_rapl.directories import NotOursError
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World
 
@@ -65,6 +67,27 @@ def test_the_journal_gets_fields(tmp_path: Path, journal: socket.socket) -> None
         "VIRT_RAPL_REASON=two PRIORITY=0",
         "",
     ]
+
+
+def test_how_something_ends_is_recorded(tmp_path: Path) -> None:
+    with events.recording(tmp_path, "web", UUID, "attach") as has_come_to:
+        assert list(events.read(tmp_path)) == []
+        has_come_to("active")
+    with pytest.raises(VirtRaplError, match="no slot"), events.recording(tmp_path, "web", UUID, "attach"):
+        raise VirtRaplError("no slot", "make room")
+    with pytest.raises(ZeroDivisionError), events.recording(tmp_path, "web", UUID, "detach"):
+        raise ZeroDivisionError
+    with contextlib.suppress(VirtRaplError), events.recording(tmp_path, "web", UUID, "live") as has_come_to:
+        has_come_to("active")
+        raise VirtRaplError("it was undefined meanwhile")
+    recorded = [(each.operation, each.result, each.reason) for each in events.read(tmp_path)]
+    assert recorded == [
+        ("attach", "active", ""),
+        ("attach", "failed", "no slot"),
+        ("detach", "failed", ""),
+        ("live", "active", "it was undefined meanwhile"),
+    ]
+    assert {(each.domain, each.uuid) for each in events.read(tmp_path)} == {("web", UUID)}
 
 
 @pytest.mark.parametrize(
