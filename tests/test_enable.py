@@ -374,9 +374,10 @@ def test_those_that_the_configuration_chooses_or_excludes(
     status, out, err = run("enable", "--chosen", "--dry-run")
     assert (status, fake.defined, out.splitlines()[:2]) == (0, 0, ["--- web1 (now)", "+++ web1 (new)"])
     assert "\n--- " not in out
-    warning, hint = err.splitlines()
+    warning, hint, would = err.splitlines()
     assert warning.startswith("virt-rapl: warning: web-cannot: ")
     assert hint.startswith("hint: ")
+    assert would == "virt-rapl: web1 would be enabled"
     assert run("enable", "--chosen")[:2] == (0, "web1: enabled; takes effect at the next start\n")
     assert run("enable", "--chosen")[:2] == (0, "")
 

@@ -32,6 +32,7 @@ PLACES = {
     "etc/man/virt-rapld.8": "usr/local/share/man/man8/virt-rapld.8",
     "etc/prometheus": "usr/local/share/virt-rapl/prometheus",
     "etc/grafana": "usr/local/share/virt-rapl/grafana",
+    "etc/guest": "usr/local/share/virt-rapl/guest",
 }
 """Each shipped file, or directory with all that is in it, and where it goes (relative to the root).
 
