@@ -86,12 +86,14 @@ def read(run_directory: Path) -> dict[str, Delivery] | None:
 
 
 def _content(path: Path) -> bytes:
-    """Return the content of a regular file; of anything else, or too much, nothing. Never waits. Raises OSError."""
+    """Return what is in a regular file, of too much the beginning; of anything else nothing. Never waits.
+
+    Raises OSError.
+    """
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return b""
-        content = file.read(LIMIT + 1)
-        return content if len(content) <= LIMIT else b""
+        return file.read(LIMIT)
 
 
 def _delivery(values: Any) -> Delivery | None:  # noqa: ANN401  any JSON
