@@ -240,7 +240,7 @@ def _registries(definition: Definition | UnreadableError, config: Config) -> lis
     """
     socket = definition.helper_socket if isinstance(definition, Definition) else None
     named = [Path(socket).parent] if socket else []
-    others = dict.fromkeys([*named, Config().run_directory])
+    others = dict.fromkeys([*named, WORDS])
     former = [Registry(directory) for directory in others if directory != config.run_directory]
     return [Registry(config.run_directory), *(registry for registry in former if registry.is_made_by_us())]
 
