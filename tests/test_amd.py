@@ -1,8 +1,6 @@
-"""A host with an AMD processor, as its user meets it: domains are metered, and no guest has a meter of its own."""
+"""A host with an AMD processor, as its user meets it: domains are metered, and no guest has registers."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -95,10 +93,10 @@ def test_doctor_has_one_warning_about_it_and_nothing_failed() -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"], ["--live"]])
-def test_enable_refuses_before_it_changes_anything(amd: World, name: str, options: list[str]) -> None:
+def test_registers_are_refused_before_anything_is_changed(amd: World, name: str, options: list[str]) -> None:
     amd.run(["virsh", "start", name])
     before = definition(amd, name)
-    done = amd.run(["virt-rapl", "enable", *options, name], check=False)
+    done = amd.run(["virt-rapl", "enable", "--via", "registers", *options, name], check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"virt-rapl: error: {REASON}\nhint: ")
     assert definition(amd, name) == before
@@ -108,7 +106,7 @@ def test_enable_refuses_before_it_changes_anything(amd: World, name: str, option
 def test_the_configurations_choice_is_reported_once(amd: World, name: str) -> None:
     other = f"{name}-too"
     amd.define_guest(other, 0)
-    amd.path(CONFIGURATION).write_text("domains: {include: ['guest-*']}\n")
+    amd.path(CONFIGURATION).write_text("domains: {include: ['guest-*']}\nvia: registers\n")
     before = definition(amd, name)
     try:
         done = amd.run(["virt-rapl", "enable", "--chosen"])
@@ -125,6 +123,16 @@ def test_the_configurations_choice_is_reported_once(amd: World, name: str) -> No
         amd.run(["virsh", "undefine", other])
     assert not Definition.parse(definition(amd, name)).is_marked
     assert "<rapl" not in before
+
+
+def test_a_domain_gets_the_channel(amd: World, name: str) -> None:
+    before = definition(amd, name)
+    done = amd.run(["virt-rapl", "enable", name])
+    assert done.stdout == f"{name}: enabled, by the channel ({REASON}); takes effect at the next start\n"
+    amd.run(["virsh", "start", name])
+    assert state(amd, name) == ("off", None), "it has no registers"
+    assert amd.run(["virt-rapl", "disable", name]).stdout.endswith(f"{name}: its channel is detached\n")
+    assert definition(amd, name) == before
 
 
 def test_a_domain_that_was_enabled_elsewhere_runs_and_says_why_it_has_no_meter(amd: World, name: str) -> None:
@@ -196,11 +204,3 @@ def arrived(world: World, name: str) -> None:
     assert state(world, name) == ("off", None)
     event = json.loads(world.run(["virt-rapl", "events", "--json", name]).stdout)["events"][0]
     assert (event["result"], event["reason"]) == ("stripped", REASON)
-
-
-def test_the_demo_shows_the_host_s_side_and_why_no_guest_reads() -> None:
-    virt_rapl = [sys.executable, "-m", "libvirt_rapl"]
-    command = [*virt_rapl, "simulate", "--cpu=amd", "--", *virt_rapl, "demo", "--seconds=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert f"no guest can read its energy here: {REASON}; this is the host's side" in done.stdout
-    assert done.stdout.splitlines()[-1].endswith("nothing is left behind")
