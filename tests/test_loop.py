@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ class Life:
         self.samples: list[bool] = []
         """What comes of each of the next samples; at the end of these, the daemon is asked to end."""
         self.listening_fails = ""
+        self.has_power = threading.Event()
 
     def note(self, what: str, result: Any = None) -> Callable[..., Any]:  # noqa: ANN401
         def noting(*_: object) -> Any:  # noqa: ANN401
@@ -81,6 +83,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
     class Kept:
         began = property(lambda _: life.began)
         sample = staticmethod(life.sample)
+        has_power = life.has_power
         keep_soon = staticmethod(life.note("keep", SimpleNamespace(result=life.note("kept"))))
 
     def part(**members: object) -> Callable[..., SimpleNamespace]:
@@ -205,6 +208,8 @@ def test_no_document_is_made_for_channels_that_are_not_there(
         str(number): Entry(name="vm", uuid=str(number), id=1, state="running", pid=pid, mark=None, channel=each)
         for number, each in enumerate((None, channel, None))
     }
+    assert texts["channel.sock"]() == b"", "a client would not get it, and wait for the next one"
+    life.has_power.set()
     assert texts["channel.sock"]() == expected
     assert life.did.count("text") == bool(expected)
     assert texts["stream.sock"]() == b"text"

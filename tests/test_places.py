@@ -46,7 +46,6 @@ def test_virt_rapld_takes_the_channels_unit_with_it() -> None:
     channel, daemon = (ITEMS[f"{paths.UNITS}/{unit}"].text for unit in (paths.CHANNEL_UNIT, paths.DAEMON_UNIT))
     assert f"Wants={paths.CHANNEL_UNIT}\n" in daemon
     assert f"PartOf={paths.DAEMON_UNIT}\n" in channel
-    assert f"After={paths.DAEMON_UNIT}\n" in channel
 
 
 @pytest.mark.parametrize("link", [True, False])

@@ -12,8 +12,10 @@ from libvirt_rapl.daemon.channel_writer import ChannelWriter
 from libvirt_rapl.daemon.status_socket import listens
 from libvirt_rapl.errors import VirtRaplError
 
-RETRY_SECONDS = 0.5
+RETRY_SECONDS = 0.25
 """How long to wait before virt-rapld is asked again after it has gone: guests miss no more than they must."""
+PATIENCE_SECONDS = 3.0
+"""virt-rapld may be away for so long, as for a restart, before that is logged."""
 
 
 class ChannelProcess:
@@ -25,8 +27,10 @@ class ChannelProcess:
         self._log = log
         self._writer = ChannelWriter(host_id, log)
         self._report = Report(run_directory, log)
-        self._trouble = ""
-        """Why there are no documents; empty while there are, or while no domain has a channel."""
+        self._fine = time.monotonic()
+        """When there were documents last, or none were needed because no domain has a channel."""
+        self._logged = ""
+        """The trouble that was logged last; empty if it is over."""
 
     def run(self) -> None:
         """Give out documents until an exception, as of a signal, ends it."""
@@ -62,7 +66,13 @@ class ChannelProcess:
         systemd.notify("WATCHDOG=1")
 
     def _note(self, trouble: str) -> None:
-        """Log a change: once when virt-rapld is away, and once when it is back."""
-        if trouble != self._trouble:
-            self._log(trouble or "virt-rapld answers again")
-        self._trouble = trouble
+        """Log once why there are no documents, if that lasts, and once that there are again."""
+        now = time.monotonic()
+        if trouble and trouble != self._logged and now > self._fine + PATIENCE_SECONDS:
+            self._log(trouble)
+            self._logged = trouble
+        elif not trouble:
+            self._fine = now
+            if self._logged:
+                self._log("virt-rapld answers again")
+            self._logged = ""

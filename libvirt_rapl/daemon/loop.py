@@ -161,11 +161,13 @@ class Daemon:
         self._mute = bool(trouble)
 
     def _text_for_channels(self) -> bytes:
-        """Return the document; nothing while no domain has a channel: a document costs more than the sample."""
+        """Return the document; nothing while no domain has a channel: a document costs more than the sample.
+
+        Nothing, too, before there is any power: a client that connects then shall get the first document that has it.
+        """
         entries = self._inventory.entries.values()
-        if any(entry.pid is not None and entry.channel and entry.channel.socket for entry in entries):
-            return self._publisher.text()
-        return b""
+        wanted = any(entry.pid is not None and entry.channel and entry.channel.socket for entry in entries)
+        return self._publisher.text() if wanted and self._meter.has_power.is_set() else b""
 
     def meter_until_asked_to_end(self) -> None:
         """Sample once an interval and keep the totals every FLUSH_SECONDS, or every interval if that is longer."""
