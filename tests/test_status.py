@@ -217,6 +217,7 @@ def test_domains_without_a_process_and_domains_not_asked_for(
         "test",
         "running",
         "off",
+        "off",
         "0.00",
         "0.00",
         "-",
@@ -262,9 +263,9 @@ def test_the_table() -> None:
         "zones: package-0 6.50 W, psys 9.00 W",
         "packages: domains 1.00 W, other 2.50 W, idle 3.00 W",
         "",
-        "NAME       STATE     VRAPL      WATTS  JOULES  WATTS OF VCPUS",
-        "a          shut off  off         0.00    0.00  -",
-        "long-name  running   degraded  123.46  123.46  0:100.00 1:23.46",
+        "NAME       STATE     VRAPL     CHANNEL   WATTS  JOULES  WATTS OF VCPUS",
+        "a          shut off  off       off        0.00    0.00  -",
+        "long-name  running   degraded  off      123.46  123.46  0:100.00 1:23.46",
         "",
         f"long-name runs without its meter since {local}: no helper",
     ]
@@ -272,6 +273,14 @@ def test_the_table() -> None:
         "CPU (msr)",
         *status.table(read(a_document("simulated")))[2:],
     ]
+
+
+def test_the_table_says_what_is_wrong_with_a_channel() -> None:
+    stalled = a_document("msr")
+    stalled["domains"][1] |= {"channel": "stalled", "channel_reason": "nobody reads"}
+    lines = status.table(read(stalled))
+    assert "long-name  running   degraded  stalled  123.46  123.46  0:100.00 1:23.46" in lines
+    assert "long-name: channel stalled: nobody reads" in lines
 
 
 def test_the_table_says_why_a_chosen_domain_has_no_meter() -> None:

@@ -153,12 +153,13 @@ def table(document: Document) -> list[str]:
         f"packages: domains {host.domains_watts:.2f} W, other {host.other_watts:.2f} W, idle {host.idle_watts:.2f} W",
         "",
     ]
-    rows = [("NAME", "STATE", "VRAPL", "WATTS", "JOULES", "WATTS OF VCPUS")]
+    rows = [("NAME", "STATE", "VRAPL", "CHANNEL", "WATTS", "JOULES", "WATTS OF VCPUS")]
     for domain in domains:
         vcpus = " ".join(f"{vcpu.id}:{vcpu.power_watts:.2f}" for vcpu in domain.vcpus)
         watts, joules = f"{domain.power_watts:.2f}", f"{domain.energy_joules:.2f}"
-        rows.append((domain.name, domain.state, domain.vrapl, watts, joules, vcpus or "-"))
-    lines += [*aligned(rows, right={3, 4}), "", *(_why(domain) for domain in domains if domain.reason)]
+        rows.append((domain.name, domain.state, domain.vrapl, domain.channel, watts, joules, vcpus or "-"))
+    lines += [*aligned(rows, right={4, 5}), "", *(_why(domain) for domain in domains if domain.reason)]
+    lines += [f"{each.name}: channel {each.channel}: {each.channel_reason}" for each in domains if each.channel_reason]
     lines += [f"{domain.name}: {domain.helper.note}" for domain in domains if domain.helper and domain.helper.note]
     if host.trouble:
         lines.append(f"not everything could be read: {host.trouble}")
