@@ -41,7 +41,7 @@ GRACE_SECONDS = 20.0
 MOST_WORKERS = 8
 """More of them would take longer to begin than the fast tests take."""
 
-LONGEST = ("test_shaping.py", "test_lifecycle.py", "test_ansible.py", "test_campaign.py")
+LONGEST = ("test_shaping.py", "test_lifecycle.py", "test_ansible.py", "test_campaign.py", "test_channel_live.py")
 """Files that take minutes. Were one of them the last, the other workers of tests/run would wait for it with no work.
 
 test_shaping, which measures, and test_ansible, which computes, begin in this order so that they fall to one worker.
