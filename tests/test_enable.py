@@ -546,6 +546,7 @@ ONE_PORT = "<controller type='pci' index='1' model='pcie-root-port'/>"
 ONE_AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 NO_OTHERS = "<controller type='usb' model='none'/><memballoon model='none'/>"
 DISK = "<disk type='file'><source file='/none'/><target dev='vda' bus='virtio'/></disk>"
+ON_ROOT = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk><video><model type='vga'/></video>"
 
 
 @pytest.mark.e2e
@@ -558,10 +559,25 @@ DISK = "<disk type='file'><source file='/none'/><target dev='vda' bus='virtio'/>
         ("pc", "<console type='pty'><target type='virtio'/></console>"),
         ("q35", ""),
         ("q35", ONE_AGENT),
+        ("q35", NO_OTHERS),
+        ("q35", NO_OTHERS + ON_ROOT),
+        ("q35", NO_OTHERS + ONE_PORT),
         ("q35", NO_OTHERS + ONE_PORT + DISK),
         ("q35", ONE_AGENT + "<controller type='virtio-serial' index='0' ports='2'/>"),
     ],
-    ids=["PCI", "bare", "second controller", "console", "PCI Express", "agent", "no port left", "controller full"],
+    ids=[
+        "PCI",
+        "bare",
+        "second controller",
+        "console",
+        "PCI Express",
+        "agent",
+        "bare PCI Express",
+        "all on the root",
+        "a port is free",
+        "no port left",
+        "controller full",
+    ],
 )
 @pytest.mark.parametrize("via", ["channel", "both"])
 def test_disable_takes_out_what_libvirt_added_for_the_channel(
