@@ -444,6 +444,33 @@ def test_of_those_that_are_chosen_one_that_cannot_be_read_is_left_out_while_libv
     assert err.count("virt-rapl: ") <= 1
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_of_those_that_are_chosen_one_that_libvirt_does_not_accept_is_left_out_while_it_answers(
+    fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """As it does not with a machine type that has no PCI."""
+    fake.add(definition("microvm", OTHER_UUID, qemu, domain_type="qemu"))
+    web = fake.add(definition("web", UUID, qemu, domain_type="qemu"))
+    accepts = fake.defineXML
+
+    def define(xml: str) -> None:
+        if "microvm" in xml:
+            raise failure("XML error: No PCI buses available")
+        accepts(xml)
+
+    monkeypatch.setattr(fake, "defineXML", define)
+    monkeypatch.setattr(fake, "isAlive", lambda: int(alive))
+    (tmp_path / "virt-rapl.yaml").write_text("domains: ['*']\n")
+    status, _, err = run("enable", "--chosen")
+    assert (status, Definition.parse(web.xml).is_marked) == (0 if alive else 1, alive)
+    kind = "warning" if alive else "error"
+    assert err.splitlines() == [
+        f"virt-rapl: {kind}: libvirt does not accept the definition of microvm: XML error: No PCI buses available",
+        "hint: its machine type has no PCI, and so it cannot have the energy channel",
+    ]
+    assert run("enable", "web", "microvm")[0] == 1, "what is named is wanted"
+
+
 @pytest.mark.parametrize("arguments", [["enable"], ["disable"], ["enable", "--chosen", "web"]])
 def test_named_or_by_the_configuration(run: Run, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

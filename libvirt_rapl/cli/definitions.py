@@ -59,7 +59,9 @@ def change_all(
 ) -> None:
     """Rewrite the definitions of all named domains, or print the differences; say what was done to each.
 
-    Raises VirtRaplError, before anything is changed, when one domain cannot be changed.
+    Raises VirtRaplError, before anything is changed, when one domain cannot be changed; and when libvirt does not
+    accept what a domain was changed to. Of domains that the configuration names, such a one is left out, with a
+    warning.
     """
     connection = connect(options.connect)
     for change in [plan_change(lookup(connection, name), rewrite) for name in options.domains]:
@@ -70,7 +72,13 @@ def change_all(
             sys.stdout.write(change.difference)
             print(printable(f"virt-rapl: {domain.name} would be {done(change)}"), file=sys.stderr)
         else:
-            domain.define(change.after)
+            try:
+                domain.define(change.after)
+            except VirtRaplError as error:
+                if not (options.by_configuration and connection.isAlive()):
+                    raise
+                warn(error.message, error.hint)
+                continue
             running = " (it is running now, as it was started)" if domain.active else ""
             say(f"{domain.name}: {done(change)}; takes effect at the next start{running}")
 
