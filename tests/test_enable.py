@@ -857,6 +857,18 @@ def test_a_running_domain_gets_the_channel_and_loses_it(
     assert (running.channel, running.is_marked) == (None, False)
 
 
+@pytest.mark.parametrize("via", ["auto", "channel"])
+def test_a_channel_of_the_owners_is_said_to_be_used_and_to_stay(
+    fake: FakeLibvirt, qemu: Path, run: Run, via: str
+) -> None:
+    web = fake.add(Definition.parse(definition("web", UUID, qemu)).with_channel().xml)
+    web.xml = before = re.sub("<metadata>.*</metadata>", "", web.xml, flags=re.DOTALL)
+    used = "web: has a channel of its own, which is used as it is\n"
+    assert run("enable", "--via", via, "web") == (0, used, "")
+    assert run("disable", "web") == (0, "web: not enabled; its channel is not ours and stays\n", "")
+    assert web.xml == before
+
+
 def without_channel(xml: str) -> str:
     """Return what somebody else leaves who detaches the channel alone."""
     found, count = re.subn("<channel.*?</channel>", "", xml, flags=re.DOTALL)

@@ -55,7 +55,7 @@ def change_all(
     rewrite: Callable[[Definition], Definition],
     *,
     done: Callable[[Change], str],
-    nothing_to_do: str,
+    nothing_to_do: Callable[[Change], str],
 ) -> None:
     """Rewrite the definitions of all named domains, or print the differences; say what was done to each.
 
@@ -67,7 +67,7 @@ def change_all(
     for change in [plan_change(lookup(connection, name), rewrite) for name in options.domains]:
         domain = change.domain
         if not change.difference:
-            say(f"{domain.name}: {nothing_to_do}")
+            say(f"{domain.name}: {nothing_to_do(change)}")
         elif options.dry_run:
             sys.stdout.write(change.difference)
             print(printable(f"virt-rapl: {domain.name} would be {done(change)}"), file=sys.stderr)

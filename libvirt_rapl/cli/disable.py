@@ -6,7 +6,7 @@ The channel is detached from running domains, too; registers stay until the doma
 import argparse
 
 from libvirt_rapl.cli import say, warn
-from libvirt_rapl.cli.definitions import add_common_arguments, change_all, chosen, named
+from libvirt_rapl.cli.definitions import Change, add_common_arguments, change_all, chosen, named
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     names = options.domains
     # A transient domain has no definition to change.
     options.domains = [name for name in names if not _runs_only_with_channel(lookup(connection, name))]
-    change_all(options, without_meter, done=lambda _: "disabled", nothing_to_do="not enabled")
+    change_all(options, without_meter, done=lambda _: "disabled", nothing_to_do=_nothing_to_do)
     for name in names:
         _detach(lookup(connection, name), Registry(config.run_directory), options.dry_run)
     for name in enabled_again:
@@ -59,6 +59,10 @@ def run(options: argparse.Namespace) -> int:
             "put it under `exclude` there, `systemctl restart virt-rapld`, then disable it",
         )
     return 0
+
+
+def _nothing_to_do(change: Change) -> str:
+    return "not enabled; its channel is not ours and stays" if change.after.channel else "not enabled"
 
 
 def _runs_only_with_channel(domain: Domain) -> bool:

@@ -56,8 +56,14 @@ def run(options: argparse.Namespace) -> int:
     if options.live:
         _enable_live(options, with_meter)
     else:
-        change_all(options, with_meter, done=with_meter.done, nothing_to_do="already enabled")
+        change_all(options, with_meter, done=with_meter.done, nothing_to_do=_nothing_to_do)
     return 0
+
+
+def _nothing_to_do(change: Change) -> str:
+    if change.after.is_marked:
+        return "already enabled"
+    return "has a channel of its own, which is used as it is"
 
 
 class _WithMeter:

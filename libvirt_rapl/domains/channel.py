@@ -20,6 +20,7 @@ from libvirt_rapl.errors import VirtRaplError
 
 PORT = "org.virt-rapl.energy.0"
 """In the guest, /dev/virtio-ports/PORT."""
+NAMED = f"devices/channel/target[@type='virtio'][@name='{PORT}']"
 BEFORE_CONTROLLER = ("emulator", "disk", "controller")
 BEFORE_CHANNEL = (*BEFORE_CONTROLLER, "lease", "filesystem", "interface", "smartcard", "serial", "parallel", "console")
 
@@ -39,6 +40,8 @@ def check(domain: _Element) -> None:
     if domain.get("type") not in ("kvm", "qemu"):
         raise VirtRaplError(f"the domain is of type {domain.get('type')!r}", "only QEMU's domains have channels")
     marking.check(domain)
+    if len(domain.findall(NAMED)) > 1:
+        raise VirtRaplError(f"the domain has two channels {PORT}", "remove one: QEMU does not start such a domain")
     channel = _named(domain)
     if channel is not None and not _is_usable(channel):
         raise VirtRaplError(
@@ -125,7 +128,7 @@ def _was_there(controller: _Element, mark: _Element) -> bool:
 
 
 def _named(domain: _Element) -> _Element | None:
-    target = domain.find(f"devices/channel/target[@type='virtio'][@name='{PORT}']")
+    target = domain.find(NAMED)
     return None if target is None else target.getparent()
 
 
