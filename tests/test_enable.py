@@ -756,7 +756,9 @@ def test_what_can_be_mended_is_reported_last(
     fake.add(xml)
     assert "type 'qemu'" in run("enable", "--via", "registers", "web")[2]
     monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
-    assert "Intel hosts only" in run("enable", "--via", "both", "web")[2]
+    error, hint = run("enable", "--via", "both", "web")[2].splitlines()
+    assert "Intel hosts only" in error
+    assert "`via: auto` in the configuration" in hint
 
 
 def test_inject_refuses_as_enable_does(virt_rapl: VirtRapl, qemu: Path) -> None:
@@ -844,13 +846,14 @@ def test_a_running_domain_gets_the_channel_and_loses_it(
     for xml in (web.running, web.xml):
         assert Definition.parse(xml).channel
         assert Definition.parse(xml).channel_is_ours
-    assert run(*live, "web") == (0, "web: its channel is already there\n", "")
+    for dry in ((), ("--dry-run",)):
+        assert run(*live, *dry, "web") == (0, "web: its channel is already there\n", "")
     assert "would be detached" in run("disable", "--dry-run", "web")[1]
     web.number = -1
     assert "detached" not in run("disable", "--dry-run", "web")[1]
     web.number = 4
     status, out, err = run("disable", "web")
-    assert (status, out.splitlines()[1:], err) == (0, ["web: its channel is detached"], "")
+    assert (status, out, err) == (0, "web: disabled\nweb: its channel is detached\n", "")
     assert recorded == [("attach", "active", ""), ("detach", "ended", "")]
     assert Definition.parse(web.xml).rewritten == before
     running = Definition.parse(web.running)
@@ -897,13 +900,15 @@ def test_what_else_has_a_mark_as_it_runs_keeps_it(fake: FakeLibvirt, qemu: Path,
     assert run("enable", "--live", "--via", "channel", "web")[0] == 0
     running = Definition.parse(web.running)
     assert (running.has_registers, running.channel_is_ours) == (True, True)
-    assert run("disable", "web")[0] == 0
+    disabled = "web: disabled; takes effect at the next start (it is running now, as it was started)\n"
+    assert run("disable", "web") == (0, f"{disabled}web: its channel is detached\n", "")
     running = Definition.parse(web.running)
     assert (running.has_registers, running.channel_is_ours, running.channel) == (True, False, None)
 
 
 def test_a_transient_domain_gets_the_channel_and_loses_it(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
     web = fake.add(definition("web", UUID, qemu), number=4, persistent=False)
+    assert "`virt-rapl enable --live --via channel`" in run("enable", "web")[2]
     assert run("enable", "--live", "--via", "channel", "web")[:2] == (0, "web: has its channel now\n")
     assert run("disable", "web") == (0, "web: its channel is detached\n", "")
     assert Definition.parse(web.running).channel is None

@@ -142,7 +142,9 @@ def _enable_live(options: argparse.Namespace, with_meter: _WithMeter) -> None:
     for change in changes:
         because = with_meter.because(change.domain)
         if options.dry_run and change.channel:
-            say(f"{change.domain.name}: gets its channel without a pause{because}")
+            has_it = change.domain.live().channel is not None
+            what = "its channel is already there" if has_it else "gets its channel without a pause"
+            say(f"{change.domain.name}: {what}{because}")
         elif change.channel:
             _attach(change, with_meter.registry, because)
         if change.plan:
