@@ -102,6 +102,33 @@ def test_what_libvirt_has_added_goes_with_it(bus: str, port: str, stays: list[st
     assert not defined.strip().is_marked
 
 
+FREE = "<controller type='pci' index='{}' model='pcie-root-port'><address type='pci' bus='0x00'/></controller>"
+ON_SECOND = "<disk><address type='pci' bus='0x02'/></disk>"
+
+
+@pytest.mark.parametrize(
+    ("before", "later", "stays"),
+    [
+        ("", "", []),
+        ("", ON_SECOND, ["2"]),
+        ("", FREE.format(3), ["2", "3"]),
+        (FREE.format(2), "", ["2"]),
+    ],
+    ids=["libvirt's", "a device is on it by now", "the owner has added another", "it was there before"],
+)
+def test_a_free_port_that_libvirt_added_beside_the_first_one_goes(before: str, later: str, stays: list[str]) -> None:
+    channel = devices(ROOT, before).with_channel()
+    added = FREE.format(1) + ("" if before else FREE.format(2)) + later
+    stripped = parsed(as_libvirt_defines(channel, "0x01", added).strip().xml)
+    assert [each.get("index") for each in stripped.iterfind("devices/controller[@type='pci']")] == ["0", *stays]
+
+
+def test_a_bridge_that_the_owner_has_added_is_no_free_port() -> None:
+    bridge = "<controller type='pci' index='{}' model='pci-bridge'/>"
+    defined = as_libvirt_defines(devices(ROOT).with_channel(), "0x01", bridge.format(1) + bridge.format(2))
+    assert tags(defined.strip()) == ["controller", "controller"]
+
+
 def test_a_port_that_was_there_stays() -> None:
     before = devices(ROOT, ROOT_PORT.format(2))
     defined = as_libvirt_defines(before.with_channel(), "0x02")
@@ -214,6 +241,8 @@ def test_what_can_be_attached() -> None:
         (devices(OURS.replace("bind", "connect")), "cannot connect"),
         (devices(OURS.replace("mode='bind'", "path='/q'")), "cannot connect"),  # which libvirt takes for `connect`
         (devices(OURS.replace("unix", "pty")), "cannot connect"),
+        (devices(OURS, OURS), "has two channels"),
+        (devices(OURS, OURS.replace("bind", "connect")), "has two channels"),
         (Definition.parse(domain("<metadata><x:y xmlns:x='urn:libvirt-rapl:mark:1'/></metadata>")), "foreign element"),
     ],
 )
@@ -221,7 +250,7 @@ def test_what_cannot_have_it(before: Definition, message: str) -> None:
     with pytest.raises(VirtRaplError, match=message) as caught:
         before.with_channel()
     assert caught.value.hint
-    assert before.channel is None
+    assert (before.channel is None) == (message != "has two channels")
 
 
 def test_as_it_runs() -> None:

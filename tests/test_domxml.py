@@ -323,6 +323,13 @@ def test_dac_label() -> None:
     assert Definition.parse(domain()).dac_label is None
 
 
+def test_a_domain_that_can_grow_has_two_ways_out() -> None:
+    with pytest.raises(VirtRaplError) as caught:
+        Definition.parse(domain("<vcpu current='2'>4</vcpu>")).with_registers(socket=SOCKET)
+    assert "remove current= " in caught.value.hint
+    assert "`--via channel`" in caught.value.hint
+
+
 OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><q:arg value='{}'/></q:commandline>"
 
 

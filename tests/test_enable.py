@@ -444,6 +444,33 @@ def test_of_those_that_are_chosen_one_that_cannot_be_read_is_left_out_while_libv
     assert err.count("virt-rapl: ") <= 1
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_of_those_that_are_chosen_one_that_libvirt_does_not_accept_is_left_out_while_it_answers(
+    fake: FakeLibvirt, qemu: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """As it does not with a machine type that has no PCI."""
+    fake.add(definition("microvm", OTHER_UUID, qemu, domain_type="qemu"))
+    web = fake.add(definition("web", UUID, qemu, domain_type="qemu"))
+    accepts = fake.defineXML
+
+    def define(xml: str) -> None:
+        if "microvm" in xml:
+            raise failure("XML error: No PCI buses available")
+        accepts(xml)
+
+    monkeypatch.setattr(fake, "defineXML", define)
+    monkeypatch.setattr(fake, "isAlive", lambda: int(alive))
+    (tmp_path / "virt-rapl.yaml").write_text("domains: ['*']\n")
+    status, _, err = run("enable", "--chosen")
+    assert (status, Definition.parse(web.xml).is_marked) == (0 if alive else 1, alive)
+    kind = "warning" if alive else "error"
+    assert err.splitlines() == [
+        f"virt-rapl: {kind}: libvirt does not accept the definition of microvm: XML error: No PCI buses available",
+        "hint: its machine type has no PCI, and so it cannot have the energy channel",
+    ]
+    assert run("enable", "web", "microvm")[0] == 1, "what is named is wanted"
+
+
 @pytest.mark.parametrize("arguments", [["enable"], ["disable"], ["enable", "--chosen", "web"]])
 def test_named_or_by_the_configuration(run: Run, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -546,6 +573,7 @@ ONE_PORT = "<controller type='pci' index='1' model='pcie-root-port'/>"
 ONE_AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 NO_OTHERS = "<controller type='usb' model='none'/><memballoon model='none'/>"
 DISK = "<disk type='file'><source file='/none'/><target dev='vda' bus='virtio'/></disk>"
+ON_ROOT = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk><video><model type='vga'/></video>"
 
 
 @pytest.mark.e2e
@@ -558,10 +586,25 @@ DISK = "<disk type='file'><source file='/none'/><target dev='vda' bus='virtio'/>
         ("pc", "<console type='pty'><target type='virtio'/></console>"),
         ("q35", ""),
         ("q35", ONE_AGENT),
+        ("q35", NO_OTHERS),
+        ("q35", NO_OTHERS + ON_ROOT),
+        ("q35", NO_OTHERS + ONE_PORT),
         ("q35", NO_OTHERS + ONE_PORT + DISK),
         ("q35", ONE_AGENT + "<controller type='virtio-serial' index='0' ports='2'/>"),
     ],
-    ids=["PCI", "bare", "second controller", "console", "PCI Express", "agent", "no port left", "controller full"],
+    ids=[
+        "PCI",
+        "bare",
+        "second controller",
+        "console",
+        "PCI Express",
+        "agent",
+        "bare PCI Express",
+        "all on the root",
+        "a port is free",
+        "no port left",
+        "controller full",
+    ],
 )
 @pytest.mark.parametrize("via", ["channel", "both"])
 def test_disable_takes_out_what_libvirt_added_for_the_channel(
@@ -713,7 +756,9 @@ def test_what_can_be_mended_is_reported_last(
     fake.add(xml)
     assert "type 'qemu'" in run("enable", "--via", "registers", "web")[2]
     monkeypatch.setattr("libvirt_rapl.host.requirements.processor", lambda _: Processor("AuthenticAMD", 25, 1))
-    assert "Intel hosts only" in run("enable", "--via", "both", "web")[2]
+    error, hint = run("enable", "--via", "both", "web")[2].splitlines()
+    assert "Intel hosts only" in error
+    assert "`via: auto` in the configuration" in hint
 
 
 def test_inject_refuses_as_enable_does(virt_rapl: VirtRapl, qemu: Path) -> None:
@@ -801,17 +846,30 @@ def test_a_running_domain_gets_the_channel_and_loses_it(
     for xml in (web.running, web.xml):
         assert Definition.parse(xml).channel
         assert Definition.parse(xml).channel_is_ours
-    assert run(*live, "web") == (0, "web: its channel is already there\n", "")
+    for dry in ((), ("--dry-run",)):
+        assert run(*live, *dry, "web") == (0, "web: its channel is already there\n", "")
     assert "would be detached" in run("disable", "--dry-run", "web")[1]
     web.number = -1
     assert "detached" not in run("disable", "--dry-run", "web")[1]
     web.number = 4
     status, out, err = run("disable", "web")
-    assert (status, out.splitlines()[1:], err) == (0, ["web: its channel is detached"], "")
+    assert (status, out, err) == (0, "web: disabled\nweb: its channel is detached\n", "")
     assert recorded == [("attach", "active", ""), ("detach", "ended", "")]
     assert Definition.parse(web.xml).rewritten == before
     running = Definition.parse(web.running)
     assert (running.channel, running.is_marked) == (None, False)
+
+
+@pytest.mark.parametrize("via", ["auto", "channel"])
+def test_a_channel_of_the_owners_is_said_to_be_used_and_to_stay(
+    fake: FakeLibvirt, qemu: Path, run: Run, via: str
+) -> None:
+    web = fake.add(Definition.parse(definition("web", UUID, qemu)).with_channel().xml)
+    web.xml = before = re.sub("<metadata>.*</metadata>", "", web.xml, flags=re.DOTALL)
+    used = "web: has a channel of its own, which is used as it is\n"
+    assert run("enable", "--via", via, "web") == (0, used, "")
+    assert run("disable", "web") == (0, "web: not enabled; its channel is not ours and stays\n", "")
+    assert web.xml == before
 
 
 def without_channel(xml: str) -> str:
@@ -842,13 +900,15 @@ def test_what_else_has_a_mark_as_it_runs_keeps_it(fake: FakeLibvirt, qemu: Path,
     assert run("enable", "--live", "--via", "channel", "web")[0] == 0
     running = Definition.parse(web.running)
     assert (running.has_registers, running.channel_is_ours) == (True, True)
-    assert run("disable", "web")[0] == 0
+    disabled = "web: disabled; takes effect at the next start (it is running now, as it was started)\n"
+    assert run("disable", "web") == (0, f"{disabled}web: its channel is detached\n", "")
     running = Definition.parse(web.running)
     assert (running.has_registers, running.channel_is_ours, running.channel) == (True, False, None)
 
 
 def test_a_transient_domain_gets_the_channel_and_loses_it(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
     web = fake.add(definition("web", UUID, qemu), number=4, persistent=False)
+    assert "`virt-rapl enable --live --via channel`" in run("enable", "web")[2]
     assert run("enable", "--live", "--via", "channel", "web")[:2] == (0, "web: has its channel now\n")
     assert run("disable", "web") == (0, "web: its channel is detached\n", "")
     assert Definition.parse(web.running).channel is None

@@ -55,24 +55,35 @@ def change_all(
     rewrite: Callable[[Definition], Definition],
     *,
     done: Callable[[Change], str],
-    nothing_to_do: str,
+    nothing_to_do: Callable[[Change], str],
+    at_once: Callable[[Domain], bool] = lambda _: False,
 ) -> None:
     """Rewrite the definitions of all named domains, or print the differences; say what was done to each.
 
-    Raises VirtRaplError, before anything is changed, when one domain cannot be changed.
+    `at_once`: whether the caller changes the domain as it runs, too, so that nothing is left to its next start.
+    Raises VirtRaplError, before anything is changed, when one domain cannot be changed; and when libvirt does not
+    accept what a domain was changed to. Of domains that the configuration names, such a one is left out, with a
+    warning.
     """
     connection = connect(options.connect)
     for change in [plan_change(lookup(connection, name), rewrite) for name in options.domains]:
         domain = change.domain
         if not change.difference:
-            say(f"{domain.name}: {nothing_to_do}")
+            say(f"{domain.name}: {nothing_to_do(change)}")
         elif options.dry_run:
             sys.stdout.write(change.difference)
             print(printable(f"virt-rapl: {domain.name} would be {done(change)}"), file=sys.stderr)
         else:
-            domain.define(change.after)
+            try:
+                domain.define(change.after)
+            except VirtRaplError as error:
+                if not (options.by_configuration and connection.isAlive()):
+                    raise
+                warn(error.message, error.hint)
+                continue
             running = " (it is running now, as it was started)" if domain.active else ""
-            say(f"{domain.name}: {done(change)}; takes effect at the next start{running}")
+            when = "" if at_once(domain) else f"; takes effect at the next start{running}"
+            say(f"{domain.name}: {done(change)}{when}")
 
 
 def plan_change(domain: Domain, rewrite: Callable[[Definition], Definition]) -> Change:
@@ -80,7 +91,8 @@ def plan_change(domain: Domain, rewrite: Callable[[Definition], Definition]) -> 
     if not domain.persistent:
         raise VirtRaplError(
             f"{domain.name}: the domain is transient, it has no definition to change",
-            "create it from the output of `virt-rapl inject`",
+            "create it from the output of `virt-rapl inject`; or, as it runs, "
+            "`virt-rapl enable --live --via channel` gives it the channel",
         )
     with named(domain):
         before = domain.definition(secrets=True)

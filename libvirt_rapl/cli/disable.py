@@ -6,7 +6,7 @@ The channel is detached from running domains, too; registers stay until the doma
 import argparse
 
 from libvirt_rapl.cli import say, warn
-from libvirt_rapl.cli.definitions import add_common_arguments, change_all, chosen, named
+from libvirt_rapl.cli.definitions import Change, add_common_arguments, change_all, chosen, named
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
@@ -49,8 +49,14 @@ def run(options: argparse.Namespace) -> int:
     connection = connect(options.connect)
     names = options.domains
     # A transient domain has no definition to change.
-    options.domains = [name for name in names if not _runs_only_with_channel(lookup(connection, name))]
-    change_all(options, without_meter, done=lambda _: "disabled", nothing_to_do="not enabled")
+    options.domains = [name for name in names if not _is_transient_with_channel(lookup(connection, name))]
+    change_all(
+        options,
+        without_meter,
+        done=lambda _: "disabled",
+        nothing_to_do=_nothing_to_do,
+        at_once=_runs_with_channel_alone,
+    )
     for name in names:
         _detach(lookup(connection, name), Registry(config.run_directory), options.dry_run)
     for name in enabled_again:
@@ -61,8 +67,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _runs_only_with_channel(domain: Domain) -> bool:
+def _nothing_to_do(change: Change) -> str:
+    return "not enabled; its channel is not ours and stays" if change.after.channel else "not enabled"
+
+
+def _is_transient_with_channel(domain: Domain) -> bool:
     return not domain.persistent and domain.live().channel_is_ours
+
+
+def _runs_with_channel_alone(domain: Domain) -> bool:
+    """Return whether nothing of ours is left in a running domain, once its channel is detached."""
+    running = domain.live()
+    return domain.active and running.channel_is_ours and not running.has_registers
 
 
 def _detach(domain: Domain, registry: Registry, dry_run: bool) -> None:

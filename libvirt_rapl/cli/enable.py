@@ -56,8 +56,14 @@ def run(options: argparse.Namespace) -> int:
     if options.live:
         _enable_live(options, with_meter)
     else:
-        change_all(options, with_meter, done=with_meter.done, nothing_to_do="already enabled")
+        change_all(options, with_meter, done=with_meter.done, nothing_to_do=_nothing_to_do)
     return 0
+
+
+def _nothing_to_do(change: Change) -> str:
+    if change.after.is_marked:
+        return "already enabled"
+    return "has a channel of its own, which is used as it is"
 
 
 class _WithMeter:
@@ -136,7 +142,9 @@ def _enable_live(options: argparse.Namespace, with_meter: _WithMeter) -> None:
     for change in changes:
         because = with_meter.because(change.domain)
         if options.dry_run and change.channel:
-            say(f"{change.domain.name}: gets its channel without a pause{because}")
+            has_it = change.domain.live().channel is not None
+            what = "its channel is already there" if has_it else "gets its channel without a pause"
+            say(f"{change.domain.name}: {what}{because}")
         elif change.channel:
             _attach(change, with_meter.registry, because)
         if change.plan:

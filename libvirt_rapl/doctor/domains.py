@@ -30,7 +30,7 @@ def domains(machine: Machine) -> Iterator[Finding]:
         return
     if machine.config.domains.include and not machine.can_enable:
         message = "the configuration's `domains` enable none: this processor's guests have no registers"
-        yield Finding(WARNING, message, f"`via: auto` in the configuration gives them the channel; {HOST_ONLY}")
+        yield Finding(WARNING, message, HOST_ONLY)
     emulators = policy.Emulators()
     fine: Counter[str] = Counter()
     for domain in found:

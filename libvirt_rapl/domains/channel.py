@@ -2,8 +2,9 @@
 
 inject() puts in `<channel type='unix'>` with the port's name, and a virtio-serial controller if the domain has none.
 When libvirt defines the domain, it adds addresses to both, a controller if those that are there have no port left, and
-on PCI Express perhaps a port for the controller. The mark lists the controllers that were there before, and so strip()
-removes all that. A channel of that name without our note in the mark is the owner's: it is used, and stays.
+on PCI Express perhaps a port for the controller, and a free one. The mark lists the controllers that were there before,
+and so strip() removes all that. A channel of that name without our note in the mark is the owner's: it is used, and
+stays.
 
 Only `definition` and `run_files` call this.
 """
@@ -19,6 +20,7 @@ from libvirt_rapl.errors import VirtRaplError
 
 PORT = "org.virt-rapl.energy.0"
 """In the guest, /dev/virtio-ports/PORT."""
+NAMED = f"devices/channel/target[@type='virtio'][@name='{PORT}']"
 BEFORE_CONTROLLER = ("emulator", "disk", "controller")
 BEFORE_CHANNEL = (*BEFORE_CONTROLLER, "lease", "filesystem", "interface", "smartcard", "serial", "parallel", "console")
 
@@ -38,6 +40,8 @@ def check(domain: _Element) -> None:
     if domain.get("type") not in ("kvm", "qemu"):
         raise VirtRaplError(f"the domain is of type {domain.get('type')!r}", "only QEMU's domains have channels")
     marking.check(domain)
+    if len(domain.findall(NAMED)) > 1:
+        raise VirtRaplError(f"the domain has two channels {PORT}", "remove one: QEMU does not start such a domain")
     channel = _named(domain)
     if channel is not None and not _is_usable(channel):
         raise VirtRaplError(
@@ -96,7 +100,7 @@ def strip(domain: _Element) -> None:
         remove(channel)
     if controller is not None and not _is_used(domain, controller):
         remove(controller)
-        _remove_port(domain, controller, mark)
+        _remove_ports(domain, controller, mark)
     marking.forget(mark, "channel", "controllers", "single")
     marking.tidy(domain, mark)
 
@@ -124,7 +128,7 @@ def _was_there(controller: _Element, mark: _Element) -> bool:
 
 
 def _named(domain: _Element) -> _Element | None:
-    target = domain.find(f"devices/channel/target[@type='virtio'][@name='{PORT}']")
+    target = domain.find(NAMED)
     return None if target is None else target.getparent()
 
 
@@ -144,20 +148,37 @@ def _is_used(domain: _Element, controller: _Element) -> bool:
     return False
 
 
-def _remove_port(domain: _Element, controller: _Element, mark: _Element) -> None:
-    """Remove the PCI controller that libvirt has added for our virtio-serial controller, if nothing else is on it."""
+def _remove_ports(domain: _Element, controller: _Element, mark: _Element) -> None:
+    """Remove the PCI controllers that libvirt has added for our virtio-serial controller, if nothing else is on them.
+
+    To the first port of a domain libvirt adds another one, which is free for a hot-plug.
+    """
     address = controller.find("address[@type='pci']")
     if address is None:
         return
     bus = address.get("bus", "")
     port = next((each for each in _controllers(domain) if _bus(each) == bus and not _was_there(each, mark)), None)
-    if port is None or any(each.get("bus") == bus for each in domain.iterfind("devices//address[@type='pci']")):
+    if port is None or _has_devices(domain, port):
         return
     remove(port)
+    left = [each for each in _controllers(domain) if each.get("type") == "pci" and each.get("index") != "0"]
+    # With more ports than the free one, libvirt would fill the gap in their numbers again.
+    if len(left) == 1 and _is_free_port(domain, left[0]) and not _was_there(left[0], mark):
+        remove(left[0])
     for other in _controllers(domain):
         shared = other.find("address[@multifunction='on']")
         if shared is not None and _name(other) in mark.get("single", "").split():
             del shared.attrib["multifunction"]  # libvirt has set it, and sets it again if the slot is still shared
+
+
+def _is_free_port(domain: _Element, controller: _Element) -> bool:
+    return controller.get("model") == "pcie-root-port" and not _has_devices(domain, controller)
+
+
+def _has_devices(domain: _Element, controller: _Element) -> bool:
+    """Return whether something is on the bus behind a PCI controller."""
+    addresses = domain.iterfind("devices//address[@type='pci']")
+    return any(each.get("bus") == _bus(controller) for each in addresses)
 
 
 def _bus(controller: _Element) -> str | None:

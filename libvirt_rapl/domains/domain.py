@@ -26,6 +26,10 @@ STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
 }
 
+NO_PCI = "No PCI buses available"
+"""libvirt's words when a controller for the energy channel is put into a microvm or an isapc machine."""
+NO_PCI_HINT = "its machine type has no PCI, and so it cannot have the energy channel"
+
 
 class DomainGoneError(VirtRaplError):
     """The domain that is asked about does not exist any more."""
@@ -76,7 +80,8 @@ class Domain:
         try:
             self.handle.connect().defineXML(definition.xml)
         except libvirt.libvirtError as error:
-            raise VirtRaplError(f"libvirt does not accept the definition of {self.name}: {error}") from error
+            hint = NO_PCI_HINT if NO_PCI in str(error) else ""
+            raise VirtRaplError(f"libvirt does not accept the definition of {self.name}: {error}", hint) from error
 
     def attach(self, device: str) -> None:
         """Give it a device as it runs. Raises DomainGoneError, VirtRaplError."""

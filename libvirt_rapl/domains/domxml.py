@@ -76,7 +76,8 @@ def _check_vcpus(domain: _Element) -> None:
     if growable or domain.find("vcpus/vcpu[@enabled='no']") is not None:
         raise NoRegistersError(
             "the domain's number of vCPUs can grow while it runs, which QEMU's RAPL does not survive",
-            "let it start with all of its vCPUs: remove current= from <vcpu> and <vcpus> as a whole",
+            "let it start with all of its vCPUs: remove current= from <vcpu> and <vcpus> as a whole; "
+            "or give it the energy channel: `--via channel`",
         )
 
 

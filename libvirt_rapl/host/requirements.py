@@ -10,8 +10,8 @@ from libvirt_rapl.paths import PROC, SYS
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
 HOST_ONLY = (
-    "`virt-rapl enable --via channel` gives guests their energy on any host; `virt-rapl status` shows that of every "
-    "domain, enabled or not"
+    "`virt-rapl enable --via channel`, or `via: auto` in the configuration, gives guests their energy on any host; "
+    "`virt-rapl status` shows that of every domain, enabled or not"
 )
 
 

@@ -116,7 +116,7 @@ class Policy:
             if self._via in ("registers", "both"):
                 check_processor()
         except VirtRaplError as error:
-            self._log(f"cannot enable the configuration's `domains`: {error}; domains are metered on the host")
+            self._log(f"cannot enable the configuration's `domains`: {error.message}; {error.hint}")
         else:
             threading.Thread(target=self._run, name="policy", daemon=True).start()
 
