@@ -251,5 +251,22 @@ def test_it_ends_cleanly(
     assert guest.peer.recv(1) == b"", "it has hung up"
 
 
+def test_a_second_one_refuses(
+    run_directory: Path, daemon: Daemon, process: Process, qemu: Callable[[int], Qemu]
+) -> None:
+    guest = qemu(1)
+    daemon.domains = [domain(1, guest.path)]
+    daemon.start()
+    assert lines_of(guest, daemon)
+    wait_until(lambda: channel_report.read(run_directory), PATIENCE, "it reports")
+    command = [sys.executable, "-m", "libvirt_rapl", "--config", str(run_directory / "virt-rapl.yaml"), "channel"]
+    second = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+    assert second.returncode == 1
+    assert f"another virt-rapl channel already uses {run_directory / paths.CHANNEL}" in second.stderr
+    assert channel_report.read(run_directory), "the report of the first one is still there"
+    assert lines_of(guest, daemon)
+    assert process.lines() == []
+
+
 def test_it_ends_while_it_waits_for_virt_rapld(process: Process) -> None:
     assert process.end() == 0

@@ -33,13 +33,15 @@ class ChannelProcess:
         """The trouble that was logged last; empty if it is over."""
 
     def run(self) -> None:
-        """Give out documents until an exception, as of a signal, ends it."""
+        """Give out documents until an exception, as of a signal, ends it. Raises VirtRaplError if another one does."""
+        self._report.claim()
         systemd.notify("READY=1")
         gc.freeze()  # what was imported stays, and need not be looked at again each second
         try:
             while True:
                 self.follow()
                 time.sleep(RETRY_SECONDS)
+                self._report.claim()  # virt-rapld may have made its directory since
         finally:
             systemd.notify("STOPPING=1")
             self._writer.close()
