@@ -39,6 +39,7 @@ from libvirt_rapl.install import activation, installer, packaged, wrappers
 from libvirt_rapl.install.installer import install
 from libvirt_rapl.install.places import PLACES
 from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle.channel_state import NOT_OPEN
 from libvirt_rapl.paths import HOOK
 from libvirt_rapl.simulator.world import World
 
@@ -478,6 +479,13 @@ def channel_from_the_next_start_on(patient: Patient) -> None:
     patient.domain.xml = Definition.parse(patient.domain.xml).with_channel().xml
 
 
+def channel_that_nobody_reads(patient: Patient) -> None:
+    channel_from_the_next_start_on(patient)
+    patient.domain.live = re.sub("(<source mode=.bind.)/>", r"\1 path='/run/1.sock'/>", patient.domain.xml)
+    waiting = {"channel": "waiting", "channel_reason": NOT_OPEN}
+    patient.status = {**STATUS, "domains": [{**domain, **waiting} for domain in STATUS["domains"]]}
+
+
 def cloned(patient: Patient) -> None:
     patient.domain.xml = patient.domain.xml.replace(f"{UUID}.sock", "99999999-0000-0000-0000-000000000000.sock")
 
@@ -696,6 +704,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
         "web1: .* choose it, but .* can grow",
     ),
     ("domains", channel_from_the_next_start_on, "warning", "web1: has the channel only from its next start on"),
+    ("domains", channel_that_nobody_reads, "warning", "web1: its channel is waiting: nothing in the guest"),
     ("domains", both(plain, configured(domains="[web1]")), "warning", "web1: .* choose it, but it is not enabled"),
     ("domains", both(plain, configured(domains="[web1]"), refused), "warning", "took its meter out 5 times"),
 ]
