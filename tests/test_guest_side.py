@@ -521,7 +521,12 @@ def test_counters_stand_still_while_the_host_is_silent(tmp_path: Path, clock: Si
     assert texts(tmp_path / "run") == before
     clock.now += 0.1
     one.tick()
-    assert texts(tmp_path / "run") == {**before, "virt-rapl-guest.prom": METRICS.replace(POWER, "")}
+    shown = json.loads(before.pop("status.json"))
+    for reading in (shown, *shown["zones"].values(), *shown["vcpus"]):
+        assert reading.pop("power_watts")
+    after = texts(tmp_path / "run")
+    assert json.loads(after.pop("status.json")) == shown
+    assert after == {**before, "virt-rapl-guest.prom": METRICS.replace(POWER, "")}
     one.feed(sent(line(JOULES, simulated=True)))
     assert POWER in (tmp_path / "run/virt-rapl-guest.prom").read_text()
 
@@ -857,9 +862,12 @@ def test_where_there_is_no_port_it_says_what_to_do_on_the_host(
 def test_old_figures_are_shown_as_old(
     tmp_path: Path, age: float, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    meter(tmp_path).feed(sent(line({"package": 7})))
+    meter(tmp_path).feed(sent(line({"package": 7, "0": 7})))
     file = tmp_path / "run/status.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "arrived": time.monotonic() - age}))
+    assert command(monkeypatch, "status", "--json", "--directory", str(tmp_path / "run")) == 1
+    shown = capfd.readouterr().out
+    assert ("power_watts" in shown, json.loads(shown)["zones"]) == (False, {"package": {"energy_joules": 7}})
     assert command(monkeypatch, "status", "--directory", str(tmp_path / "run")) == 1
     printed = capfd.readouterr()
     assert (
