@@ -622,6 +622,18 @@ def test_a_damaged_state_is_set_aside(tmp_path: Path, text: str, capsys: pytest.
     assert kept(tmp_path) == {"package": 5 * 10**6}
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    make(tmp_path / "state/state.json")
+    one = meter(tmp_path)
+    assert capsys.readouterr().err.startswith("the saved totals are set aside, they cannot be used: ")
+    one.feed(sent(line({"package": 5})))
+    assert kept(tmp_path) == {"package": 5 * 10**6}
+
+
 def test_a_state_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "state").write_text("a file")
     one = meter(tmp_path)
