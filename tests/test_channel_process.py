@@ -17,7 +17,8 @@ from fakes.channel import Qemu, document, domain
 from walking import wait_until
 
 from libvirt_rapl import paths
-from libvirt_rapl.daemon import channel_report, status_socket
+from libvirt_rapl.daemon import channel_process, channel_report, status_socket
+from libvirt_rapl.daemon.channel_process import ChannelProcess
 from libvirt_rapl.daemon.stream_socket import Streams
 from libvirt_rapl.host.identity import opaque_id
 from libvirt_rapl.lifecycle.channel_state import Delivery
@@ -195,6 +196,26 @@ def test_a_virt_rapld_that_goes_and_comes_is_logged_once_each_time(
         guest.peer.recv(1)  # the guest's port stays connected meanwhile
     away = f"virt-rapl: virt-rapld does not answer at {run_directory / paths.CHANNEL_STREAM_SOCKET}"
     assert process.lines() == [away, "virt-rapl: virt-rapld answers again", away]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_without_the_right_to_ask_it_says_so(
+    run_directory: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.start()
+    run_directory.chmod(0o711)
+    (run_directory / paths.DAEMON).chmod(0o700)  # this process keeps its group
+    monkeypatch.setattr(channel_process, "PATIENCE_SECONDS", -1)
+    lines: list[str] = []
+    process = ChannelProcess(run_directory, "host", lines.append)
+    os.seteuid(4321)
+    try:
+        process.follow()
+    finally:
+        os.seteuid(0)
+    group = (run_directory / paths.DAEMON).group()
+    place = f"{run_directory / paths.DAEMON} is not open to it (mode 0700, group {group})"
+    assert lines[0] == f"virt-rapl-channel may not ask virt-rapld: {place}"
 
 
 def test_a_restart_of_virt_rapld_is_not_logged(daemon: Daemon, process: Process, qemu: Callable[[int], Qemu]) -> None:

@@ -9,8 +9,9 @@ from libvirt_rapl import paths, systemd
 from libvirt_rapl.daemon import channel_line, stream_socket
 from libvirt_rapl.daemon.channel_report import Report
 from libvirt_rapl.daemon.channel_writer import ChannelWriter
-from libvirt_rapl.daemon.status_socket import listens
+from libvirt_rapl.daemon.status_socket import is_forbidden, listens
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.sockets import what_is_closed
 
 RETRY_SECONDS = 0.25
 """How long to wait before virt-rapld is asked again after it has gone: guests miss no more than they must."""
@@ -56,7 +57,9 @@ class ChannelProcess:
                 self._note("")
                 self._report.write(self._writer.deliveries())
                 systemd.notify("WATCHDOG=1")
-            if not listens(self._stream):
+            if is_forbidden(self._stream):
+                trouble = f"virt-rapl-channel may not ask virt-rapld: {what_is_closed(self._stream)}"
+            elif not listens(self._stream):
                 trouble = f"virt-rapld does not answer at {self._stream}"
         except VirtRaplError as error:
             trouble = error.message

@@ -8,14 +8,10 @@ guest writes.
 libvirt says which socket is whose, and QEMU's PID is compared: a path in somebody's XML makes us write to nobody else.
 """
 
-import contextlib
-import grp
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from libvirt_rapl.daemon.channel_line import Lines
@@ -23,7 +19,7 @@ from libvirt_rapl.daemon.document import not_understood
 from libvirt_rapl.errors import explain
 from libvirt_rapl.lifecycle.channel_state import NOT_ALLOWED, Delivery
 from libvirt_rapl.log import SparingLog
-from libvirt_rapl.sockets import LineSender, peer_of
+from libvirt_rapl.sockets import LineSender, peer_of, what_is_closed
 from libvirt_rapl.token_bucket import TokenBucket
 
 LEAST_SECONDS = 0.99
@@ -33,8 +29,6 @@ STALLED_SECONDS = 5.0
 STALLED = f"it has not read its last line for more than {STALLED_SECONDS:g} s"
 FOREIGN_SECONDS = 30.0
 """After this time a socket on which somebody else listened is tried again: attempts cost whoever it is, too."""
-OVERFLOW_GROUP = 65534
-"""What every group but its own looks like to a process in a user namespace, as of systemd's PrivateUsers=."""
 LINES_AT_ONCE, LINE_SECONDS = 20, 10.0
 """How many lines may be logged at once, and then how often one: a QEMU that its guest has taken over can cause them."""
 
@@ -170,34 +164,12 @@ class _Guest:
         if isinstance(error, _ForeignError):
             return str(error)
         if isinstance(error, PermissionError):
-            with contextlib.suppress(OSError):
-                return f"{NOT_ALLOWED}: {_closed(self.path)}"
-            return f"{NOT_ALLOWED} to {self.path}"
+            return f"{NOT_ALLOWED}: {what_is_closed(self.path)}"
         if isinstance(error, BrokenPipeError | ConnectionResetError):
             return "QEMU has hung up"
         if isinstance(error, BlockingIOError):
             return "QEMU accepts no connection: it hangs, or another program has connected to the channel"
         return f"cannot connect to {self.path}: {getattr(error, 'strerror', None) or explain(error)}"
-
-
-def _closed(path: str) -> str:
-    """Return what on the way to a socket is not open to us, the first directory or else the socket, and to whom it is.
-
-    Raises OSError if it is gone by now.
-    """
-    place = Path(path)
-    for directory in reversed(place.parents):
-        try:
-            directory.joinpath("..").stat()  # which takes the right to search it
-        except PermissionError:
-            place = directory
-            break
-    found = place.stat()
-    name = "unknown to it"
-    if found.st_gid != OVERFLOW_GROUP:
-        with contextlib.suppress(KeyError):
-            name = grp.getgrgid(found.st_gid).gr_name
-    return f"{place} is not open to it (mode {stat.S_IMODE(found.st_mode):04o}, group {name})"
 
 
 class _ForeignError(OSError):
