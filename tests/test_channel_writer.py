@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from fakes.channel import Qemu, document, domain
 
-from libvirt_rapl.daemon import channel_writer
+from libvirt_rapl.daemon import channel_report, channel_writer
 from libvirt_rapl.daemon.channel_line import Lines
 from libvirt_rapl.daemon.channel_writer import ChannelWriter
 from libvirt_rapl.errors import VirtRaplError
@@ -388,6 +388,23 @@ def test_a_qemu_that_accepts_nobody_delays_no_other(host: Host, qemu: NewQemu) -
         assert host.delivery(1) == Delivery(PID, "connected")
     hanging.accept()
     assert numbers(hanging.read()) == [4.0]
+
+
+def test_another_program_that_was_faster_is_among_the_reasons(host: Host, qemu: NewQemu, clock: Clock) -> None:
+    """QEMU serves it; what connects after it waits in the backlog, and so do our lines."""
+    guest = qemu(1)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(guest.path))
+        guest.accept()
+        for _ in range(7):
+            host.second(domain(1, guest.path))
+            clock.now += 1
+    delivery = host.delivery(1)
+    assert delivery
+    assert delivery.state == "stalled"
+    for reason in ("guest does not read", "QEMU hangs or is paused", "another program has connected"):
+        assert reason in delivery.reason
+    assert len(delivery.reason) < channel_report.REASON_LENGTH
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")

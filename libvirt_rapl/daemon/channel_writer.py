@@ -26,7 +26,10 @@ LEAST_SECONDS = 0.99
 """Samples that follow sooner are left out: no guest gets energy finer than a second, give or take a clock's slewing."""
 STALLED_SECONDS = 5.0
 """A guest that has not read a line after this time is stalled."""
-STALLED = f"it has not read its last line for more than {STALLED_SECONDS:g} s"
+STALLED = (
+    f"it has not read its last line for more than {STALLED_SECONDS:g} s: its guest does not read, its QEMU hangs or is "
+    "paused, or another program has connected to the channel"
+)
 FOREIGN_SECONDS = 30.0
 """After this time a socket on which somebody else listened is tried again: attempts cost whoever it is, too."""
 LINES_AT_ONCE, LINE_SECONDS = 20, 10.0
