@@ -772,6 +772,13 @@ def test_of_domains_that_are_chosen_where_none_can_have_a_meter_there_is_one_lin
     assert [check.state for check in patient.examine("domains")["domains"]] == ["warning", "ok"]
 
 
+@pytest.mark.parametrize("operation", ["live", "attach", "detach"])
+def test_a_command_that_failed_is_no_trouble_of_the_hook(patient: Patient, operation: str) -> None:
+    patient.record_event(operation=operation, result="failed", reason="no slot")
+    message = "the hook's operations of the last 24 hours: 1, none failed"
+    assert [(found.state, found.message) for found in patient.examine("events")["events"]] == [("ok", message)]
+
+
 def test_each_check_can_fail_and_has_its_entry_in_the_guide() -> None:
     assert {name for name, *_ in BROKEN} == set(doctor.CHECKS)
     assert re.findall(r"^## (\S+)$", GUIDE.read_text(), re.MULTILINE) == list(doctor.CHECKS)

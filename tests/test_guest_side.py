@@ -285,6 +285,15 @@ def test_counters_go_on(lines: list[tuple[str, float]], expected: list[float]) -
     assert packages(*lines) == expected
 
 
+def test_counters_wrap_where_readers_expect_it() -> None:
+    most = guest.MOST_MICROJOULES
+    counters = guest.Counters()
+    for host, microjoules in (("a", most), ("b", 0), ("b", 5)):
+        counters.add(guest.Line({"host": host, "since": SINCE}, None, {}, {"package": microjoules}))
+    assert counters.totals == {"package": 4}
+    guest.Counters().load(counters.dump())
+
+
 def test_zones_and_vcpus_may_come_and_go() -> None:
     found = shown(
         ("a", {"package": 5, "0": 5}),
@@ -318,7 +327,8 @@ def test_what_is_saved_is_what_is_loaded() -> None:
 DAMAGED = [
     "", "{", "null", "[]", "1", "[" * 100_000, '{"totals": {}}', '{"totals": {}, "hosts": {"a": 1}}',
     '{"totals": {"package": -1}, "hosts": []}', '{"totals": {"package": 1.5}, "hosts": []}',
-    '{"totals": {"../x": 1}, "hosts": []}', '{"totals": [1], "hosts": []}',
+    '{"totals": {"package": 9007199254740992}, "hosts": []}', '{"totals": {"../x": 1}, "hosts": []}',
+    '{"totals": [1], "hosts": []}',
     '{"totals": {}, "hosts": [{"host": "a", "since": "s", "totals": {"dram": "1"}}]}',
     '{"totals": {}, "hosts": [{"host": "a", "totals": {}}]}',
 ]  # fmt: skip
@@ -892,6 +902,7 @@ def test_old_figures_are_shown_as_old(
     ("options", "message", "hint"),
     [
         ("--port {}/none", "cannot open the energy channel: .*No such file.*", guest.ON_THE_HOST),
+        ("--port {}", "cannot read the energy channel: .* is a directory", "--port takes a port"),
         ("--port /dev/null --directory /proc/self/x", "cannot keep counters: .*/proc/self/x'", "run it as root"),
         ("--port /dev/null --textfile {}/x.txt", "--textfile: node_exporter does not read it", "give it a name"),
     ],

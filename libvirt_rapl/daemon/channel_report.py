@@ -65,7 +65,7 @@ class Report:
         self._path.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
     def write(self, guests: Mapping[str, Delivery]) -> None:
-        """Write what holds of the guests now, by UUID, if that is due. A failure is logged once."""
+        """Write what holds of the guests now, by UUID, if that is due. A failure is logged once, and its end."""
         now = time.monotonic()
         age = now - self._at if self._guests is not None else ALIVE_SECONDS
         if age < (ALIVE_SECONDS if guests == self._guests else CHANGED_SECONDS):
@@ -84,8 +84,8 @@ class Report:
             replace(self._path, text, MODE)
         except OSError as error:
             self._trouble = f"cannot write {self._path}: {explain(error)}; `virt-rapl status` does not know of channels"
-        if self._trouble and self._trouble != before:
-            self._log(self._trouble)
+        if self._trouble != before:
+            self._log(self._trouble or f"{self._path} is written again")
 
     def remove(self) -> None:
         """Remove the report, when nobody writes it any more."""
