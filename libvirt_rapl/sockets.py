@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import grp
 import os
 import socket
@@ -74,11 +75,14 @@ def what_is_closed(path: str | Path) -> str:
         found = place.stat()
     except OSError:
         return f"{place} is not open to it"
-    group = "unknown to it"
-    if found.st_gid != OVERFLOW_GROUP:
-        with contextlib.suppress(KeyError):
-            group = grp.getgrgid(found.st_gid).gr_name
-    return f"{place} is not open to it (mode {stat.S_IMODE(found.st_mode):04o}, group {group})"
+    return f"{place} is not open to it (mode {stat.S_IMODE(found.st_mode):04o}, group {_name_of(found.st_gid)})"
+
+
+@functools.cache  # a directory service may take its time
+def _name_of(group: int) -> str:
+    with contextlib.suppress(KeyError):
+        return "unknown to it" if group == OVERFLOW_GROUP else grp.getgrgid(group).gr_name
+    return "unknown to it"
 
 
 class LineSender:
