@@ -1,6 +1,7 @@
-"""Write a file so that a reader, or a crash, finds the old text or the new one; and find out who else may write it."""
+"""Write a file so that a reader, or a crash, finds the old text or the new one; lock it; find out who may write it."""
 
 import contextlib
+import fcntl
 import os
 import re
 import stat
@@ -51,6 +52,21 @@ def is_left_over(name: str) -> bool:
     """Return whether it is a temporary() name of a process that has ended. Call it while this process uses none."""
     found = _TEMPORARY.fullmatch(name)
     return found is not None and (int(found[1]) == os.getpid() or not Path("/proc", found[1]).exists())
+
+
+def lock(path: Path) -> int:
+    """Lock a directory, or a file of ours that is made if it is missing; return a descriptor, which holds the lock.
+
+    Any user who can open it can hold it. Raises BlockingIOError if another process does; OSError.
+    """
+    kind = os.O_DIRECTORY if path.is_dir() else os.O_CREAT
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW | kind, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def free_bytes(directory: Path) -> int:

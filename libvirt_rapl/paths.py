@@ -48,6 +48,8 @@ CHANNEL = "channel"
 """In the run directory: the channel process's own."""
 CHANNEL_REPORT = f"{CHANNEL}/report.json"
 """What it says of each domain's channel."""
+CHANNEL_LOCK = f"{CHANNEL}/lock"
+"""Locked while it runs: a second one would take the first one's connections."""
 EVENTS = "events.jsonl"
 OLDER_EVENTS = f"{EVENTS}.1"
 

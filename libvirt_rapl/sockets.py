@@ -2,8 +2,11 @@
 
 import contextlib
 import fcntl
+import functools
+import grp
 import os
 import socket
+import stat
 import struct
 import termios
 import time
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CREDENTIALS = struct.Struct("3i")
+OVERFLOW_GROUP = 65534
+"""What other groups look like to a process in a user namespace, as of systemd's PrivateUsers=."""
 _NOTHING = bytes(4)
 """An int of 0."""
 
@@ -52,6 +57,32 @@ def peer_of(connection: socket.socket) -> Peer:
     """Return who connected; or, where we have connected, who called listen(). Raises OSError."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return Peer(*_CREDENTIALS.unpack(credentials))
+
+
+def what_is_closed(path: str | Path) -> str:
+    """Return what keeps us from connecting to a socket, a directory above it or itself, and to whom that is open.
+
+    One line, in which `it` is this process.
+    """
+    place = Path(path)
+    for directory in reversed(place.parents):
+        try:
+            directory.joinpath("..").stat()  # which takes the right to search it
+        except OSError:
+            place = directory
+            break
+    try:
+        found = place.stat()
+    except OSError:
+        return f"{place} is not open to it"
+    return f"{place} is not open to it (mode {stat.S_IMODE(found.st_mode):04o}, group {_name_of(found.st_gid)})"
+
+
+@functools.cache  # a directory service may take its time
+def _name_of(group: int) -> str:
+    with contextlib.suppress(KeyError):
+        return "unknown to it" if group == OVERFLOW_GROUP else grp.getgrgid(group).gr_name
+    return "unknown to it"
 
 
 class LineSender:

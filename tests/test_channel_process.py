@@ -17,7 +17,8 @@ from fakes.channel import Qemu, document, domain
 from walking import wait_until
 
 from libvirt_rapl import paths
-from libvirt_rapl.daemon import channel_report, status_socket
+from libvirt_rapl.daemon import channel_process, channel_report, status_socket
+from libvirt_rapl.daemon.channel_process import ChannelProcess
 from libvirt_rapl.daemon.stream_socket import Streams
 from libvirt_rapl.host.identity import opaque_id
 from libvirt_rapl.lifecycle.channel_state import Delivery
@@ -197,6 +198,26 @@ def test_a_virt_rapld_that_goes_and_comes_is_logged_once_each_time(
     assert process.lines() == [away, "virt-rapl: virt-rapld answers again", away]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_without_the_right_to_ask_it_says_so(
+    run_directory: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.start()
+    run_directory.chmod(0o711)
+    (run_directory / paths.DAEMON).chmod(0o700)  # this process keeps its group
+    monkeypatch.setattr(channel_process, "PATIENCE_SECONDS", -1)
+    lines: list[str] = []
+    process = ChannelProcess(run_directory, "host", lines.append)
+    os.seteuid(4321)
+    try:
+        process.follow()
+    finally:
+        os.seteuid(0)
+    group = (run_directory / paths.DAEMON).group()
+    place = f"{run_directory / paths.DAEMON} is not open to it (mode 0700, group {group})"
+    assert lines[0] == f"virt-rapl-channel may not ask virt-rapld: {place}"
+
+
 def test_a_restart_of_virt_rapld_is_not_logged(daemon: Daemon, process: Process, qemu: Callable[[int], Qemu]) -> None:
     guest = qemu(1)
     daemon.domains = [domain(1, guest.path)]
@@ -249,6 +270,23 @@ def test_it_ends_cleanly(
     guest.read()
     assert guest.peer
     assert guest.peer.recv(1) == b"", "it has hung up"
+
+
+def test_a_second_one_refuses(
+    run_directory: Path, daemon: Daemon, process: Process, qemu: Callable[[int], Qemu]
+) -> None:
+    guest = qemu(1)
+    daemon.domains = [domain(1, guest.path)]
+    daemon.start()
+    assert lines_of(guest, daemon)
+    wait_until(lambda: channel_report.read(run_directory), PATIENCE, "it reports")
+    command = [sys.executable, "-m", "libvirt_rapl", "--config", str(run_directory / "virt-rapl.yaml"), "channel"]
+    second = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+    assert second.returncode == 1
+    assert f"another virt-rapl channel already uses {run_directory / paths.CHANNEL}" in second.stderr
+    assert channel_report.read(run_directory), "the report of the first one is still there"
+    assert lines_of(guest, daemon)
+    assert process.lines() == []
 
 
 def test_it_ends_while_it_waits_for_virt_rapld(process: Process) -> None:

@@ -91,9 +91,11 @@ def test_a_report_that_cannot_be_written_is_logged_once(tmp_path: Path, clock: C
     assert len(lines) == 1
     assert "none/channel" in lines[0]
     (tmp_path / "none").mkdir()
-    report.write({UUID: GIVEN})
+    for _ in range(2):
+        report.write({UUID: GIVEN})
+        clock.now += 10
     assert read(tmp_path / "none") == {UUID: GIVEN}
-    assert len(lines) == 1
+    assert lines[1:] == [f"{tmp_path / 'none' / paths.CHANNEL_REPORT} is written again"]
 
 
 def test_removing_it_leaves_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Lines for guests over real sockets: who does not read, floods, hangs or is not QEMU costs no other, and no memory."""
 
 import contextlib
+import grp
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from fakes.channel import Qemu, document, domain
 
-from libvirt_rapl.daemon import channel_writer
+from libvirt_rapl.daemon import channel_report, channel_writer
 from libvirt_rapl.daemon.channel_line import Lines
 from libvirt_rapl.daemon.channel_writer import ChannelWriter
 from libvirt_rapl.errors import VirtRaplError
@@ -389,20 +390,46 @@ def test_a_qemu_that_accepts_nobody_delays_no_other(host: Host, qemu: NewQemu) -
     assert numbers(hanging.read()) == [4.0]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
-def test_a_socket_that_we_may_not_connect_to(host: Host, qemu: NewQemu, directory: Path) -> None:
+def test_another_program_that_was_faster_is_among_the_reasons(host: Host, qemu: NewQemu, clock: Clock) -> None:
+    """QEMU serves it; what connects after it waits in the backlog, and so do our lines."""
     guest = qemu(1)
-    guest.path.chmod(0o755)
-    directory.chmod(0o755)
-    os.seteuid(4321)
-    try:
-        host.second(domain(1, guest.path))
-    finally:
-        os.seteuid(0)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(guest.path))
+        guest.accept()
+        for _ in range(7):
+            host.second(domain(1, guest.path))
+            clock.now += 1
     delivery = host.delivery(1)
     assert delivery
-    assert "may not connect" in delivery.reason
-    assert "doctor" in delivery.reason
+    assert delivery.state == "stalled"
+    for reason in ("guest does not read", "QEMU hangs or is paused", "another program has connected"):
+        assert reason in delivery.reason
+    assert len(delivery.reason) < channel_report.REASON_LENGTH
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize(
+    ("group", "name"), [(1, grp.getgrgid(1).gr_name), (65534, "unknown to it"), (54321, "unknown to it")]
+)
+def test_a_socket_that_we_may_not_connect_to(host: Host, qemu: NewQemu, directory: Path, group: int, name: str) -> None:
+    guest = qemu(1)
+    guest.path.chmod(0o755)
+    os.chown(directory, 0, group)
+
+    def reason(mode: int) -> str:
+        directory.chmod(mode)
+        os.seteuid(4321)
+        try:
+            host.second(domain(1, guest.path))
+        finally:
+            os.seteuid(0)
+        delivery = host.delivery(1)
+        assert delivery
+        return delivery.reason
+
+    why = "virt-rapl-channel may not connect: {} is not open to it (mode {}, group {})"
+    assert reason(0o750) == why.format(directory, "0750", name)
+    assert reason(0o755) == why.format(guest.path, "0755", grp.getgrgid(guest.path.stat().st_gid).gr_name)
 
 
 def test_many_guests_each_get_their_line(host: Host, qemu: NewQemu) -> None:

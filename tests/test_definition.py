@@ -48,3 +48,10 @@ def test_a_kvm_guest_of_this_architecture(domain_type: str, arch: str, expected:
 )
 def test_the_user_that_qemu_runs_as(labels: str, expected: str | None) -> None:
     assert domain(labels).dac_label == expected
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_a_user_of_qemus_that_its_owner_has_chosen(kind: str) -> None:
+    found = domain(f"<seclabel type='{kind}' model='dac' relabel='yes'><label>1:2</label></seclabel>")
+    assert found.has_own_dac_label == (kind == "static")
+    assert not domain(SELINUX).has_own_dac_label

@@ -39,6 +39,7 @@ from libvirt_rapl.install import activation, installer, packaged, wrappers
 from libvirt_rapl.install.installer import install
 from libvirt_rapl.install.places import PLACES
 from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle.channel_state import NOT_OPEN
 from libvirt_rapl.paths import HOOK
 from libvirt_rapl.simulator.world import World
 
@@ -478,6 +479,13 @@ def channel_from_the_next_start_on(patient: Patient) -> None:
     patient.domain.xml = Definition.parse(patient.domain.xml).with_channel().xml
 
 
+def channel_that_nobody_reads(patient: Patient) -> None:
+    channel_from_the_next_start_on(patient)
+    patient.domain.live = re.sub("(<source mode=.bind.)/>", r"\1 path='/run/1.sock'/>", patient.domain.xml)
+    waiting = {"channel": "waiting", "channel_reason": NOT_OPEN}
+    patient.status = {**STATUS, "domains": [{**domain, **waiting} for domain in STATUS["domains"]]}
+
+
 def cloned(patient: Patient) -> None:
     patient.domain.xml = patient.domain.xml.replace(f"{UUID}.sock", "99999999-0000-0000-0000-000000000000.sock")
 
@@ -696,6 +704,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
         "web1: .* choose it, but .* can grow",
     ),
     ("domains", channel_from_the_next_start_on, "warning", "web1: has the channel only from its next start on"),
+    ("domains", channel_that_nobody_reads, "warning", "web1: its channel is waiting: nothing in the guest"),
     ("domains", both(plain, configured(domains="[web1]")), "warning", "web1: .* choose it, but it is not enabled"),
     ("domains", both(plain, configured(domains="[web1]"), refused), "warning", "took its meter out 5 times"),
 ]
@@ -761,6 +770,13 @@ def test_of_domains_that_are_chosen_where_none_can_have_a_meter_there_is_one_lin
     for number in range(3):
         patient.add(f"web{number}", enabled=False, running=False)
     assert [check.state for check in patient.examine("domains")["domains"]] == ["warning", "ok"]
+
+
+@pytest.mark.parametrize("operation", ["live", "attach", "detach"])
+def test_a_command_that_failed_is_no_trouble_of_the_hook(patient: Patient, operation: str) -> None:
+    patient.record_event(operation=operation, result="failed", reason="no slot")
+    message = "the hook's operations of the last 24 hours: 1, none failed"
+    assert [(found.state, found.message) for found in patient.examine("events")["events"]] == [("ok", message)]
 
 
 def test_each_check_can_fail_and_has_its_entry_in_the_guide() -> None:

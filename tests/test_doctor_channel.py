@@ -9,6 +9,7 @@ from libvirt_rapl import paths, systemd
 from libvirt_rapl.doctor import channel
 from libvirt_rapl.doctor.finding import Finding
 from libvirt_rapl.doctor.machine import Machine
+from libvirt_rapl.lifecycle.channel_state import DOES_NOT_RUN, NOT_ALLOWED, NOT_CONNECTED, NOT_OPEN
 
 RUNS = {"ActiveState": "active", "LoadState": "loaded", "SupplementaryGroups": "virt-rapl libvirt-qemu"}
 
@@ -29,9 +30,9 @@ class Host:
         assert unit == "virt-rapl-channel.service"
         return (self.unit or {})[name]
 
-    def guest(self, state: str) -> None:
+    def guest(self, state: str, reason: str = "") -> None:
         assert self.status is not None
-        self.status["domains"].append({"channel": state})
+        self.status["domains"].append({"channel": state, "channel_reason": reason})
 
     def findings(self) -> list[Finding]:
         machine = Machine("", self.root / "none.yaml", self.root)
@@ -49,6 +50,13 @@ def test_how_many_guests_read(host: Host) -> None:
         host.guest(state)
     message = "virt-rapl-channel runs; of 4 guests with a channel 2 read their energy there"
     assert host.findings() == [("ok", message, "")]
+
+
+def test_that_no_guest_reads_is_not_in_order(host: Host) -> None:
+    for state in ("waiting", "stalled"):
+        host.guest(state, "why")
+    message = "virt-rapl-channel runs; of 2 guests with a channel none read their energy there"
+    assert host.findings() == [("warning", message, "see each one's reason at `domains` below")]
 
 
 def test_where_nothing_is_to_be_checked(host: Host) -> None:
@@ -81,8 +89,44 @@ def test_a_process_that_does_not_run(host: Host, unit: dict[str, str], hint: str
 
 def test_without_systemd_there_is_no_unit_to_look_at(host: Host) -> None:
     host.unit = None
-    host.guest("waiting")
+    host.guest("connected")
+    host.guest("waiting", NOT_OPEN)
     assert [found.state for found in host.findings()] == ["ok"]
+
+
+def test_whether_it_runs_is_known_without_systemd(host: Host) -> None:
+    host.unit = None
+    host.guest("waiting", DOES_NOT_RUN)
+    (found,) = host.findings()
+    assert found[:2] == ("failed", "virt-rapl-channel does not run: no guest is given its energy by a channel")
+    assert found.hint == "run `virt-rapl channel`"
+
+
+def test_a_process_that_hangs(host: Host) -> None:
+    host.guest("waiting", DOES_NOT_RUN)
+    (found,) = host.findings()
+    assert found.state == "failed"
+    assert "virt-rapl-channel hangs" in found.message
+    assert found.hint.startswith("systemctl restart virt-rapl-channel; ")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "hint"),
+    [
+        ("waiting", NOT_OPEN, "in the guest: systemctl start virt-rapl-guest"),
+        ("waiting", DOES_NOT_RUN, "systemctl start virt-rapl-channel"),
+        ("waiting", NOT_CONNECTED, "wait a few seconds"),
+        ("waiting", f"{NOT_ALLOWED}: {{}} is not open to it", "SupplementaryGroups=GROUP"),
+        ("waiting", "QEMU has hung up", "docs/channel.md"),
+        ("stalled", "slow", "restart virt-rapl-guest in the guest"),
+    ],
+)
+def test_what_to_do_for_each_reason(host: Host, tmp_path: Path, state: str, reason: str, hint: str) -> None:
+    host.unit = {**RUNS, "ActiveState": "inactive"}
+    shown = {"channel": state, "channel_reason": reason, "channel_socket": str(tmp_path / "1.sock")}
+    assert hint.replace("GROUP", tmp_path.group()) in channel.what_to_do(shown)
+    gone = {**shown, "channel_socket": str(tmp_path / "gone/1.sock")}
+    assert channel.what_to_do(gone)
 
 
 def test_a_process_without_the_group_of_qemus_user(host: Host) -> None:

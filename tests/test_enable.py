@@ -296,6 +296,16 @@ def test_enable_warns_of_what_may_keep_the_domain_from_starting(
     assert run("enable", "--via", "channel", "web")[::2] == (0, ""), "which needs none"
 
 
+def test_enable_warns_of_a_group_that_the_channel_does_not_reach(fake: FakeLibvirt, qemu: Path, run: Run) -> None:
+    label = "<seclabel type='static' model='dac' relabel='yes'><label>1:2</label></seclabel></domain>"
+    fake.add(definition("web", UUID, qemu).replace("</domain>", label))
+    assert run("enable", "--via", "registers", "web")[::2] == (0, "")
+    status, out, err = run("enable", "--via", "channel", "web")
+    assert (status, out.count("enabled")) == (0, 1)
+    assert err.startswith("virt-rapl: warning: web: its definition gives QEMU a group of its own")
+    assert "docs/channel.md" in err.splitlines()[1]
+
+
 @pytest.mark.parametrize("left", ["all but the mark", "argument", "wrapper"])
 def test_disable_takes_nothing_without_the_mark(fake: FakeLibvirt, qemu: Path, run: Run, left: str) -> None:
     original = definition("web", UUID, qemu)

@@ -1,4 +1,4 @@
-"""Replacing a file in one step, what a killed process leaves of that, who else may write a file, and free space."""
+"""Replacing a file in one step, what a killed process leaves of that, locks, who else may write, and free space."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_rapl.files import free_bytes, is_left_over, replace, temporary, who_else_may_write
+from libvirt_rapl.files import free_bytes, is_left_over, lock, replace, temporary, who_else_may_write
 
 
 @pytest.fixture
@@ -124,3 +124,23 @@ def test_free_is_what_anybody_may_write(monkeypatch: pytest.MonkeyPatch) -> None
         os, "statvfs", lambda _: os.statvfs_result((bsize, frsize, blocks, bfree, bavail, 0, 0, 0, 0, 255))
     )
     assert free_bytes(Path("/somewhere")) == 10 * 512
+
+
+@pytest.mark.usefixtures("no_umask")
+@pytest.mark.parametrize("name", ["", "lock"])
+def test_a_lock_is_one_process_at_a_times(tmp_path: Path, name: str) -> None:
+    held = lock(tmp_path / name)
+    try:
+        with pytest.raises(BlockingIOError):
+            lock(tmp_path / name)
+    finally:
+        os.close(held)
+    os.close(lock(tmp_path / name))
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600] * bool(name)
+
+
+def test_a_lock_is_not_made_where_a_link_points(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        lock(tmp_path / "lock")
+    assert not (tmp_path / "elsewhere").exists()

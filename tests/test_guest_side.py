@@ -285,6 +285,15 @@ def test_counters_go_on(lines: list[tuple[str, float]], expected: list[float]) -
     assert packages(*lines) == expected
 
 
+def test_counters_wrap_where_readers_expect_it() -> None:
+    most = guest.MOST_MICROJOULES
+    counters = guest.Counters()
+    for host, microjoules in (("a", most), ("b", 0), ("b", 5)):
+        counters.add(guest.Line({"host": host, "since": SINCE}, None, {}, {"package": microjoules}))
+    assert counters.totals == {"package": 4}
+    guest.Counters().load(counters.dump())
+
+
 def test_zones_and_vcpus_may_come_and_go() -> None:
     found = shown(
         ("a", {"package": 5, "0": 5}),
@@ -318,7 +327,8 @@ def test_what_is_saved_is_what_is_loaded() -> None:
 DAMAGED = [
     "", "{", "null", "[]", "1", "[" * 100_000, '{"totals": {}}', '{"totals": {}, "hosts": {"a": 1}}',
     '{"totals": {"package": -1}, "hosts": []}', '{"totals": {"package": 1.5}, "hosts": []}',
-    '{"totals": {"../x": 1}, "hosts": []}', '{"totals": [1], "hosts": []}',
+    '{"totals": {"package": 9007199254740992}, "hosts": []}', '{"totals": {"../x": 1}, "hosts": []}',
+    '{"totals": [1], "hosts": []}',
     '{"totals": {}, "hosts": [{"host": "a", "since": "s", "totals": {"dram": "1"}}]}',
     '{"totals": {}, "hosts": [{"host": "a", "totals": {}}]}',
 ]  # fmt: skip
@@ -521,7 +531,12 @@ def test_counters_stand_still_while_the_host_is_silent(tmp_path: Path, clock: Si
     assert texts(tmp_path / "run") == before
     clock.now += 0.1
     one.tick()
-    assert texts(tmp_path / "run") == {**before, "virt-rapl-guest.prom": METRICS.replace(POWER, "")}
+    shown = json.loads(before.pop("status.json"))
+    for reading in (shown, *shown["zones"].values(), *shown["vcpus"]):
+        assert reading.pop("power_watts")
+    after = texts(tmp_path / "run")
+    assert json.loads(after.pop("status.json")) == shown
+    assert after == {**before, "virt-rapl-guest.prom": METRICS.replace(POWER, "")}
     one.feed(sent(line(JOULES, simulated=True)))
     assert POWER in (tmp_path / "run/virt-rapl-guest.prom").read_text()
 
@@ -614,6 +629,18 @@ def test_a_damaged_state_is_set_aside(tmp_path: Path, text: str, capsys: pytest.
     assert capsys.readouterr().err.startswith("the saved totals are set aside, they cannot be used: ")
     one.feed(sent(line({"package": 5})))
     assert (tmp_path / "state/state.damaged").read_text() == text
+    assert kept(tmp_path) == {"package": 5 * 10**6}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    make(tmp_path / "state/state.json")
+    one = meter(tmp_path)
+    assert capsys.readouterr().err.startswith("the saved totals are set aside, they cannot be used: ")
+    one.feed(sent(line({"package": 5})))
     assert kept(tmp_path) == {"package": 5 * 10**6}
 
 
@@ -857,9 +884,12 @@ def test_where_there_is_no_port_it_says_what_to_do_on_the_host(
 def test_old_figures_are_shown_as_old(
     tmp_path: Path, age: float, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    meter(tmp_path).feed(sent(line({"package": 7})))
+    meter(tmp_path).feed(sent(line({"package": 7, "0": 7})))
     file = tmp_path / "run/status.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "arrived": time.monotonic() - age}))
+    assert command(monkeypatch, "status", "--json", "--directory", str(tmp_path / "run")) == 1
+    shown = capfd.readouterr().out
+    assert ("power_watts" in shown, json.loads(shown)["zones"]) == (False, {"package": {"energy_joules": 7}})
     assert command(monkeypatch, "status", "--directory", str(tmp_path / "run")) == 1
     printed = capfd.readouterr()
     assert (
@@ -872,6 +902,7 @@ def test_old_figures_are_shown_as_old(
     ("options", "message", "hint"),
     [
         ("--port {}/none", "cannot open the energy channel: .*No such file.*", guest.ON_THE_HOST),
+        ("--port {}", "cannot read the energy channel: .* is a directory", "--port takes a port"),
         ("--port /dev/null --directory /proc/self/x", "cannot keep counters: .*/proc/self/x'", "run it as root"),
         ("--port /dev/null --textfile {}/x.txt", "--textfile: node_exporter does not read it", "give it a name"),
     ],

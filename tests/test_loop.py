@@ -6,14 +6,14 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from libvirt_rapl import paths, systemd
+from libvirt_rapl import files, paths, systemd
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import loop
 from libvirt_rapl.domains.channel import Channel
@@ -281,7 +281,7 @@ def _nobody_waits_for_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         fcntl.flock(descriptor, how)
 
     kinds = {name: getattr(fcntl, name) for name in ("LOCK_SH", "LOCK_EX", "LOCK_NB")}
-    monkeypatch.setattr(loop, "fcntl", SimpleNamespace(flock=lock, **kinds))
+    monkeypatch.setattr(files, "fcntl", SimpleNamespace(flock=lock, **kinds))
 
 
 BEFORE = [f"SIG_BLOCK {sorted(loop.END)}", "keep_capabilities_from_programs", "allow_many_descriptors"]
@@ -349,24 +349,10 @@ def test_a_run_directory_that_cannot_be_used_ends_it(life: Life, order: Order) -
     assert order == BEFORE
 
 
-@pytest.fixture
-def _no_umask() -> Iterator[None]:
-    before = os.umask(0)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.usefixtures("_no_umask")
-def test_a_lock_is_ours_alone_until_it_is_let_go(tmp_path: Path) -> None:
-    with loop._alone(tmp_path, "lock"):
-        assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
-        with pytest.raises(VirtRaplError), loop._alone(tmp_path, "lock"):
-            pass
-        with pytest.raises(VirtRaplError), loop._alone(tmp_path, "lock"):
-            pass
-    with loop._alone(tmp_path, "lock"), loop._alone(tmp_path):
-        pass
-    with contextlib.suppress(ZeroDivisionError), loop._alone(tmp_path):
-        raise ZeroDivisionError
-    with loop._alone(tmp_path):
-        pass
+def test_a_lock_is_held_until_it_is_let_go(tmp_path: Path) -> None:
+    for name in ("lock", "."):
+        with contextlib.ExitStack() as locks:
+            loop._hold(locks, tmp_path, name)
+            for _ in range(2):
+                with pytest.raises(VirtRaplError):
+                    loop._hold(locks, tmp_path, name)

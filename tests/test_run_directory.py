@@ -274,7 +274,8 @@ def test_clearing_takes_what_is_ours(tmp_path: Path) -> None:
         (registry.run_directory / name).touch()
     for name in SHARED[:2]:
         (registry.run_directory / name).mkdir()
-    (registry.run_directory / paths.CHANNEL_REPORT).touch()
+    for name in (paths.CHANNEL_REPORT, paths.CHANNEL_LOCK):
+        (registry.run_directory / name).touch()
     registry.clear()
     assert {path.name for path in registry.run_directory.iterdir()} == set(others)
     for name in others:

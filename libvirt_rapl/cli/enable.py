@@ -75,7 +75,7 @@ class _WithMeter:
         self.reasons: dict[str, str] = {}
         """By UUID, why QEMU gives a domain no registers."""
         self._looked_at: set[str] = set()
-        """Emulators."""
+        """Emulators, and UUIDs of domains that get the channel."""
 
     def __call__(self, definition: Definition) -> Definition:
         changed, self.reasons[definition.uuid] = enabled(definition, self.registry, self.via, emulator.check)
@@ -83,6 +83,13 @@ class _WithMeter:
             self._looked_at.add(path)
             for missing in security_modules.missing_rules(path):
                 warn(missing.message, missing.hint)
+        if changed.channel and changed.has_own_dac_label and changed.uuid not in self._looked_at:
+            self._looked_at.add(changed.uuid)
+            warn(
+                f"{changed.name}: its definition gives QEMU a group of its own (<seclabel model='dac'>), "
+                "and virt-rapl-channel may not connect to it unless it is in that group",
+                "remove that element, or give virt-rapl-channel the group: docs/channel.md",
+            )
         return changed
 
     def done(self, change: Change) -> str:

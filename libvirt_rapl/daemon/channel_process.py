@@ -9,8 +9,9 @@ from libvirt_rapl import paths, systemd
 from libvirt_rapl.daemon import channel_line, stream_socket
 from libvirt_rapl.daemon.channel_report import Report
 from libvirt_rapl.daemon.channel_writer import ChannelWriter
-from libvirt_rapl.daemon.status_socket import listens
+from libvirt_rapl.daemon.status_socket import is_forbidden, listens
 from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.sockets import what_is_closed
 
 RETRY_SECONDS = 0.25
 """How long to wait before virt-rapld is asked again after it has gone: guests miss no more than they must."""
@@ -33,13 +34,15 @@ class ChannelProcess:
         """The trouble that was logged last; empty if it is over."""
 
     def run(self) -> None:
-        """Give out documents until an exception, as of a signal, ends it."""
+        """Give out documents until an exception, as of a signal, ends it. Raises VirtRaplError if another one does."""
+        self._report.claim()
         systemd.notify("READY=1")
         gc.freeze()  # what was imported stays, and need not be looked at again each second
         try:
             while True:
                 self.follow()
                 time.sleep(RETRY_SECONDS)
+                self._report.claim()  # virt-rapld may have made its directory since
         finally:
             systemd.notify("STOPPING=1")
             self._writer.close()
@@ -54,7 +57,9 @@ class ChannelProcess:
                 self._note("")
                 self._report.write(self._writer.deliveries())
                 systemd.notify("WATCHDOG=1")
-            if not listens(self._stream):
+            if is_forbidden(self._stream):
+                trouble = f"virt-rapl-channel may not ask virt-rapld: {what_is_closed(self._stream)}"
+            elif not listens(self._stream):
                 trouble = f"virt-rapld does not answer at {self._stream}"
         except VirtRaplError as error:
             trouble = error.message

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from libvirt_rapl import paths
-from libvirt_rapl.errors import explain, printable
-from libvirt_rapl.files import replace, temporary
+from libvirt_rapl.errors import VirtRaplError, explain, printable
+from libvirt_rapl.files import lock, replace, temporary
 from libvirt_rapl.lifecycle.channel_state import Delivery, DeliveryState
 
 SCHEMA = 1
@@ -37,13 +37,35 @@ class Report:
     def __init__(self, run_directory: Path, log: Callable[[str], None]) -> None:
         """Take the run directory, where systemd has made our own, and `log`, which takes a line."""
         self._path = run_directory / paths.CHANNEL_REPORT
+        self._lock_path = run_directory / paths.CHANNEL_LOCK
+        self._lock: int | None = None
         self._log = log
         self._guests: Mapping[str, Delivery] | None = None
         self._at = 0.0
         self._trouble = ""
 
+    def claim(self) -> None:
+        """Let no other process write it, from now until the end of ours, if its directory can be used already.
+
+        Raises VirtRaplError if another process does.
+        """
+        if self._lock is not None:
+            return
+        with contextlib.suppress(OSError):  # write() logs what is wrong with the directory
+            self._make_directory()
+            try:
+                self._lock = lock(self._lock_path)
+            except BlockingIOError as error:
+                raise VirtRaplError(
+                    f"another virt-rapl channel already uses {self._path.parent}",
+                    "`systemctl status virt-rapl-channel` may show it",
+                ) from error
+
+    def _make_directory(self) -> None:
+        self._path.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+
     def write(self, guests: Mapping[str, Delivery]) -> None:
-        """Write what holds of the guests now, by UUID, if that is due. A failure is logged once."""
+        """Write what holds of the guests now, by UUID, if that is due. A failure is logged once, and its end."""
         now = time.monotonic()
         age = now - self._at if self._guests is not None else ALIVE_SECONDS
         if age < (ALIVE_SECONDS if guests == self._guests else CHANGED_SECONDS):
@@ -58,12 +80,12 @@ class Report:
         )
         before, self._trouble = self._trouble, ""
         try:
-            self._path.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            self._make_directory()
             replace(self._path, text, MODE)
         except OSError as error:
             self._trouble = f"cannot write {self._path}: {explain(error)}; `virt-rapl status` does not know of channels"
-        if self._trouble and self._trouble != before:
-            self._log(self._trouble)
+        if self._trouble != before:
+            self._log(self._trouble or f"{self._path} is written again")
 
     def remove(self) -> None:
         """Remove the report, when nobody writes it any more."""

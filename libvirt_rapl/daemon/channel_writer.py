@@ -17,16 +17,19 @@ from typing import Any
 from libvirt_rapl.daemon.channel_line import Lines
 from libvirt_rapl.daemon.document import not_understood
 from libvirt_rapl.errors import explain
-from libvirt_rapl.lifecycle.channel_state import Delivery
+from libvirt_rapl.lifecycle.channel_state import NOT_ALLOWED, Delivery
 from libvirt_rapl.log import SparingLog
-from libvirt_rapl.sockets import LineSender, peer_of
+from libvirt_rapl.sockets import LineSender, peer_of, what_is_closed
 from libvirt_rapl.token_bucket import TokenBucket
 
 LEAST_SECONDS = 0.99
 """Samples that follow sooner are left out: no guest gets energy finer than a second, give or take a clock's slewing."""
 STALLED_SECONDS = 5.0
 """A guest that has not read a line after this time is stalled."""
-STALLED = f"it has not read its last line for more than {STALLED_SECONDS:g} s"
+STALLED = (
+    f"it has not read its last line for more than {STALLED_SECONDS:g} s: its guest does not read, its QEMU hangs or is "
+    "paused, or another program has connected to the channel"
+)
 FOREIGN_SECONDS = 30.0
 """After this time a socket on which somebody else listened is tried again: attempts cost whoever it is, too."""
 LINES_AT_ONCE, LINE_SECONDS = 20, 10.0
@@ -164,7 +167,7 @@ class _Guest:
         if isinstance(error, _ForeignError):
             return str(error)
         if isinstance(error, PermissionError):
-            return f"virt-rapl-channel may not connect to {self.path}: `virt-rapl doctor` says why"
+            return f"{NOT_ALLOWED}: {what_is_closed(self.path)}"
         if isinstance(error, BrokenPipeError | ConnectionResetError):
             return "QEMU has hung up"
         if isinstance(error, BlockingIOError):

@@ -4,12 +4,10 @@ One thread samples; libvirt, the ledger's disk and the sockets have threads of t
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from libvirt_rapl import paths, systemd
@@ -26,6 +24,7 @@ from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy.ledger import DIRECTORY_MODE, Ledger
 from libvirt_rapl.energy.snapshot import Snapshot
 from libvirt_rapl.errors import VirtRaplError, explain
+from libvirt_rapl.files import lock
 from libvirt_rapl.helper.confinement import keep_capabilities_from_programs
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
@@ -55,10 +54,10 @@ def run(config: Config, uri: str) -> None:
     except OSError as error:
         raise VirtRaplError(f"cannot use {config.run_directory}: {error}", "run it as root, or as its owner") from error
     with contextlib.ExitStack() as locks:
-        locks.enter_context(_alone(config.run_directory))
+        _hold(locks, config.run_directory)
         with contextlib.suppress(OSError):  # the ledger logs what is wrong with its directory
             config.state_directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            locks.enter_context(_alone(config.state_directory, LOCK))
+            _hold(locks, config.state_directory, LOCK)
         daemon = Daemon(config, uri)
         daemon.start()
         try:
@@ -76,25 +75,18 @@ def _make_directory(run_directory: Path) -> None:
         directory.mkdir(mode=SOCKETS_MODE)
 
 
-@contextlib.contextmanager
-def _alone(directory: Path, name: str = ".") -> Iterator[None]:
-    """Hold a lock on a directory, or on a file in it that is made for that, until the end of the process at most.
+def _hold(locks: contextlib.ExitStack, directory: Path, name: str = ".") -> None:
+    """Lock a directory, or a file in it that is made for that, until `locks` are closed.
 
     Any user who can open it can hold it: so it is the run directory, which only root can list, or a file of ours.
-    Raises OSError.
+    Raises VirtRaplError if another daemon holds it; OSError.
     """
-    create = os.O_CREAT | os.O_NOFOLLOW if name != "." else os.O_DIRECTORY
-    descriptor = os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | create, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise VirtRaplError(
-                f"another virt-rapl daemon already uses {directory}", "`systemctl status virt-rapld` may show which"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
+        locks.callback(os.close, lock(directory / name))
+    except BlockingIOError as error:
+        raise VirtRaplError(
+            f"another virt-rapl daemon already uses {directory}", "`systemctl status virt-rapld` may show which"
+        ) from error
 
 
 class Daemon:

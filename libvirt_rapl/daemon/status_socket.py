@@ -69,6 +69,16 @@ def understood(document: Any) -> dict[str, Any] | None:  # noqa: ANN401  any JSO
 
 def listens(path: Path) -> bool:
     """Return whether a daemon has the socket open, whether it answers or not."""
+    return _tried(path) in (0, errno.EAGAIN)  # EAGAIN: its backlog is full
+
+
+def is_forbidden(path: Path) -> bool:
+    """Return whether we have no right to ask there, whether a daemon runs or not."""
+    return _tried(path) == errno.EACCES
+
+
+def _tried(path: Path) -> int:
+    """Connect, and return the error's number, or 0."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.setblocking(False)
-        return peer.connect_ex(str(path)) in (0, errno.EAGAIN)  # EAGAIN: its backlog is full
+        return peer.connect_ex(str(path))

@@ -1,6 +1,9 @@
 """The check of virt-rapl-channel: whether it runs and may connect. What is wrong with one guest, `domains` reports."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
@@ -8,6 +11,7 @@ from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains.emulator import INSTALL
 from libvirt_rapl.install import packaged
 from libvirt_rapl.install.qemu_group import qemu_group
+from libvirt_rapl.lifecycle.channel_state import DOES_NOT_RUN, NOT_ALLOWED, NOT_CONNECTED, NOT_OPEN
 
 UNIT = paths.CHANNEL_UNIT
 NAME = UNIT.removesuffix(".service")
@@ -25,19 +29,49 @@ def channel(machine: Machine) -> Iterator[Finding]:
     if not guests:
         yield Finding(SKIPPED, "no running domain has an energy channel")
         return
-    if systemd.runs() and systemd.unit_property(UNIT, "ActiveState") != "active":
-        yield Finding(FAILED, f"{NAME} does not run: no guest is given its energy by a channel", _to_start())
+    if not _is_active() or any(domain.get("channel_reason") == DOES_NOT_RUN for domain in guests):
+        how = "does not run" if not systemd.runs() or not _is_active() else "hangs, it reports nothing"
+        yield Finding(FAILED, f"{NAME} {how}: no guest is given its energy by a channel", _to_start())
         return
     if systemd.runs() and (trouble := _group_trouble(machine)):
         yield trouble
         return
     given = sum(domain["channel"] == "connected" for domain in guests)
-    yield Finding(OK, f"{NAME} runs; of {len(guests)} guests with a channel {given} read their energy there")
+    message = f"{NAME} runs; of {len(guests)} guests with a channel {given or 'none'} read their energy there"
+    yield Finding(OK, message) if given else Finding(WARNING, message, "see each one's reason at `domains` below")
+
+
+def what_to_do(domain: Mapping[str, Any]) -> str:
+    """Return what makes a channel that is `waiting` or `stalled` give its guest lines; `domain` is of the document."""
+    reason = domain["channel_reason"]
+    if domain["channel"] == "stalled":
+        return "restart virt-rapl-guest in the guest, unless its QEMU hangs, or `ss -xp` shows who else has connected"
+    if reason == NOT_OPEN:
+        return "in the guest: systemctl start virt-rapl-guest; etc/guest/README.md has how it is installed"
+    if reason == DOES_NOT_RUN:
+        return _to_start()
+    if reason == NOT_CONNECTED:
+        return f"wait a few seconds; if it stays so, {JOURNAL}"
+    if reason.startswith(NOT_ALLOWED):
+        with contextlib.suppress(OSError, KeyError):
+            return _to_add(Path(domain["channel_socket"]).parent.group())
+    return "docs/channel.md has what to do for each reason"
+
+
+def _is_active() -> bool:
+    """Return whether systemd says that it runs; where there is no systemd, nothing says the contrary."""
+    return not systemd.runs() or systemd.unit_property(UNIT, "ActiveState") == "active"
 
 
 def _to_start() -> str:
+    if not systemd.runs():
+        return "run `virt-rapl channel`"
     unmask = f"systemctl unmask {NAME}; " if systemd.unit_property(UNIT, "LoadState") == "masked" else ""
-    return f"{unmask}systemctl start {NAME}; {JOURNAL}"
+    return f"{unmask}systemctl {'restart' if _is_active() else 'start'} {NAME}; {JOURNAL}"
+
+
+def _to_add(group: str) -> str:
+    return f"`systemctl edit {NAME}`, and there [Service] and SupplementaryGroups={group}; then restart it"
 
 
 def _group_trouble(machine: Machine) -> Finding | None:
@@ -50,5 +84,5 @@ def _group_trouble(machine: Machine) -> Finding | None:
         return None
     hint = f"{INSTALL}; then `systemctl restart {NAME}`"
     if packaged.owns(machine.root):
-        hint = f"`systemctl edit {NAME}`, and there [Service] and SupplementaryGroups={group}; then restart it"
+        hint = _to_add(group)
     return Finding(FAILED, f"{NAME} is not in {group}, the group of QEMU's user, and may not connect to it", hint)

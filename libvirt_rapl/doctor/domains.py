@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from libvirt_rapl import paths, systemd
+from libvirt_rapl.doctor.channel import what_to_do
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import inventory
@@ -91,8 +92,8 @@ def _channel(machine: Machine, domain: Domain, entry: inventory.Entry) -> Iterat
         return
     for shown in (machine.status or {}).get("domains", []):
         if shown["uuid"] == domain.uuid and shown.get("channel") in ("waiting", "stalled"):
-            hint = "docs/channel.md has what to do, in the guest and here"
-            yield Finding(WARNING, f"{domain.name}: its channel is {shown['channel']}: {shown['channel_reason']}", hint)
+            message = f"{domain.name}: its channel is {shown['channel']}: {shown['channel_reason']}"
+            yield Finding(WARNING, message, what_to_do(shown))
 
 
 def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:

@@ -225,7 +225,11 @@ def _belongs(machine: Machine, *, simulated: bool) -> bool:
 def events(machine: Machine) -> Iterator[Finding]:
     """Whether an operation of the hook failed, or a start was refused, within a day."""
     directory = machine.config.run_directory
-    recent = [event for event in hook_events.read(directory) if event.time > time.time() - DAY_SECONDS]
+    recent = [
+        event
+        for event in hook_events.read(directory)
+        if event.time > time.time() - DAY_SECONDS and event.operation not in hook_events.COMMANDS
+    ]
     failed = [event for event in recent if event.result in ("failed", "refuse")]
     if not failed:
         yield Finding(OK, f"the hook's operations of the last 24 hours: {len(recent)}, none failed")

@@ -163,6 +163,11 @@ class Definition:
         label = self._domain.find("seclabel[@model='dac']/label")
         return None if label is None else string(label)
 
+    @property
+    def has_own_dac_label(self) -> bool:
+        """Whether its owner has chosen user and group of its QEMU, rather than libvirt."""
+        return self._domain.find("seclabel[@model='dac'][@type='static']/label") is not None
+
     def emulator(self, default: str = domxml.DEFAULT_EMULATOR) -> str:
         """Return the path of the real emulator, with or without a mark; `default` if the XML names none.
 

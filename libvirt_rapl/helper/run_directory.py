@@ -202,8 +202,9 @@ class RunDirectory:
         for path in self.run_directory.iterdir():
             if UUID.fullmatch(path.stem) or is_left_over(path.name) or (path.name in SHARED and path.is_file()):
                 path.unlink()
-        with contextlib.suppress(OSError):
-            (self.run_directory / paths.CHANNEL_REPORT).unlink()
+        for name in (paths.CHANNEL_REPORT, paths.CHANNEL_LOCK):
+            with contextlib.suppress(OSError):
+                (self.run_directory / name).unlink()
         for name in (paths.DAEMON, paths.CHANNEL, "."):
             with contextlib.suppress(OSError):
                 self.run_directory.joinpath(name).rmdir()

@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # virt-rapl-channel, which uses this module, shall not load l
 DOES_NOT_RUN = "virt-rapl-channel does not run"
 NOT_OPEN = "nothing in the guest has opened the port; virt-rapl-guest does"
 NOT_CONNECTED = "virt-rapl-channel has not connected to it yet"
+NOT_ALLOWED = "virt-rapl-channel may not connect"
+"""How the reason begins then."""
 NEXT_START = "it has its channel from its next start on"
 
 DeliveryState = Literal["waiting", "connected", "stalled"]

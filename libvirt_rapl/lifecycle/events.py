@@ -27,6 +27,8 @@ NOTICE, WARNING = 5, 4
 Result = Literal["failed", State, "active", "ended", "injected", "stripped", "unchanged"]
 """What came of an operation; README lists them. `active` comes of `live` and `attach`, a State is what the domain's
 record says."""
+COMMANDS = ("live", "attach", "detach")
+"""Operations that are no hook's: whoever gave the command has seen how it ended."""
 TROUBLE: tuple[Result, ...] = ("failed", "degraded", "refuse")
 
 
