@@ -41,10 +41,8 @@ def show(machine: Machine, name: str, unit: str = UNIT) -> str:
 
 
 def lines(machine: Machine) -> list[dict[str, Any]]:
-    """Return what the guest has read from its channel, whole lines only."""
-    printed = machine.path(LOG).read_text(errors="replace").splitlines()
-    found = [line[len(guest.FROM_CHANNEL) :].strip() for line in printed if line.startswith(guest.FROM_CHANNEL)]
-    return [json.loads(line) for line in found if line.endswith("}")]
+    """Return what the guest has read from its channel, whole lines only: it is written byte by byte."""
+    return [json.loads(line) for line in guest.channel_lines(machine.path(LOG))]
 
 
 def domain(machine: Machine) -> dict[str, Any]:
