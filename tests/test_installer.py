@@ -26,6 +26,7 @@ from libvirt_rapl.install.manifest import Manifest
 
 HOOK = "etc/libvirt/hooks/qemu.d/virt-rapl"
 WRAPPER = "usr/bin/qemu-system-x86_64-rapl"
+GUEST = "usr/local/share/virt-rapl/guest/virt-rapl-guest"
 UNIT = "etc/systemd/system/virt-rapl-helper@.service"
 DAEMON_UNIT = "etc/systemd/system/virt-rapld.service"
 TICK = 0.05
@@ -77,7 +78,7 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
         os.umask(0o022)
     files = contents(root)
     modes = {name: mode for name, (mode, _) in files.items() if name != "usr/bin/qemu-system-x86_64"}
-    assert {name for name, mode in modes.items() if mode == 0o755} == {HOOK, WRAPPER}
+    assert {name for name, mode in modes.items() if mode == 0o755} == {HOOK, WRAPPER, GUEST}
     assert {UNIT, DAEMON_UNIT, CONFIGURATION, "etc/tmpfiles.d/virt-rapl.conf"} <= modes.keys()
     assert set(modes.values()) == {0o755, 0o644}
     assert {path.stat().st_mode & 0o777 for path in (root / "etc").rglob("*") if path.is_dir()} == {0o755}

@@ -17,8 +17,15 @@ UNIT = f"{paths.UNITS}/virt-rapld.service"
 RULES = f"{paths.POLKIT_RULES}/60-virt-rapl.rules"
 
 
-def test_only_hook_and_wrapper_can_be_executed_and_only_the_operators_files_are_kept() -> None:
-    assert {name for name, item in ITEMS.items() if item.mode == 0o755} == {paths.HOOK, f"{OWN[1:]}-rapl"}
+GUEST = "usr/local/share/virt-rapl/guest/virt-rapl-guest"
+
+
+def test_only_programs_can_be_executed_and_only_the_operators_files_are_kept() -> None:
+    assert {name for name, item in ITEMS.items() if item.mode == 0o755} == {
+        paths.HOOK,
+        f"{OWN[1:]}-rapl",
+        GUEST,
+    }
     assert {item.mode for item in ITEMS.values()} == {0o755, 0o644}
     assert {name for name, item in ITEMS.items() if item.keep} == {paths.CONFIGURATION, RULES}
 

@@ -14,6 +14,7 @@ from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.tree import Others, Tree, digest_of
 
 WRAPPER = "hooks/qemu-system-rapl"
+GUEST_PROGRAM = "etc/guest/virt-rapl-guest"
 
 PLACES = {
     "hooks/qemu": paths.HOOK,
@@ -110,7 +111,7 @@ def _item(source: str, target: str, values: Mapping[str, str]) -> Item:
     return Item(
         target=target,
         text=text,
-        mode=0o755 if source.startswith("hooks/") else 0o644,
+        mode=0o755 if source.startswith("hooks/") or source == GUEST_PROGRAM else 0o644,
         keep=source in KEPT,
     )
 
