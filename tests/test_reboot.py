@@ -58,7 +58,7 @@ def test_a_reboot_with_running_guests() -> None:
         output = machine.path("/var/log/libvirt/qemu/autostarted.out")
         lines = len(guest.readings(output))
         wait_until(lambda: any(guest.joules(guest.readings(output)[lines:]).values()), 30, "it counts")
-        found = machine.run(["find", "/run/virt-rapl", "-name", "*.json"]).stdout.split()
+        found = machine.run(["find", "/run/virt-rapl", "-maxdepth", "1", "-name", "*.json"]).stdout.split()
         assert found == [f"/run/virt-rapl/{after['autostarted']['uuid']}.json"]
         units = machine.run(["systemctl", "list-units", "--plain", "--no-legend", "virt-rapl-helper@*"]).stdout
         assert [line.split()[0] for line in units.splitlines()] == [
