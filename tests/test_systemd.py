@@ -416,7 +416,12 @@ def test_uninstall_takes_everything_out_but_the_ledger(machine: Machine) -> None
     }
     printed = machine.run(["virt-rapl", "uninstall"]).stdout
     stopped = re.findall("^stopped   (.*)$", printed, re.MULTILINE)
-    assert stopped[:3] == ["virt-rapl-exporter.service", "virt-rapld.service", "virt-rapl-wrappers.path"]
+    assert stopped[:4] == [
+        "virt-rapl-exporter.service",
+        "virt-rapld.service",
+        "virt-rapl-channel.service",
+        "virt-rapl-wrappers.path",
+    ]
     assert printed.endswith("kept      /var/lib/virt-rapl, the energy that was counted\n")
     assert not list(links.glob("virt-rapl*"))
     assert "virt-rapl" not in machine.run(["systemctl", "list-units", "--all", "virt-rapl*", "--plain"]).stdout
