@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from libvirt_rapl.daemon.document import kind_of
+from libvirt_rapl.host.zones import kind_of
 
 SCHEMA = 1
 

@@ -145,11 +145,6 @@ class Document:
     """Domains that libvirt has ceased to know in the last hour, and what they had used; left out of JSON if empty."""
 
 
-def kind_of(zone: str) -> str:
-    """Return the kind of the zone of this name: `package` of `package-0`."""
-    return zone.partition("-")[0]
-
-
 SAID_WHERE_THERE_ARE_ANY = {
     "trouble",
     "libvirt_trouble",

@@ -15,8 +15,9 @@ from prometheus_client.registry import Collector
 
 from libvirt_rapl import __version__
 from libvirt_rapl.choices import ChannelState, MeterState
-from libvirt_rapl.daemon.document import Document, DomainReading, kind_of
+from libvirt_rapl.daemon.document import Document, DomainReading
 from libvirt_rapl.errors import printable
+from libvirt_rapl.host.zones import kind_of
 
 KEPT_SECONDS = 3600.0
 """How long the counters of a domain stay after it has ended, so that its last joules are scraped."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from libvirt_rapl.energy.meter import DomainUsage, Meter, Usage, ZoneUsage
+from libvirt_rapl.host.zones import kind_of
 
 HOST, OTHER, IDLE, GONE = "host", "other", "idle", "gone"
 WHOLE = -1
@@ -247,7 +248,7 @@ def _parts(snapshot: Snapshot) -> Iterator[tuple[Part, Figures]]:
 
 def _zone(meter: Meter, name: str) -> ZoneUsage:
     # A zone that is not there now keeps its totals: it may come back, and must not begin at 0 then.
-    return meter.zones.setdefault(name, ZoneUsage(kind=name.partition("-")[0]))
+    return meter.zones.setdefault(name, ZoneUsage(kind=kind_of(name)))
 
 
 def _usage(meter: Meter, part: Part) -> Usage:

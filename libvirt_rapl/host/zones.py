@@ -35,6 +35,11 @@ class Zone(Protocol):
         """Return microjoules, from 0 to `wrap` - 1. Raises OSError or ValueError when the counter cannot be read."""
 
 
+def kind_of(name: str) -> str:
+    """Return the kind of the zone of this name: `package` of `package-0`."""
+    return name.partition("-")[0]
+
+
 def most_watts(kind: str, thermal_watts: int = 0) -> int:
     """Return power that a zone of this kind never exceeds, in watts.
 
