@@ -9,10 +9,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 from libvirt_rapl.choices import Via
-from libvirt_rapl.cli import DEFAULT_URI, say, warn
+from libvirt_rapl.cli import DEFAULT_URI, say, via_option, warn
 from libvirt_rapl.cli.definitions import Change, add_common_arguments, change_all, chosen, named, plan_change
 from libvirt_rapl.config import Config, load
 from libvirt_rapl.domains import emulator, security_modules
@@ -32,11 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(
         parser, "--chosen", "all that `domains` in the configuration chooses, except those that cannot have a meter"
     )
-    parser.add_argument(
-        "--via",
-        choices=get_args(Via),
-        help="how the guest gets its energy (default: `via` in the configuration, which is auto if it is not set)",
-    )
+    via_option.add_argument(parser)
     parser.add_argument(
         "--live", action="store_true", help="running domains get it now: registers by a save and a restore"
     )
@@ -45,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Define every domain again, with the meter in it."""
     config = load(options.config)
-    via: Via = options.via or config.via
+    via = via_option.chosen(options, config)
     if options.live and options.by_configuration:
         raise VirtRaplError("--live needs the domains' names: each of them pauses for it", "name them")
     if options.connect == DEFAULT_URI and not options.by_configuration and via in ("registers", "both"):

@@ -2,10 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
-from libvirt_rapl.choices import Via
-from libvirt_rapl.cli import warn
+from libvirt_rapl.cli import via_option, warn
 from libvirt_rapl.cli.xml_filter import read_xml, write_xml
 from libvirt_rapl.config import load
 from libvirt_rapl.domains import emulator
@@ -17,11 +15,7 @@ from libvirt_rapl.lifecycle.enabling import enabled
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument(
-        "--via",
-        choices=get_args(Via),
-        help="how the guest gets its energy (default: `via` in the configuration, which is auto if it is not set)",
-    )
+    via_option.add_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,9 +27,10 @@ def run(options: argparse.Namespace) -> int:
     config = load(options.config)
     xml, encoding = read_xml()
     definition, default = Definition.parse(xml), emulator.installed()
-    via: Via = options.via or config.via
     registry, here = Registry(config.run_directory), Path(definition.emulator(default)).exists()
-    changed, reason = enabled(definition, registry, via, _check_where_it_is, default, here=here)
+    changed, reason = enabled(
+        definition, registry, via_option.chosen(options, config), _check_where_it_is, default, here=here
+    )
     if reason:
         warn(f"the domain gets its energy by the channel: {reason}", "--via registers for a host where QEMU gives them")
     write_xml(changed.xml, encoding)
