@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"starting libvirt and {len(GUESTS)} guests in a private world", flush=True)
     simulate = ("--cpu", options.cpu) if options.cpu else () if _lacks_rapl() else None
     with World(simulate=simulate) as world:
-        screen = Screen(world, *_start_guests(world))
+        screen = Screen(world, _start_guests(world))
         with world.popen(["virt-rapl", "status", "--json", "--watch"]) as status:
             assert status.stdout is not None
             for second, line in zip(range(-SETTLING_SECONDS, options.seconds + 1), status.stdout, strict=False):
@@ -69,11 +69,8 @@ def _lacks_rapl() -> bool:
     return False
 
 
-def _start_guests(world: World) -> tuple[str, str]:
-    """Do what an operator would.
-
-    Return why guests have no registers, and what keeps them from getting their energy at all; each empty if they do.
-    """
+def _start_guests(world: World) -> str:
+    """Do what an operator would; return what is to be known of how guests get their energy, empty if by registers."""
     no_kvm = message_of(check_kvm)
     no_registers = no_kvm or message_of(partial(check_host, sys=world.path("/sys"), proc=world.path("/proc")))
     world.run(["virt-rapl", "install", "--force"])  # other users may be able to change a checkout
@@ -88,7 +85,9 @@ def _start_guests(world: World) -> tuple[str, str]:
         trouble = trouble or message_of(partial(_start_with_meter, world, via, name))
         if trouble:
             world.run(["virsh", "start", name])
-    return no_registers, trouble
+    if trouble:
+        return f"no guest can read its energy here: {trouble}; this is the host's side"
+    return f"guests get their energy by the channel: {no_registers}" if no_registers else ""
 
 
 def _start_with_meter(world: World, via: list[str], name: str) -> None:
@@ -103,11 +102,10 @@ def _start_with_meter(world: World, via: list[str], name: str) -> None:
 class Screen:
     """What is shown. Everything is counted from the first document of `virt-rapl status` on."""
 
-    def __init__(self, world: World, no_registers: str, trouble: str) -> None:
-        """Show the guests of `world`; `no_registers` and `trouble` are what _start_guests() returns."""
+    def __init__(self, world: World, note: str) -> None:
+        """Show the guests of `world`, and a note above them if there is one."""
         self.world = world
-        self.no_registers = no_registers
-        self.trouble = trouble
+        self.note = note
         self.shown = 0
         self._height = 0
         self._before: dict[str, tuple[float, float]] = {}
@@ -171,15 +169,8 @@ class Screen:
         return [
             "",
             *(["energy is SIMULATED: this is not what the machine uses"] if host["source"] == "simulated" else []),
-            *([self._note()] if self._note() else []),
+            *([self.note] if self.note else []),
             *aligned([HEADINGS, *rows], right=range(1, len(HEADINGS))),
             f"package {package:.1f} W: domains {host['domains_watts']:.1f} W, other {host['other_watts']:.1f} W, "
             f"idle {host['idle_watts']:.1f} W; second {second} of {seconds}",
         ]
-
-    def _note(self) -> str:
-        if self.trouble:
-            return f"no guest can read its energy here: {self.trouble}; this is the host's side"
-        if self.no_registers:
-            return f"guests get their energy by the channel: {self.no_registers}"
-        return ""

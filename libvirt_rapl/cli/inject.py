@@ -27,10 +27,9 @@ def run(options: argparse.Namespace) -> int:
     config = load(options.config)
     xml, encoding = read_xml()
     definition, default = Definition.parse(xml), emulator.installed()
-    registry, here = Registry(config.run_directory), Path(definition.emulator(default)).exists()
-    changed, reason = enabled(
-        definition, registry, via_option.chosen(options, config), _check_where_it_is, default, here=here
-    )
+    registry, via = Registry(config.run_directory), via_option.chosen(options, config)
+    here = Path(definition.emulator(default)).exists()
+    changed, reason = enabled(definition, registry, via, _check_where_it_is, default, here=here)
     if reason:
         warn(f"the domain gets its energy by the channel: {reason}", "--via registers for a host where QEMU gives them")
     write_xml(changed.xml, encoding)

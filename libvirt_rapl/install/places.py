@@ -14,7 +14,6 @@ from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.tree import Others, Tree, digest_of
 
 WRAPPER = "hooks/qemu-system-rapl"
-GUEST_PROGRAM = "etc/guest/virt-rapl-guest"
 
 PLACES = {
     "hooks/qemu": paths.HOOK,
@@ -42,6 +41,8 @@ PLACES = {
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
 """The operator's once they are in place: what was changed stays."""
+PROGRAMS = ("hooks/qemu", WRAPPER, "etc/guest/virt-rapl-guest")
+"""These can be executed."""
 SHARED = (f"{paths.POLKIT_RULES}/", "usr/local/share/")
 """These may belong to others (polkitd, Debian's group staff): root runs nothing of ours there."""
 ENABLED = (paths.WRAPPERS_PATH_UNIT, paths.WRAPPERS_UNIT)
@@ -111,7 +112,7 @@ def _item(source: str, target: str, values: Mapping[str, str]) -> Item:
     return Item(
         target=target,
         text=text,
-        mode=0o755 if source.startswith("hooks/") or source == GUEST_PROGRAM else 0o644,
+        mode=0o755 if source in PROGRAMS else 0o644,
         keep=source in KEPT,
     )
 
