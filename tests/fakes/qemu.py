@@ -1,5 +1,6 @@
 """An emulator that answers the questions put to it before its domain is given a meter, and says nothing else."""
 
+import subprocess
 from pathlib import Path
 
 GREETING = '{"QMP": {"version": {"qemu": {"micro": 2, "minor": %d, "major": %d}, "package": ""}, "capabilities": []}}'
@@ -9,8 +10,11 @@ WITHOUT_KVM = '{"id": "properties", "error": {"class": "DeviceNotFound", "desc":
 
 
 def script(path: Path, text: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
+    """Make a program. Another process writes it: if a thread of ours starts something meanwhile, its child has all of
+    our open files for a moment, and what anybody has open for writing cannot be run.
+    """
+    write = ["sh", "-c", 'cat >"$0" && chmod 755 "$0"', str(path)]
+    subprocess.run(write, input=f"#!/bin/sh\n{text}\n", text=True, check=True)
     return path
 
 
