@@ -248,6 +248,16 @@ def test_documents_that_are_not_understood_are_logged_once(daemon: Daemon, proce
     assert process.lines() == said
 
 
+def serve_one(run_directory: Path, daemon: Daemon, qemu: Callable[[int], Qemu]) -> Qemu:
+    """Return a guest that gets lines, when that is reported."""
+    guest = qemu(1)
+    daemon.domains = [domain(1, guest.path)]
+    daemon.start()
+    assert lines_of(guest, daemon)
+    wait_until(lambda: channel_report.read(run_directory), PATIENCE, "it reports")
+    return guest
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_cleanly(
     run_directory: Path,
@@ -257,11 +267,7 @@ def test_it_ends_cleanly(
     systemd: socket.socket,
     how: signal.Signals,
 ) -> None:
-    guest = qemu(1)
-    daemon.domains = [domain(1, guest.path)]
-    daemon.start()
-    assert lines_of(guest, daemon)
-    wait_until(lambda: channel_report.read(run_directory), PATIENCE, "it reports")
+    guest = serve_one(run_directory, daemon, qemu)
     assert process.end(how) == 0
     while (said := systemd.recv(100)) == b"WATCHDOG=1":
         pass
@@ -275,11 +281,7 @@ def test_it_ends_cleanly(
 def test_a_second_one_refuses(
     run_directory: Path, daemon: Daemon, process: Process, qemu: Callable[[int], Qemu]
 ) -> None:
-    guest = qemu(1)
-    daemon.domains = [domain(1, guest.path)]
-    daemon.start()
-    assert lines_of(guest, daemon)
-    wait_until(lambda: channel_report.read(run_directory), PATIENCE, "it reports")
+    guest = serve_one(run_directory, daemon, qemu)
     command = [sys.executable, "-m", "libvirt_rapl", "--config", str(run_directory / "virt-rapl.yaml"), "channel"]
     second = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
     assert second.returncode == 1

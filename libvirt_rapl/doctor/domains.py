@@ -15,7 +15,7 @@ from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain
 from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.processes import read
-from libvirt_rapl.host.requirements import HOST_ONLY, ProcessorError, check_processor
+from libvirt_rapl.host.requirements import WITHOUT_REGISTERS, ProcessorError, check_processor
 from libvirt_rapl.lifecycle import policy
 from libvirt_rapl.lifecycle.meter_state import unknown_qemu, vrapl_state
 
@@ -31,7 +31,7 @@ def domains(machine: Machine) -> Iterator[Finding]:
         return
     if machine.config.domains.include and not machine.can_enable:
         message = "the configuration's `domains` enable none: this processor's guests have no registers"
-        yield Finding(WARNING, message, HOST_ONLY)
+        yield Finding(WARNING, message, WITHOUT_REGISTERS)
     emulators = policy.Emulators()
     fine: Counter[str] = Counter()
     for domain in found:
@@ -104,7 +104,8 @@ def _now(machine: Machine, entry: inventory.Entry) -> Iterator[Finding]:
     record = registry.read(entry.uuid)
     vrapl, reason = vrapl_state(entry, record, registry)
     if vrapl == "degraded" and not machine.can_serve_guests:
-        hint = f"`virt-rapl disable {entry.name}`, or create it from the output of `virt-rapl strip`; {HOST_ONLY}"
+        undo = f"`virt-rapl disable {entry.name}`, or create it from the output of `virt-rapl strip`"
+        hint = f"{undo}; {WITHOUT_REGISTERS}"
         yield Finding(WARNING, f"{entry.name}: runs without its meter: {reason}", hint)
     elif vrapl == "degraded":
         hint = f"mend that, {ANEW.format(entry.name)}; `virt-rapl events {entry.name}` shows more"

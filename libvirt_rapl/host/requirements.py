@@ -9,10 +9,11 @@ from libvirt_rapl.paths import PROC, SYS
 
 QEMU_HELPER = "qemu-vmsr-helper"
 QEMU_HELPER_PATH = "/usr/bin:/usr/libexec:/usr/local/bin"
-HOST_ONLY = (
+WITHOUT_REGISTERS = (
     "`virt-rapl enable --via channel`, or `via: auto` in the configuration, gives guests their energy on any host; "
     "`virt-rapl status` shows that of every domain, enabled or not"
 )
+"""What there is where QEMU gives guests no registers."""
 
 
 class ProcessorError(NoRegistersError):
@@ -29,7 +30,7 @@ def check_host(sys: Path = SYS, proc: Path = PROC) -> None:
 def check_processor(proc: Path = PROC) -> None:
     """Raise ProcessorError unless the processor is Intel's."""
     if processor(proc).vendor != "GenuineIntel":
-        raise ProcessorError("QEMU gives guests RAPL on Intel hosts only", HOST_ONLY)
+        raise ProcessorError("QEMU gives guests RAPL on Intel hosts only", WITHOUT_REGISTERS)
 
 
 def check_enabled(sys: Path) -> None:
@@ -66,7 +67,7 @@ def check_cpus(sys: Path) -> None:
         numbers = ", ".join(map(str, sorted(packages)))
         raise VirtRaplError(
             f"QEMU gives guests RAPL only where packages are numbered from 0 without a gap; here they are {numbers}",
-            HOST_ONLY,
+            WITHOUT_REGISTERS,
         )
 
 
