@@ -20,7 +20,7 @@ class Finding(NamedTuple):
     hint: str = ""
 
 
-HOST_METERING_ONLY = Finding(SKIPPED, "this processor's guests have no meter of their own")
+HOST_METERING_ONLY = Finding(SKIPPED, "this processor's guests have no registers")
 
 
 def to_start(verb: str) -> str:
