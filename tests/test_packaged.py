@@ -47,7 +47,8 @@ def test_staged_files_have_their_mode_and_a_dry_run_makes_none(tmp_path: Path, i
         os.umask(0o022)
     staged = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
     modes = {name: path.stat().st_mode & 0o777 for name, path in staged.items()}
-    assert modes == {name: 0o755 if name in (DEFAULT, paths.HOOK) else 0o644 for name in items}
+    programs = {DEFAULT, paths.HOOK, "usr/share/virt-rapl/guest/virt-rapl-guest"}
+    assert modes == {name: 0o755 if name in programs else 0o644 for name in items}
     assert {path.stat().st_mode & 0o777 for path in root.rglob("*") if path.is_dir()} == {0o755}
     assert packaged.owns(root)
     assert not packaged.owns(tmp_path)

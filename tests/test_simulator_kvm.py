@@ -30,8 +30,8 @@ def test_a_guest_that_prints_is_enough_and_is_killed(
             super().__init__(*arguments, **keywords)
             started.append(self)
 
-    monkeypatch.setattr(subprocess, "Popen", Popen)
     script(emulator, f'echo "$@" > {tmp_path}/arguments; echo line; exec sleep 5')
+    monkeypatch.setattr(subprocess, "Popen", Popen)
     check_kvm()
     assert [process.returncode for process in started] == [-signal.SIGKILL]
     arguments = (tmp_path / "arguments").read_text().split()
