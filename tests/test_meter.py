@@ -114,6 +114,29 @@ def test_energies_add_up_and_powers_are_of_the_last_interval(make_bench: MakeBen
     assert bench.conserved(120)
 
 
+def test_how_many_cpus_a_domain_kept_busy(make_bench: MakeBench) -> None:
+    """All its threads, on all packages, over the last interval, however long that was."""
+    bench = make_bench({0: [0, 1], 1: [2, 3]})
+    bench.qemu(7, 0, 0, 0, cpu=0)
+    meter = bench.start((A, 7))
+
+    def cpus() -> float:
+        return take(meter).domains[A].cpus
+
+    bench.joules(1)
+    bench.qemu(7, 1, 1, 0.5, cpu=2)  # half of this counts on either package
+    bench.sample((A, 7))
+    assert cpus() == 2.5
+    bench.joules(2)
+    bench.seconds += 3
+    bench.qemu(7, 1, 2, 0.5, cpu=2)
+    bench.sample((A, 7))
+    assert cpus() == 0.25
+    bench.host.end(7)
+    bench.sample((A, 7))
+    assert cpus() == 0
+
+
 def test_whose_power_is_known(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = make_bench({0: [0], 1: [1]})
     bench.qemu(7, 0, 0)

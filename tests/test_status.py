@@ -129,6 +129,7 @@ def test_the_document(
                 "reason": "NoneType",
                 "since": "NoneType",
                 "helper": {"backend": "str", "pid": "int", "socket": "str", "healthy": "bool", "note": "NoneType"},
+                "cpu_percent": "float",
                 **figures,
                 "zones": {"dram": figures, "package": figures},
                 "vcpus": [{"id": "int", "tid": "int", **figures}],

@@ -80,7 +80,9 @@ class DomainReading:
     channel_socket: str | None = None
     """Path of QEMU's socket for the channel while the domain runs; left out of JSON if there is none."""
     unread: bool = False
-    """Whether what it ran in the last interval could not be read, so that its powers, 0, are not known."""
+    """Whether what it ran in the last interval could not be read: its powers and its CPU time are 0 and not known."""
+    cpu_percent: float | None = None
+    """CPU time of its processes over the last interval; 100 is one CPU. None from a daemon that does not send it."""
     power_watts: float
     energy_joules: float
     zones: Mapping[str, Reading]

@@ -113,6 +113,7 @@ class HostMeter:
             channel_reason=channel_reason or None,
             channel_socket=entry.channel.socket if entry.channel and entry.pid is not None else None,
             unread=entry.pid is not None and entry.uuid not in snapshot.read,
+            cpu_percent=round(100 * figures.cpus, 3),
             power_watts=figures.whole.watts,
             energy_joules=figures.whole.joules,
             zones={

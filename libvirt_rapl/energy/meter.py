@@ -142,6 +142,8 @@ class Meter:
         """Domains whose use in the last interval is known, by UUID, also if they used nothing."""
         self.unread_zones: frozenset[str] = frozenset()
         """Zones that should have been read and whose use in the last interval is not known, by name."""
+        self.times: DomainTimes = {}
+        """What domains ran in the last interval, those that ran at all."""
         self.metered = 0.0
         """Seconds that it has metered, including those of earlier meters whose totals it continues."""
         self.model = model
@@ -192,11 +194,12 @@ class Meter:
         reading. Raises OSError or ValueError, with nothing lost, when /proc or sysfs itself cannot be read.
         """
         began, last_time = self._clock(time.CLOCK_MONOTONIC), self._time
-        self.read_domains, self.unread_zones = frozenset(), frozenset(self._counters)
+        self.read_domains, self.unread_zones, self.times = frozenset(), frozenset(self._counters), {}
         counted, busy, times = self._read(running)
         if last_time:
             self._interval_ns = self._time - last_time
             self.metered += self.interval_seconds
+            self.times = times
             self._count(self._give_out(counted, busy, times))
         self.sample_seconds = (self._clock(time.CLOCK_MONOTONIC) - began) / 1_000_000_000
 

@@ -58,6 +58,8 @@ class DomainFigures(NamedTuple):
     tids: Mapping[int, int] = {}
     """The thread of each vCPU that is followed, by vCPU number."""
     last_ran: float | None = None
+    cpus: float = 0.0
+    """How many CPUs it kept busy over the last interval."""
 
 
 class Snapshot(NamedTuple):
@@ -122,6 +124,7 @@ def take(meter: Meter) -> Snapshot:
                 {vcpu: Figures(usage.microjoules, usage.watts) for vcpu, usage in domain.vcpus.items()},
                 meter.vcpu_tids(uuid),
                 domain.last_ran,
+                _cpus(meter, uuid),
             )
             for uuid, domain in meter.domains.items()
         },
@@ -133,6 +136,11 @@ def take(meter: Meter) -> Snapshot:
 
 def _figures(usage: Usage) -> Figures:
     return Figures(usage.microjoules, usage.watts)
+
+
+def _cpus(meter: Meter, uuid: str) -> float:
+    ran = sum(time.total for time in meter.times.get(uuid, {}).values())
+    return ran / 1_000_000_000 / meter.interval_seconds if ran else 0.0
 
 
 class Part(NamedTuple):
