@@ -8,22 +8,17 @@ come from and what is missing in them.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from decimal import Decimal
+from collections.abc import Sequence
 from typing import cast, get_args
 
-from libvirt_rapl import paths
 from libvirt_rapl.cli import report_formats, report_picture, when
+from libvirt_rapl.cli.history import configured_factors, open_history, round_down, round_up
 from libvirt_rapl.config import Config, load
-from libvirt_rapl.daemon.history_socket import open_remote
-from libvirt_rapl.energy import factors, report
+from libvirt_rapl.energy import report
 from libvirt_rapl.energy.calendar import Span
-from libvirt_rapl.energy.extract import History, Known, Name, OlderError, open_ledger
-from libvirt_rapl.energy.history import QUARTER
-from libvirt_rapl.energy.ledger_content import DamagedError
+from libvirt_rapl.energy.extract import Known, Name
 from libvirt_rapl.energy.provenance import local, provenance
-from libvirt_rapl.energy.report import By, Factors, Question, with_uuid
+from libvirt_rapl.energy.report import By, Question, with_uuid
 from libvirt_rapl.errors import VirtRaplError, printable
 
 
@@ -77,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
         raise VirtRaplError(message, "for all of yesterday: --since yesterday --until today")
     if options.since > options.until:
         raise VirtRaplError(f"the report would end at {local(options.until)}, before it begins", "correct --until")
-    known_factors = _factors(config)
-    with _history(config) as history:
+    known_factors = configured_factors(config)
+    with open_history(config) as history:
         uuids = _uuids(history.known(since, until), options.domain) if options.domain else frozenset()
         question = Question(since=since, until=until, by=options.by, uuids=uuids)
         made = report.make(history, question, known_factors)
@@ -90,47 +85,6 @@ def run(options: argparse.Namespace) -> int:
         report_picture.draw(made, options.plot)
     sys.stdout.write(report_formats.FORMATS[options.format](made, lines))
     return 0
-
-
-def round_down(instant: float) -> int:
-    """Return the beginning of the quarter of an hour that an instant is in."""
-    return int(instant // QUARTER) * QUARTER
-
-
-def round_up(instant: float) -> int:
-    """Return the end of the quarter of an hour that ends at or after an instant."""
-    return -int(-instant // QUARTER) * QUARTER
-
-
-def _factors(config: Config) -> Factors:
-    return Factors(
-        price=factors.price(config.tariff) if config.tariff else None,
-        currency=config.tariff.currency if config.tariff else "",
-        grams=factors.grams(config.carbon) if config.carbon else None,
-        pue=Decimal(str(config.pue)),
-    )
-
-
-@contextmanager
-def _history(config: Config) -> Iterator[History]:
-    """Open the ledger, or if only virt-rapld may, ask that. Raises VirtRaplError."""
-    path = config.state_directory / paths.LEDGER
-    try:
-        with ExitStack() as stack:
-            try:
-                history: History = stack.enter_context(open_ledger(path))
-            except PermissionError:
-                history = stack.enter_context(open_remote(config.run_directory / paths.HISTORY_SOCKET))
-            yield history
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise VirtRaplError(
-            f"there is no ledger {path}, or no virt-rapld that reads it", "systemctl start virt-rapld"
-        ) from error
-    except PermissionError as error:
-        raise VirtRaplError(f"may not read {path}", "run it as root, or as a member of the group virt-rapl") from error
-    except (OSError, DamagedError) as error:
-        hint = "systemctl restart virt-rapld" if isinstance(error, OlderError) else "journalctl -u virt-rapld"
-        raise VirtRaplError(f"cannot read {path}: {error}", hint) from error
 
 
 def _why_there_is_none(known: Known, config: Config) -> str:

@@ -183,5 +183,5 @@ def follow(path: Path, parse: Callable[[bytes], Any] = json.loads) -> Generator[
                 if document is None:
                     return
                 if "error" in document:
-                    raise VirtRaplError(document["error"], "end another `virt-rapl status --watch`")
+                    raise VirtRaplError(document["error"], "end another `virt-rapl top` or `virt-rapl status --watch`")
                 yield document

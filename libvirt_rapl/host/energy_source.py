@@ -60,7 +60,8 @@ def open_source(choice: EnergySource, *, sys: Path, dev: Path, proc: Path = PROC
                 simulated = (sys / "class/powercap/virt-rapl-simulator").exists()
                 return Source("simulated" if simulated else name, tuple(zones), list_zones, left_out)
     except PermissionError as error:
-        raise VirtRaplError(f"may not read {error.filename}: energy counters are root's", "run as root") from error
+        hint = "run as root; the group virt-rapl may ask virt-rapld, where that runs"
+        raise VirtRaplError(f"may not read {error.filename}: energy counters are root's", hint) from error
     missing = "RAPL zones" if choice == "auto" else f"{choice} zones"
     why = "".join(f"; {zone}: {why}" for zone, why in left_out.items())
     raise VirtRaplError(f"this machine shows no {missing} of its CPU packages{why}", HINTS[choice])
