@@ -8,12 +8,12 @@ import importlib
 import io
 import os
 import sys
-import unicodedata
 from collections.abc import Container, Sequence
 from pathlib import Path
 
 from libvirt_rapl import __version__
 from libvirt_rapl.config import DEFAULT_PATH
+from libvirt_rapl.display import fit, width
 from libvirt_rapl.errors import DEBUG, VirtRaplError, explain, printable
 
 DEFAULT_URI = "qemu:///system"
@@ -91,20 +91,14 @@ def warn(message: str, hint: str) -> None:
 def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     """Return rows of cells as lines with aligned columns; the columns numbered in `right` are aligned to the right."""
     rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            " " * (width - _width(cell)) + cell if number in right else cell + " " * (width - _width(cell))
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            fit(cell, columns, right=number in right)
+            for number, (cell, columns) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-
-
-def _width(text: str) -> int:
-    """Return how many columns of a terminal a text takes: Chinese signs take two, accents of their own none."""
-    wide = sum(unicodedata.east_asian_width(sign) in ("W", "F") for sign in text)
-    return len(text) + wide - sum(unicodedata.category(sign) in ("Mn", "Me") for sign in text)
 
 
 def count(text: str) -> int:
@@ -134,12 +128,12 @@ def _print(kind: str, message: str, hint: str) -> None:
 
 
 def _global_parser() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS)) + 2
+    longest = max(map(len, COMMANDS)) + 2
     parser = argparse.ArgumentParser(
         prog="virt-rapl",
         usage="%(prog)s [-h] [--connect URI] [--config FILE] [--version] COMMAND ...",
         description="Energy meters for KVM guests under libvirt.",
-        epilog="commands:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items()),
+        epilog="commands:\n" + "\n".join(f"  {name:{longest}}{text}" for name, text in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--connect", metavar="URI", default=DEFAULT_URI, help="libvirt (default %(default)s)")
