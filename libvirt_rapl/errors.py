@@ -73,3 +73,8 @@ def printable(line: str) -> str:
     if line.isprintable():
         return line
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
+def spreadsheet_text(name: str) -> str:
+    """Return a name that a spreadsheet takes for text, neither for a formula nor for a comment."""
+    return f"'{printable(name)}" if name.startswith(("=", "+", "-", "@", "#")) else printable(name)

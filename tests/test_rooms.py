@@ -25,6 +25,7 @@ ROOMS = {
     "install": {GROUND, "domains", "helper", "install"},
     "daemon": {GROUND, "host", "energy", "domains", "helper", "lifecycle", "daemon"},
     "exporter": {GROUND, "daemon", "exporter"},
+    "top": {GROUND, "daemon", "top"},
     "simulator": {GROUND, "simulator"},
 }
 ROOMS["doctor"] = {*ROOMS, "doctor"} - {"simulator"}
@@ -41,7 +42,10 @@ RUN_PROGRAMS = {
     "simulator.world": "talks with whatever runs in a world",
 }
 """Which modules may import subprocess, and what for."""
-CATCH_ALL = {"helper.vmsr.server": "logs by itself: errors would take memory"}
+CATCH_ALL = {
+    "helper.vmsr.server": "logs by itself: errors would take memory",
+    "top.background": "raises it in the main thread",
+}
 """Which modules may catch every exception without explain(), which logs a traceback."""
 WOKEN = {"lifecycle.hook", "helper.vmsr.serving"}
 """Where a process begins that a domain's start waits for, or of which each domain has one."""

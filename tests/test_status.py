@@ -733,7 +733,7 @@ def test_only_a_terminal_that_watches_is_redrawn(
     monkeypatch.setattr(status_socket, "ask", lambda _: next(answers, None))
     monkeypatch.setattr(stream_socket, "follow", lambda _: iter([]))
     monkeypatch.setattr(documents, "INTERVAL_SECONDS", 0)
-    monkeypatch.setattr(status, "RESTART_SECONDS", 0)
+    monkeypatch.setattr(documents, "RESTART_SECONDS", 0)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     ask_daemon(tmp_path, *(["--watch"] if watch else []))
     out = capsys.readouterr().out
@@ -776,7 +776,7 @@ def test_a_watch_outlives_a_restart_of_the_daemon(
     answers = [reported(1), reported(2), None, None, reported(3)]
     monkeypatch.setattr(status_socket, "ask", lambda _: answers.pop(0) if answers else None)
     monkeypatch.setattr(documents, "INTERVAL_SECONDS", 0)
-    monkeypatch.setattr(status, "RESTART_SECONDS", 0.1)
+    monkeypatch.setattr(documents, "RESTART_SECONDS", 0.1)
     assert ask_daemon(tmp_path, "--json", "--watch") == 1
     shown = capsys.readouterr()
     assert [json.loads(line)["energy"] for line in shown.out.splitlines()] == [1, 2, 3]
@@ -793,7 +793,7 @@ def test_a_watch_prints_what_is_streamed(
     monkeypatch.setattr(status_socket, "ask", lambda _: next(asked, None))
     monkeypatch.setattr(stream_socket, "follow", lambda _: iter(next(streamed, [])))
     monkeypatch.setattr(documents, "INTERVAL_SECONDS", 0)
-    monkeypatch.setattr(status, "RESTART_SECONDS", 0.1)
+    monkeypatch.setattr(documents, "RESTART_SECONDS", 0.1)
     assert ask_daemon(tmp_path, "--json", "--watch") == 1
     printed = capsys.readouterr()
     assert [json.loads(line)["energy"] for line in printed.out.splitlines()] == [0, 1, 2, 3, 4, 5, 6]

@@ -5,9 +5,10 @@
 #    source ~/.local/share/bash_completion/virt-rapl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_virt_rapl_subparsers=(status report events doctor enable disable inject strip config install uninstall daemon exporter channel helper simulate demo)
+_shtab_virt_rapl_subparsers=(status top report events doctor enable disable inject strip config install uninstall daemon exporter channel helper simulate demo)
 
 _shtab_virt_rapl_status_option_strings=(-h --help --json --watch)
+_shtab_virt_rapl_top_option_strings=(-h --help -b --batch -n -d --csv)
 _shtab_virt_rapl_report_option_strings=(-h --help --since --until --by --domain --format --json --plot)
 _shtab_virt_rapl_events_option_strings=(-h --help --json --since)
 _shtab_virt_rapl_doctor_option_strings=(-h --help --json)
@@ -27,6 +28,7 @@ _shtab_virt_rapl_demo_option_strings=(-h --help --cpu --seconds)
 _shtab_virt_rapl_option_strings=(-h --help --connect --config --version)
 
 _shtab_virt_rapl_status_pos_0_COMPGEN=_virt_rapl_domains
+_shtab_virt_rapl_top___csv_COMPGEN=_shtab_compgen_files
 _shtab_virt_rapl_report___domain_COMPGEN=_virt_rapl_domains
 _shtab_virt_rapl_report___plot_COMPGEN=_shtab_compgen_files
 _shtab_virt_rapl_events_pos_0_COMPGEN=_virt_rapl_domains
@@ -45,13 +47,17 @@ _shtab_virt_rapl_inject___via_choices=(auto registers channel both)
 _shtab_virt_rapl_config_pos_0_choices=(check show)
 _shtab_virt_rapl_simulate___cpu_choices=(intel amd)
 _shtab_virt_rapl_demo___cpu_choices=(intel amd)
-_shtab_virt_rapl_pos_0_choices=(status report events doctor enable disable inject strip config install uninstall daemon exporter channel helper simulate demo)
+_shtab_virt_rapl_pos_0_choices=(status top report events doctor enable disable inject strip config install uninstall daemon exporter channel helper simulate demo)
 
 _shtab_virt_rapl_status_pos_0_nargs='*'
 _shtab_virt_rapl_status__h_nargs=0
 _shtab_virt_rapl_status___help_nargs=0
 _shtab_virt_rapl_status___json_nargs=0
 _shtab_virt_rapl_status___watch_nargs=0
+_shtab_virt_rapl_top__h_nargs=0
+_shtab_virt_rapl_top___help_nargs=0
+_shtab_virt_rapl_top__b_nargs=0
+_shtab_virt_rapl_top___batch_nargs=0
 _shtab_virt_rapl_report__h_nargs=0
 _shtab_virt_rapl_report___help_nargs=0
 _shtab_virt_rapl_report___json_nargs=0

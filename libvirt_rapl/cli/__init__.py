@@ -20,6 +20,7 @@ DEFAULT_URI = "qemu:///system"
 
 COMMANDS = {
     "status": "show the power and energy of every domain and vCPU",
+    "top": "watch the power, energy and cost of all domains",
     "report": "show the energy, cost and CO2 of domains in a time",
     "events": "show what the hook did to domains, and how long it took",
     "doctor": "check everything that a meter depends on, and say what to do",

@@ -17,10 +17,13 @@ from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.domain import Domain, every_domain, lookup, no_such_domain
 from libvirt_rapl.energy import snapshot
 from libvirt_rapl.energy.meter import Meter, Running
+from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.process_clock import allow_many_descriptors
 
 INTERVAL_SECONDS = 1.0
+RESTART_SECONDS = 30.0
+"""How long until_gone() waits for a daemon that has gone: it may be restarting."""
 
 Origin = Literal["virt-rapld", "own", "own, as virt-rapld does not answer"]
 
@@ -48,6 +51,17 @@ def find(uri: str, config: Config, names: list[str]) -> Documents:
         return Documents("virt-rapld", _from_daemon(config, first, names))
     origin: Origin = "own, as virt-rapld does not answer" if status_socket.listens(socket) else "own"
     return Documents(origin, _sampled(uri, config, names))
+
+
+def until_gone(found: Documents) -> Iterator[dict[str, Any]]:
+    """Yield the documents. Raises VirtRaplError when virt-rapld has been away for RESTART_SECONDS."""
+    heard = time.monotonic()
+    for document in found.each:
+        if document:
+            heard = time.monotonic()
+            yield document
+        elif time.monotonic() > heard + RESTART_SECONDS:
+            raise VirtRaplError("virt-rapld has gone", "systemctl start virt-rapld, or run this again without it")
 
 
 def _from_daemon(config: Config, first: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any] | None]:

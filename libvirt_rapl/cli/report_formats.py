@@ -11,7 +11,7 @@ from typing import Any
 from libvirt_rapl.cli import aligned
 from libvirt_rapl.energy.provenance import local
 from libvirt_rapl.energy.report import Amount, Report, Row
-from libvirt_rapl.errors import printable
+from libvirt_rapl.errors import printable, spreadsheet_text
 
 
 def table(report: Report, provenance: Sequence[str]) -> str:
@@ -81,7 +81,7 @@ def as_csv(report: Report, provenance: Sequence[str]) -> str:
     for row in report.rows:
         writer.writerow(
             [
-                *map(_text, row.key),
+                *map(spreadsheet_text, row.key),
                 *[row.uuid] * len(uuid),
                 _joules(row.amount),
                 row.amount.kwh,
@@ -99,11 +99,6 @@ def as_csv(report: Report, provenance: Sequence[str]) -> str:
         *provenance,
     ]
     return text.getvalue() + "".join(f"# {printable(line)}\n" for line in lines)
-
-
-def _text(name: str) -> str:
-    """Return a name that a spreadsheet takes for text, neither for a formula nor for a line of the provenance."""
-    return f"'{printable(name)}" if name.startswith(("=", "+", "-", "@", "#")) else printable(name)
 
 
 def _joules(amount: Amount) -> str:

@@ -8,18 +8,12 @@ are counted since the command started. --watch continues: with each sample of vi
 import argparse
 import json
 import sys
-import time
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 from libvirt_rapl.cli import aligned, documents
 from libvirt_rapl.config import load
 from libvirt_rapl.daemon import explanations
 from libvirt_rapl.daemon.document import Document, read
-from libvirt_rapl.errors import VirtRaplError, printable
-
-RESTART_SECONDS = 30.0
-"""How long --watch waits for a daemon that has gone: it may be restarting."""
+from libvirt_rapl.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     found = documents.find(options.connect, load(options.config), options.domains)
     if found.origin == "own, as virt-rapld does not answer":
         print("virt-rapl: virt-rapld does not answer; these are samples of the command's own", file=sys.stderr)
-    for document in _until_gone(found.each):
+    for document in documents.until_gone(found):
         if options.json:
             print(json.dumps(document, indent=None if options.watch else 2), flush=True)
         else:
@@ -51,17 +45,6 @@ def run(options: argparse.Namespace) -> int:
         if not options.watch:
             break
     return 0
-
-
-def _until_gone(found: Iterable[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
-    """Yield the documents. Raises VirtRaplError when virt-rapld has been away for RESTART_SECONDS."""
-    heard = time.monotonic()
-    for document in found:
-        if document:
-            heard = time.monotonic()
-            yield document
-        elif time.monotonic() > heard + RESTART_SECONDS:
-            raise VirtRaplError("virt-rapld has gone", "systemctl start virt-rapld, or run this again without it")
 
 
 def table(document: Document) -> list[str]:
