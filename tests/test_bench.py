@@ -55,3 +55,6 @@ def test_a_tiny_benchmark(tmp_path: Path) -> None:
     assert "1 days of history of 3 domains" in done.stdout
     assert document["scrapes"]["scrape_ms"]["ours"]["median"] > 0
     assert "a scrape of 3 domains" in done.stdout
+    assert document["top"]["cpu_seconds"] > 0
+    assert document["top"]["bytes"] > 0
+    assert "virt-rapl top with 3 domains costs" in done.stdout

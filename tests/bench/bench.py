@@ -123,6 +123,13 @@ def scrapes(count: int, seconds: float) -> dict[str, Any]:
         return {"domains": count, **python("scraping.py", str(sys_root), str(directory), str(seconds), *pids)}
 
 
+def top(domains: int, seconds: float) -> dict[str, Any]:
+    """Measure `virt-rapl top` while virt-rapld shows so many domains."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        figures = python("top.py", directory, str(seconds), str(domains))
+    return {"domains": domains, "percent_of_a_core": 100 * figures["cpu_seconds"] / figures["seconds"], **figures}
+
+
 def history(domains: int, days: int) -> dict[str, Any]:
     """Measure a ledger with so many days of history."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
@@ -231,6 +238,12 @@ def show(document: dict[str, Any]) -> None:
             f"  99 % of samples begin {late['alone']['p99']:.1f} ms late at most while nobody asks, "
             f"{late['scraped']['p99']:.1f} ms while it is scraped every two seconds"
         )
+    if watched := document.get("top"):
+        print(
+            f"\nvirt-rapl top with {watched['domains']} domains costs {watched['percent_of_a_core']:.2f} % of one core "
+            f"and {watched['rss_bytes'] / 1e6:.0f} MB ({watched['pss_bytes'] / 1e6:.0f} MB PSS), and writes "
+            f"{watched['bytes'] / watched['seconds'] / 1000:.1f} kB a second to the terminal"
+        )
     if kept := document.get("history"):
         writes, reports = kept["write_ms"], kept["report_s"]
         megabytes, ratio = kept["bytes"] / 1e6, writes["with"] / writes["without"]
@@ -272,6 +285,7 @@ def main() -> None:
         document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, "usual", followed=True))
         document["channels"] = channels(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
         document["scrapes"] = scrapes(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
+        document["top"] = top(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
     if options.guests:
         check_machine()
         check_kvm()
