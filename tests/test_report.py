@@ -687,7 +687,7 @@ def test_a_picture_shows_nine_names_and_the_others_together(
     assert list(energies.items()) == list(expected.items())
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("by", ["domain", "day"])
 def test_a_picture_of_one_long_name_or_none(tmp_path: Path, by: By) -> None:
     for number, owner in enumerate([A, OTHER]):
@@ -697,7 +697,7 @@ def test_a_picture_of_one_long_name_or_none(tmp_path: Path, by: By) -> None:
         assert "$x" * 20 not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", ["\u4eee\u60f3\u6a5f", "\u0c05"])
 @pytest.mark.parametrize("by", [["domain"], ["day", "domain"]])
 def test_a_picture_with_letters_that_its_font_does_not_have(tmp_path: Path, name: str, by: list[By]) -> None:
