@@ -111,7 +111,7 @@ def test_the_document(
             "interval_seconds": "float",
             "sampled_at": "str",
             "sample_seconds": "float",
-            "overruns": "int",
+            "overruns": "NoneType",
             "zones": [{"name": "str", **figures, **parts}],
             "domains_watts": "float",
             "other_watts": "float",

@@ -45,13 +45,13 @@ class HostMeter:
         domains: Iterable[Entry],
         refusals: Mapping[str, str] | None = None,
         libvirt_trouble: str = "",
-        overruns: int = 0,
+        overruns: int | None = 0,
         gone: Iterable[Entry] = (),
     ) -> Document:
         """Return the document of the meter's figures for the host and these domains.
 
         `refusals`: why the policy could not enable domains, by UUID. `libvirt_trouble`: why there may be more domains.
-        `overruns`: how many samples were late. `gone`: domains that libvirt does not know any more.
+        `overruns`: how many samples were late; None without virt-rapld. `gone`: domains that libvirt knows no more.
 
         The meter may sample meanwhile.
         """
