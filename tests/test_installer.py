@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ def root(tmp_path: Path) -> Path:
     emulator = tmp_path / "usr/bin/qemu-system-x86_64"
     emulator.parent.mkdir(parents=True)
     emulator.touch(0o755)
+    (tmp_path / paths.COCKPIT).mkdir(parents=True)
     return tmp_path
 
 
@@ -86,6 +88,27 @@ def test_everything_is_put_in_place_with_its_mode(root: Path) -> None:
     assert sys.executable in files[UNIT][1]
     assert "After=libvirtd.service virtqemud.service\n" in files[DAEMON_UNIT][1]  # one of them, whichever there is
     assert not any("@PYTHON@" in text or "@WATCHED@" in text or "@QEMU_GROUP@" in text for _, text in files.values())
+
+
+def test_the_page_is_put_in_place_where_cockpit_is(root: Path) -> None:
+    """It comes with the next `install` after Cockpit, and goes with the next one after it."""
+    ours = [root / paths.COCKPIT_PAGE / "manifest.json", root / paths.COCKPIT_METAINFO]
+    (root / paths.COCKPIT).rmdir()
+    for has_cockpit in (False, True, False):
+        if has_cockpit:
+            (root / paths.COCKPIT).mkdir()
+        install(root)
+        assert [path.exists() for path in ours] == [has_cockpit, has_cockpit]
+        if has_cockpit:  # what a package of it would leave: our directory, for it is not empty
+            shutil.move(root / paths.COCKPIT_PAGE, root / "usr/share/moved")
+            (root / paths.COCKPIT).rmdir()
+
+
+def test_nobody_else_may_change_the_page(root: Path) -> None:
+    """An administrator's browser runs it, with rights to run commands as root."""
+    (root / paths.COCKPIT).chmod(0o777)
+    with pytest.raises(VirtRaplError, match=f"can change .*{paths.COCKPIT}"):
+        install(root)
 
 
 def left_by_a_killed_process(root: Path) -> Path:

@@ -72,7 +72,7 @@ class Machine:
         emulators = [name for name in names if not wrappers.refusal(self.root, name)]
         if packaged.owns(self.root):
             return packaged.in_place(emulators)
-        return list(places.shipped_items(emulators, qemu_group(self.root)))
+        return list(places.items_for(self.root, places.shipped_items(emulators, qemu_group(self.root))))
 
     @cached_property
     def is_installed(self) -> bool:

@@ -52,7 +52,7 @@ def install(
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     tree, emulators = Tree(root), list(emulators)
     every = places.wrapper_items(emulators) if wrappers_only else places.shipped_items(emulators, qemu_group(root))
-    items = {item.target: item for item in every}
+    items = {item.target: item for item in places.items_for(root, every)}
     with _explained():
         if not dry_run:
             sweep(tree)

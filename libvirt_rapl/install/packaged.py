@@ -75,10 +75,12 @@ def contents() -> Iterator[Item]:
 def in_place(emulators: list[str]) -> list[Item]:
     """Return what must be there if the package is installed, except manuals, which it has compressed.
 
-    Includes the wrappers that `virt-rapl install` puts beside emulators that the package does not know.
+    Includes the wrappers that `virt-rapl install` puts beside emulators that the package does not know, and no file of
+    the page for Cockpit, which is a package of its own.
     """
     others = [path for path in emulators if path != DEFAULT_EMULATOR]
-    return [item for item in contents() if "/man/" not in item.target] + list(places.wrapper_items(others))
+    ours = [item for item in contents() if "/man/" not in item.target and not places.is_of_cockpit(item)]
+    return ours + list(places.wrapper_items(others))
 
 
 def owns(root: Path) -> bool:

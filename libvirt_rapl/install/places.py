@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
@@ -33,6 +33,8 @@ PLACES = {
     "etc/prometheus": "usr/local/share/virt-rapl/prometheus",
     "etc/grafana": "usr/local/share/virt-rapl/grafana",
     "etc/guest": "usr/local/share/virt-rapl/guest",
+    "etc/cockpit/virt-rapl": paths.COCKPIT_PAGE,
+    "etc/cockpit/org.virt_rapl.cockpit.metainfo.xml": paths.COCKPIT_METAINFO,
 }
 """Each shipped file, or directory with all that is in it, and where it goes (relative to the root).
 
@@ -80,6 +82,17 @@ def shipped_items(emulators: list[str], qemu_group: str) -> Iterator[Item]:
     yield from wrapper_items(emulators)
     for link, text in LINKS.items():
         yield Item(target=link, text=text, link=True)
+
+
+def is_of_cockpit(item: Item) -> bool:
+    """Return whether it is a file of Cockpit's page."""
+    return item.target == paths.COCKPIT_METAINFO or item.target.startswith(f"{paths.COCKPIT_PAGE}/")
+
+
+def items_for(root: Path, items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items that are of use under `root`: without Cockpit, none of its page."""
+    has_cockpit = (root / paths.COCKPIT).is_dir()
+    yield from (item for item in items if has_cockpit or not is_of_cockpit(item))
 
 
 def wrapper_items(emulators: list[str]) -> Iterator[Item]:
