@@ -32,7 +32,7 @@ rm -rf /mnt/root/etc/machine-id /mnt/root/etc/libvirt/qemu/*.xml /mnt/root/etc/l
 rm -rf /mnt/root/etc/libvirt/qemu/networks/autostart /mnt/root/etc/virt-rapl
 for unit in libvirtd-tls.socket libvirtd-tcp.socket systemd-udevd.service systemd-udevd-control.socket \
     systemd-udevd-kernel.socket prometheus.service prometheus-node-exporter.service postgresql.service \
-    docker.service containerd.service systemd-networkd-wait-online.service; do
+    docker.service containerd.service systemd-networkd-wait-online.service cockpit.socket cockpit-motd.service; do
   ln -sf /dev/null "/mnt/root/etc/systemd/system/$unit"
 done
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1

@@ -127,6 +127,11 @@ def staged(root: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(root)): (path.stat().st_mode & 0o777, path.read_bytes()) for path in files}
 
 
+@pytest.mark.needs("appstreamcli")
+def test_software_centres_take_what_is_said_of_the_page() -> None:
+    run("appstreamcli", "validate", "--no-net", "--pedantic", next((ROOT / "etc/cockpit").glob("*.xml")), cwd=ROOT)
+
+
 def test_where_a_package_owns_the_files_others_are_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +164,7 @@ def test_a_package_is_not_staged_in_the_root(capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture(scope="module")
 def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory where the Debian package was built."""
+    """The directory where the Debian packages were built."""
     directory = tmp_path_factory.mktemp("deb")
     run(ROOT / "etc/build-deb", directory, cwd=directory, env=SYSTEM)
     return directory
@@ -176,18 +181,21 @@ def test_lintian_finds_no_error(deb: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.needs("dpkg-buildpackage")
-def test_the_files_of_the_deb_are_those_that_install_puts_in_place(deb: Path, tmp_path: Path) -> None:
-    run("dpkg-deb", "-R", next(deb.glob("*.deb")), tmp_path, cwd=deb)
+def test_the_files_of_the_debs_are_those_that_install_puts_in_place(deb: Path, tmp_path: Path) -> None:
+    main, page = tmp_path / "main", tmp_path / "page"
+    for name, directory in (("virt-rapl", main), ("virt-rapl-cockpit", page)):
+        run("dpkg-deb", "-R", next(deb.glob(f"{name}_*.deb")), directory, cwd=deb)
     for item in packaged.contents():
         if "/man/" in item.target:
-            assert (tmp_path / f"{item.target}.gz").is_file(), item.target
+            assert (main / f"{item.target}.gz").is_file(), item.target
         else:
-            text = (tmp_path / item.target).read_text()
+            text = ((page if places.is_of_cockpit(item) else main) / item.target).read_text()
             assert text == item.text.replace(sys.executable, "/usr/bin/python3"), item.target
-    assert {
-        path.name for path in (tmp_path / "usr/share/doc/virt-rapl/docs").iterdir() if path.suffix == ".py"
-    } == set()
-    conffiles = (tmp_path / "DEBIAN/conffiles").read_text().split()
+    assert {path.name for path in (main / "usr/share").iterdir()} & {"cockpit", "metainfo"} == set()
+    assert {path.name for path in (page / "usr/share").iterdir()} == {"cockpit", "metainfo", "doc"}
+    assert {path.name for path in page.iterdir()} == {"DEBIAN", "usr"}
+    assert {path.name for path in (main / "usr/share/doc/virt-rapl/docs").iterdir() if path.suffix == ".py"} == set()
+    conffiles = (main / "DEBIAN/conffiles").read_text().split()
     assert {HOOK, CONFIGURATION} <= set(conffiles)
     assert set(conffiles) == {f"/{item.target}" for item in packaged.contents() if item.target.startswith("etc/")}
 
@@ -195,7 +203,7 @@ def test_the_files_of_the_deb_are_those_that_install_puts_in_place(deb: Path, tm
 @pytest.fixture(scope="module")
 def machine(deb: Path) -> Iterator[Machine]:
     """A machine without virt-rapl, the package and a next version of it in /root, and a guest that is defined."""
-    (package,) = deb.glob("*.deb")
+    (package,) = deb.glob("virt-rapl_*.deb")
     run("dpkg-deb", "-R", package, deb / "next", cwd=deb)
     control = deb / "next/DEBIAN/control"
     control.write_text(control.read_text().replace(f"Version: {__version__}", f"Version: {__version__}+next"))
@@ -336,6 +344,21 @@ def test_the_life_of_a_package(machine: Machine) -> None:
 
     # Purged: nothing is left.
     dpkg(machine, "--purge", "virt-rapl")
+    assert traces(machine) == before
+
+
+@pytest.mark.e2e
+@pytest.mark.needs("cockpit-bridge")
+def test_the_page_is_a_package_of_its_own(deb: Path, machine: Machine) -> None:
+    shutil.copy(next(deb.glob("virt-rapl-cockpit_*.deb")), machine.path("/root/page.deb"))
+    before = traces(machine)
+    dpkg(machine, "-i", "/root/this.deb")
+    assert "virt-rapl" not in machine.run(["cockpit-bridge", "--packages"]).stdout
+    dpkg(machine, "-i", "/root/page.deb")
+    assert "VM energy" in machine.run(["cockpit-bridge", "--packages"]).stdout
+    checks = {check["name"]: check for check in json.loads(virt_rapl(machine, "doctor", "--json"))["checks"]}
+    assert checks["files"]["state"] == "ok", checks["files"]
+    dpkg(machine, "--purge", "virt-rapl-cockpit", "virt-rapl")
     assert traces(machine) == before
 
 
