@@ -82,6 +82,7 @@ def test_a_domain_is_enabled_and_its_guest_reads_energy_after_its_start(
     dialog = page.get_by_role("dialog", name=f"Give {name} a meter")
     confirm = dialog.get_by_role("button", name="Enable")
     expect(confirm).to_be_enabled()
+    expect(dialog).to_contain_text(f"{name} would be enabled")
     dialog.get_by_text("Change to its definition").click()
     assert "rapl" in dialog.locator("pre").inner_text()
     assert world.run(["virsh", "dumpxml", "--inactive", name]).stdout == definition, "nothing is done before that"
@@ -195,9 +196,9 @@ def test_a_domain_has_a_view_with_its_history_and_a_report_is_what_the_command_p
         page.get_by_role("combobox", name="Time").select_option(span)
         expect(page.get_by_role("slider", name="Energy of this domain")).to_be_visible()
     used = page.get_by_role("slider", name="Energy of this domain")
-    expect(used).to_have_attribute("aria-valuemax", "24")
+    expect(used).to_have_attribute("aria-valuemax", re.compile("2[34]"))
     used.press("End")
-    expect(used).to_have_attribute("aria-valuetext", re.compile(r"Wh, .* EUR, .* CO₂e".replace(" ", r"\s")))
+    expect(used).to_have_attribute("aria-valuetext", re.compile(r": .*,\s.*\sEUR,\s.*\sCO₂e"))
 
     page.get_by_role("link", name="Report").click()
     expect(page.get_by_role("region", name="Report")).to_contain_text(name)

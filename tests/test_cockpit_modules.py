@@ -188,6 +188,8 @@ def test_what_a_command_says_on_standard_error(
 ) -> None:
     said = js("['error', 'warning'].map(kind => commands.said(kind, text))", text=text)
     assert said == [errors, warnings]
+    notes = js("commands.notes(text)", text=text)
+    assert notes == (["energy is SIMULATED"] if "SIMULATED" in (text or "") else [])
 
 
 @needs_browser
@@ -273,8 +275,9 @@ def document(*domains: dict[str, object], **host: object) -> dict[str, Any]:
         ({"vrapl": "active"}, ["disable"]),
         ({"vrapl": "degraded"}, ["live", "disable"]),
         ({"channel": "waiting"}, ["disable"]),
-        ({"channel_reason": "from its next start on"}, ["live", "disable"]),
-        ({"channel_reason": "from its next start on", "pid": None}, ["disable"]),
+        ({"channel": "connected", "vrapl": "degraded"}, ["live", "disable"]),
+        ({"channel_pending": True}, ["live", "disable"]),
+        ({"channel_pending": True, "pid": None}, ["disable"]),
     ],
 )
 def test_what_can_be_done_to_a_domain(js: Call, fields: dict[str, Any], actions: list[str]) -> None:
@@ -333,7 +336,7 @@ ACTIVE = domain(vrapl="active")
         (document(ACTIVE), {"report": {"error": "off"}}, ["no-report"]),
         (document(ACTIVE), {"report": {"rows": []}}, []),
         (document(domain()), {}, ["none-enabled"]),
-        (document(domain(channel_reason="later")), {}, []),
+        (document(domain(channel_pending=True)), {}, []),
         (document(), {}, []),
         (document(ACTIVE), {"mayChange": False}, ["read-only"]),
         (document(ACTIVE), {"mayChange": None}, []),

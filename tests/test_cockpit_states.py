@@ -42,6 +42,10 @@ class Fake:
         document = json.loads((TESTS / "data/status.json").read_text())
         document["host"] |= {"trouble": "", "libvirt_trouble": ""}
         del document["host"]["sampled_at"]
+        for domain in document["domains"]:
+            domain["channel"] = "off"
+            for field in ("channel_reason", "channel_pending", "channel_socket"):
+                domain.pop(field, None)
         self.document: Document = document
         """As virt-rapld makes it, of domains in several states, on a host without trouble."""
 
@@ -126,8 +130,9 @@ def none_enabled(document: Document) -> None:
 
 
 def by_channel(document: Document) -> None:
-    domain = document["domains"][0]
-    domain |= {"vrapl": "off", "reason": None, "channel": "waiting", "channel_reason": "nothing has opened the port"}
+    first, second = document["domains"][:2]
+    first |= {"vrapl": "off", "reason": None, "channel": "waiting", "channel_reason": "nothing has opened the port"}
+    second |= {"vrapl": "off", "reason": None, "channel_pending": True}
 
 
 NO_LIBVIRT = {
@@ -147,7 +152,7 @@ STATES: dict[str, tuple[Change, list[str]]] = {
     ),
     "no domains": (no_domains, ["libvirt has no domains."]),
     "none enabled": (none_enabled, ["No guest reads its own energy yet", "Press Enable for a guest"]),
-    "by the channel": (by_channel, ["Channel: waiting", "nothing has opened the port"]),
+    "by the channel": (by_channel, ["Channel: waiting", "nothing has opened the port", "Channel: at next start"]),
     "no virt-rapld": (on_host(overruns=None), ["virt-rapld does not answer", "systemctl enable --now virt-rapld"]),
 }
 

@@ -70,7 +70,8 @@ def entries(host: Host) -> dict[str, Entry]:
         )
 
     def shut_off(uuid: str, name: str, mark: Literal["live", "next"] | None) -> Entry:
-        return Entry(name=name, uuid=uuid, id=None, state="shut off", pid=None, mark=mark)
+        channel = Channel(None, open=False) if uuid == PENDING else None
+        return Entry(name=name, uuid=uuid, id=None, state="shut off", pid=None, mark=mark, channel=channel)
 
     found = [
         running(ACTIVE, "web", "live", "The shop's \N{GLOBE WITH MERIDIANS}", project="shop", flavor="c2.large"),

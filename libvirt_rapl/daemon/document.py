@@ -77,6 +77,8 @@ class DomainReading:
     channel: ChannelState = "off"
     channel_reason: str | None = None
     """Why lines of energy do not reach the guest although it has a channel; left out of JSON if there is no reason."""
+    channel_pending: bool = False
+    """Whether it has its channel only from its next start on; else left out of JSON."""
     channel_socket: str | None = None
     """Path of QEMU's socket for the channel while the domain runs; left out of JSON if there is none."""
     unread: bool = False
@@ -156,6 +158,7 @@ SAID_WHERE_THERE_ARE_ANY = {
     "labels",
     "ended",
     "channel_reason",
+    "channel_pending",
     "channel_socket",
 }
 

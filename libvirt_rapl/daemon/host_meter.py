@@ -111,6 +111,7 @@ class HostMeter:
             helper=self._helper(record, healthy=not trouble) if record else None,
             channel=channel,
             channel_reason=channel_reason or None,
+            channel_pending=entry.channel is not None and entry.channel.socket is None,
             channel_socket=entry.channel.socket if entry.channel and entry.pid is not None else None,
             unread=entry.pid is not None and entry.uuid not in snapshot.read,
             cpu_percent=round(100 * figures.cpus, 3),

@@ -7,8 +7,9 @@ import { pause, splitter } from "./lines.js";
 const ENVIRONMENT = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"];
 
 /**
- * Run a command. Returns what it printed, whether it succeeded, its warnings, and what went wrong: `message` and `hint` in
- * the command's words, `problem` in Cockpit's. `superuser`: null, "try" or "require". `read` takes output as it grows.
+ * Run a command. Returns what it printed, whether it succeeded, what it wrote on standard error (notes() and warnings),
+ * and what went wrong: `message` and `hint` in the command's words, `problem` in Cockpit's. `superuser`: null, "try" or
+ * "require". `read` takes output as it grows.
  */
 export function run(command, { superuser = null, read = () => {} } = {}) {
     let output = "";
@@ -18,11 +19,14 @@ export function run(command, { superuser = null, read = () => {} } = {}) {
         read(output);
     });
     return new Promise(resolve => process.then(
-        (_data, errors) => resolve({ done: true, output, warnings: said("warning", errors), ...NOTHING }),
-        error => resolve({ done: false, output, warnings: [], problem: error.problem ?? null, ...words(error) })));
+        (_data, errors) => resolve({
+            done: true, output, notes: notes(errors), warnings: said("warning", errors),
+            message: "", hint: "", problem: null,
+        }),
+        error => resolve({
+            done: false, output, notes: [], warnings: [], problem: error.problem ?? null, ...words(error),
+        })));
 }
-
-const NOTHING = { message: "", hint: "", problem: null };
 
 /** Return what a command of ours wrote on standard error, or Cockpit's reason why it did not run. */
 function words({ message, problem }) {
@@ -38,6 +42,12 @@ export function said(kind, text) {
         message: line.slice(beginning.length),
         hint: lines[index + 1]?.startsWith("hint: ") ? lines[index + 1].slice("hint: ".length) : "",
     }] : []);
+}
+
+/** Return what else a command of ours wrote there. */
+export function notes(text) {
+    return (text ?? "").split("\n").filter(line => /^virt-rapl: (?!error: |warning: )/.test(line))
+        .map(line => line.slice("virt-rapl: ".length));
 }
 
 /** Run a report and return it, or null with the reason. */

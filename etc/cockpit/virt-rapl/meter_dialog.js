@@ -94,7 +94,7 @@ class MeterDialog {
             ? _("The domain's definition becomes what it was before. Registers of a running guest stay until it ends.")
             : _("The guest has its meter from its next start on. A running guest goes on as it is.");
         this.plan.replaceChildren(
-            ...(plan.length ? plan : [usual]).map(line => element("p", { dir: "auto" }, line)),
+            ...[...result.notes, ...plan.length ? plan : [usual]].map(line => element("p", { dir: "auto" }, line)),
             ...result.warnings.map(({ message, hint }) => told("warning", _("Note"), message, hint)));
         this.confirm.disabled = false;
     }

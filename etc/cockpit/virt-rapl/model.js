@@ -27,7 +27,7 @@ function row(domain, findings, energy) {
         joules: domain.energy_joules,
         registers: domain.vrapl,
         channel,
-        channelNext: channel === "off" && Boolean(domain.channel_reason),
+        channelPending: Boolean(domain.channel_pending),
         reasons: [...reasons, ...more],
         hints: [...new Set(findings.map(each => each.hint).filter(Boolean))],
         actions: actions(domain),
@@ -35,14 +35,14 @@ function row(domain, findings, energy) {
 }
 
 function isEnabled(domain) {
-    return domain.vrapl !== "off" || (domain.channel ?? "off") !== "off" || Boolean(domain.channel_reason);
+    return domain.vrapl !== "off" || (domain.channel ?? "off") !== "off" || Boolean(domain.channel_pending);
 }
 
 /** Return what can be done to a domain, the likeliest first. `live`: it is enabled, and could have its meter now. */
 export function actions(domain) {
     if (!isEnabled(domain))
         return ["enable"];
-    const hasIt = domain.vrapl === "active" || (domain.channel ?? "off") !== "off";
+    const hasIt = domain.vrapl === "active" || (domain.vrapl === "off" && (domain.channel ?? "off") !== "off");
     return domain.pid !== null && !hasIt ? ["live", "disable"] : ["disable"];
 }
 

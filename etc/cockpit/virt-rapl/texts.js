@@ -13,7 +13,7 @@ export const CHANNEL = {
     connected: _("Channel: connected"),
     waiting: _("Channel: waiting"),
     stalled: _("Channel: stalled"),
-    next: _("Channel: at next start"),
+    pending: _("Channel: at next start"),
 };
 
 export const OFF = _("Off");
@@ -25,11 +25,11 @@ const MEANINGS = {
     connected: _("The guest gets its energy by the channel, each second"),
     waiting: _("The channel is there, and the guest does not get its energy by it yet"),
     stalled: _("The guest has opened the channel and does not read it"),
-    next: _("The guest has its channel from its next start on"),
+    "pending channel": _("The guest has its channel from its next start on"),
     off: _("The guest has no meter of its own; its energy is measured from the host like that of any other"),
 };
 
-const COLORS = { active: "green", connected: "green", pending: "blue", next: "blue", waiting: "orange",
+const COLORS = { active: "green", connected: "green", pending: "blue", "pending channel": "blue", waiting: "orange",
                  stalled: "orange", degraded: "red", off: "grey" };
 
 /** Return the labels of a domain's meter: their text, what they mean, and their colour. */
@@ -39,8 +39,8 @@ export function labels(row) {
         found.push([row.registers, REGISTERS[row.registers]]);
     if (row.channel !== "off")
         found.push([row.channel, CHANNEL[row.channel]]);
-    else if (row.channelNext)
-        found.push(["next", CHANNEL.next]);
+    else if (row.channelPending)
+        found.push(["pending channel", CHANNEL.pending]);
     if (!found.length)
         found.push(["off", OFF]);
     return found.map(([state, text]) => ({
