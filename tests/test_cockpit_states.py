@@ -318,6 +318,9 @@ def test_curves_go_on_when_the_page_is_loaded_anew(visit: Visits) -> None:
     chart = page.get_by_role("slider", name="Power of this host")
     page.wait_for_timeout(11_000)
     page.reload()
+    assert page.evaluate("Object.keys(sessionStorage).filter(key => key.startsWith('virt-rapl'))") == [
+        "virt-rapl:localhost"
+    ]
     expect(page.get_by_role("table", name="Domains")).to_be_visible()
     chart.focus()
     for _ in range(3):

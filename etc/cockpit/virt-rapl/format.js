@@ -29,7 +29,7 @@ export function formats(language) {
         energy,
         joules: known(value => energy(value / JOULES_PER_KWH)),
         money: (value, currency) => known(cost => {
-            const digits = Math.abs(cost) < 1 ? 4 : 2;
+            const digits = cost < 0.1 ? 4 : 2;
             return amount(cost, digits, currency);
         })(value),
         carbon: known(grams => grams >= 1000 ? amount(grams / 1000, 2, "kg") : amount(grams, 1, "g")),

@@ -15,7 +15,6 @@ import * as theme from "./theme.js";
 const _ = cockpit.gettext;
 
 const GROUP = "virt-rapl";
-const KEPT = `virt-rapl:${cockpit.transport.host}`;
 const REPORTS_MILLISECONDS = 60_000;
 const CHECKS_MILLISECONDS = 15_000; // at the earliest after the last ones
 
@@ -184,10 +183,15 @@ function noticeNode({ level, title, text }) {
         element("strong", {}, title), text ? element("p", {}, ...prose(text)) : null);
 }
 
+/** Return where curves are kept: Cockpit may show several hosts in one tab. */
+function place() {
+    return `virt-rapl:${cockpit.transport.host}`;
+}
+
 /** Cockpit loads its pages anew when administrative access is turned on or off: the curves shall go on. */
 function save(curves) {
     try {
-        sessionStorage.setItem(KEPT, JSON.stringify(curves.saved(Date.now() / 1000)));
+        sessionStorage.setItem(place(), JSON.stringify(curves.saved(Date.now() / 1000)));
     } catch (error) {
         console.log(`virt-rapl: the curves begin anew: ${error}`); // there may be little room
     }
@@ -195,7 +199,7 @@ function save(curves) {
 
 function restored() {
     const curves = new Curves();
-    const kept = sessionStorage.getItem(KEPT);
+    const kept = sessionStorage.getItem(place());
     if (kept)
         curves.restore(JSON.parse(kept));
     return curves;
