@@ -450,7 +450,7 @@ def test_counters_that_only_root_may_read(
     monkeypatch.setattr(MsrZone, "read", refuse)
     with pytest.raises(VirtRaplError, match="/sys/energy") as caught:
         open_source(choice, sys=host.sys, dev=host.dev, proc=host.proc)
-    assert caught.value.hint == "run as root"
+    assert caught.value.hint.startswith("run as root")
 
 
 def test_every_choice_has_a_hint() -> None:

@@ -48,9 +48,9 @@ def start(tmp_path: Path, daemon: Daemon) -> Iterator[Start]:
 
 def ended(terminal: Terminal, status: int) -> None:
     """Wait for the end; the terminal is as it was."""
-    lines = terminal.wait_for("icanon")
+    terminal.wait_for("icanon")
+    lines = terminal.wait_for("echo")
     assert f"ended with {status}" in lines
-    assert "echo" in lines
     assert not any(line.startswith("DOMAIN") for line in lines), "what was on the screen before is there again"
 
 
@@ -144,7 +144,7 @@ def test_any_size(start: Start, daemon: Daemon) -> None:
             whole = height < 10 or lines[-1].startswith("h help")
             return len(lines) == height and whole and lines[0].startswith("virt-rapl top"[: columns - 1])
 
-        wait_until(is_drawn, 20, f"the screen is drawn anew for {columns} x {height}")
+        wait_until(is_drawn, 60, f"the screen is drawn anew for {columns} x {height}")
     terminal.keys("n", "End")
     terminal.wait_for("instance-0499")
     assert len(names(terminal)) > 10
