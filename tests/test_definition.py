@@ -24,7 +24,7 @@ def test_what_the_configuration_chooses_it_by() -> None:
     found = domain(f"<title>a<!-- b -->c</title>{metadata}").traits
     assert found == Traits("web", UUID, "ac", frozenset({("urn:a", "b"), ("", "d")}))
     assert domain().traits == Traits("web", UUID, "", frozenset())
-    with pytest.raises(VirtRaplError, match="no <uuid>"):
+    with pytest.raises(VirtRaplError, match="no UUID"):
         _ = Definition.parse("<domain><name>web</name></domain>").traits
 
 

@@ -348,7 +348,7 @@ OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'
         (domain("<devices><emulator>/usr/bin/q </emulator></devices>"), "not an absolute path"),
         (domain("<devices><emulator>\n/usr/bin/q</emulator></devices>"), "not an absolute path"),
         (domain(f"<metadata><x:y xmlns:x='{marking.MARK}'/></metadata>"), "foreign element"),
-        (domain(uuid=""), "no <uuid>"),
+        (domain(uuid=""), "no UUID"),
         (domain(uuid="<uuid>12</uuid>"), "not a UUID"),
     ],
 )

@@ -685,6 +685,16 @@ def test_inject_and_strip(virt_rapl: VirtRapl, qemu: Path) -> None:
     assert virt_rapl("strip", xml) == (0, xml, "")
 
 
+def test_inject_makes_a_uuid_where_there_is_none(virt_rapl: VirtRapl, qemu: Path) -> None:
+    xml = definition("web", UUID, qemu).replace(f"  <uuid>{UUID}</uuid>\n", "")
+    status, injected, err = virt_rapl("inject", xml)
+    assert (status, err) == (0, "")
+    made = Definition.parse(injected).uuid
+    assert f"  <name>web</name>\n  <uuid>{made}<!-- made by virt-rapl --></uuid>\n" in injected
+    assert Definition.parse(injected).helper_socket == f"/run/elsewhere/{made}.sock"
+    assert virt_rapl("strip", injected) == (0, Definition.parse(xml).rewritten, "")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "utf-16"])
 def test_the_filters_write_the_encoding_that_they_read(
     qemu: Path,
@@ -773,7 +783,7 @@ def test_what_can_be_mended_is_reported_last(
 
 def test_inject_refuses_as_enable_does(virt_rapl: VirtRapl, qemu: Path) -> None:
     refused = definition("web", UUID, qemu, domain_type="lxc")
-    without_uuid = definition("web", UUID, qemu).replace(f"<uuid>{UUID}</uuid>", "")
+    without_uuid = definition("web", UUID, qemu).replace(UUID, "")
     Path(f"{qemu}-rapl").unlink()
     without_wrapper = definition("web", UUID, qemu)
     for xml in (refused, without_uuid, without_wrapper):

@@ -11,7 +11,7 @@ from typing import Self
 from lxml import etree
 from lxml.etree import _Element
 
-from libvirt_rapl.domains import channel, domxml, marking
+from libvirt_rapl.domains import channel, domxml, marking, xml_uuid
 from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.xml_layout import PROLOG, as_in, string
 from libvirt_rapl.domains.xml_parser import parse
@@ -77,8 +77,8 @@ class Definition:
 
     @property
     def uuid(self) -> str:
-        """Lower case, with dashes. Raises VirtRaplError if there is none."""
-        return domxml.uuid_of(self._domain)
+        """Lower case, with dashes, as libvirt finds it in the XML. Raises VirtRaplError if there is none."""
+        return xml_uuid.uuid_of(self._domain)
 
     @property
     def id(self) -> int | None:
@@ -195,6 +195,22 @@ class Definition:
         """
         domxml.check_takes_effect(self._domain, socket)
 
+    def with_uuid(self) -> Self:
+        """Return it with a new UUID if it has none; else itself."""
+        if not xml_uuid.is_missing(self._domain):
+            return self
+        domain = copy.deepcopy(self._domain)
+        xml_uuid.inject(domain)
+        return self._changed(domain)
+
+    def without_uuid(self) -> Self:
+        """Return it as it was before with_uuid(). XML from libvirt keeps its UUID: it is returned itself."""
+        if not xml_uuid.is_ours(self._domain):
+            return self
+        domain = copy.deepcopy(self._domain)
+        xml_uuid.strip(domain)
+        return self._changed(domain)
+
     def with_registers(self, *, socket: str, default_emulator: str = domxml.DEFAULT_EMULATOR) -> Self:
         """Return it with registers, read through the helper at `socket`; itself if it has just these.
 
@@ -235,8 +251,8 @@ class Definition:
         return self._changed(domain)
 
     def strip(self) -> Self:
-        """Return it without all that is ours; itself if there is no mark."""
-        return self.without_channel().without_registers()
+        """Return it without all that is ours; itself if there is nothing."""
+        return self.without_channel().without_registers().without_uuid()
 
     def difference(self, other: "Definition") -> str:
         """Return what the other one changes as a unified diff, which ignores quotes and all else that XML ignores.

@@ -10,7 +10,6 @@ Only `definition` calls this; all others use the object that it makes of XML.
 """
 
 import re
-import uuid
 
 from lxml import etree
 from lxml.etree import _Element
@@ -18,6 +17,7 @@ from lxml.etree import _Element
 from libvirt_rapl.domains import marking
 from libvirt_rapl.domains.marking import COMMANDLINE_TAG, QEMU
 from libvirt_rapl.domains.xml_layout import add_suffix, index_after, insert, remove, remove_suffix, string
+from libvirt_rapl.domains.xml_uuid import uuid_of
 from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 
 DEFAULT_EMULATOR = "/usr/bin/qemu-system-x86_64"
@@ -28,8 +28,6 @@ OUR_ARGUMENT = re.compile(re.escape(ACCELERATOR) + r"/[^,]*/[0-9a-f]{8}(?:-[0-9a
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a path that fit into sockaddr_un.sun_path, without the closing zero."""
-UUID = re.compile(r"[ \t\r\n]*(?:[- ]*[0-9A-Fa-f]{2}){16}[ \t\r\n]*")
-"""What libvirt accepts as one: white space around it, blanks and dashes between the bytes."""
 
 ARG_TAG = f"{{{QEMU}}}arg"
 
@@ -93,16 +91,6 @@ def _check_emulator(domain: _Element) -> None:
             f"the emulator {path} has the name of a wrapper, but no mark says that virt-rapl has put it there",
             f"name the emulator itself in <emulator>: {path.removesuffix(WRAPPER_SUFFIX)}, if that is the one",
         )
-
-
-def uuid_of(domain: _Element) -> str:
-    """Return the UUID in libvirt's spelling: lower case, with dashes. Raises VirtRaplError if there is none."""
-    text = string(domain.find("uuid"))
-    if not text:
-        raise VirtRaplError("the domain XML has no <uuid>", "add one; /proc/sys/kernel/random/uuid makes them")
-    if not UUID.fullmatch(text):
-        raise VirtRaplError(f"the domain's <uuid> is not a UUID: {text!r}", "/proc/sys/kernel/random/uuid makes them")
-    return str(uuid.UUID(re.sub(r"[^0-9A-Fa-f]", "", text)))
 
 
 def check_takes_effect(domain: _Element, socket: str) -> None:

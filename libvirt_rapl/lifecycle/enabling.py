@@ -55,8 +55,12 @@ def with_registers(
     check_emulator: CheckEmulator,
     default_emulator: str = DEFAULT_EMULATOR,
 ) -> Definition:
-    """Return the definition with registers that are read through this host's helper. Raises as enabled() does."""
+    """Return the definition with registers that are read through this host's helper. Raises as enabled() does.
+
+    They need a UUID: XML that has none, as `inject` may get it, gets one.
+    """
     definition.check_kind()
+    definition = definition.with_uuid()
     changed = definition.with_registers(socket=registry.socket(definition.uuid), default_emulator=default_emulator)
     check_emulator(changed.emulator())
     return changed

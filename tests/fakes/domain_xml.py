@@ -44,7 +44,7 @@ USER_ARGS = st.sampled_from(["-device", "foo,accel=kvm", "", "-acc", "a,rapl=tru
 
 
 @st.composite
-def domains(draw: st.DrawFn) -> str:
+def domains(draw: st.DrawFn, *, with_uuid: bool = True) -> str:
     def noisy(*parts: str) -> str:
         """Join the parts with whatever may stand between elements."""
         return "".join([draw(NOISE) + part for part in parts] + [draw(NOISE)])
@@ -52,7 +52,7 @@ def domains(draw: st.DrawFn) -> str:
     def quoted(value: str) -> str:
         return '"' + value.replace('"', "&quot;") + '"'
 
-    parts = [f"<uuid>{draw(SPACE)}{draw(st.sampled_from([UUID, UUID.upper()]))}</uuid>"]
+    parts = [f"<uuid>{draw(SPACE)}{draw(st.sampled_from([UUID, UUID.upper()]))}</uuid>"] if with_uuid else ["<name/>"]
     attributes, prefix, local = " type='kvm'", draw(PREFIXES), draw(st.booleans())
     declaration = f" xmlns{':' + prefix if prefix else ''}='{QEMU}'"
     if prefix and not local:
