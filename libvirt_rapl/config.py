@@ -167,15 +167,20 @@ class Config:
             f"""
             Domains that get a meter without `virt-rapl enable`, including those that do not exist yet. virt-rapld
             enables them for their next start and repairs what edits and clones break; a restore or an incoming
-            migration does it at once. A list of names, shell patterns of names, UUIDs, titles (patterns, too) and
-            elements directly under `<metadata>`; or two such lists, include and exclude. By default no domain is
-            chosen. virt-rapld reads this when it starts, and needs a right for it that is commented out in
-            /{paths.POLKIT_RULE}.
+            migration does it at once. A list of names, shell patterns of names, UUIDs, titles (patterns, too), elements
+            directly under `<metadata>`, and patterns of what is at a place in it, which is written as under `labels`;
+            or two such lists, include and exclude. By default no domain is chosen. virt-rapld reads this when it
+            starts, and needs a right for it that is commented out in /{paths.POLKIT_RULE}.
                 domains: ['*']
             or
                 domains:
                   include: [web*, 2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819, title: 'Shop *', metadata: http://example.com/shop tenant]
                   exclude: [web-test]
+            or
+                domains:
+                  - nova.flavor: m1.green
+                  - nova.project: Shop *
+                  - http://example.com/shop tenant@tier: gold
             """,  # noqa: E501  as one writes it
             (*LISTS, *KINDS),
             "[]",
@@ -198,9 +203,9 @@ class Config:
             Labels.parse,
             """
             What is known of each domain beside name and title, for Prometheus: labels, and where their values are in a
-            domain's `<metadata>`. `nova.project` and `nova.flavor` are what OpenStack's nova writes there. Any other
-            place is a namespace and a path of elements in it, whose text is the value, or an attribute of the last one.
-            A domain that has nothing there has no such label. virt-rapld reads this when it starts.
+            domain's `<metadata>`. `nova.project`, `nova.project_id` and `nova.flavor` are what OpenStack's nova writes
+            there. Any other place is a namespace and a path of elements in it, whose text is the value, or an attribute
+            of the last one. A domain that has nothing there has no such label. virt-rapld reads this when it starts.
                 labels:
                   project: nova.project
                   flavor: nova.flavor

@@ -13,7 +13,11 @@ PATH = re.compile(r"[^\W\d][\w.-]*(?:/[^\W\d][\w.-]*)*(?:@[^\W\d][\w.-]*)?")
 
 NOVA = ("http://openstack.org/xmlns/libvirt/nova/1.1", "http://openstack.org/xmlns/libvirt/nova/1.0")
 """The second is that of nova before 2021."""
-WELL_KNOWN = {"nova.project": "instance/owner/project", "nova.flavor": "instance/flavor@name"}
+WELL_KNOWN = {
+    "nova.project": "instance/owner/project",
+    "nova.project_id": "instance/owner/project@uuid",
+    "nova.flavor": "instance/flavor@name",
+}
 
 EXPECTED = (
     f"names of labels (letters, digits and _, but none of {', '.join(RESERVED)}), each with {', '.join(WELL_KNOWN)} "
@@ -22,7 +26,7 @@ EXPECTED = (
 
 
 class Place(NamedTuple):
-    """Where the value of a label is found."""
+    """Where in <metadata> the value of a label is found."""
 
     namespaces: tuple[str, ...]
     """Alternatives: all elements of the path are in the same one."""

@@ -1,15 +1,18 @@
 """Which domains the operator chose: the key `domains` of the configuration. Pure; Traits has what a choice goes by."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple, Self, assert_never
+from typing import Literal, NamedTuple, Self
+
+from libvirt_rapl.labels import WELL_KNOWN, Place, place
 
 LISTS = ("include", "exclude")
-KINDS = ("title", "metadata")
-"""What an item may choose by, in addition to name and UUID."""
+KINDS = ("title", "metadata", *WELL_KNOWN)
+"""What an item may choose by, in addition to name, UUID and other places in the metadata."""
 EXPECTED = (
-    "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
-    "or include: and exclude: with such lists"
+    "a list of names, patterns, UUIDs, `title: PATTERN`, `metadata: NAMESPACE [ELEMENT]` and `PLACE: PATTERN`, "
+    f"where PLACE is {', '.join(WELL_KNOWN)} or `NAMESPACE PATH`, or include: and exclude: with such lists"
 )
 
 
@@ -23,18 +26,22 @@ class Traits(NamedTuple):
     """Empty if there is none."""
     metadata: frozenset[tuple[str, str]]
     """Namespace and name of each element directly under <metadata>."""
+    texts: Callable[[Place], Iterable[str]]
+    """Returns all that is found at a place in <metadata>."""
 
 
 class Selector(NamedTuple):
     """One item of a list."""
 
-    kind: Literal["name", "title", "metadata"]
+    by: Literal["name", "title", "metadata"] | Place
     """A name is also tried as a UUID."""
     text: str
 
     def matches(self, domain: Traits) -> bool:
         """Return whether it chooses this domain."""
-        match self.kind:
+        match self.by:
+            case Place() as where:
+                return any(fnmatchcase(text, self.text) for text in domain.texts(where))
             case "metadata":
                 namespace, *name = self.text.split()
                 return any((found[0], *found[1:][: len(name)]) == (namespace, *name) for found in domain.metadata)
@@ -44,8 +51,6 @@ class Selector(NamedTuple):
                 if self.text == domain.name or self.text.lower() in (domain.uuid, domain.uuid.replace("-", "")):
                     return True
                 return fnmatchcase(domain.name, self.text)
-            case _:
-                assert_never(self.kind)
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,10 @@ def _selector(item: object) -> Selector | None:
         return Selector("name", item) if item.strip() else None
     if not isinstance(item, dict) or len(item) != 1:
         return None
-    ((kind, text),) = item.items()
-    if not isinstance(text, str) or kind not in KINDS:
+    ((key, text),) = item.items()
+    by = key if key in ("title", "metadata") else place(key)
+    if not isinstance(text, str) or by is None:
         return None
-    if kind == "metadata" and len(text.split()) not in (1, 2):
+    if by == "metadata" and len(text.split()) not in (1, 2):
         return None
-    return Selector(kind, text)
+    return Selector(by, text)

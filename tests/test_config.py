@@ -55,8 +55,8 @@ def test_only_files_of_yaml_are_read_and_of_several_mistakes_the_first_is_report
 
 
 LISTS = (
-    "a list of names, patterns, UUIDs, `title: PATTERN` and `metadata: NAMESPACE [ELEMENT]`, "
-    "or include: and exclude: with such lists"
+    "a list of names, patterns, UUIDs, `title: PATTERN`, `metadata: NAMESPACE [ELEMENT]` and `PLACE: PATTERN`, where "
+    "PLACE is nova.project, nova.project_id, nova.flavor or `NAMESPACE PATH`, or include: and exclude: with such lists"
 )
 RUN = "a directory of its own, such as /run/virt-rapl"
 STATE = "a directory of its own, such as /var/lib/virt-rapl"
@@ -104,6 +104,12 @@ KEYS = (
         ("domains: ['']", 1, f"domains: expected {LISTS}, found ''", ""),
         ("domains:\n- title: 3", 2, f"domains: expected {LISTS}, found {{title: 3}}", ""),
         ("domains:\n- web\n- titel: x", 3, f"domains: expected {LISTS}, found {{titel: x}}", "did you mean title?"),
+        (
+            "domains:\n- nova.flavour: x",
+            2,
+            f"domains: expected {LISTS}, found {{nova.flavour: x}}",
+            "did you mean nova.flavor?",
+        ),
         ("domains:\n  includes: [a]", 2, f"domains: expected {LISTS}, found includes", "did you mean include?"),
         ("domains:\n  include: [a]\n  exclude: b", 3, f"domains: expected {LISTS}, found b", ""),
         ("# ours\nhelpers: native", 2, "unknown key 'helpers'", "did you mean helper?"),

@@ -22,8 +22,9 @@ def test_the_number_of_one_that_runs_or_is_about_to(attribute: str, number: int 
 def test_what_the_configuration_chooses_it_by() -> None:
     metadata = "<metadata><a:b xmlns:a='urn:a'><a:c/></a:b><d/><!-- e --></metadata>"
     found = domain(f"<title>a<!-- b -->c</title>{metadata}").traits
-    assert found == Traits("web", UUID, "ac", frozenset({("urn:a", "b"), ("", "d")}))
-    assert domain().traits == Traits("web", UUID, "", frozenset())
+    assert found == Traits("web", UUID, "ac", frozenset({("urn:a", "b"), ("", "d")}), found.texts)
+    bare = domain().traits
+    assert bare == Traits("web", UUID, "", frozenset(), bare.texts)
     with pytest.raises(VirtRaplError, match="no UUID"):
         _ = Definition.parse("<domain><name>web</name></domain>").traits
 

@@ -97,7 +97,7 @@ REPAIRED = ENABLED.replace("enabled", "repaired")
 
 @pytest.fixture
 def new_bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
-    def new_bench(*include: str, exclude: tuple[str, ...] = (), via: Via = "registers") -> Bench:
+    def new_bench(*include: str | dict[str, str], exclude: tuple[str, ...] = (), via: Via = "registers") -> Bench:
         fake = Libvirt()
         monkeypatch.setattr("libvirt_rapl.lifecycle.policy.connect", fake.open)
         logged: list[str] = []
@@ -139,6 +139,18 @@ def test_repairs(new_bench: NewBench, broken: Callable[[], str]) -> None:
     Definition.parse(domain.xml).check_takes_effect(f"/run/virt-rapl/{UUID}.sock")
     assert Definition.parse(domain.xml).is_marked
     assert bench.apply() == []
+
+
+def test_chosen_by_what_nova_writes(new_bench: NewBench) -> None:
+    instance = (Path(__file__).parent / "data/nova.xml").read_text(encoding="utf-8")
+    uuid = Definition.parse(instance).uuid
+    resized = instance.replace("c2.large", "c2.green")
+    bench = new_bench({"nova.flavor": "c2.green"})
+    domain = bench.libvirt.add(instance)
+    assert bench.apply(uuid) == []
+    domain.xml = resized
+    assert bench.apply(uuid) == [ENABLED.replace("web1", "instance-0000002b")]
+    assert domain.xml == metered(resized, uuid)
 
 
 def test_a_renamed_domain_may_stay_and_a_lost_mark_comes_back(new_bench: NewBench) -> None:

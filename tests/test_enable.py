@@ -379,6 +379,12 @@ def test_those_that_the_configuration_chooses_or_excludes(
     add("web-transient", persistent=False)
     excluded.xml = Definition.parse(excluded.xml).with_registers(socket="/s").xml
     configuration = tmp_path / "virt-rapl.yaml"
+    tenant = "<metadata><t:tenant xmlns:t='urn:t' tier='gold'/></metadata>"
+    web.xml = web.xml.replace("<vcpu>", f"{tenant}<vcpu>")
+    configuration.write_text("domains: ['urn:t tenant@tier': silver]\n")
+    assert run("enable", "--chosen", "--dry-run") == (0, "", "")
+    configuration.write_text("domains: ['urn:t tenant@tier': gold]\n")
+    assert run("enable", "--chosen", "--dry-run")[1].startswith("--- web1 (now)\n")
     configuration.write_text("domains: {include: ['web*'], exclude: [web-test, db]}\n")
 
     status, out, err = run("enable", "--chosen", "--dry-run")

@@ -597,6 +597,15 @@ def test_filters(host: Host, operation: str) -> None:
     assert [event.result for event in host.events()] == ["unchanged", "injected", "unchanged", "injected"]
 
 
+@pytest.mark.parametrize("operation", ["restore", "migrate"])
+def test_filters_choose_by_what_nova_writes(host: Host, operation: str) -> None:
+    instance = (Path(__file__).parent / "data/nova.xml").read_text(encoding="utf-8")
+    for flavor, result in (("c2.small", "unchanged"), ("c2.large", "injected")):
+        host.configure(domains=f"[nova.flavor: {flavor}]")
+        status, printed, _ = host.call(operation, instance)
+        assert (status, "rapl=true" in printed, host.events()[-1].result) == (0, result == "injected", result)
+
+
 def own_emulator(xml: str) -> str:
     return xml.replace("qemu-system-x86_64<", "qemu-system-x86_64-rapl<")
 

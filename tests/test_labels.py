@@ -39,12 +39,12 @@ def labels(definition: str, text: str) -> dict[str, str]:
 
 
 def test_what_nova_writes() -> None:
-    wanted = "project: nova.project\nflavor: nova.flavor\nuser: http://openstack.org/xmlns/libvirt/nova/1.1 {}"
-    text = wanted.format("instance/owner/user@uuid")
-    found = {"project": "web shop", "flavor": "c2.large", "user": "3f6e8e3b2a4d4a7f9b8c7d6e5f4a3b2c"}
-    assert labels(NOVA, text) == found
+    user = "http://openstack.org/xmlns/libvirt/nova/1.1 instance/owner/user@uuid"
+    text = f"project: nova.project\nid: nova.project_id\nflavor: nova.flavor\nuser: {user}"
+    found = {"project": "web shop", "id": "c0ffee00d15ea5e0b1a5ed0fdecade00", "flavor": "c2.large"}
+    assert labels(NOVA, text) == found | {"user": "3f6e8e3b2a4d4a7f9b8c7d6e5f4a3b2c"}
     older = NOVA.replace("nova/1.1", "nova/1.0")
-    assert labels(older, text) == {"project": "web shop", "flavor": "c2.large"}
+    assert labels(older, text) == found
     assert labels(SHOP, text) == {}
 
 

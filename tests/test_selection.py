@@ -18,17 +18,22 @@ DOMAIN = f"""\
   <title>Shop (metered)</title>
   <metadata>
     <!-- ours -->
-    <t:tenant xmlns:t='urn:example:tenant' name='a'><t:meter/></t:tenant>
+    <t:tenant xmlns:t='urn:example:tenant' name='a'>
+      <t:meter/>
+      <t:group> blue
+        team </t:group>
+      <t:group>red</t:group>
+    </t:tenant>
     <plain xmlns=''/>
   </metadata>
 </domain>
 """
 
 
-def selects(text: str) -> bool:
+def selects(text: str, xml: str = DOMAIN) -> bool:
     selection = Selection.parse(yaml.safe_load(text))
     assert selection is not None, text
-    return selection.selects(Definition.parse(DOMAIN).traits)
+    return selection.selects(Definition.parse(xml).traits)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,18 @@ def selects(text: str) -> bool:
         ("[metadata: 'urn:example:tenant Tenant']", False),
         ("[metadata: 'urn:other tenant']", False),
         ("[metadata: tenant]", False),
+        ("[urn:example:tenant tenant@name: a]", True),
+        ("[urn:example:tenant tenant@name: '[ab]']", True),
+        ("[urn:example:tenant tenant@name: A]", False),
+        ("[urn:example:tenant tenant@title: '*']", False),
+        ("[urn:example:tenant tenant/group: blue team]", True),
+        ("[urn:example:tenant tenant/group: red]", True),
+        ("[urn:example:tenant tenant/group: team]", False),
+        ("[urn:example:tenant tenant/group: '*team']", True),
+        ("[urn:example:tenant tenant/meter: '*']", False),
+        ("[urn:other tenant@name: a]", False),
+        ("[nova.flavor: '*']", False),
+        ("include: [web*]\nexclude: [urn:example:tenant tenant/group: red]", False),
         ("include: [web*]", True),
         ("include: [web*]\nexclude: [web1]", False),
         ("include: [web*]\nexclude: [web2]", True),
@@ -68,9 +85,77 @@ def test_selects(text: str, selected: bool) -> None:
     assert selects(text) is selected
 
 
+NOVA = (Path(__file__).parent / "data/nova.xml").read_text(encoding="utf-8")
+OVIRT = f"""\
+<domain type='kvm' xmlns:ovirt-vm='http://ovirt.org/vm/1.0'>
+  <name>accounts</name>
+  <uuid>{UUID}</uuid>
+  <metadata xmlns:ovirt-tune='http://ovirt.org/vm/tune/1.0'>
+    <ovirt-tune:qos/>
+    <ovirt-vm:vm>
+      <ovirt-vm:clusterVersion>4.8</ovirt-vm:clusterVersion>
+      <ovirt-vm:custom>
+        <ovirt-vm:tariff>green</ovirt-vm:tariff>
+      </ovirt-vm:custom>
+      <ovirt-vm:launchPaused>false</ovirt-vm:launchPaused>
+      <ovirt-vm:minGuaranteedMemoryMb type='int'>2048</ovirt-vm:minGuaranteedMemoryMb>
+    </ovirt-vm:vm>
+  </metadata>
+</domain>
+"""
+KUBEVIRT = """\
+<domain type="kvm" xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">
+  <name>shop_till</name>
+  <metadata>
+    <kubevirt xmlns="http://kubevirt.io">
+      <uid>8c1e6f0a-0d51-4c8e-9c33-7a3b0c1d2e4f</uid>
+      <graceperiod><deletionGracePeriodSeconds>15</deletionGracePeriodSeconds></graceperiod>
+    </kubevirt>
+  </metadata>
+  <sysinfo type="smbios">
+    <system>
+      <entry name="uuid">4d1f7c9e-53a0-5b7e-8f6a-0c2b4e6d8a91</entry>
+      <entry name="manufacturer">KubeVirt</entry>
+    </system>
+  </sysinfo>
+</domain>
+"""
+
+
+@pytest.mark.parametrize(
+    ("xml", "text", "selected"),
+    [
+        (NOVA, "[nova.flavor: c2.large]", True),
+        (NOVA, "[nova.flavor: c2.*]", True),
+        (NOVA, "[nova.flavor: c2]", False),
+        (NOVA, "[nova.project: web shop]", True),
+        (NOVA, "[nova.project: c0ffee00d15ea5e0b1a5ed0fdecade00]", False),
+        (NOVA, "[nova.project_id: c0ffee00d15ea5e0b1a5ed0fdecade00]", True),
+        (NOVA, "[http://openstack.org/xmlns/libvirt/nova/1.1 instance/name: shop-*]", True),
+        (NOVA.replace("nova/1.1", "nova/1.0"), "[nova.flavor: c2.large]", True),
+        (NOVA.replace("nova/1.1", "nova/1.2"), "[nova.flavor: c2.large]", False),
+        (NOVA, "include: [nova.flavor: '*']\nexclude: [nova.project: web shop]", False),
+        (OVIRT, "[http://ovirt.org/vm/1.0 vm/custom/tariff: green]", True),
+        (OVIRT, "[http://ovirt.org/vm/1.0 vm/custom/tariff: grey]", False),
+        (OVIRT, "[http://ovirt.org/vm/1.0 vm/clusterVersion: 4.*]", True),
+        (KUBEVIRT, "[shop_*]", True),
+        (KUBEVIRT, "[till]", False),
+        (KUBEVIRT, "[4d1f7c9e-53a0-5b7e-8f6a-0c2b4e6d8a91]", True),
+        (KUBEVIRT, "[http://kubevirt.io kubevirt/uid: 8c1e6f0a-0d51-4c8e-9c33-7a3b0c1d2e4f]", True),
+    ],
+)
+def test_by_what_an_orchestrator_writes(xml: str, text: str, selected: bool) -> None:
+    assert selects(text, xml) is selected
+
+
 def test_a_domain_that_has_nothing_is_chosen_by_nothing_but_all() -> None:
     bare = Definition.parse(f"<domain><uuid>{UUID}</uuid></domain>").traits
-    for text, selected in (("['*']", True), ("[web*]", False), ("[metadata: 'urn:x']", False)):
+    for text, selected in (
+        ("['*']", True),
+        ("[web*]", False),
+        ("[metadata: 'urn:x']", False),
+        ("[urn:x a: '*']", False),
+    ):
         selection = Selection.parse(yaml.safe_load(text))
         assert selection is not None
         assert selection.selects(bare) is selected
@@ -88,6 +173,13 @@ def test_a_domain_that_has_nothing_is_chosen_by_nothing_but_all() -> None:
         "[title: [a]]",
         "[metadata: '']",
         "[metadata: a b c]",
+        "[metadata: [a]]",
+        "[nova.flavour: m1.green]",
+        "[nova.flavor: 1]",
+        "[{nova.flavor: m1.green, nova.project: a}]",
+        "[urn:x a/: b]",
+        "[urn:x: b]",
+        "[1: b]",
         "{includes: [web]}",
         "{include: web}",
         "{include: [web], exclude: db}",

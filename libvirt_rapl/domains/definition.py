@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
@@ -91,7 +92,7 @@ class Definition:
         """What the configuration chooses a domain by. Raises VirtRaplError if there is no UUID."""
         names = [etree.QName(element) for element in self._domain.iterfind("metadata/*")]
         metadata = frozenset((name.namespace or "", name.localname) for name in names)
-        return Traits(self.name, self.uuid, string(self._domain.find("title")), metadata)
+        return Traits(self.name, self.uuid, string(self._domain.find("title")), metadata, self._texts)
 
     @property
     def title(self) -> str:
@@ -100,20 +101,20 @@ class Definition:
 
     def labels(self, wanted: Labels) -> dict[str, str]:
         """Return the labels that its metadata has, by name, to show as the title is."""
-        found = {name: _shown(self._at(place)) for name, place in wanted.places}
+        found = {name: _shown(next(self._texts(place), "")) for name, place in wanted.places}
         return {name: value for name, value in found.items() if value}
 
-    def _at(self, place: Place) -> str:
-        """Return the first text at this place in <metadata>; empty if there is none."""
+    def _texts(self, place: Place) -> Iterator[str]:
+        """Yield the texts at this place in <metadata>, each on one line; none that is empty."""
         for namespace in place.namespaces:
             elements = self._domain.findall("metadata")
             for name in place.elements:
                 tag = f"{{{namespace}}}{name}"
                 elements = [child for element in elements for child in element if child.tag == tag]
             for element in elements:
-                if text := (element.get(place.attribute, "") if place.attribute else string(element)).strip():
-                    return text
-        return ""
+                text = element.get(place.attribute, "") if place.attribute else string(element)
+                if line := " ".join(text.split()):
+                    yield line
 
     @property
     def is_marked(self) -> bool:
