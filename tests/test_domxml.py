@@ -323,11 +323,25 @@ def test_dac_label() -> None:
     assert Definition.parse(domain()).dac_label is None
 
 
-def test_a_domain_that_can_grow_has_two_ways_out() -> None:
+VCPUS = "<vcpus><vcpu id='0' enabled='yes'/><vcpu id='1' enabled='yes'/><vcpu id='2' enabled='no'/></vcpus>"
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "<vcpu current='2'>16</vcpu>",
+        f"<vcpu placement='static' current=' 2 '>3</vcpu>{VCPUS}",
+        f"<vcpu placement='static'>3</vcpu>{VCPUS}",
+    ],
+    ids=["oVirt", "libvirt", "KubeVirt"],
+)
+def test_a_domain_that_can_grow_has_two_ways_out(inside: str) -> None:
+    topology = "<cpu><topology sockets='{}' cores='1' threads='1'/></cpu>"
     with pytest.raises(VirtRaplError) as caught:
-        Definition.parse(domain("<vcpu current='2'>4</vcpu>")).with_registers(socket=SOCKET)
-    assert "remove current= " in caught.value.hint
+        Definition.parse(domain(inside + topology.format(16))).with_registers(socket=SOCKET)
+    assert "<vcpu>2</vcpu> without current=, no <vcpus>, and a <topology> in <cpu> that makes 2" in caught.value.hint
     assert "`--via channel`" in caught.value.hint
+    Definition.parse(domain("<vcpu>2</vcpu>" + topology.format(2))).check(SOCKET)
 
 
 OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><q:arg value='{}'/></q:commandline>"

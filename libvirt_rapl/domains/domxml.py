@@ -70,12 +70,16 @@ def check_socket(socket: str) -> None:
 def _check_vcpus(domain: _Element) -> None:
     """Refuse a domain that can get more vCPUs: QEMU sizes its RAPL arrays by those at boot, and writes past the end."""
     vcpu = domain.find("vcpu")
-    growable = vcpu is not None and vcpu.get("current", string(vcpu)).strip() != string(vcpu).strip()
-    if growable or domain.find("vcpus/vcpu[@enabled='no']") is not None:
+    most = string(vcpu).strip()
+    current = most if vcpu is None else vcpu.get("current", most).strip()
+    listed = domain.findall("vcpus/vcpu")
+    enabled = [each for each in listed if each.get("enabled") != "no"]
+    if current != most or enabled != listed:
+        first = current if current != most else len(enabled)
         raise NoRegistersError(
             "the domain's number of vCPUs can grow while it runs, which QEMU's RAPL does not survive",
-            "let it start with all of its vCPUs: remove current= from <vcpu> and <vcpus> as a whole; "
-            "or give it the energy channel: `--via channel`",
+            f"let it start with all of its vCPUs: <vcpu>{first}</vcpu> without current=, no <vcpus>, and a <topology> "
+            f"in <cpu> that makes {first}; or give it the energy channel: `--via channel`",
         )
 
 
