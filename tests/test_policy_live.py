@@ -96,6 +96,34 @@ def test_a_chosen_domain_is_enabled_and_others_are_not_touched(world: World, def
     ]
 
 
+NOVA = "http://openstack.org/xmlns/libvirt/nova/1.1"
+
+
+def instance(flavor: str) -> str:
+    """Return nova's element in the metadata, as far as it matters."""
+    return f"<nova:instance xmlns:nova='{NOVA}'><nova:flavor name='{flavor}'/></nova:instance>"
+
+
+@pytest.mark.usefixtures("default_configuration")
+def test_a_flavor_is_chosen(world: World, define: Define, request: pytest.FixtureRequest) -> None:
+    """By virt-rapld, also when it changes, and by the hook, which gets the XML from libvirt."""
+    configure(world, via="registers", domains=[{"nova.flavor": "m1.green"}])
+    for number, name in enumerate(("resized", "restored", "small")):
+        define(name, plain(name, number, f"<metadata>{instance('m1.small')}</metadata>"))
+    world.run(["virsh", "start", "restored"])
+    resize = ["--uri", NOVA, "--key", "instance", "--set", instance("m1.green")]
+    world.run(["virsh", "metadata", "restored", *resize, "--live"])
+    world.run(["virsh", "save", "restored", "/mnt/restored.save"])
+    world.run(["virsh", "restore", "/mnt/restored.save"])
+    wait_until(lambda: grows(world, "restored"), 10, "the restored guest's counter moves")
+
+    request.getfixturevalue("start_daemon")()
+    world.run(["virsh", "metadata", "resized", *resize, "--config"])
+    comes_in_order(world, "resized")
+    assert [in_order(world, name) for name in ("restored", "small")] == [False, False]
+    world.run(["rm", "/mnt/restored.save"])
+
+
 @pytest.mark.usefixtures("daemon")
 def test_repairs(world: World, define: Define) -> None:
     define("chosen", plain("chosen", 1))
@@ -220,13 +248,20 @@ def installed(world: World, example: str, name: str) -> str:
 Transient = Callable[[str], None]
 
 
-def test_virsh_create(world: World, transient: Transient) -> None:
-    transient(world.run(["virt-rapl", "inject"], input=plain("passing", 5)).stdout)
+WITH_UUID = f"<uuid>{UUID.format(5)}</uuid>"
+IN_SYSINFO = f"<sysinfo type='smbios'><system><entry name='uuid'>{UUID.format(5)}</entry></system></sysinfo>"
+
+
+@pytest.mark.parametrize("uuid", [WITH_UUID, ""])
+def test_virsh_create(world: World, transient: Transient, uuid: str) -> None:
+    xml = plain("passing", 5)
+    assert WITH_UUID in xml
+    transient(world.run(["virt-rapl", "inject"], input=xml.replace(WITH_UUID, uuid)).stdout)
 
 
 def test_a_sidecar_of_kubevirt(world: World, transient: Transient) -> None:
     path = installed(world, "kubevirt-onDefineDomain", "onDefineDomain")
-    xml = plain("passing", 5)
+    xml = plain("passing", 5).replace(WITH_UUID, IN_SYSINFO)
     done = world.run([path, "--vmi", '{"metadata": {"name": "--domain"}}', "--domain", xml])
     transient(done.stdout)
     growable = xml.replace("<vcpu>2<", "<vcpu current='1'>2<")
