@@ -159,6 +159,7 @@ def test_a_page_that_was_scrolled_on_a_smaller_terminal_is_seen_to_its_end() -> 
         ({}, True),
         ({"vrapl": "pending"}, False),
         ({"channel": "waiting"}, False),
+        ({"channel_pending": True}, False),
         ({"channel_reason": "it has its channel from its next start on"}, False),
     ],
 )
@@ -289,6 +290,21 @@ def test_a_host_without_packages_and_a_state_that_is_new() -> None:
     for page in pages:
         lines = screen(figures(shown), State(page=page, selected=uuid(1), unit="kWh"), BLOCKS, AS_EVER).lines
         assert any("brand-new" in line.text for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, "off"),
+        ({"channel_pending": True}, "pending"),
+        ({"channel": "waiting"}, "waiting"),
+        ({"vrapl": "active", "channel": "stalled"}, "active"),
+        ({"vrapl": "active", "channel_pending": True}, "active"),
+    ],
+)
+def test_the_state_of_a_meter(fields: dict[str, Any], shown: str) -> None:
+    (row,) = table.rows(document([shut_off(1, "web", **fields)]), PRICED, "W")
+    assert row.meter == shown
 
 
 def test_the_order_of_energies() -> None:

@@ -94,12 +94,14 @@ def notes(figures: Figures) -> Iterator[str]:
 
 def has_meter(domain: DomainReading) -> bool:
     """Return whether a domain has a meter of its own, or from its next start on, whether that works or not."""
-    return domain.vrapl != "off" or domain.channel != "off" or domain.channel_reason is not None
+    return meter(domain) != "off" or domain.channel_reason is not None
 
 
 def meter(domain: DomainReading) -> str:
     """Return the state of a domain's meter: that of its registers, or of its channel where it has none."""
-    return domain.vrapl if domain.vrapl != "off" else domain.channel
+    if domain.vrapl != "off":
+        return domain.vrapl
+    return "pending" if domain.channel_pending else domain.channel
 
 
 def amount(watts: float, joules: float, unit: Unit) -> float:
