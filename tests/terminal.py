@@ -68,6 +68,10 @@ class Terminal:
         """Return the process of the command's shell."""
         return int(self._tmux("display-message", "-p", "#{pane_pid}"))
 
+    def tty(self) -> str:
+        """Return the path of the terminal, to which others may write."""
+        return self._tmux("display-message", "-p", "#{pane_tty}").strip()
+
     def title(self) -> str:
         """Return the title that the terminal was given."""
         return self._tmux("display-message", "-p", "#{pane_title}")

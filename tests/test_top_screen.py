@@ -96,6 +96,7 @@ SCREENS: dict[str, Make] = {
     "hostile-names": lambda: screen(figures(HOSTILE), State(), BLOCKS, AS_EVER),
     "wide": lambda: screen(USUALLY, State(unit="kWh", interval=5, sort="name"), BLOCKS, (150, 16)),
     "joules": lambda: screen(USUALLY, State(unit="J", is_reversed=True), BLOCKS, AS_EVER),
+    "sorted-by-what-there-is-no-room-for": lambda: screen(USUALLY, State(sort="total"), BLOCKS, AS_EVER),
     "narrow": lambda: screen(USUALLY, State(), BLOCKS, (40, 12)),
     "many": lambda: screen(figures(many(500, 3)), State(selected=uuid(250), sort="name"), BLOCKS, AS_EVER),
     "simulated-without-virt-rapld": lambda: screen(
@@ -111,15 +112,27 @@ SCREENS: dict[str, Make] = {
     ),
     "no-domains": lambda: screen(figures(document()), State(), BLOCKS, AS_EVER),
     "nothing-enabled": lambda: screen(
-        figures(document([domain(1, "web", 3, 3)]), Today(trouble="there is no ledger", currency="EUR")),
+        figures(
+            document([domain(1, "web", 3, 3)]),
+            Today(trouble="there is no ledger " + "and no virt-rapld " * 5, currency="EUR"),
+        ),
         State(),
         BLOCKS,
         AS_EVER,
     ),
     "no-match": lambda: screen(USUALLY, State(filter="WEBX", entry=Entry(what="filter", text="WEBX")), BLOCKS, AS_EVER),
+    "a-domain-with-much-text": lambda: screen(
+        figures(
+            document([replace(WEB, title="a title " * 20, labels={f"label{number}": "x" * 20 for number in range(5)})])
+        ),
+        State(page="domain", selected=uuid(1)),
+        BLOCKS,
+        AS_EVER,
+    ),
     "a-domain": lambda: screen(USUALLY, State(page="domain", selected=uuid(1)), BLOCKS, AS_EVER),
     "a-degraded-domain": lambda: screen(USUALLY, State(page="domain", selected=uuid(2), unit="kWh"), BLOCKS, AS_EVER),
     "a-domain-with-a-channel": lambda: screen(USUALLY, State(page="domain", selected=uuid(3)), ASCII, (60, 24)),
+    "a-domain-that-was-not-read": lambda: screen(USUALLY, State(page="domain", selected=uuid(4)), BLOCKS, AS_EVER),
     "a-domain-that-went": lambda: screen(USUALLY, State(page="domain", selected=uuid(9)), BLOCKS, (80, 8)),
     "help": lambda: screen(USUALLY, State(page="help"), BLOCKS, AS_EVER),
     "message": lambda: screen(USUALLY, State(message="expected seconds"), BLOCKS, (80, 14)),
@@ -279,7 +292,7 @@ def test_a_figure_is_shown_as_exactly_as_there_is_room_for(column: str, value: f
     """It is not cut, which would make it another figure."""
     fields: dict[str, Any] = {column: value}
     row = table.rows(document([WEB]), PRICED, "W")[0]._replace(**fields)
-    made = table.layout([row], PRICED, "W", BLOCKS, 200)
+    made = table.layout([row], PRICED, State(), BLOCKS, 200)
     assert table.cell(row, column, "W", made.widths[made.columns.index(column)] - 1) == shown
 
 

@@ -178,6 +178,15 @@ def test_names_do_nothing_to_the_terminal(start: Start, daemon: Daemon) -> None:
     assert "\\x1b[2J\\x1b[H" in terminal.wait_for("VCPU")[1]
 
 
+def test_what_others_write_on_the_screen_goes(start: Start) -> None:
+    terminal = start()
+    terminal.wait_for("web")
+    Path(terminal.tty()).write_text("\x1b[15;1Hkernel: oops")
+    terminal.wait_for("kernel: oops")
+    terminal.keys("C-l")
+    terminal.wait_for("kernel: oops", gone=True)
+
+
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colours(start: Start, daemon: Daemon, no_color: str) -> None:
     daemon.show(replace(TWO, host=replace(TWO.host, source="simulated")))

@@ -1,10 +1,10 @@
 """The page of one domain: what it uses, how its meter is, its zones and its vCPUs."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from libvirt_rapl.daemon import explanations
-from libvirt_rapl.daemon.document import DomainReading
+from libvirt_rapl.daemon.document import DomainReading, Reading, Vcpu
 from libvirt_rapl.top.figures import Figures, Unit, amount, meter, written
 from libvirt_rapl.top.signs import Signs
 from libvirt_rapl.top.state import State
@@ -31,28 +31,32 @@ def domain_page(figures: Figures, state: State, signs: Signs, columns: int) -> I
         yield "this domain is not there any more"
         return
     (domain,) = found
-    yield from map(signs.text, _about(domain))
+
+    def wrapped(texts: Iterable[str]) -> Iterator[str]:
+        for text in map(signs.text, texts):
+            yield from textwrap.wrap(
+                text, max(columns, LEAST_COLUMNS), subsequent_indent="  ", break_on_hyphens=False
+            ) or [""]
+
+    yield from wrapped(_about(domain))
     yield ""
-    yield "  ".join(_use(domain, figures))
+    yield from wrapped(["  ".join(_use(domain, figures))])
     trend = figures.trends.of(domain.uuid, min(MOST, columns - len("power  ")))
     highest = max((watts or 0 for watts in trend), default=0)
     yield f"power  {signs.trend(trend)}"
     yield f"       means of {SECONDS} s, the highest {highest:.2f} W, the last one is the present"
     yield ""
-    for text in _how(domain):
-        yield from textwrap.wrap(
-            signs.text(text), max(columns, LEAST_COLUMNS), subsequent_indent="  ", break_on_hyphens=False
-        )
+    yield from wrapped(_how(domain))
     yield ""
     unit: Unit = "J" if state.unit == "W" else state.unit
     yield _cells("ZONE", "W", unit)
     for kind, reading in domain.zones.items():
-        yield _cells(kind, *_figures(reading.power_watts, reading.energy_joules, unit))
+        yield _cells(kind, *_figures(domain, reading, unit))
     yield ""
     yield _cells("VCPU", "W", unit, "THREAD")
     for vcpu in domain.vcpus:
         thread = "-" if vcpu.tid is None else str(vcpu.tid)
-        yield _cells(str(vcpu.id), *_figures(vcpu.power_watts, vcpu.energy_joules, unit), thread)
+        yield _cells(str(vcpu.id), *_figures(domain, vcpu, unit), thread)
 
 
 def _about(domain: DomainReading) -> Iterator[str]:
@@ -72,7 +76,7 @@ def _use(domain: DomainReading, figures: Figures) -> Iterator[str]:
     today = figures.today
     if (kwh := today.kwh_of(domain.uuid)) is not None:
         yield f"{written(kwh, 'kWh')} kWh today"
-    if (cost := today.cost_of(domain.power_watts)) is not None:
+    if not domain.unread and (cost := today.cost_of(domain.power_watts)) is not None:
         yield f"{cost:.4f} {today.currency} an hour"
 
 
@@ -90,8 +94,9 @@ def _how(domain: DomainReading) -> Iterator[str]:
     yield from explanations.of_channel(domain)
 
 
-def _figures(watts: float, joules: float, unit: Unit) -> tuple[str, str]:
-    return written(watts, "W"), written(amount(watts, joules, unit), unit)
+def _figures(domain: DomainReading, part: Reading | Vcpu, unit: Unit) -> tuple[str, str]:
+    watts = "-" if domain.unread else written(part.power_watts, "W")
+    return watts, written(amount(part.power_watts, part.energy_joules, unit), unit)
 
 
 def _cells(name: str, watts: str, energy: str, thread: str = "") -> str:

@@ -9,7 +9,7 @@ letters   sort, too: n domain, s state, m meter, v vCPUs, p CPU,
 /         show only domains that have this in name, title, UUID, state or meter
 u         unit: power now (W), or energy since counting began (J, kWh)
 d         seconds between two frames
-space     pause, and go on
+space     pause, and go on; Ctrl-L draws the screen anew
 q         back; from the table, quit. Esc goes back, too, and ends a filter
 
 METER     active: the guest reads its energy    off: it cannot

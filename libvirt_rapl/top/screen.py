@@ -1,7 +1,7 @@
 """The screen: figures, state and size in, lines out."""
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from libvirt_rapl.daemon import explanations
@@ -18,7 +18,7 @@ Style = Literal["plain", "title", "alarm", "note", "heading", "selected", "warni
 KEYS = "h help  q quit  Enter open  / filter  < > sort  R reverse  u unit  space pause"
 BACK = "q back  arrows scroll"
 MOST_LINES = 3
-"""Of an alarm."""
+"""Of an alarm or a note."""
 
 
 class Line(NamedTuple):
@@ -96,7 +96,7 @@ class _Table(NamedTuple):
 def _table(figures: Figures, state: State, signs: Signs, columns: int) -> _Table:
     every = table.rows(figures.document, figures.today, state.unit)
     found = table.chosen(every, state)
-    layout = table.layout(found, figures.today, state.unit, signs, columns)
+    layout = table.layout(found, figures.today, state, signs, columns)
 
     def line(row: Row) -> Line:
         is_wrong = row.domain.reason or row.domain.channel == "stalled"
@@ -129,7 +129,7 @@ def _head(figures: Figures, state: State, signs: Signs, columns: int) -> list[Li
         Line("  " + "   ".join(legend)),
         Line(f"{document.host.source}: {', '.join(zones)}"),
         *_alarms(figures, state, signs, columns),
-        *(Line(signs.text(note), "note") for note in notes(figures)),
+        *_wrapped(notes(figures), "note", signs, columns),
     ]
 
 
@@ -148,9 +148,13 @@ def _title(figures: Figures, state: State, signs: Signs) -> Line:
 
 def _alarms(figures: Figures, state: State, signs: Signs, columns: int) -> Iterator[Line]:
     paused = [f"PAUSED: figures are those of {figures.clock}; space goes on"] if state.is_paused else []
-    for text in [*paused, *alarms(figures)]:
+    return _wrapped([*paused, *alarms(figures)], "alarm", signs, columns)
+
+
+def _wrapped(texts: Iterable[str], style: Style, signs: Signs, columns: int) -> Iterator[Line]:
+    for text in texts:
         lines = textwrap.wrap(signs.text(text), max(columns, LEAST_COLUMNS), break_on_hyphens=False)
-        yield from (Line(line, "alarm") for line in lines[:MOST_LINES])
+        yield from (Line(line, style) for line in lines[:MOST_LINES])
 
 
 def _parts(document: Document, unit: Unit) -> tuple[float, float, float]:

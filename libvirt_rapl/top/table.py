@@ -31,7 +31,7 @@ DIGITS_OF = {"vcpus": 0, "cpu": 1, "today": 4, "cost": 4, "total": 0}
 LONGEST_NAME, LONGEST_TREND = 48, 40
 """Wider columns help nobody."""
 FIRST_TO_GO = ("total", "trend", "cost", "today", "vcpus", "meter", "state", "cpu")
-"""Columns that a narrow terminal lacks."""
+"""Columns that a narrow terminal lacks, unless rows are sorted by them."""
 
 
 class Row(NamedTuple):
@@ -105,29 +105,32 @@ class Layout(NamedTuple):
         return [column for column in LETTERS.values() if column in self.columns]
 
 
-def layout(found: Sequence[Row], today: Today, unit: Unit, signs: Signs, columns: int) -> Layout:
-    """Return which columns there is room for, and how wide each is, with the space before the next one."""
+def layout(found: Sequence[Row], today: Today, state: State, signs: Signs, columns: int) -> Layout:
+    """Return which columns there is room for, and how wide each is, with the space before the next one.
+
+    The column that rows are sorted by stays, or their order would puzzle.
+    """
     headings = {
         "name": "DOMAIN",
         "state": "STATE",
         "meter": "METER",
         "vcpus": "vCPU",
         "cpu": "CPU %",
-        "figure": unit,
+        "figure": state.unit,
         "trend": "",
         "today": "kWh TODAY",
         "cost": f"{today.currency}/h",
         "total": "TOTAL J",
     }
-    figure = {"W": 8, "J": 12, "kWh": 11}[unit]
+    figure = {"W": 8, "J": 12, "kWh": 11}[state.unit]
     widths = {"name": 17, "state": 9, "meter": 10, "vcpus": 5, "cpu": 7, "figure": figure, "trend": 7}
     widths |= {"today": 10, "cost": 7, "total": 12}
     absent = {"cost"} if not today.currency else set()
-    absent |= {"total"} if unit != "W" else set()
+    absent |= {"total"} if state.unit != "W" else set()
     for column in FIRST_TO_GO:
         if sum(size for name, size in widths.items() if name not in absent) <= columns:
             break
-        absent.add(column)
+        absent |= {column} - {state.sort}
     widths = {name: size for name, size in widths.items() if name not in absent}
     spare = max(0, columns - sum(widths.values()))
     longest = max((width(signs.text(row.name)) for row in found), default=0)

@@ -21,6 +21,9 @@ REDRAW_SECONDS = 1.5
 ESCAPE_MILLISECONDS = 25
 """How long after Esc the rest of a longer key is waited for."""
 
+REDRAW = "redraw"
+"""Ctrl-L, for a screen that something else has written on."""
+
 KEYS = {
     curses.KEY_UP: "up",
     curses.KEY_DOWN: "down",
@@ -38,6 +41,7 @@ KEYS = {
     "\x1b": "escape",
     "\x7f": "backspace",
     "\b": "backspace",
+    "\f": REDRAW,
 }
 """What press() calls them."""
 
@@ -75,7 +79,9 @@ def run(session: Session, state: State, signs: Signs, frames: int | None) -> Non
         drawn = time.monotonic()
         while not state.has_ended and (frames is None or session.frames < frames):
             key = _key(window)
-            if key:
+            if key == REDRAW:
+                window.clearok(True)
+            elif key:
                 state = press(state, key, seen)
             is_new = session.advance(state.interval, is_paused=state.is_paused)
             if key is not None or is_new or time.monotonic() > drawn + REDRAW_SECONDS:
