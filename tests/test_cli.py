@@ -136,6 +136,14 @@ def test_a_reader_that_has_gone_is_no_failure(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_standard_streams_may_be_closed(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "libvirt_rapl", "--config", str(tmp_path / "none.yaml"), "config", "show"]
+    for closed in (">&-", "<&- >&- 2>&-"):
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *arguments]
+        done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_columns() -> None:
     assert cli.aligned([("NAME", "WATTS", ""), ("a", "1.5", "x"), ("long", "100.25", "")], right={1}) == [
         "NAME   WATTS",

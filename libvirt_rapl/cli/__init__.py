@@ -42,6 +42,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed (with a message on stderr), 2 usage."""
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may have what the locale cannot express
@@ -115,6 +116,13 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     while position < len(arguments) and arguments[position].startswith("-"):
         position += 2 if arguments[position] in ("--connect", "--config") else 1
     return arguments[: position + 1], arguments[position + 1 :]
+
+
+def _replace_closed_streams() -> None:
+    """Put /dev/null where a script has closed a standard stream (`>&-`), which what is opened next would replace."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it stays open
 
 
 def _forget_output() -> None:
