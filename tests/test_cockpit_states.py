@@ -64,6 +64,11 @@ class Fake:
     def warns(self, command: str, warning: str) -> None:
         (self.directory / f"{command}.warning").write_text(warning)
 
+    def hold(self, command: str) -> Path:
+        """Have a command wait until the file that is returned is gone."""
+        (held := self.directory / f"{command}.held").touch()
+        return held
+
     def calls(self, command: str) -> list[list[str]]:
         calls = map(json.loads, (self.directory / "calls").read_text().splitlines())
         return [arguments for name, *arguments in calls if name == command]
@@ -243,6 +248,25 @@ def test_what_cannot_be_done_is_said_in_the_dialog(fake: Fake, visit: Visits) ->
     dialog.get_by_role("button", name="Cancel").click()
     expect(dialog).to_have_count(0)
     assert fake.calls("enable") == [["--live", "--dry-run", uuid], ["--dry-run", uuid]]
+
+
+def test_a_dialog_stays_until_what_it_does_is_done(fake: Fake, visit: Visits) -> None:
+    """However often Esc is pressed: it has to say what became of it."""
+    page = visit()
+    page.get_by_role("button", name="Enable plain").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Enable now")).to_be_enabled()
+    held = fake.hold("enable")
+    dialog.get_by_role("button", name="Enable now").click()
+    expect(dialog).to_contain_text("Working")
+    for _ in range(5):
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(50)
+    fake.fails("enable", "virt-rapl: error: plain: libvirt did not save it\nhint: see its log")
+    held.unlink()
+    expect(dialog.get_by_role("alert")).to_contain_text("libvirt did not save it")
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
 
 
 def test_warnings_are_read_before_it_is_done(fake: Fake, visit: Visits) -> None:

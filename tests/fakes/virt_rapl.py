@@ -2,8 +2,8 @@
 """A virt-rapl for the Cockpit page: its answers are files. /mnt/fake/COMMAND.json is what a command prints.
 
 `status` prints its file once a second, and fills in when it was sampled unless that is there. If there is a file
-COMMAND.error, the command prints that on standard error and fails; COMMAND.warning it prints there, and goes on. Every
-call is noted in /mnt/fake/calls.
+COMMAND.error, the command prints that on standard error and fails; COMMAND.warning it prints there, and goes on. It
+waits until COMMAND.held is gone. Every call is noted in /mnt/fake/calls.
 """
 
 import json
@@ -19,6 +19,8 @@ def main() -> None:
     command, *arguments = sys.argv[1:]
     with (FAKE / "calls").open("a") as calls:
         print(json.dumps([command, *arguments]), file=calls)
+    while (FAKE / f"{command}.held").exists():
+        time.sleep(0.05)
     if (error := FAKE / f"{command}.error").exists():
         sys.exit(error.read_text())
     if (warning := FAKE / f"{command}.warning").exists():

@@ -41,7 +41,8 @@ class MeterDialog {
         this.node = element("dialog", {
             class: "dialog", "aria-labelledby": "dialog-title",
             oncancel: event => this.busy && event.preventDefault(),
-            onclose: () => this.node.remove(),
+            // Browsers close it all the same when Esc is pressed again.
+            onclose: () => this.busy ? this.node.showModal() : this.node.remove(),
         },
         element("h2", { id: "dialog-title", dir: "auto" }, cockpit.format(title, row.name)),
         this.choices, this.plan, this.details,
