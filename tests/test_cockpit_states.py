@@ -401,3 +401,5 @@ def test_what_300_domains_cost(fake: Fake, visit: Visits, capsys: pytest.Capture
     expect(page.locator('tbody [data-column="watts"]').first).not_to_have_text(words_of("4.11 W"))
     with capsys.disabled():
         print(f"\n{DOMAINS} domains: first contentful paint after {painted:.0f} ms, main thread {share:.1%} of a core")
+    too_wide = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.textContent)"
+    assert page.locator(".domain-table").locator("th, td").evaluate_all(too_wide) == []
