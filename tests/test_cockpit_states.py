@@ -213,6 +213,75 @@ def test_a_user_without_administrative_access_sees_and_changes_nothing(fake: Fak
     assert all(button.is_disabled() for button in buttons.all())
 
 
+LATER = "{ const now = performance.now.bind(performance); performance.now = () => now() + 61_000 }"
+"""A minute passes."""
+
+
+def test_the_history_of_a_domain_is_read_again(fake: Fake, visit: Visits) -> None:
+    """What is open stays open, and where there is less, it is not asked for what is gone."""
+    page = visit("domain/" + fake.document["domains"][0]["uuid"])
+    used = page.get_by_role("region", name="Energy used")
+    used.get_by_text("As a table").click()
+    expect(used.get_by_role("row")).to_have_count(1 + len(fake.document["domains"]))
+    chart = used.get_by_role("slider")
+    chart.focus()
+    made = report(fake.document)
+    fake.answer("report", made | {"rows": [made["rows"][0] | {"key": "2026-11", "kwh": 12}]})
+    page.evaluate(LATER)
+    expect(used.get_by_role("row")).to_have_count(2)
+    expect(used.get_by_role("status")).to_have_text(words_of("12.00 kWh"))
+    assert chart.evaluate("node => node === document.activeElement")
+    own = [call for call in fake.calls("report") if "--domain" in call]
+    assert own[1:] == own[:-1], "it is the same question"
+
+
+def test_reports_are_made_while_somebody_sees_the_page(fake: Fake, visit: Visits) -> None:
+    page = visit()
+    expect(page.locator('tbody [data-column="month"]').first).to_contain_text("Wh")
+    assert len(fake.calls("report")) == 2, "of today and of this month"
+    page.evaluate("cockpit.hidden = true")
+    page.evaluate(LATER)
+    page.wait_for_timeout(3000)
+    assert len(fake.calls("report")) == 2
+    page.evaluate("cockpit.hidden = false; cockpit.dispatchEvent('visibilitychange')")
+    wait_until(lambda: len(fake.calls("report")) == 4, 30, "they are asked for again")
+
+
+def test_a_power_that_is_not_known_is_a_dash(fake: Fake, visit: Visits) -> None:
+    domain = next(each for each in fake.document["domains"] if each["name"] == "web")
+    fake.status(fake.document | {"domains": [domain | {"unread": True}]})
+    page = visit(f"domain/{domain['uuid']}")
+    expect(page.locator(".figure").last).to_have_text(UNKNOWN)
+    for name, power in (("vCPUs", 2), ("Zones", 1)):
+        rows = page.get_by_role("region", name=name).locator("tbody tr")
+        expect(rows).not_to_have_count(0)
+        assert {row.locator("th, td").nth(power).inner_text() for row in rows.all()} == {UNKNOWN}
+
+
+@pytest.mark.usefixtures("fake")
+def test_from_view_to_view(visit: Visits) -> None:
+    """Each begins at its top, with the focus; the first is where it was."""
+    page = visit(height=300)
+    overview, report = page.get_by_role("link", name="VM energy"), page.get_by_role("link", name="Report")
+    expect(overview).to_have_attribute("aria-current", "page")
+    expect(page.get_by_text("make room")).to_be_visible()  # what doctor says makes rows higher
+    expect(page.locator('tbody [data-column="month"]').first).to_contain_text("Wh")
+    page.get_by_role("link", name="web", exact=True).click()
+    heading = page.get_by_role("heading", name="web")
+    expect(heading).to_be_in_viewport()
+    expect(heading).to_be_focused()
+    expect(page.locator("[aria-current]")).to_have_count(0)
+    overview.click()
+    expect(page.get_by_role("link", name="web", exact=True)).to_be_in_viewport()
+    report.click()
+    expect(page.get_by_role("heading", name="Report")).to_be_in_viewport()
+    expect(report).to_have_attribute("aria-current", "page")
+    expect(overview).not_to_have_attribute("aria-current", "page")
+    page.evaluate("location.hash = '#/domain/none'")
+    expect(page.get_by_role("heading", name="none")).to_be_focused()
+    expect(page.get_by_text("libvirt does not know this domain any more.")).to_be_visible()
+
+
 def test_without_history_there_is_no_energy_and_the_reason(fake: Fake, visit: Visits) -> None:
     fake.fails("report", "virt-rapl: error: there is no history\nhint: history is off")
     page = visit()
@@ -292,7 +361,7 @@ def test_by_keyboard_alone(visit: Visits) -> None:
     expect(chart).to_have_attribute("aria-valuetext", words_of("domains 10.14 W, other 25.31 W, idle 65.55 W"))
     page.get_by_role("button", name="Power", exact=True).focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("columnheader", name="Power")).to_have_attribute("aria-sort", "descending")
+    expect(page.get_by_role("columnheader", name="Power", exact=True)).to_have_attribute("aria-sort", "descending")
     names = page.locator(".domain-table .name")
     expect(names.first).to_have_text("web")
     page.get_by_role("searchbox").focus()
@@ -310,12 +379,34 @@ def test_by_keyboard_alone(visit: Visits) -> None:
     assert page.evaluate("document.activeElement.textContent") == "Disable", "the focus is back where it was"
 
 
+NEXT_STEP = """async chart => {
+    const now = Date.now;
+    while (now() % 5000 < 3500)
+        await new Promise(resolve => setTimeout(resolve, 50));
+    const shift = 5000 - now() % 5000;
+    Date.now = () => now() + shift;
+    document.dispatchEvent(new Event("visibilitychange"));
+    chart.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
+    return chart.getAttribute("aria-valuetext");
+}"""
+"""The curve's next step begins, the page is drawn anew, and somebody asks for the step's value."""
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_step_that_has_just_begun_is_not_empty(visit: Visits) -> None:
+    page = visit()
+    page.get_by_role("table", name="Domains").wait_for()
+    assert "not known" not in page.get_by_role("slider").evaluate(NEXT_STEP)
+
+
 @pytest.mark.usefixtures("fake")
 def test_in_german(visit: Visits) -> None:
     page = visit(language="de-de")
     expect(page.get_by_role("heading", name="Leistung dieses Rechners")).to_be_visible()
     assert "101,00 W" in text(page)
     assert page.title() == "VM-Energie"
+    too_wide = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.textContent)"
+    assert page.locator(".domain-table").locator("th, td").evaluate_all(too_wide) == []
     assert page.locator("html").get_attribute("lang") == "de"
 
 
@@ -401,5 +492,3 @@ def test_what_300_domains_cost(fake: Fake, visit: Visits, capsys: pytest.Capture
     expect(page.locator('tbody [data-column="watts"]').first).not_to_have_text(words_of("4.11 W"))
     with capsys.disabled():
         print(f"\n{DOMAINS} domains: first contentful paint after {painted:.0f} ms, main thread {share:.1%} of a core")
-    too_wide = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.textContent)"
-    assert page.locator(".domain-table").locator("th, td").evaluate_all(too_wide) == []

@@ -54,6 +54,8 @@ export class Chart {
             show(this.ends[0], from);
         if (to !== undefined)
             show(this.ends[1], to);
+        if (this.chosen >= columns.length)
+            this._choose(null); // there was such a column before
         this._read();
     }
 

@@ -15,13 +15,13 @@ export class Curve {
     /** Take what was measured at a time, in seconds since the epoch: one number for each part. */
     add(seconds, values) {
         const step = Math.floor(seconds / STEP_SECONDS);
-        if (this.newest === null || step > this.newest) {
-            const skipped = this.newest === null ? STEPS : Math.min(step - this.newest, STEPS);
+        if (this.newest === null || step > this.newest || step <= this.newest - STEPS) {
+            // It begins anew where the clock was set back so far: what is kept would be of times to come.
+            const isNew = this.newest === null || step < this.newest;
+            const skipped = isNew ? STEPS : Math.min(step - this.newest, STEPS);
             for (let each = step - skipped + 1; each <= step; each++)
                 this._forget(each);
             this.newest = step;
-        } else if (step <= this.newest - STEPS) {
-            return; // the clock was set back
         }
         const place = this._place(step);
         values.forEach((value, part) => { this.sums[place * this.parts + part] += value });

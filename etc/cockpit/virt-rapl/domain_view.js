@@ -10,6 +10,7 @@ import { labels, stateText } from "./texts.js";
 
 const _ = cockpit.gettext;
 
+const RELOAD_MILLISECONDS = 60_000;
 const SPANS = {
     day: { text: _("24 hours"), options: ["--since", "24h", "--by", "hour"] },
     month: { text: _("30 days"), options: ["--since", "30d", "--by", "day"] },
@@ -21,7 +22,7 @@ export class DomainView {
         this.uuid = uuid;
         this.formats = formats;
         this.superuser = superuser;
-        this.name = element("h1", { dir: "auto" });
+        this.name = element("h1", { dir: "auto", tabindex: "-1" });
         this.title = element("p", { class: "muted", dir: "auto" });
         this.buttons = element("div", { class: "tools" });
         this.renewButtons = renewer(this.buttons, ({ actions, mayChange }) => actions.map(action => element("button", {
@@ -58,10 +59,13 @@ export class DomainView {
         const domain = document.domains.find(each => each.uuid === this.uuid);
         this.gone.hidden = Boolean(domain);
         this.body.hidden = this.buttons.hidden = !domain;
-        if (!domain)
+        if (!domain) {
+            show(this.name, this.name.textContent || this.uuid);
             return;
+        }
         this.row = rows.find(each => each.uuid === this.uuid);
         const { watts, joules } = this.formats;
+        const power = part => watts(domain.unread ? null : part.power_watts);
         show(this.name, domain.name);
         show(this.title, this.row.title);
         this.renewButtons({ actions: this.row.actions, mayChange });
@@ -81,10 +85,12 @@ export class DomainView {
         if (curve)
             this.chart.draw(curve.until(seconds));
         this.renewVcpus(domain.vcpus.map(vcpu => [
-            String(vcpu.id), vcpu.tid === null ? "–" : String(vcpu.tid), watts(vcpu.power_watts),
+            String(vcpu.id), vcpu.tid === null ? "–" : String(vcpu.tid), power(vcpu),
             joules(vcpu.energy_joules)]));
         this.renewZones(Object.entries(domain.zones).map(([kind, zone]) => [
-            kind, watts(zone.power_watts), joules(zone.energy_joules)]));
+            kind, power(zone), joules(zone.energy_joules)]));
+        if (performance.now() > this.loadedAt + RELOAD_MILLISECONDS)
+            this._load(this.span);
     }
 
     _describe(index) {
@@ -102,7 +108,9 @@ export class DomainView {
             describe: index => this._describeUsed(this.used[index]), mark: this.formats.energyMark,
         });
         this.sum = element("p", { class: "muted", role: "status" });
-        this.figures = element("details", { hidden: true });
+        const lines = element("div");
+        this.renewLines = renewer(lines, rows => [this._table(rows)]);
+        this.figures = element("details", { hidden: true }, element("summary", {}, _("As a table")), lines);
         const choice = element("select", {
             class: "control", "aria-label": _("Time"), onchange: event => this._load(event.target.value),
         }, ...Object.entries(SPANS).map(([value, { text }]) => element("option", { value }, text)));
@@ -115,6 +123,7 @@ export class DomainView {
 
     async _load(span) {
         this.span = span;
+        this.loadedAt = performance.now();
         const made = await report([...SPANS[span].options, "--domain", this.uuid], this.superuser);
         if (this.span !== span)
             return; // another one was chosen meanwhile
@@ -122,11 +131,14 @@ export class DomainView {
         this.bars.draw(this.used.map(row => [row.kwh]), localTime(this.used[0]?.key), localTime(this.used.at(-1)?.key));
         this.figures.hidden = !made.rows;
         show(this.sum, made.error ?? this.formats.energy(made.rows.reduce((sum, row) => sum + row.kwh, 0)));
-        this.figures.replaceChildren(element("summary", {}, _("As a table")), table(
-            _("Energy used"), [_("Time"), _("Energy"), _("Cost"), _("CO₂e")],
-            (made.rows ?? []).map(row => [localTime(row.key), this.formats.energy(row.kwh),
-                this.formats.money(row.cost, row.currency), this.formats.carbon(row.grams_co2e)])));
+        this.renewLines(made.rows ?? []);
         set(this.bars.node, "data-empty", this.used.length ? null : "");
+    }
+
+    _table(rows) {
+        return table(_("Energy used"), [_("Time"), _("Energy"), _("Cost"), _("CO₂e")], rows.map(row => [
+            localTime(row.key), this.formats.energy(row.kwh), this.formats.money(row.cost, row.currency),
+            this.formats.carbon(row.grams_co2e)]));
     }
 
     _describeUsed(row) {

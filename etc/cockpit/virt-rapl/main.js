@@ -1,10 +1,10 @@
 /** The page: follows virt-rapld, and shows the view that the address names. */
 
 import { doctor, Follower, report, run } from "./commands.js";
-import { element, prose, renewer } from "./dom.js";
+import { element, prose, renewer, set } from "./dom.js";
 import { DomainView } from "./domain_view.js";
 import { formats } from "./format.js";
-import { Curves } from "./curves.js";
+import { Curves, STEP_SECONDS } from "./curves.js";
 import { openMeterDialog } from "./meter_dialog.js";
 import * as model from "./model.js";
 import { Overview } from "./overview.js";
@@ -27,6 +27,7 @@ class Page {
         this.document = null;
         this.failed = { kind: "connecting" };
         this.today = this.month = null;
+        this.reportedAt = -Infinity;
         this.checks = [];
         this.news = 0; // how often reports and checks have come
         this.notices = element("div", { class: "stack", role: "status" });
@@ -40,11 +41,10 @@ class Page {
 
         this.permission.addEventListener("changed", () => this.isMember ? this._show() : this._follow());
         cockpit.addEventListener("locationchanged", () => this._route());
-        cockpit.addEventListener("visibilitychange", () => this._show());
-        document.addEventListener("visibilitychange", () => this._show());
+        for (const each of [cockpit, document])
+            each.addEventListener("visibilitychange", () => { this._show(); this._age() });
         window.addEventListener("pagehide", () => save(this.curves));
         setInterval(() => this._age(), 1000);
-        setInterval(() => this._report(), REPORTS_MILLISECONDS);
         this._follow();
         this._route();
     }
@@ -72,7 +72,7 @@ class Page {
     }
 
     _take(made) {
-        const seconds = Date.now() / 1000;
+        const seconds = this.takenAt = Date.now() / 1000;
         if (made.host.sampled_at !== this.document?.host.sampled_at)
             this.sampledAt = seconds;
         const isFirst = this.document === null;
@@ -81,7 +81,8 @@ class Page {
         this.curves.add(seconds, made);
         this._show();
         if (isFirst)
-            this._report();
+            this.reportedAt = -Infinity;
+        this._age();
         const states = JSON.stringify(made.domains.map(each => [each.uuid, each.vrapl, each.channel]));
         if (isFirst || (states !== this.checked && performance.now() > this.checkedAt + CHECKS_MILLISECONDS)) {
             this.checked = states;
@@ -89,15 +90,21 @@ class Page {
         }
     }
 
-    /** Say how old the figures are when no new ones come. */
+    /** Whether anybody sees the page. Cockpit keeps it while it shows another one of its pages. */
+    get isSeen() {
+        return !document.hidden && !cockpit.hidden;
+    }
+
+    /** Say how old the figures are when no new ones come, and ask for reports when those that there are have aged. */
     _age() {
         if (this.document && Date.now() / 1000 > this.sampledAt + 2)
             this._show();
+        if (this.document && this.isSeen && performance.now() > this.reportedAt + REPORTS_MILLISECONDS)
+            this._report();
     }
 
     async _report() {
-        if (!this.document || document.hidden)
-            return;
+        this.reportedAt = performance.now();
         this.today = await report(["--since", "today"], this.superuser);
         this.month = await report(["--since", "this month"], this.superuser);
         this.news++;
@@ -113,6 +120,9 @@ class Page {
 
     _route() {
         const [name, uuid] = cockpit.location.path;
+        const isFirst = !this.current;
+        if (this.current === this.overview)
+            this.scrolled = window.scrollY;
         const act = (row, action) => openMeterDialog(row, action, () => this._check());
         if (name === "domain" && uuid)
             this.current = new DomainView(uuid, this.formats, act, this.superuser);
@@ -121,12 +131,20 @@ class Page {
         else
             this.current = this.overview ??= new Overview(this.formats, act, () => this._check());
         this.view.replaceChildren(this.current.node);
+        const isOverview = this.current === this.overview;
+        set(this.toOverview, "aria-current", isOverview ? "page" : null);
+        set(this.toReport, "aria-current", name === "report" ? "page" : null);
         this._show();
+        if (isFirst)
+            return;
+        // As if a page had been loaded: what had the focus is gone.
+        this.current.node.querySelector("h1").focus({ preventScroll: true });
+        window.scrollTo(0, isOverview ? this.scrolled ?? 0 : 0);
     }
 
     /** Bring what is seen up to date; nothing is done for a page that nobody sees. */
     _show() {
-        if (document.hidden || cockpit.hidden)
+        if (!this.isSeen)
             return;
         this.empty.hidden = !this.failed;
         this.view.hidden = Boolean(this.failed);
@@ -141,7 +159,9 @@ class Page {
         this.renewNotices(model.notices(this.document, about).map(found => (
             { ...notice(found, this.formats), level: found.level })));
         this.current?.update({
-            document: this.document, curves: this.curves, news: this.news, seconds, mayChange,
+            document: this.document, curves: this.curves, news: this.news, mayChange,
+            // A step of the curves that has just begun is not empty: its first document is on its way.
+            seconds: seconds < this.takenAt + STEP_SECONDS ? this.takenAt : seconds,
             rows: model.rows(this.document, this.today?.rows ? this.today : null,
                 this.month?.rows ? this.month : null, this.checks),
             problems: model.problems(this.checks),
@@ -149,9 +169,9 @@ class Page {
     }
 
     _header() {
-        return element("header", { class: "page-head" },
-            element("a", { href: "#/", class: "page-title" }, _("VM energy")),
-            element("a", { href: "#/report", class: "button link" }, _("Report")));
+        this.toOverview = element("a", { href: "#/", class: "page-title" }, _("VM energy"));
+        this.toReport = element("a", { href: "#/report", class: "button link" }, _("Report"));
+        return element("nav", { class: "page-head", "aria-label": _("VM energy") }, this.toOverview, this.toReport);
     }
 
     _emptyNodes({ kind, message, hint, mayStart }) {

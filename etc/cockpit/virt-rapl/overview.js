@@ -36,7 +36,7 @@ export class Overview {
         this.renewZones = renewer(this.zones, zones => zones.flatMap(
             ([name, watts]) => [element("dt", {}, name), element("dd", {}, watts)]));
         this.node = element("div", { class: "stack" },
-            element("h1", { class: "unseen" }, _("VM energy")), host, this.checks, this.table.node);
+            element("h1", { class: "unseen", tabindex: "-1" }, _("VM energy")), host, this.checks, this.table.node);
     }
 
     update({ document, rows, news, curves, seconds, mayChange, problems }) {

@@ -35,7 +35,7 @@ export class ReportView {
             element("label", {}, _("to, not including"), " ", this.until));
         this.result = element("div", { class: "stack", "aria-live": "polite" });
         this.node = element("div", { class: "stack" },
-            element("h1", {}, _("Report")),
+            element("h1", { tabindex: "-1" }, _("Report")),
             element("form", { class: "card tools", onsubmit: event => { event.preventDefault(); this._show() } },
                 element("label", {}, _("Time"), " ", this.time), this.dates,
                 element("label", {}, _("Rows"), " ", this.rows),
