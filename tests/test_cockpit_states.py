@@ -443,6 +443,17 @@ def test_curves_go_on_when_the_page_is_loaded_anew(visit: Visits) -> None:
     expect(chart).to_have_attribute("aria-valuetext", words_of("domains 10.14 W"))
 
 
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("kept", ["no JSON", '{"seconds": 1, "of": "another version"}'])
+def test_curves_that_cannot_be_understood_begin_anew(visit: Visits, kept: str) -> None:
+    page = visit()
+    expect(page.get_by_role("table", name="Domains")).to_be_visible()
+    page.evaluate("kept => sessionStorage.setItem('virt-rapl:localhost', kept)", kept)
+    page.evaluate("Storage.prototype.setItem = () => {}")  # the page keeps its curves when it is left
+    page.reload()
+    expect(page.get_by_role("table", name="Domains")).to_be_visible()
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_wider_than_the_screen(fake: Fake, visit: Visits, tmp_path: Path, width: str, dark: bool) -> None:

@@ -219,10 +219,15 @@ function save(curves) {
 
 function restored() {
     const curves = new Curves();
-    const kept = sessionStorage.getItem(place());
-    if (kept)
-        curves.restore(JSON.parse(kept));
-    return curves;
+    try {
+        const kept = sessionStorage.getItem(place());
+        if (kept)
+            curves.restore(JSON.parse(kept));
+        return curves;
+    } catch (error) {
+        console.log(`virt-rapl: the curves begin anew: ${error}`); // it is of another version, say
+        return new Curves();
+    }
 }
 
 theme.follow();
