@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Route, sync_playwright
 
 from libvirt_rapl.doctor import CHECKS
+from libvirt_rapl.errors import printable
 
 PAGE = Path(__file__).parent.parent / "etc/cockpit/virt-rapl"
 ORIGIN = "http://page.test/"
@@ -107,6 +108,13 @@ def test_areas_are_stacked_and_open_where_nothing_is_known(js: Call) -> None:
     assert lower == "M0,90L0.5,90L1.5,80L2,80L2,100L1.5,100L0.5,100L0,100ZM3,100L3.5,100L4,100L4,100L3.5,100L3,100Z"
     assert upper == "M0,60L0.5,60L1.5,50L2,50L2,80L1.5,80L0.5,90L0,90ZM3,50L3.5,50L4,50L4,100L3.5,100L3,100Z"
     assert js("geometry.areas([], 1)") == js("geometry.areas([null], 1)") == []
+
+
+@needs_browser
+def test_names_are_known_as_commands_print_them(js: Call) -> None:
+    names = [chr(code) for code in (*range(0x300), 0x2003, *range(0x2028, 0x2070), 0xD800, 0xFEFF, 0x1F600, 0xE0041)]
+    assert js("names.map(commands.printed)", names=names) == [printable(name) for name in names]
+    assert js("commands.printed(name)", name="a b\u202ec\n") == "a b\\u202ec\\n"
 
 
 @needs_browser

@@ -14,6 +14,7 @@ from cockpit import PROGRAM, SERVER, Visits, text
 from playwright.sync_api import Page, expect
 from walking import wait_until
 
+from libvirt_rapl.errors import printable
 from libvirt_rapl.simulator.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "cockpit-bridge", str(Path(SERVER).parent))]
@@ -317,6 +318,20 @@ def test_what_cannot_be_done_is_said_in_the_dialog(fake: Fake, visit: Visits) ->
     dialog.get_by_role("button", name="Cancel").click()
     expect(dialog).to_have_count(0)
     assert fake.calls("enable") == [["--live", "--dry-run", uuid], ["--dry-run", uuid]]
+
+
+def test_a_name_that_is_printed_in_another_way(fake: Fake, visit: Visits) -> None:
+    """What is to happen is said of it, too, and the name turns nothing around but itself."""
+    name, told = "\u202eevil", "pauses for about 2 s"
+    domain = next(each for each in fake.document["domains"] if each["name"] == "plain")
+    fake.status(fake.document | {"domains": [domain | {"name": name}]})
+    (fake.directory / "enable.json").write_text(f"--- before\n+++ after\n{printable(name)}: {told}\n")
+    page = visit()
+    page.get_by_role("button", name="Enable").click()
+    dialog = page.get_by_role("dialog", name=f"Give {name} a meter")
+    expect(dialog.locator(".plan")).to_contain_text(told)
+    expect(dialog.locator("pre")).not_to_contain_text(told)
+    expect(dialog.locator("h2 bdi")).to_have_text(name)
 
 
 def test_a_dialog_stays_until_what_it_does_is_done(fake: Fake, visit: Visits) -> None:

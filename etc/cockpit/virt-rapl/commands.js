@@ -50,6 +50,17 @@ export function notes(text) {
         .map(line => line.slice("virt-rapl: ".length));
 }
 
+const SHORT = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
+
+/** Return a name as a command of ours prints it for people: what could control a terminal is written out. */
+export function printed(name) {
+    return name.replace(/(?! )[\p{C}\p{Z}]/gu, sign => {
+        const code = sign.codePointAt(0);
+        const [letter, digits] = code < 0x100 ? ["x", 2] : code < 0x10000 ? ["u", 4] : ["U", 8];
+        return SHORT[sign] ?? `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+    });
+}
+
 /** Run a report and return it, or null with the reason. */
 export async function report(options, superuser) {
     const { done, output, message, hint } = await run(["virt-rapl", "report", "--json", ...options], { superuser });

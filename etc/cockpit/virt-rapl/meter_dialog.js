@@ -1,6 +1,6 @@
 /** The dialog in which a meter is given to a domain or taken from it: it shows what will happen, then does it. */
 
-import { run } from "./commands.js";
+import { printed, run } from "./commands.js";
 import { element, prose, show } from "./dom.js";
 import { actionText } from "./domain_table.js";
 
@@ -24,7 +24,7 @@ class MeterDialog {
         this.via = "";
         const title = {
             enable: _("Give $0 a meter"), live: _("Give $0 its meter now"), disable: _("Take the meter out of $0"),
-        }[action];
+        }[action].split("$0");
         this.plan = element("div", { class: "plan", "aria-live": "polite" });
         this.difference = element("pre", { tabindex: "0", "aria-label": _("Change to its definition") });
         this.details = element("details", { hidden: true },
@@ -44,7 +44,7 @@ class MeterDialog {
             // Browsers close it all the same when Esc is pressed again.
             onclose: () => this.busy ? this.node.showModal() : this.node.remove(),
         },
-        element("h2", { id: "dialog-title", dir: "auto" }, cockpit.format(title, row.name)),
+        element("h2", { id: "dialog-title" }, title[0], element("bdi", {}, row.name), title[1]),
         this.choices, this.plan, this.details,
         element("div", { class: "buttons" }, this.confirm, this.cancel));
         this._preview();
@@ -84,7 +84,7 @@ class MeterDialog {
         const result = await run(command, { superuser: "require" });
         if (this.asked !== command)
             return; // something else was chosen meanwhile
-        const { plan, difference } = split(result.output, this.row.name);
+        const { plan, difference } = split(result.output, printed(this.row.name));
         this.details.hidden = !difference;
         show(this.difference, difference);
         if (!result.done) {
