@@ -442,6 +442,18 @@ def test_dark_is_what_cockpit_or_the_browser_says(visit: Visits) -> None:
 
 
 @pytest.mark.usefixtures("fake")
+def test_the_legend_has_the_colours_of_the_curve_in_high_contrast_too(visit: Visits) -> None:
+    page = visit()
+    page.emulate_media(forced_colors="active")
+    expect(page.locator(".legend .swatch")).to_have_count(3)
+    back = page.locator(".legend .swatch").evaluate_all(
+        "all => all.map(node => getComputedStyle(node).backgroundColor)"
+    )
+    parts = page.locator(".chart path:not(.chart-lines)")
+    assert back == parts.evaluate_all("all => all.map(node => getComputedStyle(node).fill)")
+
+
+@pytest.mark.usefixtures("fake")
 def test_curves_go_on_when_the_page_is_loaded_anew(visit: Visits) -> None:
     """As Cockpit does when administrative access is turned on."""
     page = visit()
