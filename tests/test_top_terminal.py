@@ -209,6 +209,13 @@ def test_a_terminal_that_cannot_be_drawn_on_gets_plain_frames(start: Start, vari
     assert any(line.startswith("web ") for line in lines)
 
 
+def test_a_terminal_with_a_single_screen_has_room_for_what_comes_next(start: Start) -> None:
+    terminal = start(TERM="linux")
+    terminal.wait_for("h help")
+    terminal.keys("q")
+    assert "ended with 0" in terminal.wait_for("icanon")
+
+
 def test_a_locale_without_block_elements(start: Start, daemon: Daemon) -> None:
     daemon.show(document([domain(1, "数", 10)]))
     terminal = start(LC_ALL="C", PYTHONUTF8="0")

@@ -105,6 +105,11 @@ def _opened() -> Iterator[curses.window]:
             curses.curs_set(0)
         yield window
     finally:
+        # Where a terminal does not bring back what was there before, as Linux's console, this line is written on next.
+        with contextlib.suppress(curses.error):
+            window.move(window.getmaxyx()[0] - 1, 0)
+            window.clrtoeol()
+            window.refresh()
         curses.endwin()
 
 
