@@ -24,7 +24,9 @@ from walking import ALONE, LOG, NewGuest, StartDaemon, asked, start_enabled, wai
 from libvirt_rapl import paths
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.daemon.stream_socket import follow
+from libvirt_rapl.energy.ledger import Ledger
 from libvirt_rapl.energy.ledger_content import seal
+from libvirt_rapl.energy.snapshot import HOST, WHOLE, Part
 from libvirt_rapl.simulator.world import World
 
 DAY = 86400.0
@@ -223,9 +225,8 @@ def test_what_is_reported_is_kept_as_soon_as_the_disk_allows(bench: Bench) -> No
         away.rename(state)
         assert bench.package_joules() == 9
         process.kill()
-    with contextlib.closing(sqlite3.connect(state / "ledger.db")) as database:
-        rows = database.execute("SELECT microjoules FROM total WHERE owner = 'host'")
-        assert rows.fetchall() == [(9_000_000,)]
+    kept = Ledger(state / "ledger.db", simulated=False, log=pytest.fail).load()
+    assert kept.totals[Part(HOST, WHOLE, "package-0")] == 9_000_000
 
 
 @pytest.mark.parametrize("how", ["asked", "streamed"])
@@ -249,9 +250,8 @@ def test_what_was_shown_outlives_a_kill(bench: Bench, how: str) -> None:
                 process.wait(30)
                 bench.forget()
             shown = document["host"]["zones"][0]["energy_joules"]
-            with contextlib.closing(sqlite3.connect(bench.root / "state/ledger.db")) as database:
-                rows = database.execute("SELECT microjoules FROM total WHERE owner = 'host' AND zone = 'package-0'")
-                assert rows.fetchone()[0] >= shown * 1_000_000 > 0
+            kept = Ledger(bench.root / "state/ledger.db", simulated=False, log=pytest.fail).load()
+            assert kept.totals[Part(HOST, WHOLE, "package-0")] >= shown * 1_000_000 > 0
     finally:
         counting.set()
         counter.join()

@@ -66,6 +66,10 @@ class Bench:
             self.totals[part._replace(owner=GONE)] += self.totals.pop(part)
             self.retired.add(uuid)
 
+    def note(self, **circumstances: Any) -> None:  # noqa: ANN401  of a Moment
+        known = Moment(now=self.now, first=self.first, **circumstances)
+        assert self.ledger.note(Kept(dict(self.totals), metered=self.metered), known)
+
     def write(self, **circumstances: Any) -> None:  # noqa: ANN401  of a Moment
         known = Moment(now=self.now, first=self.first, **circumstances)
         assert self.ledger.write(Kept(dict(self.totals), metered=self.metered), self.retired, known)
@@ -117,29 +121,37 @@ EVENTS = st.one_of(
     st.tuples(st.just("retires"), st.sampled_from([A, B])),
     st.tuples(st.just("keeps"), st.sampled_from([KeepHistory(on=False), FEW_DAYS, KeepHistory(quarter_hours=0)])),
 )
-STEPS = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 10.0, 600.0, 4000.0]), ENERGIES, EVENTS), min_size=4, max_size=12)
+SECONDS = st.sampled_from([0.0, 0.5, 10.0, 600.0, 4000.0])
+STEPS = st.lists(st.tuples(SECONDS, ENERGIES, EVENTS, st.booleans()), min_size=4, max_size=12)
+"""How long each takes, what is used in it, what happens then, and whether it ends with a note or with rows."""
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
-def test_openings_and_history_are_the_totals(steps: list[tuple[float, Any, Any]]) -> None:
+def test_openings_and_history_are_the_totals(steps: list[tuple[float, Any, Any, bool]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
         bench.write()
-        for seconds, energies, event in steps:
+        for seconds, energies, event, noted in steps:
+            kept = dict(bench.totals)
             bench.use(seconds, energies)
             match event:
                 case (("clock is set" | "is suspended or off"), time_passes):
                     bench.now += time_passes
                 case ("is killed",):
                     bench.start()
+                    assert bench.totals == kept, "what was written or noted before this step"
+                    bench.check()
                 case "retires", uuid:
                     bench.retire(uuid)
                 case "keeps", keep:
                     bench.keep = keep
                     bench.write()
                     bench.start()
-            bench.write()
+            if noted and not (bench.first or bench.retired):
+                bench.note()
+            else:
+                bench.write()
             bench.check()
 
 
@@ -340,6 +352,23 @@ def test_how_energy_was_metered_and_when_that_changed(bench: Bench) -> None:
     assert len(known(bench, 0, NOON + DAY).metering) == 1
 
 
+def test_what_was_noted_is_history_of_its_own_time(bench: Bench) -> None:
+    """Its writer was killed, and the next one comes an hour later, with another model."""
+    bench.write(model="active", source="msr")
+    bench.use(100, {(A, "package-0"): 7})
+    bench.note(model="active", source="msr", lost={"package-0": 2}, domains={A: Identity("web")})
+    bench.use(100, {(A, "package-0"): 8})
+    bench.note(model="active", source="msr", lost={"package-0": 3})
+    bench.now += HOUR
+    bench.start()
+    bench.write(model="capacity", source="powercap", domains={A: Identity("web")})
+    bench.check()
+    assert [(start, energy) for _, start, owner, _, energy in bench.rows() if owner == A] == [(NOON, 15)]
+    assert bench.query("SELECT start, intervals FROM lost") == [(NOON, 3)]
+    assert [row[1:] for row in bench.query("SELECT * FROM metering")] == [("active", "msr"), ("capacity", "powercap")]
+    assert bench.query("SELECT name FROM identity") == [("web",)]
+
+
 def test_lost_intervals_are_counted(bench: Bench) -> None:
     bench.write()
     for lost in ({"package-0": 2}, {"package-0": 0}, {"package-0": 1, "dram-0": 1}):
@@ -428,7 +457,11 @@ while True:
         for owner, vcpu, name in (("host", -1, zone), ("idle", -1, zone), ("idle", -1, "package")):
             part = Part(owner, vcpu, name)
             kept.totals[part] = kept.totals.get(part, 0) + 1000
-    ledger.write(kept, (), Moment(now=1e9 + kept.metered, first=first))
+    moment = Moment(now=1e9 + kept.metered, first=first)
+    if first or random.random() < 0.3:
+        ledger.write(kept, (), moment)
+    else:
+        ledger.note(kept, moment)
     first = False
     print(flush=True)
 """

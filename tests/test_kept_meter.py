@@ -1,5 +1,7 @@
 """The meter with its ledger: what is written when, what is retired, and what happens only while nothing else does."""
 
+import contextlib
+import sqlite3
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -26,10 +28,11 @@ class SlowLedger(Ledger):
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
         super().__init__(path, simulated=False, log=log)
         self.written: list[Kept] = []
+        self.noted: list[Kept] = []
         self.fails = False
         """Whether nothing can be written."""
         self.hangs = ""
-        """What the disk hangs at: `load` or `write`."""
+        """What the disk hangs at: `load`, `write` or `note`."""
         self.hanging, self.works = threading.Event(), threading.Event()
 
     def load(self) -> Kept:
@@ -46,6 +49,13 @@ class SlowLedger(Ledger):
         if self.fails or not super().write(kept, retired, moment):
             return False
         self.written.append(kept)
+        return True
+
+    def note(self, kept: Kept, moment: Moment) -> bool:
+        self._hang("note")
+        if self.fails or not super().note(kept, moment):
+            return False
+        self.noted.append(kept)
         return True
 
 
@@ -76,6 +86,13 @@ class Bench:
 
     def keep(self) -> None:
         self.kept.keep_soon().result(30)
+
+    def count(self, joules: int) -> None:
+        self.joules(joules)
+        assert self.kept.sample()
+
+    def show(self) -> None:
+        self.kept.keep_shown(self.kept.snapshot()).result(30)
 
     def on_disk(self) -> Kept:
         return Ledger(self.ledger._path, simulated=False, log=pytest.fail).load()
@@ -145,6 +162,94 @@ def test_while_a_write_takes_long_one_more_is_requested_and_has_all(bench: Bench
     bench.ledger.works.set()
     requested[0].result(30)
     assert [kept.totals[PACKAGE] for kept in bench.ledger.written] == [0, 9_000_000]
+
+
+def test_what_is_shown_is_noted_once_and_still_written_when_that_is_due(bench: Bench) -> None:
+    bench.count(0)
+    bench.keep()
+    bench.count(1)
+    for _ in range(3):
+        bench.show()
+    assert [kept.totals[PACKAGE] for kept in bench.ledger.noted] == [1_000_000]
+    assert len(bench.ledger.written) == 1
+    assert bench.on_disk().totals[PACKAGE] == 1_000_000
+    bench.keep()
+    assert len(bench.ledger.written) == 2
+    bench.show()
+    assert len(bench.ledger.noted) == 1, "the rows have it"
+
+
+def test_a_note_that_fails_is_tried_again(bench: Bench) -> None:
+    bench.count(0)
+    bench.keep()
+    bench.count(1)
+    bench.ledger.fails = True
+    bench.show()
+    bench.ledger.fails = False
+    bench.show()
+    assert len(bench.ledger.noted) == 1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_rows_that_could_not_be_written_are_written_first(bench: Bench, before: bool) -> None:
+    """A note would not have what they lack, such as that a domain was retired."""
+    bench.count(0)
+    if before:
+        bench.keep()
+    bench.count(1)
+    bench.ledger.fails = True
+    bench.keep()
+    bench.ledger.fails = False
+    bench.show()
+    assert (len(bench.ledger.written), bench.ledger.noted) == (1 + before, [])
+    assert bench.on_disk().totals[PACKAGE] == 1_000_000
+
+
+def test_figures_that_are_older_than_the_rows_are_not_noted(bench: Bench) -> None:
+    """They may have a domain that was retired meanwhile."""
+    bench.count(0)
+    bench.keep()
+    bench.count(1)
+    old = bench.kept.snapshot()
+    bench.count(2)
+    bench.keep()
+    bench.kept.keep_shown(old).result(30)
+    assert bench.ledger.noted == []
+
+
+def test_while_the_disk_hangs_the_newest_figures_wait_to_be_noted(bench: Bench) -> None:
+    bench.count(0)
+    bench.keep()
+    bench.count(1)
+    bench.ledger.hangs = "note"
+    first = bench.kept.keep_shown(bench.kept.snapshot())
+    assert bench.ledger.hanging.wait(30)
+    requested = []
+    for joules in range(2, 22):
+        bench.count(joules)
+        requested.append(bench.kept.keep_shown(bench.kept.snapshot()))
+    assert len({id(each) for each in requested}) == 1
+    assert requested[0] is not first
+    bench.ledger.works.set()
+    requested[0].result(30)
+    assert [kept.totals[PACKAGE] for kept in bench.ledger.noted] == [1_000_000, 21_000_000]
+
+
+def test_a_note_knows_its_circumstances(bench: Bench) -> None:
+    bench.count(0)
+    bench.keep()
+    bench.count(1)
+    bench.meter._counters["package-0"].lost += 2
+    bench.show()
+    del bench.kept  # as kill -9 does
+    bench.on_disk()
+    with contextlib.closing(sqlite3.connect(bench.ledger._path)) as database:
+        assert database.execute("SELECT intervals FROM lost").fetchall() == [(2,)]
+        assert database.execute("SELECT source FROM metering").fetchall() == [("powercap",)]
+        assert database.execute("SELECT count(*) FROM gap").fetchall() == [(0,)]
+        assert database.execute(
+            "SELECT sum(microjoules) FROM history JOIN part ON part = id WHERE owner = 'host'"
+        ).fetchall() == [(1_000_000,)]
 
 
 @pytest.mark.parametrize("at", ["load", "write"])

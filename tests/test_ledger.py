@@ -19,6 +19,7 @@ from fakes.host import Host, Thread
 
 from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.energy import ledger_content, snapshot
+from libvirt_rapl.energy.history import Moment
 from libvirt_rapl.energy.ledger import BUSY_SECONDS, Ledger, summary
 from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.energy.meter import Meter, Running
@@ -66,6 +67,50 @@ def test_totals_are_kept_and_never_go_back(make_ledger: MakeLedger, logged: Logg
     assert logged == []
 
 
+def test_what_is_noted_is_kept_until_there_are_rows_of_it(make_ledger: MakeLedger, logged: Logged) -> None:
+    first = make_ledger()
+    assert not first.note(Kept({PACKAGE: 5}), Moment()), "what the file has is not known yet"
+    first.load()
+    first.write(Kept({PACKAGE: 10, DRAM: 7}, {"package-0": (5, 1000)}, {VCPU.owner: 1}, 10.0))
+    whole = Kept({PACKAGE: 30, VCPU: 2**62, DRAM: 6}, {"package-0": (4, 1000)}, {VCPU.owner: 99.5}, 100.5)
+    for noted in (Kept({PACKAGE: 20}, metered=20.0), whole):
+        assert first.note(noted, Moment())
+    assert make_ledger().load() == Kept({**whole.totals, DRAM: 7}, whole.lowest, whole.last_ran, whole.metered)
+    assert make_ledger().load().totals == {**whole.totals, DRAM: 7}, "it has become rows"
+    first.note(Kept({PACKAGE: 40}), Moment())
+    first.write(Kept({PACKAGE: 35}))
+    assert make_ledger().load().totals[PACKAGE] == 35, "rows that are written have all of a note"
+    assert logged == []
+
+
+def test_a_note_brings_no_retired_domain_back(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    ledger.write(Kept({VCPU: 4}))
+    gone = Kept({VCPU._replace(owner=GONE): 4})
+    monkeypatch.setattr(ledger_content, "store", lambda *_: errors())
+    assert not ledger.write(gone, {VCPU.owner})
+    monkeypatch.undo()
+    assert not ledger.note(gone, Moment()), "the rows are still there"
+    assert ledger.write(gone)
+    assert ledger.note(gone, Moment())
+    assert make_ledger().load() == gone
+
+
+def errors() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_note_that_is_damaged(make_ledger: MakeLedger, path: Path, logged: Logged) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    ledger.note(Kept({PACKAGE: 10}), Moment())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE note SET digest = 'another'")
+    assert make_ledger().load() == Kept()
+    assert [line for line in logged if "its note does not hold what was written; it is now ledger.db.aside-" in line]
+
+
 class Watched(sqlite3.Connection):
     """A connection that notes how it is set where a transaction is committed."""
 
@@ -87,9 +132,10 @@ def test_each_write_is_forced_to_the_disk(make_ledger: MakeLedger, monkeypatch: 
     ledger = make_ledger()
     ledger.load()
     ledger.write(Kept({PACKAGE: 1}))
+    ledger.note(Kept({PACKAGE: 2}), Moment())
     full, busy = 2, int(BUSY_SECONDS * 1000)
     assert Watched.committed == [
-        dict(zip(SETTINGS, (full, mode, busy), strict=True)) for mode in ("delete", "wal", "wal")
+        dict(zip(SETTINGS, (full, mode, busy), strict=True)) for mode in ("delete", "wal", "wal", "wal")
     ]
 
 
@@ -443,6 +489,7 @@ def test_a_bit_that_flips_changes_no_total_in_silence(
     ledger = make_ledger()
     ledger.load()
     assert ledger.write(FULL)
+    assert ledger.note(FULL, Moment())
     whole = path.read_bytes()
     chance, found = random.Random(15), {"the same": 0, "set aside": 0}
     for _ in range(flips):
@@ -470,6 +517,7 @@ def test_a_file_that_was_cut(make_ledger: MakeLedger, path: Path, logged: Logged
     ledger = make_ledger()
     ledger.load()
     ledger.write(FULL)
+    ledger.note(FULL, Moment())
     path.write_bytes(path.read_bytes()[:length])
     assert make_ledger().load() == Kept()
     assert len(logged) == 1

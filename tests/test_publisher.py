@@ -36,9 +36,16 @@ class CountedLedger(Ledger):
         self.works.set()
 
     def write(self, kept: Kept, retired: Collection[str] = (), moment: Moment | None = None) -> bool:
+        self._begin(kept)
+        return super().write(kept, retired, moment)
+
+    def note(self, kept: Kept, moment: Moment) -> bool:
+        self._begin(kept)
+        return super().note(kept, moment)
+
+    def _begin(self, kept: Kept) -> None:
         assert self.works.wait(30)
         self.writes.append(kept)
-        return super().write(kept, retired, moment)
 
 
 class Bench:
@@ -131,15 +138,15 @@ def test_what_is_given_out_is_kept(bench: Bench) -> None:
 
 
 def test_what_is_counted_after_the_ledger_was_asked_is_not_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_soon = bench.meter.keep_soon
+    keep_shown = bench.meter.keep_shown
 
-    def keep_and_sample() -> Future[None]:
-        keeping = keep_soon()
+    def keep_and_sample(figures: Snapshot) -> Future[None]:
+        keeping = keep_shown(figures)
         keeping.result(30)
         bench.sample(9)
         return keeping
 
-    monkeypatch.setattr(bench.meter, "keep_soon", keep_and_sample)
+    monkeypatch.setattr(bench.meter, "keep_shown", keep_and_sample)
     assert b'"model": "1000000"' in bench.publisher().text()
 
 
@@ -193,7 +200,7 @@ def test_a_disk_that_hangs_holds_a_document_up_once(bench: Bench, monkeypatch: p
 def test_what_could_not_be_kept_is_kept_with_the_next_document(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where that is of the same sample."""
     published = bench.publisher(interval=60)
-    monkeypatch.setattr(Ledger, "write", lambda *_: False)
+    monkeypatch.setattr(Ledger, "note", lambda *_: False)
     published.text()
     monkeypatch.undo()
     time.sleep(0.1)

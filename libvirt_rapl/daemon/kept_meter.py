@@ -38,8 +38,16 @@ class KeptMeter:
         self._disk = ThreadPoolExecutor(1, "ledger")
         self._keeping: Future[None] | None = None
         """The write of the ledger that was requested last."""
+        self._noting: Future[None] | None = None
+        """The note in the ledger that was requested last."""
+        self._shown: Snapshot | None = None
+        """The figures that were to be shown last."""
         self._unkept = True
         """Whether there has been a sample since the ledger was written."""
+        self._behind = True
+        """Whether the ledger could not be written the last time, if it was ever tried."""
+        self._kept_until = 0.0
+        """Up to when all is in the ledger or in its note, in seconds of Meter.metered."""
         self._lost: Mapping[str, int] = {}
         """In how many intervals the count of each zone had been lost then."""
         self._has_written = False
@@ -77,10 +85,36 @@ class KeptMeter:
         Nothing is written if they are in the ledger already; a write that fails is tried again at the next call.
         """
         with self._lock:
-            # A write that has not begun yet will include them.
-            if self._keeping is None or self._keeping.running() or self._keeping.done():
-                self._keeping = self._disk.submit(self._keep)
+            self._keeping = self._soon(self._keep, self._keeping)
             return self._keeping
+
+    def keep_shown(self, figures: Snapshot) -> Future[None]:
+        """Have the ledger's own thread note the totals of these figures, which are about to be shown.
+
+        Nothing is noted if they are in the ledger already; a note that fails is tried again at the next call.
+        """
+        with self._lock:
+            self._shown = figures
+            self._noting = self._soon(self._note, self._noting)
+            return self._noting
+
+    def _soon(self, work: Callable[[], None], requested: Future[None] | None) -> Future[None]:
+        """Have work done that was requested before, too: what has not begun yet will include what is new."""
+        if requested is None or requested.running() or requested.done():
+            return self._disk.submit(work)
+        return requested
+
+    def _note(self) -> None:
+        """Note what is to be shown; where the ledger is behind that, write it."""
+        with self._lock:
+            shown = self._shown
+        if self._behind:
+            self._keep()
+            return
+        if shown is None or shown.metered <= self._kept_until:  # it might have domains that were retired since
+            return
+        if self._ledger.note(snapshot.kept(shown), self._moment(shown, shown.sampled_at)):
+            self._kept_until = shown.metered
 
     def _keep(self) -> None:
         """Write the totals; until that has worked once, first add those that were kept before."""
@@ -97,17 +131,21 @@ class KeptMeter:
             counted = snapshot.take(self._meter)
             now = time.time()
             self._unkept = False
-        lost = {name: zone.lost for name, zone in counted.zones.items()}
-        moment = Moment(
+        names = {entry.uuid: Identity(entry.name, entry.title, entry.labels) for entry in entries.values()}
+        self._behind = not self._ledger.write(snapshot.kept(counted), retired, self._moment(counted, now, names))
+        if self._behind:
+            self._unkept = True
+        else:
+            self._lost = {name: zone.lost for name, zone in counted.zones.items()}
+            self._has_written, self._kept_until = True, counted.metered
+
+    def _moment(self, figures: Snapshot, now: float, names: Mapping[str, Identity] | None = None) -> Moment:
+        return Moment(
             now=now,
-            booted=now - time.clock_gettime(time.CLOCK_BOOTTIME),
+            booted=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
             first=not self._has_written,
             model=self._meter.model,
             source=self._meter.source.name,
-            lost={name: count - self._lost.get(name, 0) for name, count in lost.items()},
-            domains={entry.uuid: Identity(entry.name, entry.title, entry.labels) for entry in entries.values()},
+            lost={name: zone.lost - self._lost.get(name, 0) for name, zone in figures.zones.items()},
+            domains=names or {},
         )
-        if self._ledger.write(snapshot.kept(counted), retired, moment):
-            self._lost, self._has_written = lost, True
-        else:
-            self._unkept = True

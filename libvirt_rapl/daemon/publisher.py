@@ -1,9 +1,9 @@
 """The document of each sample: made once, for the first client that asks, and returned to all until the next sample.
 
 What was shown must never be lost, or energies would go back at a restart. So a document is returned when the totals
-that it shows are on the disk: their figures are copied, then the ledger is asked to keep what the meter has by now, so
-that before the document is returned, all that it shows, or more, has been kept. That is one write per sample, however
-many clients ask, and none if no client does. A disk that hangs delays a document by KEPT_SECONDS.
+that it shows are on the disk: their figures are copied, and the ledger notes them while the document is made. That is
+one note per sample, however many clients ask, and none if no client does. A disk that hangs delays a document by
+KEPT_SECONDS.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Publisher:
     def _make(self) -> None:
         began, sample = time.monotonic(), self._meter.samples
         figures = self._meter.snapshot()
-        kept = self._meter.keep_soon()
+        kept = self._meter.keep_shown(figures)
         self._text = render(self._describe(figures)).encode()
         now = time.monotonic()
         self._until = now + AGAIN * (now - began) if self._makes_between else math.inf

@@ -89,19 +89,34 @@ class Ledger:
         Does nothing before the file has been read: what is kept must include its totals. Returns whether it is kept.
         """
         self._retired.update(retired)
-        if not self._loaded or not self._attempt(lambda database: self._store(database, kept, moment or Moment())):
+        now = moment or Moment()
+        if not self._do(lambda database: content.store(database, kept, self._retired, now, self._history)):
             return False
         self._retired.clear()
         return True
 
-    def _store(self, database: sqlite3.Connection, kept: Kept, moment: Moment) -> bool:
-        content.store(database, kept, self._retired, moment, self._history)
-        return True
+    def note(self, kept: Kept, moment: Moment) -> bool:
+        """Keep this as write() does, for a fraction of the cost; write() is still due some time.
+
+        It must not be older than what was written last, whose `retired` domains would be there again. Returns whether
+        it is kept.
+        """
+        return not self._retired and self._do(lambda database: content.note(database, kept, moment))
+
+    def _do(self, work: Callable[[sqlite3.Connection], None]) -> bool:
+        """Do some work once the file has been read; return whether it is done."""
+
+        def done(database: sqlite3.Connection) -> bool:
+            work(database)
+            return True
+
+        return self._loaded and bool(self._attempt(done))
 
     def _read(self, database: sqlite3.Connection) -> Kept:
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise DamagedError(verdict)
+        content.take_in(database, self._history)
         kept = content.verified(database)
         self.since, _ = content.origin(database)
         return kept

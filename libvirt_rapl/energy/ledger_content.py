@@ -2,10 +2,15 @@
 
 Beside totals there are their history (libvirt_rapl.energy.history), the lowest power of each zone, and when each domain
 ran last. Totals are written as they are, never as differences: writing twice changes nothing.
+
+A note is the same in one piece, which is much cheaper to write than the rows. It waits in the ledger until rows are
+stored that have it all, or, if its writer was killed before that, until the next one takes it in.
 """
 
 import hashlib
+import json
 import sqlite3
+import zlib
 from collections.abc import Collection
 
 from libvirt_rapl.choices import KeepHistory
@@ -34,13 +39,22 @@ TABLES_SINCE_3 = (
     "ALTER TABLE ledger ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
     "DELETE FROM domain",  # dates by a clock that may have been wrong; ages begin anew
 )
-STEPS = (TABLES, TABLES_SINCE_2, TABLES_SINCE_3, history.TABLES)
+TABLES_SINCE_5 = (
+    """CREATE TABLE note (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        content BLOB NOT NULL CHECK (typeof(content) = 'blob'), digest TEXT NOT NULL
+    )""",
+)
+STEPS = (TABLES, TABLES_SINCE_2, TABLES_SINCE_3, history.TABLES, TABLES_SINCE_5)
 """Each turns a file of one schema into one of the next; 0 is a new file."""
 SCHEMA = len(STEPS)
 DIGEST_SINCE = 3
 
-OWN = {3: "SELECT since, simulated, metered FROM ledger", 4: "SELECT since, simulated, metered, written FROM ledger"}
+OWN_SINCE_4 = "SELECT since, simulated, metered, written FROM ledger"
+OWN = {3: "SELECT since, simulated, metered FROM ledger", 4: OWN_SINCE_4, 5: OWN_SINCE_4}
 """What the ledger says of itself, by schema."""
+COMPRESSION = 1
+"""The fastest of zlib's, which makes a note a quarter as long."""
 
 
 class DamagedError(Exception):
@@ -58,7 +72,7 @@ def furnish(database: sqlite3.Connection, version: int = 0) -> None:
 def upgrade(database: sqlite3.Connection) -> None:
     """Turn an older schema into ours. Raises DamagedError if its schema is unknown, or its totals are inconsistent."""
     if (version := check_version(database)) != SCHEMA:
-        if version == 3:
+        if version >= DIGEST_SINCE:
             verified(database, version)
         furnish(database, version)
         if difference := imbalance(_content(database)[0].totals):  # the oldest have no digest
@@ -122,7 +136,29 @@ def store(
     last_ran = (item for item in kept.last_ran.items() if item not in filed.last_ran.items())
     database.executemany("REPLACE INTO domain VALUES (?, ?)", last_ran)
     database.execute("UPDATE ledger SET metered = max(metered, ?)", (kept.metered,))
+    database.execute("DELETE FROM note")
     seal(database)
+
+
+def note(database: sqlite3.Connection, kept: Kept, moment: Moment) -> None:
+    """Write this in one piece, in place of an older note; what domains are called is left to store().
+
+    Another field of Kept or Moment takes another schema, which says what an older note has in its place.
+    """
+    of_moment = {**vars(moment), "domains": {}}
+    of_kept = {**vars(kept), "totals": list(kept.totals.items())}
+    content = zlib.compress(json.dumps({"kept": of_kept, "moment": of_moment}).encode(), COMPRESSION)
+    database.execute("REPLACE INTO note VALUES (1, ?, ?)", (content, hashlib.sha256(content).hexdigest()))
+
+
+def take_in(database: sqlite3.Connection, keep: KeepHistory) -> None:
+    """Store what was noted since rows were stored, if anything was. Raises DamagedError."""
+    for content, digest in database.execute("SELECT content, digest FROM note").fetchall():
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise DamagedError("its note does not hold what was written")
+        noted = json.loads(zlib.decompress(content))
+        noted["kept"]["totals"] = {Part(*part): microjoules for part, microjoules in noted["kept"]["totals"]}
+        store(database, Kept(**noted["kept"]), (), Moment(**noted["moment"]), keep)
 
 
 def seal(database: sqlite3.Connection) -> None:
