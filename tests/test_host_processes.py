@@ -1,5 +1,6 @@
 """Processes: start times, names, and what has vanished."""
 
+import builtins
 import os
 import subprocess
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_file_of_a_process_that_ends_meanwhile(monkeypatch: pytest.MonkeyPatch
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", fail)
+        patch.setattr(builtins, "open", fail)
         if error is PermissionError:
             with pytest.raises(PermissionError):
                 read(Path("/proc/7/stat"))

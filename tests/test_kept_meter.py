@@ -237,6 +237,7 @@ def test_while_the_disk_hangs_the_newest_figures_wait_to_be_noted(bench: Bench) 
 
 def test_a_note_knows_its_circumstances(bench: Bench) -> None:
     bench.count(0)
+    bench.meter._counters["package-0"].lost += 5
     bench.keep()
     bench.count(1)
     bench.meter._counters["package-0"].lost += 2
@@ -244,7 +245,7 @@ def test_a_note_knows_its_circumstances(bench: Bench) -> None:
     del bench.kept  # as kill -9 does
     bench.on_disk()
     with contextlib.closing(sqlite3.connect(bench.ledger._path)) as database:
-        assert database.execute("SELECT intervals FROM lost").fetchall() == [(2,)]
+        assert database.execute("SELECT intervals FROM lost").fetchall() == [(5 + 2,)]
         assert database.execute("SELECT source FROM metering").fetchall() == [("powercap",)]
         assert database.execute("SELECT count(*) FROM gap").fetchall() == [(0,)]
         assert database.execute(

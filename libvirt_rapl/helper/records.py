@@ -67,7 +67,8 @@ class Registry(RunDirectory):
 
     def _read(self, uuid: str) -> Record | None:
         try:
-            values = json.loads(self.path(uuid, "json").read_text(encoding="utf-8"))
+            with open(self.name(uuid, "json"), "rb", buffering=0) as file:
+                values = json.loads(file.read())
             values["vcpu_tids"] = {int(vcpu): tid for vcpu, tid in values["vcpu_tids"].items()}
             record = Record(**values)
             known = record.state in get_args(State) and record.backend in get_args(Backend)

@@ -15,7 +15,7 @@ def start_time(pid: int, proc: Path = PROC) -> int | None:
 
     None when there is no such process, or when it has ended and only waits for its parent.
     """
-    text = read(proc / str(pid) / "stat")
+    text = read(f"{proc}/{pid}/stat")
     if text is None:
         return None
     values = fields(text)
@@ -24,7 +24,7 @@ def start_time(pid: int, proc: Path = PROC) -> int | None:
 
 def is_stopped(pid: int, proc: Path = PROC) -> bool:
     """Return whether a process was stopped, by SIGSTOP or a debugger, and has not been continued."""
-    text = read(proc / str(pid) / "stat")
+    text = read(f"{proc}/{pid}/stat")
     return text is not None and fields(text)[0] in "Tt"
 
 
@@ -65,9 +65,10 @@ def unit(pid: int, proc: Path = PROC) -> str:
     return ""
 
 
-def read(path: Path) -> str | None:
+def read(path: Path | str) -> str | None:
     """Return the text of a file under /proc; None when its process or thread has gone."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with open(path, "rb", buffering=0) as file:  # for hundreds of processes each second: half of read_text()'s time
+            return file.read().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
