@@ -207,6 +207,22 @@ def test_the_daemon_is_a_unit(machine: Machine) -> None:
     assert document(machine)["host"]["since"] > first["host"]["since"]
 
 
+def test_a_daemon_that_cannot_start_is_tried_again_for_ever_and_not_at_once(machine: Machine) -> None:
+    """As systemd counts: more often than it would by itself, and each time it waits in its ExecStopPost=."""
+    machine.path(CONFIGURATION).write_text("interval: never\n")
+    try:
+        machine.run(["systemctl", "start", "--no-block", "virt-rapld"])
+        for attempt in range(3):
+            for state in ("stop-post", "auto-restart"):
+                wait_until(lambda: show(machine, "SubState") == [state], 30, f"{state}, attempt {attempt}")  # noqa: B023
+        said = machine.run(["journalctl", "--quiet", "--unit=virt-rapld", "--output=cat"]).stdout
+        assert said.count("virt-rapl: error: ") >= 3
+    finally:
+        machine.run(["rm", CONFIGURATION])
+    wait_until(lambda: show(machine, "ActiveState") == ["active"], 30, "it runs when its configuration is mended")
+    machine.run(["systemctl", "stop", "virt-rapld"])
+
+
 def test_a_hung_daemon_is_killed_and_restarted(machine: Machine, daemon: Callable[..., None]) -> None:
     daemon("WatchdogSec=5", "RestartSec=0")
     time.sleep(7)
