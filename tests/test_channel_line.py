@@ -1,5 +1,6 @@
 """The line of a guest: what is in it, what is not, and that its text is JSON as `json.dumps` writes it."""
 
+import dataclasses
 import json
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -8,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libvirt_rapl.daemon import document
-from libvirt_rapl.daemon.channel_line import Lines, parse
+from libvirt_rapl.daemon.channel_line import Lines, render
 from libvirt_rapl.daemon.document import Document, DomainReading, Host, Reading, Vcpu, Zone
 
 KINDS = ("package", "core", "uncore", "dram", "psys")
@@ -29,12 +29,12 @@ def zone(name: str, joules: float = 100.0, *, unread: bool = False) -> Zone:
     )
 
 
-def host(*zones: Zone, source: Literal["powercap", "simulated"] = "powercap") -> Host:
+def host(*zones: Zone, source: Literal["powercap", "simulated"] = "powercap", interval: float = 1.0002) -> Host:
     return Host(
         source=source,
         model="Some processor",
         since="2026-11-22T08:00:00+00:00",
-        interval_seconds=1.0002,
+        interval_seconds=interval,
         sampled_at=SAMPLED,
         zones=zones or (zone("package-0"), zone("dram-0")),
         domains_watts=40.0,
@@ -68,16 +68,14 @@ def domain(
     )
 
 
-def text_of(host: Host, domain: DomainReading) -> bytes:
-    """Return the line that is made of these when they have been through JSON."""
-    sent = parse(document.render(Document(host=host, domains=(domain,))).encode())
-    return Lines(sent["host"], HOST_ID).line(sent["domains"][0])
+def text_of(host: Host, domain: DomainReading) -> str:
+    return Lines(host, HOST_ID).line(domain)
 
 
 def line(host: Host, domain: DomainReading) -> dict[str, Any]:
     text = text_of(host, domain)
-    assert text.endswith(b"\n")
-    assert text.count(b"\n") == 1
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
     made = json.loads(text)
     assert isinstance(made, dict)
     return made
@@ -111,7 +109,7 @@ def test_simulated_energy_is_named_so() -> None:
 
 
 def test_a_guest_learns_nothing_that_names_host_or_processes() -> None:
-    text = text_of(host(), domain()).decode()
+    text = text_of(host(), domain())
     for secret in ("secret-name", "4711", "815", "Some processor", "/run", "40.0", "11111111"):
         assert secret not in text, secret
 
@@ -151,9 +149,9 @@ def test_a_zone_without_energy_that_was_read_is_there() -> None:
 
 
 def test_there_is_no_line_before_anything_is_known() -> None:
-    assert text_of(host(), domain(unread=True, joules=0.0)) == b""
-    assert text_of(host(zone("package-0", 0.0, unread=True), zone("dram-0")), domain()) == b""
-    assert text_of(host(), domain(joules=0.0)) != b"", "0 was read"
+    assert text_of(host(), domain(unread=True, joules=0.0)) == ""
+    assert text_of(host(zone("package-0", 0.0, unread=True), zone("dram-0")), domain()) == ""
+    assert text_of(host(), domain(joules=0.0)) != "", "0 was read"
 
 
 figure = st.floats(min_value=0, max_value=1e12) | st.integers(min_value=0, max_value=10**9)
@@ -170,19 +168,15 @@ reading = st.builds(Reading, power_watts=figure, energy_joules=figure)
 def test_the_text_is_what_json_dumps_makes(
     interval: float, watts: float, joules: float, zones: dict[str, Reading], vcpus: list[tuple[float, float]]
 ) -> None:
-    given_host = host(*(zone(f"{kind}-0") for kind in KINDS))
-    sent_host = json.loads(document.render(Document(host=given_host, domains=())))["host"] | {
-        "interval_seconds": interval
-    }
-    sent = {
-        "power_watts": watts,
-        "energy_joules": joules,
-        "zones": {kind: vars(each) for kind, each in zones.items()},
-        "vcpus": [
-            {"id": number, "tid": number, "power_watts": each[0], "energy_joules": each[1]}
-            for number, each in enumerate(vcpus)
-        ],
-    }
+    given_host = host(*(zone(f"{kind}-0") for kind in KINDS), interval=interval)
+    given_domain = dataclasses.replace(
+        domain(joules=joules),
+        power_watts=watts,
+        zones=zones,
+        vcpus=tuple(
+            Vcpu(id=number, tid=number, power_watts=each[0], energy_joules=each[1]) for number, each in enumerate(vcpus)
+        ),
+    )
     expected = {
         "schema": 1,
         "time": SAMPLED,
@@ -200,8 +194,26 @@ def test_the_text_is_what_json_dumps_makes(
             {"id": number, "power_watts": each[0], "energy_joules": each[1]} for number, each in enumerate(vcpus)
         ],
     }
-    received = parse(json.dumps({"host": sent_host, "domain": sent}).encode())
-    assert Lines(received["host"], HOST_ID).line(received["domain"]) == json.dumps(expected).encode() + b"\n"
+    assert text_of(given_host, given_domain) == json.dumps(expected) + "\n"
+
+
+def test_what_virt_rapl_channel_gets_of_running_guests_with_a_channel() -> None:
+    with_channel, name = domain(), 'N\u00e4m"e'
+    others = [
+        dataclasses.replace(with_channel, uuid="2", name=name, pid=4712),
+        dataclasses.replace(with_channel, uuid="3", channel_socket=None),
+    ]
+    rendered = render(Document(host=host(), domains=(with_channel, *others)), HOST_ID)
+    assert b"\n" not in rendered
+    line, path = text_of(host(), with_channel), with_channel.channel_socket
+    assert json.loads(rendered) == {
+        "schema": 1,
+        "sampled_at": SAMPLED,
+        "guests": [
+            [with_channel.uuid, with_channel.name, 4711, path, line],
+            ["2", name, 4712, path, line],
+        ],
+    }
 
 
 def test_time_is_an_instant_in_utc_with_milliseconds() -> None:

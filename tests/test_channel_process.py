@@ -13,14 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from fakes.channel import Qemu, document, domain
+from fakes.channel import Qemu, domain, lines
 from walking import wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.daemon import channel_process, channel_report, status_socket
 from libvirt_rapl.daemon.channel_process import ChannelProcess
 from libvirt_rapl.daemon.stream_socket import Streams
-from libvirt_rapl.host.identity import opaque_id
 from libvirt_rapl.lifecycle.channel_state import Delivery
 
 PID = os.getpid()
@@ -28,14 +27,14 @@ PATIENCE = 30.0
 
 
 class Daemon:
-    """Stands for virt-rapld: streams documents in which each sample is a second after the last."""
+    """Stands for virt-rapld: streams lines of samples of which each is a second after the last."""
 
     def __init__(self, run_directory: Path) -> None:
         self.run_directory = run_directory
         self.domains: list[dict[str, Any]] = []
         self.seconds = 0
         self.made = 0
-        """How many documents."""
+        """How many samples' lines."""
         self._streams: Streams | None = None
 
     def start(self) -> None:
@@ -58,7 +57,7 @@ class Daemon:
 
     def _text(self) -> bytes:
         self.made += 1
-        return json.dumps(document(self.seconds, *self.domains)).encode()
+        return json.dumps(lines(self.seconds, *self.domains)).encode()
 
 
 class Process:
@@ -158,7 +157,7 @@ def test_from_the_daemon_to_guests_and_what_is_reported(
     daemon.start()
     for number, guest in ((1, first), (2, second)):
         line = lines_of(guest, daemon)[0]
-        assert (line["energy_joules"], line["host"]) == (1000.0 + number, opaque_id())
+        assert line["energy_joules"] == 1000.0 + number
 
     def reported() -> dict[str, Delivery]:
         daemon.sample()
@@ -206,8 +205,8 @@ def test_without_the_right_to_ask_it_says_so(
     run_directory.chmod(0o711)
     (run_directory / paths.DAEMON).chmod(0o700)  # this process keeps its group
     monkeypatch.setattr(channel_process, "PATIENCE_SECONDS", -1)
-    lines: list[str] = []
-    process = ChannelProcess(run_directory, "host", lines.append)
+    logged: list[str] = []
+    process = ChannelProcess(run_directory, logged.append)
     os.seteuid(4321)
     try:
         process.follow()
@@ -215,7 +214,7 @@ def test_without_the_right_to_ask_it_says_so(
         os.seteuid(0)
     group = (run_directory / paths.DAEMON).group()
     place = f"{run_directory / paths.DAEMON} is not open to it (mode 0700, group {group})"
-    assert lines[0] == f"virt-rapl-channel may not ask virt-rapld: {place}"
+    assert logged[0] == f"virt-rapl-channel may not ask virt-rapld: {place}"
 
 
 def test_a_restart_of_virt_rapld_is_not_logged(daemon: Daemon, process: Process, qemu: Callable[[int], Qemu]) -> None:
@@ -229,8 +228,8 @@ def test_a_restart_of_virt_rapld_is_not_logged(daemon: Daemon, process: Process,
     assert process.lines() == []
 
 
-def test_documents_that_are_not_understood_are_logged_once(daemon: Daemon, process: Process) -> None:
-    daemon.domains = [{"uuid": "u", "channel_socket": "/run/1.sock"}]
+def test_lines_that_are_not_understood_are_logged_once(daemon: Daemon, process: Process) -> None:
+    daemon.domains = [domain(1, "/run/1.sock", uuid=["of another kind"])]
     daemon.start()
 
     def is_logged() -> bool:

@@ -15,15 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from fakes.channel import Qemu, document, domain
+from fakes.channel import Qemu, domain, lines
 
 from libvirt_rapl.daemon import channel_report, channel_writer
-from libvirt_rapl.daemon.channel_line import Lines
 from libvirt_rapl.daemon.channel_writer import ChannelWriter
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.lifecycle.channel_state import Delivery
 
-HOST_ID = "0123456789ab"
 PID = os.getpid()
 NewQemu = Callable[..., Qemu]
 
@@ -43,13 +41,13 @@ class Host:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.writer = ChannelWriter(HOST_ID, self.lines.append)
+        self.writer = ChannelWriter(self.lines.append)
         self.seconds = 0
 
     def second(self, *domains: dict[str, Any]) -> None:
         """Let a second pass, after which these domains run."""
         self.seconds += 1
-        self.writer.write(document(self.seconds, *domains))
+        self.writer.write(lines(self.seconds, *domains))
 
     def delivery(self, number: int) -> Delivery | None:
         return self.writer.deliveries().get(domain(number, None)["uuid"])
@@ -116,7 +114,7 @@ def test_no_guest_gets_energy_finer_than_a_second(host: Host, qemu: NewQemu) -> 
     guest = qemu(1)
     got = []
     for tenth in range(31):
-        host.writer.write(document(tenth / 10, domain(1, guest.path, energy_joules=float(tenth))))
+        host.writer.write(lines(tenth / 10, domain(1, guest.path, energy_joules=float(tenth))))
         got += numbers(guest.read())
     assert got == [0.0, 10.0, 20.0, 30.0]
 
@@ -127,19 +125,19 @@ def test_samples_that_are_a_second_apart_the_same_one_again_and_clocks_that_are_
 ) -> None:
     guest = qemu(1)
     for number in range(5):
-        host.writer.write(document(number * step, domain(1, guest.path)))
+        host.writer.write(lines(number * step, domain(1, guest.path)))
         count -= len(numbers(guest.read()))
     assert count == 0
 
 
 def test_there_is_no_line_before_the_first_sample(host: Host, qemu: NewQemu) -> None:
     guest = qemu(1)
-    first = document(0, domain(1, guest.path))
-    first["host"]["sampled_at"] = None
+    first = lines(0, domain(1, guest.path))
+    first["sampled_at"] = None
     host.writer.write(first)
     with pytest.raises(BlockingIOError):
         guest.accept()
-    host.second(domain(1, guest.path, unread=True, energy_joules=0.0))
+    host.second(domain(1, guest.path, vcpus=[]))
     assert guest.read() == b""
     assert host.delivery(1) == Delivery(PID, "connected")
 
@@ -209,7 +207,7 @@ def test_what_a_guest_floods_us_with_stays_outside(host: Host, qemu: NewQemu, ga
     assert host.lines == []
 
 
-def test_a_qemu_that_hangs_up_is_met_again_at_the_next_document(host: Host, qemu: NewQemu) -> None:
+def test_a_qemu_that_hangs_up_is_met_again_at_the_next_lines(host: Host, qemu: NewQemu) -> None:
     guest = qemu(1)
     host.second(domain(1, guest.path, energy_joules=1.0))
     assert numbers(guest.read()) == [1.0]
@@ -472,13 +470,13 @@ def test_too_many_open_files_are_a_reason_like_others(host: Host, qemu: NewQemu)
 def test_guests_are_served_in_turn(host: Host, qemu: NewQemu, monkeypatch: pytest.MonkeyPatch) -> None:
     guests = [qemu(number) for number in range(3)]
     order: list[str] = []
-    real = Lines.line
+    real = ChannelWriter._serve
 
-    def line(self: Lines, domain: dict[str, Any]) -> bytes:
-        order.append(domain["name"][-1])
-        return real(self, domain)
+    def serve(self: ChannelWriter, uuid: str, *about: Any) -> None:  # noqa: ANN401
+        order.append(uuid[-1])
+        real(self, uuid, *about)
 
-    monkeypatch.setattr(Lines, "line", line)
+    monkeypatch.setattr(ChannelWriter, "_serve", serve)
     for _ in range(6):
         host.second(*(domain(number, guest.path) for number, guest in enumerate(guests)))
         for guest in guests:
@@ -511,17 +509,17 @@ def test_a_qemu_that_was_taken_over_does_not_fill_the_journal(host: Host, qemu: 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda made: made.pop("host"),
-        lambda made: made["host"].pop("sampled_at"),
-        lambda made: made["host"].update(sampled_at="yesterday"),
-        lambda made: made["host"].pop("zones"),
-        lambda made: made["domains"][0].pop("zones"),
-        lambda made: made["domains"][0].pop("pid"),
-        lambda made: made.update(domains=None),
+        lambda made: made.pop("sampled_at"),
+        lambda made: made.update(sampled_at="yesterday"),
+        lambda made: made.pop("guests"),
+        lambda made: made.update(guests=None),
+        lambda made: made.update(guests=[None]),
+        lambda made: made["guests"][0].pop(),
+        lambda made: made["guests"][0].append(None),
     ],
 )
-def test_a_document_of_another_version(host: Host, qemu: NewQemu, change: Callable[[dict[str, Any]], object]) -> None:
-    made = document(1, domain(1, qemu(1).path))
+def test_lines_of_another_version(host: Host, qemu: NewQemu, change: Callable[[dict[str, Any]], object]) -> None:
+    made = lines(1, domain(1, qemu(1).path))
     change(made)
     with pytest.raises(VirtRaplError, match="cannot understand the answer of virt-rapld"):
         host.writer.write(made)

@@ -96,7 +96,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
         "Policy": part(start=life.note("policy"), changed=None),
         "Inventory": part(start=life.note("domains"), attempted=SimpleNamespace(wait=life.note("listed"))),
         "KeptMeter": lambda *_: Kept(),
-        "Publisher": part(text=None),
+        "Publisher": part(text=None, document=None),
         "Streams": life.listen,
         "status_socket": SimpleNamespace(serve=life.listen),
         "history_socket": SimpleNamespace(serve=life.listen),
@@ -187,7 +187,7 @@ def test_sockets_that_were_removed_are_made_again(life: Life, gone: list[int]) -
     ("channel", "pid", "expected"),
     [
         (None, 7, b""),
-        (Channel("/run/1.sock", open=False), 7, b"text"),
+        (Channel("/run/1.sock", open=False), 7, b"lines"),
         (Channel("/run/1.sock", open=False), None, b""),
         (Channel(None, open=False), 7, b""),
     ],
@@ -202,7 +202,8 @@ def test_no_document_is_made_for_channels_that_are_not_there(
         return life.listen(path)
 
     monkeypatch.setattr(loop, "Streams", streams)
-    monkeypatch.setattr(loop, "Publisher", lambda *_: SimpleNamespace(text=life.note("text", b"text")))
+    monkeypatch.setattr(loop, "Publisher", lambda *_: SimpleNamespace(text=lambda: b"text", document=None))
+    monkeypatch.setattr(loop, "Rendered", lambda *_: life.note("lines", b"lines"))
     daemon = life.daemon()
     daemon._inventory.entries = {
         str(number): Entry(name="vm", uuid=str(number), id=1, state="running", pid=pid, mark=None, channel=each)
@@ -211,7 +212,7 @@ def test_no_document_is_made_for_channels_that_are_not_there(
     assert texts["channel.sock"]() == b"", "a client would not get it, and wait for the next one"
     life.has_power.set()
     assert texts["channel.sock"]() == expected
-    assert life.did.count("text") == bool(expected)
+    assert life.did.count("lines") == bool(expected)
     assert texts["stream.sock"]() == b"text"
 
 

@@ -15,7 +15,7 @@ from libvirt_rapl.daemon import publisher
 from libvirt_rapl.daemon.document import Document
 from libvirt_rapl.daemon.document import Host as Shown
 from libvirt_rapl.daemon.kept_meter import KeptMeter
-from libvirt_rapl.daemon.publisher import Publisher
+from libvirt_rapl.daemon.publisher import Publisher, Rendered
 from libvirt_rapl.domains.inventory import Inventory
 from libvirt_rapl.energy.history import Moment
 from libvirt_rapl.energy.ledger import Ledger
@@ -210,6 +210,25 @@ def test_what_could_not_be_kept_is_kept_with_the_next_document(bench: Bench, mon
     time.sleep(0.1)
     published.text()
     assert len(bench.ledger.writes) == 2, "it is kept now"
+
+
+def test_what_is_made_of_a_document_is_made_once(bench: Bench) -> None:
+    published, made = bench.publisher(), 0
+
+    def make(document: Document) -> bytes:
+        nonlocal made
+        made += 1
+        return (document.host.model or "").encode()
+
+    rendered = Rendered(published.document, make)
+    bench.making = lambda: time.sleep(0.1)
+    ways: list[Callable[[], object]] = [rendered, published.text, published.document]
+    with ThreadPoolExecutor(ASKERS) as askers:
+        answers = list(askers.map(lambda number: ways[number % 3](), range(ASKERS)))
+    assert set(answers[::3]) == {b"1000000"}
+    assert (made, len(bench.made)) == (1, 1), "all are of one document"
+    bench.sample(2)
+    assert (rendered(), rendered(), made) == (b"2000000", b"2000000", 2)
 
 
 def test_between_samples_that_are_far_apart_documents_are_made_anew(bench: Bench) -> None:

@@ -10,7 +10,6 @@ import sys
 
 from libvirt_rapl.config import load
 from libvirt_rapl.daemon.channel_process import ChannelProcess
-from libvirt_rapl.host.identity import opaque_id
 from libvirt_rapl.log import log
 
 
@@ -23,5 +22,5 @@ def run(options: argparse.Namespace) -> int:
     config = load(options.config)
     for end in (signal.SIGTERM, signal.SIGINT):
         signal.signal(end, lambda *_: sys.exit(0))
-    ChannelProcess(config.run_directory, opaque_id(), log).run()
+    ChannelProcess(config.run_directory, log).run()
     return 0

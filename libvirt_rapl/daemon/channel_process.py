@@ -1,4 +1,4 @@
-"""virt-rapl-channel: a process of its own between virt-rapld's documents and the guests, with the rights it takes."""
+"""virt-rapl-channel: a process of its own between virt-rapld and the guests, with the rights it takes."""
 
 import gc
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from libvirt_rapl import paths, systemd
-from libvirt_rapl.daemon import channel_line, stream_socket
+from libvirt_rapl.daemon import stream_socket
 from libvirt_rapl.daemon.channel_report import Report
 from libvirt_rapl.daemon.channel_writer import ChannelWriter
 from libvirt_rapl.daemon.status_socket import is_forbidden, listens
@@ -20,21 +20,21 @@ PATIENCE_SECONDS = 3.0
 
 
 class ChannelProcess:
-    """Follows virt-rapld, and gives each document to the writer."""
+    """Follows virt-rapld, and gives each sample's lines to the writer."""
 
-    def __init__(self, run_directory: Path, host_id: str, log: Callable[[str], None]) -> None:
-        """Take the run directory, the id by which guests know this host, and `log`, which takes a line."""
+    def __init__(self, run_directory: Path, log: Callable[[str], None]) -> None:
+        """Take the run directory, and `log`, which takes a line."""
         self._stream = run_directory / paths.CHANNEL_STREAM_SOCKET
         self._log = log
-        self._writer = ChannelWriter(host_id, log)
+        self._writer = ChannelWriter(log)
         self._report = Report(run_directory, log)
         self._fine = time.monotonic()
-        """When there were documents last, or none were needed because no domain has a channel."""
+        """When there were lines last, or none were needed because no domain has a channel."""
         self._logged = ""
         """The trouble that was logged last; empty if it is over."""
 
     def run(self) -> None:
-        """Give out documents until an exception, as of a signal, ends it. Raises VirtRaplError if another one does."""
+        """Give out lines until an exception, as of a signal, ends it. Raises VirtRaplError if another one does."""
         self._report.claim()
         systemd.notify("READY=1")
         gc.freeze()  # what was imported stays, and need not be looked at again each second
@@ -49,11 +49,11 @@ class ChannelProcess:
             self._report.remove()
 
     def follow(self) -> None:
-        """Give out documents until virt-rapld goes, or is silent because no domain has a channel."""
+        """Give out lines until virt-rapld goes, or is silent because no domain has a channel."""
         trouble = ""
         try:
-            for document in stream_socket.follow(self._stream, channel_line.parse):
-                self._writer.write(document)
+            for sample in stream_socket.follow(self._stream):
+                self._writer.write(sample)
                 self._note("")
                 self._report.write(self._writer.deliveries())
                 systemd.notify("WATCHDOG=1")
@@ -71,7 +71,7 @@ class ChannelProcess:
         systemd.notify("WATCHDOG=1")
 
     def _note(self, trouble: str) -> None:
-        """Log once why there are no documents, if that lasts, and once that there are again."""
+        """Log once why there are no lines, if that lasts, and once that there are again."""
         now = time.monotonic()
         if trouble and trouble != self._logged and now > self._fine + PATIENCE_SECONDS:
             self._log(trouble)

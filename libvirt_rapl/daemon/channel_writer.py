@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from libvirt_rapl.daemon.channel_line import Lines
 from libvirt_rapl.daemon.document import not_understood
 from libvirt_rapl.errors import explain
 from libvirt_rapl.lifecycle.channel_state import NOT_ALLOWED, Delivery
@@ -39,28 +38,26 @@ LINES_AT_ONCE, LINE_SECONDS = 20, 10.0
 class ChannelWriter:
     """The connections, and what is known of each."""
 
-    def __init__(self, host_id: str, log: Callable[[str], None]) -> None:
-        """Take the id by which guests know this host, and `log`, which takes a line."""
-        self._host_id = host_id
+    def __init__(self, log: Callable[[str], None]) -> None:
+        """Take `log`, which takes a line."""
         self._log = SparingLog(log, TokenBucket(LINES_AT_ONCE, LINE_SECONDS))
         self._guests: dict[str, _Guest] = {}
         self._sampled: datetime | None = None
         self._turn = 0
 
-    def write(self, document: Mapping[str, Any]) -> None:
-        """Give each running guest with a channel its line, as far as it reads; drop the connections of all others.
+    def write(self, sample: Mapping[str, Any]) -> None:
+        """Give each guest of a sample, as channel_line.render() has it, its line, if it reads; hang up on all others.
 
-        Raises VirtRaplError if the document is of a version that is not understood.
+        Raises VirtRaplError if it is of a version that is not understood.
         """
         try:
-            if not self._is_due(document["host"]["sampled_at"]):
+            if not self._is_due(sample["sampled_at"]):
                 return
-            lines = Lines(document["host"], self._host_id)
-            domains = {each["uuid"]: each for each in document["domains"] if each.get("channel_socket")}
-            for uuid in self._guests.keys() - domains.keys():
+            guests = {uuid: (name, pid, path, line) for uuid, name, pid, path, line in sample["guests"]}
+            for uuid in self._guests.keys() - guests.keys():
                 self._guests.pop(uuid).close()
-            for uuid in self._in_turn(list(domains)):
-                self._serve(uuid, domains[uuid], lines)
+            for uuid in self._in_turn(list(guests)):
+                self._serve(uuid, *guests[uuid])
         except (TypeError, KeyError, ValueError) as error:
             raise not_understood(error) from error
 
@@ -89,17 +86,16 @@ class ChannelWriter:
         first = self._turn % len(uuids) if uuids else 0
         return uuids[first:] + uuids[:first]
 
-    def _serve(self, uuid: str, domain: Mapping[str, Any], lines: Lines) -> None:
-        pid, path = domain["pid"], domain["channel_socket"]
+    def _serve(self, uuid: str, name: str, pid: int, path: str, line: str) -> None:
         guest = self._guests.get(uuid)
         if guest is None or (guest.pid, guest.path) != (pid, path):
             if guest:
                 guest.close()
             guest = self._guests[uuid] = _Guest(pid, path)
         before = guest.trouble
-        guest.give(domain, lines)
+        guest.give(line)
         if guest.trouble != guest.logged and guest.trouble in (before, ""):  # it lasts; else the domain may be ending
-            self._log(f"{domain['name']}: {guest.trouble or 'its channel is connected'}")
+            self._log(f"{name}: {guest.trouble or 'its channel is connected'}")
             guest.logged = guest.trouble
 
 
@@ -118,8 +114,8 @@ class _Guest:
         self._not_before = 0.0
         """When it may be tried again, in monotonic seconds."""
 
-    def give(self, domain: Mapping[str, Any], lines: Lines) -> None:
-        """Give it its line if it has read the last one, else what remains of that. Raises as Lines.line()."""
+    def give(self, line: str) -> None:
+        """Give it its line, if there is one, when it has read the last one; else what remains of that."""
         now = time.monotonic()
         if now < self._not_before:
             return
@@ -129,8 +125,8 @@ class _Guest:
                 self._sender = self._connected()
             if self._sender.all_is_read():
                 self._stalled = False
-                if line := lines.line(domain):
-                    self._sender.begin(line)
+                if line:
+                    self._sender.begin(line.encode())
             else:
                 self._stalled = now > self._sender.begun + STALLED_SECONDS
                 self._sender.go_on()

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from libvirt_rapl import paths, systemd
 from libvirt_rapl.config import Config
-from libvirt_rapl.daemon import history_socket, status_socket
+from libvirt_rapl.daemon import channel_line, history_socket, status_socket
 from libvirt_rapl.daemon.answerers import DIRECTORY_MODE as SOCKETS_MODE
 from libvirt_rapl.daemon.document import Document
 from libvirt_rapl.daemon.host_meter import HostMeter
 from libvirt_rapl.daemon.kept_meter import KeptMeter
-from libvirt_rapl.daemon.publisher import Publisher
+from libvirt_rapl.daemon.publisher import Publisher, Rendered
 from libvirt_rapl.daemon.stream_socket import Streams
 from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.domains.inventory import Inventory
@@ -27,6 +27,7 @@ from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.files import lock
 from libvirt_rapl.helper.confinement import keep_capabilities_from_programs
 from libvirt_rapl.helper.records import Registry
+from libvirt_rapl.host.identity import opaque_id
 from libvirt_rapl.host.process_clock import allow_many_descriptors
 from libvirt_rapl.lifecycle.policy import Policy
 from libvirt_rapl.log import log
@@ -119,6 +120,8 @@ class Daemon:
             return host.document(figures, seen, policy.refusals(), trouble, self._overruns, gone)
 
         self._publisher = Publisher(self._meter, describe, config.interval)
+        host_id = opaque_id()
+        self._lines = Rendered(self._publisher.document, lambda document: channel_line.render(document, host_id))
         self._streams: list[Streams] = []
         self._asked_to_end = threading.Event()
 
@@ -141,7 +144,7 @@ class Daemon:
             self._servers.close()
             self._streams = []
             status, stream, channel, history = self._sockets
-            for path, text in ((stream, self._publisher.text), (channel, self._text_for_channels)):
+            for path, text in ((stream, self._publisher.text), (channel, self._lines_for_guests)):
                 self._streams.append(Streams(path, text, log))
                 self._servers.callback(self._streams[-1].close)
             self._servers.callback(status_socket.serve(status, self._publisher.text, log).close)
@@ -152,14 +155,14 @@ class Daemon:
             log(f"cannot listen in {self._sockets[0].parent}: {trouble}; `virt-rapl status` samples for itself")
         self._mute = bool(trouble)
 
-    def _text_for_channels(self) -> bytes:
-        """Return the document; nothing while no domain has a channel: a document costs more than the sample.
+    def _lines_for_guests(self) -> bytes:
+        """Return what virt-rapl-channel gives out; nothing while no domain has a channel, as a document has its cost.
 
-        Nothing, too, before there is any power: a client that connects then shall get the first document that has it.
+        Nothing, too, before there is any power: a client that connects then shall get the first lines that have it.
         """
         entries = self._inventory.entries.values()
         wanted = any(entry.pid is not None and entry.channel and entry.channel.socket for entry in entries)
-        return self._publisher.text() if wanted and self._meter.has_power.is_set() else b""
+        return self._lines() if wanted and self._meter.has_power.is_set() else b""
 
     def meter_until_asked_to_end(self) -> None:
         """Sample once an interval and keep the totals every FLUSH_SECONDS, or every interval if that is longer."""

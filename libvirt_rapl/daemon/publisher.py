@@ -26,6 +26,26 @@ AGAIN = 10.0
 """Such a document is used for this many times as long as it took to make, so that clients cannot cost much."""
 
 
+class Rendered:
+    """What is made of the newest document, once for all who ask."""
+
+    def __init__(self, newest: Callable[[], Document], make: Callable[[Document], bytes]) -> None:
+        """Take a function that returns the newest document, and one that makes something of it."""
+        self._newest = newest
+        self._make = make
+        self._lock = threading.Lock()
+        self._made = b""
+        self._of: Document | None = None
+
+    def __call__(self) -> bytes:
+        """Return it: the same object until there is a new document."""
+        with self._lock:
+            document = self._newest()
+            if document is not self._of:
+                self._made, self._of = self._make(document), document
+            return self._made
+
+
 class Publisher:
     """Makes documents of a meter's figures."""
 
@@ -36,27 +56,30 @@ class Publisher:
         self._makes_between = interval > LONG_SECONDS
         self._lock = threading.Lock()
         """Held while a document is made or looked up."""
-        self._text = b""
+        self._document: Document | None = None
         self._sample = -1
-        """The number of the sample that the text shows."""
+        """The number of the sample that the document shows."""
         self._until = 0.0
-        """How long the text is valid if there is no new sample, in monotonic seconds."""
+        """How long the document is valid if there is no new sample, in monotonic seconds."""
+        self.text = Rendered(self.document, lambda document: render(document).encode())
+        """Returns it as JSON in one line."""
 
-    def text(self) -> bytes:
-        """Return the document as JSON in one line: the same object until there is a new one."""
+    def document(self) -> Document:
+        """Return the document: the same object until there is a new one."""
         self._meter.has_power.wait(FIRST_SECONDS)
         with self._lock:
-            if self._sample != self._meter.samples or time.monotonic() >= self._until:
-                self._make()
-            return self._text
+            if self._sample != self._meter.samples or time.monotonic() >= self._until or self._document is None:
+                self._document = self._make()
+            return self._document
 
-    def _make(self) -> None:
+    def _make(self) -> Document:
         began, sample = time.monotonic(), self._meter.samples
         figures = self._meter.snapshot()
         kept = self._meter.keep_shown(figures)
-        self._text = render(self._describe(figures)).encode()
+        document = self._describe(figures)
         now = time.monotonic()
         self._until = now + AGAIN * (now - began) if self._makes_between else math.inf
         with contextlib.suppress(TimeoutError):
             kept.result(KEPT_SECONDS)
         self._sample = sample
+        return document

@@ -1,6 +1,7 @@
 """RUN_DIRECTORY/daemon/stream.sock: a client gets each new document from when it connects, as one line of JSON.
 
-channel.sock beside it is the same, for virt-rapl-channel; no document is made for it while no domain has a channel.
+channel.sock beside it is the same for virt-rapl-channel, with the lines of guests in place of documents
+(libvirt_rapl.daemon.channel_line); nothing is made for it while no domain has a channel.
 
 The daemon reads nothing there: a client that writes, or hangs up, is disconnected. While any client is connected there
 is a document for each sample, and one each second if samples are rarer; without clients, none is made.
@@ -169,17 +170,17 @@ def _refuse(peer: socket.socket, why: str) -> None:
         peer.send(json.dumps({"schema": SCHEMA, "error": why}).encode() + b"\n")
 
 
-def follow(path: Path, parse: Callable[[bytes], Any] = json.loads) -> Generator[dict[str, Any], None, None]:
+def follow(path: Path) -> Generator[dict[str, Any], None, None]:
     """Yield each document that the daemon makes from now on, until it goes or is silent for SILENCE_SECONDS.
 
-    `parse` makes it of its JSON. Yields none if no daemon serves there. Raises VirtRaplError if the daemon refuses.
+    Yields none if no daemon serves there. Raises VirtRaplError if the daemon refuses.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer, contextlib.suppress(OSError, ValueError):
         peer.settimeout(SILENCE_SECONDS)
         peer.connect(str(path))
         with peer.makefile("rb", BUFFER_BYTES) as lines:
             for line in lines:
-                document = understood(parse(line))
+                document = understood(json.loads(line))
                 if document is None:
                     return
                 if "error" in document:

@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 DAEMON_DOMAINS = 500
 VCPUS = 4
 ZONES = 3
+FOLLOWED = {"documents": paths.STREAM_SOCKET, "guests' lines": paths.CHANNEL_STREAM_SOCKET}
 ABOUT = (
     "Stand-ins are processes of 9 threads, named as a QEMU's of 4 vCPUs, in no cgroup of their own. Before each sample "
     "their threads run for 20 us: `usual` main thread, vCPUs and kvm-msr; `every thread` all 9; `asleep` none. "
@@ -81,13 +82,13 @@ def living(count: int, load: str) -> Iterator[tuple[Path, Path, list[str]]]:
                 thread.join()
 
 
-def daemon(count: int, seconds: float, load: str, *, followed: bool = False) -> dict[str, Any]:
+def daemon(count: int, seconds: float, load: str, followed: str = "") -> dict[str, Any]:
     """Let virt-rapld's loop run once a second on `count` stand-ins; return its own CPU time and memory.
 
-    `followed`: while a client is given each document.
+    `followed`: a key of FOLLOWED, what a client is given each second.
     """
     with living(count, load) as (sys_root, directory, pids):
-        client = threading.Thread(target=_follow, args=[directory / "run" / paths.STREAM_SOCKET])
+        client = threading.Thread(target=_follow, args=[directory / "run" / FOLLOWED.get(followed, "")])
         if followed:
             client.start()
         figures = python("daemon_cost.py", str(sys_root), str(directory), str(seconds), *pids)
@@ -215,7 +216,7 @@ def show(document: dict[str, Any]) -> None:
             f"{grown['time_per_domain_last_to_first']:.2f}; memory {grown['bytes_per_domain'] / 1024:.1f} KiB a domain"
         )
     for each in document["daemon"]:
-        followed = ", with a client that reads each document," if each["followed"] else ""
+        followed = f", with a client that reads all {each['followed']}," if each["followed"] else ""
         print(
             f"\n{each['domains']} domains of {VCPUS} vCPUs (9 threads each, load {each['load']}) at 1 Hz{followed} "
             f"cost {each['percent_of_a_core']:.2f} % of one core and {each['rss_bytes'] / 1e6:.0f} MB "
@@ -282,7 +283,8 @@ def main() -> None:
     if options.seconds:
         for load in ("usual", "asleep"):
             document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, load))
-        document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, "usual", followed=True))
+        for followed in FOLLOWED:
+            document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, "usual", followed))
         document["channels"] = channels(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
         document["scrapes"] = scrapes(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
         document["top"] = top(min(DAEMON_DOMAINS, counts[-1]), options.seconds)

@@ -1,4 +1,4 @@
-"""What virt-rapl-channel costs: the process itself, between documents of many guests and sockets that read at once.
+"""What virt-rapl-channel costs: the process itself, between the lines of many guests and sockets that read at once.
 
     python channels.py DIRECTORY DOMAINS VCPUS SECONDS
 
@@ -24,7 +24,8 @@ from typing import Any
 import memory
 
 from libvirt_rapl import paths
-from libvirt_rapl.daemon.document import Document, DomainReading, Host, Reading, Vcpu, Zone, render
+from libvirt_rapl.daemon import channel_line
+from libvirt_rapl.daemon.document import Document, DomainReading, Host, Reading, Vcpu, Zone
 from libvirt_rapl.daemon.stream_socket import Streams
 
 ZONES = ("package", "core", "dram")
@@ -149,7 +150,7 @@ def main() -> None:
         while not ended.wait(max(0.0, due - time.time())):
             due += 1.0
             now = time.strftime("%Y-%m-%dT%H:%M:%S.000+00:00", time.gmtime(due))
-            texts[0] = render(replace(made, host=replace(made.host, sampled_at=now))).encode()
+            texts[0] = channel_line.render(replace(made, host=replace(made.host, sampled_at=now)), "0123456789ab")
             streams.wake()
 
     sampling = threading.Thread(target=sample)

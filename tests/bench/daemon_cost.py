@@ -20,6 +20,7 @@ from programs import vcpu_tids
 
 from libvirt_rapl.config import Config
 from libvirt_rapl.daemon import host_meter, loop
+from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.inventory import Entry, Inventory
 from libvirt_rapl.labels import Labels
 
@@ -41,7 +42,16 @@ class Given(Inventory):
 
 def entry_of(pid: int) -> Entry:
     uuid = f"00000000-0000-0000-0000-{pid:012}"
-    return Entry(name=f"domain-{pid}", uuid=uuid, id=pid, state="running", pid=pid, vcpu_tids=vcpu_tids(pid), mark=None)
+    return Entry(
+        name=f"domain-{pid}",
+        uuid=uuid,
+        id=pid,
+        state="running",
+        pid=pid,
+        vcpu_tids=vcpu_tids(pid),
+        mark=None,
+        channel=Channel(f"/run/libvirt/qemu/channel/{pid}-domain/org.virt-rapl.energy.0", open=True),
+    )
 
 
 def main() -> None:

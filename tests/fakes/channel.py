@@ -1,5 +1,6 @@
-"""Documents of virt-rapld's about domains with an energy channel, and the sockets that their QEMUs have."""
+"""What virt-rapld gives out about domains with an energy channel, and the sockets that their QEMUs have."""
 
+import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
@@ -10,34 +11,33 @@ BEGAN = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC)
 
 
 def domain(number: int, path: Path | str | None, **fields: object) -> dict[str, Any]:
-    """Return the part of a document about a running domain, whose QEMU is this process."""
+    """Return what is known of a running domain, whose QEMU is this process."""
     made = {
         "name": f"guest-{number}",
         "uuid": f"11111111-2222-4333-8444-{number:012}",
         "pid": os.getpid(),
-        "power_watts": 2.5,
         "energy_joules": 1000.0 + number,
-        "zones": {kind: {"power_watts": 1.25, "energy_joules": 500.0} for kind in ("package", "dram")},
-        "vcpus": [{"id": 0, "tid": 815, "power_watts": 2.5, "energy_joules": 1000.0 + number}],
-        "channel": "connected",
+        "vcpus": [{"id": 0, "energy_joules": 1000.0 + number}],
         **fields,
     }
     return made if path is None else {**made, "channel_socket": str(path)}
 
 
-def document(seconds: float, *domains: dict[str, Any]) -> dict[str, Any]:
-    """Return a document whose sample is so many seconds after the first."""
+def lines(seconds: float, *domains: dict[str, Any]) -> dict[str, Any]:
+    """Return the lines of a sample that is so many seconds after the first, as channel_line.render() has them."""
     return {
         "schema": 1,
-        "host": {
-            "source": "powercap",
-            "since": "2026-11-22T08:00:00+00:00",
-            "sampled_at": (BEGAN + timedelta(seconds=seconds)).isoformat(timespec="milliseconds"),
-            "interval_seconds": 1.0,
-            "zones": [{"name": f"{kind}-0", "energy_joules": 5000.0} for kind in ("package", "dram")],
-        },
-        "domains": list(domains),
+        "sampled_at": (BEGAN + timedelta(seconds=seconds)).isoformat(timespec="milliseconds"),
+        "guests": [
+            [domain["uuid"], domain["name"], domain["pid"], domain["channel_socket"], _line(domain)]
+            for domain in domains
+            if "channel_socket" in domain
+        ],
     }
+
+
+def _line(domain: dict[str, Any]) -> str:
+    return json.dumps({name: domain[name] for name in ("energy_joules", "vcpus")}) + "\n" if domain["vcpus"] else ""
 
 
 class Qemu:
