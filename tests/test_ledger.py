@@ -263,6 +263,29 @@ def test_a_file_of_an_older_schema_is_counted_on(
     assert logged == []
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_from_before_there_were_notes(
+    make_ledger: MakeLedger, path: Path, logged: Logged, damaged: bool
+) -> None:
+    ledger = make_ledger()
+    ledger.load()
+    kept = Kept(
+        {PACKAGE: 7, VCPU._replace(vcpu=WHOLE): 7, VCPU: 7}, {"package-0": (5, 1000)}, {VCPU.owner: 99.5}, 100.5
+    )
+    ledger.write(kept)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("DROP TABLE note")
+        database.execute("PRAGMA user_version = 4")
+        ledger_content.seal(database)
+        if damaged:
+            database.execute("UPDATE lowest SET microjoules = 6")
+    again = make_ledger()
+    assert again.load() == (Kept() if damaged else kept)
+    assert [line for line in logged if "does not hold what was written" in line] == logged
+    assert len(logged) == damaged
+    assert again.note(kept, Moment())
+
+
 @pytest.mark.parametrize("change", ["microjoules = 71 WHERE owner = 'host'", "microjoules = 6 WHERE vcpu = 3"])
 def test_a_file_of_an_older_schema_whose_totals_do_not_add_up(
     make_ledger: MakeLedger, path: Path, logged: Logged, change: str
