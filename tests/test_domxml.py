@@ -419,7 +419,7 @@ def test_what_is_left_of_a_meter_is_brought_in_order(broken: Callable[[str], str
     assert Definition.parse(found).difference(Definition.parse(whole))
     Definition.parse(found).check(SOCKET)
     mended = Definition.parse(found).with_registers(socket=SOCKET).xml
-    Definition.parse(mended).check_takes_effect(SOCKET)
+    Definition.parse(mended).check_takes_effect()
     assert pretty(mended) == pretty(whole)
     assert Definition.parse(mended).emulator() == "/usr/bin/q"
     assert Definition.parse(mended).with_registers(socket=SOCKET).xml == mended

@@ -7,7 +7,6 @@ import pytest
 from walking import LOG, asked, configure, grows, wait_until
 
 from libvirt_rapl.domains.definition import Definition
-from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
 
@@ -54,14 +53,10 @@ def dumped(world: World, name: str) -> str:
 
 
 def in_order(world: World, name: str) -> bool:
-    """Return whether the domain's next start gives it its meter."""
-    xml = dumped(world, name)
-    definition = Definition.parse(xml)
-    try:
-        definition.check_takes_effect(f"/run/virt-rapl/{definition.uuid}.sock")
-    except VirtRaplError:
-        return False
-    return definition.is_marked
+    """Return whether its meter is as virt-rapld puts it in."""
+    definition = Definition.parse(dumped(world, name))
+    socket = f"/run/virt-rapl/{definition.uuid}.sock"
+    return definition.is_marked and definition.with_registers(socket=socket) is definition
 
 
 def comes_in_order(world: World, name: str) -> None:

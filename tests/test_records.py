@@ -64,13 +64,13 @@ def test_permissions_are_explicit_whatever_the_umask(tmp_path: Path) -> None:
     ("state", "line"), [("ready", "ready"), ("refuse", "refuse"), ("degraded", "degraded: no helper")]
 )
 @pytest.mark.parametrize("pid", [None, 42])
-def test_the_wrapper_finds_the_state_in_a_line_and_the_helper_qemus_pid_in_the_next(
+def test_the_wrapper_finds_state_and_socket_and_the_helper_qemus_pid_in_lines_of_their_own(
     tmp_path: Path, state: State, line: str, pid: int | None
 ) -> None:
     registry = Registry(tmp_path)
     registry.write(replace(record(), state=state, reason="no helper", pid=pid))
     path = registry.path(UUID, "state")
-    assert path.read_text() == (f"{line}\n" if pid is None else f"{line}\n{pid}\n")
+    assert path.read_text() == f"{line}\n{pid or ''}\n{registry.socket(UUID)}\n"
     assert qemu_pid(str(path)) == pid
 
 

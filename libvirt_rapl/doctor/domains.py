@@ -122,7 +122,7 @@ def _next_start(
     try:
         check_processor(machine.proc)
         definition.check(socket)
-        definition.check_takes_effect(socket)
+        definition.check_takes_effect()
         emulators.check(definition.emulator())
     except VirtRaplError as error:
         remedy = machine.remedy(error, definition.emulator())

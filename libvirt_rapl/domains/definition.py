@@ -189,12 +189,9 @@ class Definition:
         """Raise VirtRaplError when no change of the XML could give this kind of domain a meter. Check this first."""
         domxml.check_kind(self._domain)
 
-    def check_takes_effect(self, socket: str) -> None:
-        """Raise VirtRaplError when the mark is there, but the guest would have no meter at `socket`.
-
-        The XML may have been edited since, be a copy of another domain's, or the run directory may have changed.
-        """
-        domxml.check_takes_effect(self._domain, socket)
+    def check_takes_effect(self) -> None:
+        """Raise VirtRaplError when the mark is there, but the guest would have no meter: the XML was edited since."""
+        domxml.check_takes_effect(self._domain)
 
     def with_uuid(self) -> Self:
         """Return it with a new UUID if it has none; else itself."""

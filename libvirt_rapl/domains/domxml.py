@@ -97,13 +97,11 @@ def _check_emulator(domain: _Element) -> None:
         )
 
 
-def check_takes_effect(domain: _Element, socket: str) -> None:
-    """Raise VirtRaplError when the mark is there, but the guest would have no meter at `socket`."""
+def check_takes_effect(domain: _Element) -> None:
+    """Raise VirtRaplError when the mark is there, but the guest would have no meter."""
     if not string(domain.find("devices/emulator")).endswith(WRAPPER_SUFFIX):
         message = "its emulator is not the wrapper, and without it QEMU ignores the argument"
         raise VirtRaplError(message, "run `virt-rapl enable` on it")
-    if _argument(domain, ACCELERATOR + socket) is None:
-        raise VirtRaplError(f"its -accel argument is not the one for {socket}", "run `virt-rapl enable` on it")
 
 
 def is_in_order(domain: _Element, socket: str) -> bool:

@@ -46,12 +46,17 @@ class Registry(RunDirectory):
     """The run directory with the records in it. Writing is atomic; files that are not our records are left alone."""
 
     def write(self, record: Record) -> None:
-        """Write the record and the line for the wrapper. Raises OSError when the disk is full or the place not ours."""
-        line = f"degraded: {record.reason}" if record.state == "degraded" else record.state
+        """Write the record and the word for the wrapper. Raises OSError when the disk is full or the place not ours."""
         self.create_directory()
         replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
-        lines = [line] if record.pid is None else [line, str(record.pid)]
-        replace(self.path(record.uuid, "state"), "\n".join([*lines, ""]), 0o644)
+        self.write_word(record, self.socket(record.uuid))
+
+    def write_word(self, record: Record, socket: str) -> None:
+        """Write the word for the wrapper, which names the helper's socket. Raises OSError as write() does."""
+        state = f"degraded: {record.reason}" if record.state == "degraded" else record.state
+        pid = "" if record.pid is None else record.pid
+        self.create_directory()
+        replace(self.path(record.uuid, "state"), f"{state}\n{pid}\n{socket}\n", 0o644)
 
     def read(self, uuid: str) -> Record | None:
         """Return the domain's record; None when there is none, it cannot be parsed, or other users could write it."""

@@ -4,8 +4,9 @@ Root acts on what is there, so the directory is used only if nobody else can cha
 
 For a domain with UUID u the run directory holds
   u.json   the record (root only), see records,
-  u.state  a line for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`;
-           below it, for the helper, QEMU's PID once it is known,
+  u.state  the word for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`; below
+           it QEMU's PID, for the helper too, empty until it is known; below that the path of the helper's socket. The
+           wrapper reads it in the default run directory: where the configuration names another one, a copy is there,
   u.sock   the helper's socket: root's, and the domain's QEMU user may connect; see libvirt_rapl.helper.instances,
   u.alive  a file whose modification time is when the native helper last served its QEMU, as far as it knows; its access
            time is 0 while the helper knows that QEMU is not connected,

@@ -33,7 +33,7 @@ from libvirt_rapl.lifecycle.enabling import wants_registers, with_registers
 OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
 """How libvirt's XML begins; a name contains no line feed."""
 WORDS = Config.run_directory
-"""Where the wrapper also looks for a record, whatever directory a domain's XML names: only root can put one there."""
+"""Where the wrapper looks for its word, whatever directory the configuration names: only root can put one there."""
 DEFINITIONS = Path("/", paths.LIBVIRT_DEFINITIONS)
 HELPER_SHARE = 0.9
 """The part of a start's time in which the helper must answer. In the rest we record that it did not."""
@@ -153,7 +153,7 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
     registry, *former = _registries(definition, config)
     for left in (*former, *([Registry(WORDS)] if config.run_directory != WORDS else [])):
         with contextlib.suppress(OSError):
-            left.remove(uuid)  # or the wrapper would believe the record of an earlier run there
+            left.remove(uuid)  # or the wrapper would believe the word of an earlier run
     failed_state: State = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
@@ -164,14 +164,14 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
         with _within(config.hook_deadline):
             record.owner_uid, record.owner_gid = _owner(definition.dac_label)
             # Before anything can go wrong: the wrapper reads this if we do not get any further.
-            registry.write(record)
+            _write(record, registry)
             socket = registry.socket(uuid)
             definition.check(socket)
-            definition.check_takes_effect(socket)
+            definition.check_takes_effect()
             check_host()
             instances.start(record, registry, config.hook_deadline * HELPER_SHARE)
             _enter(record, "ready", "")
-            registry.write(record)
+            _write(record, registry)
     except Exception as error:  # whatever it is, the owner's `on_failure` says what happens then
         _fail(record, registry, failed_state, error, stderr)
     return record
@@ -180,18 +180,29 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
 def _fail(record: Record, registry: Registry, state: State, error: Exception, stderr: TextIO) -> None:
     _enter(record, state, explain(error))
     # Written first: a helper that starts only after this (systemd may be slow) reads it and ends.
-    try:
-        registry.write(record)
-    except OSError:
-        with contextlib.suppress(OSError):
-            registry.remove(record.uuid)  # without a record the wrapper leaves RAPL out
-    if registry.run_directory != WORDS:
-        with contextlib.suppress(OSError):
-            Registry(WORDS).write(record)  # the directory of the domain's socket may be somebody else's
+    for place in dict.fromkeys((WORDS, registry.run_directory)):
+        try:
+            _write_in(place, record, registry)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Registry(place).remove(record.uuid)  # without a word the wrapper leaves RAPL out
     with contextlib.suppress(OSError, VirtRaplError):
         instances.stop(record, registry)
     what = "is not started" if state == "refuse" else "starts"
     _say(f"virt-rapl: {record.name} {what} without RAPL: {record.reason}", stderr)
+
+
+def _write(record: Record, registry: Registry) -> None:
+    """Write the record, and the word where the wrapper looks for it. Raises OSError."""
+    for place in dict.fromkeys((WORDS, registry.run_directory)):
+        _write_in(place, record, registry)
+
+
+def _write_in(place: Path, record: Record, registry: Registry) -> None:
+    if place == registry.run_directory:
+        registry.write(record)
+    else:
+        Registry(place).write_word(record, registry.socket(record.uuid))
 
 
 def follow(name: str, uuid: str, definition: Definition | UnreadableError, config: Config) -> Record:
@@ -209,12 +220,12 @@ def follow(name: str, uuid: str, definition: Definition | UnreadableError, confi
         since = instances.ended_at(record, registry)
         _enter(record, "degraded", instances.HELPER_ENDED)
         record.since = since or record.since
-    registry.write(record)
+    _write(record, registry)
     # Asked last: if QEMU hangs, only its version is missing, which matters for `status` only.
     if isinstance(definition, Definition) and not record.qemu_version:
         with contextlib.suppress(VirtRaplError):
             record.qemu_version = emulator.version(definition.emulator())
-            registry.write(record)
+            _write(record, registry)
     return record
 
 
@@ -223,9 +234,9 @@ def end(
 ) -> events.Result:
     """End the helper of a domain that is gone, and forget the domain. After `stopped`, `release` finds nothing left."""
     ended = False
-    for registry in _registries(definition, config):
+    for number, registry in enumerate(_registries(definition, config)):
         record = registry.read(uuid)
-        if record or operation == "stopped":  # a helper outlives a record that was lost
+        if record or (operation == "stopped" and number == 0):  # a helper outlives a record that was lost
             unknown = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
             ended |= instances.stop(record or unknown, registry) or record is not None
         registry.remove(uuid)
