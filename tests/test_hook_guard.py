@@ -6,12 +6,14 @@ Python here is a script that notes its arguments and standard input, and ends as
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from libvirt_rapl import paths
-from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle import chosen, events
+from libvirt_rapl.selection import Selection
 
 HOOK = Path(__file__).parent.parent / "hooks" / "qemu"
 MARK = "    <rapl:rapl xmlns:rapl=\"urn:libvirt-rapl:mark:1\" emulator='/usr/bin/qemu-system-x86_64'/>\n"
@@ -56,8 +58,30 @@ class Guard:
         self.shell, self.directory = shell, directory
         self.python, self.hook, self.seen = directory / "python", directory / "hook", directory / "seen"
         self.hook.write_text(HOOK.read_text().replace("@PYTHON@", str(self.python)))
-        self.hook.write_text(self.hook.read_text().replace("/run/virt-rapl", str(directory / "run")))
+        self.noted, self.configuration = directory / "run" / paths.CHOSEN, directory / "configuration"
+        for path, instead in (
+            ("/run/virt-rapl", directory / "run"),
+            ("/etc/virt-rapl", self.configuration),
+            (f"/{paths.DEFAULT_EMULATOR}", directory / "default"),
+        ):
+            text = self.hook.read_text()
+            assert path in text
+            self.hook.write_text(text.replace(path, str(instead)))
         self.wakes("exit 0")
+
+    def note(self, selection: Selection) -> None:
+        """Have the wrapper as the default emulator, and patterns that are newer than the configuration."""
+        self.configuration.mkdir(exist_ok=True)
+        self.noted.parent.mkdir(exist_ok=True)
+        (self.directory / "default").unlink(missing_ok=True)
+        (self.directory / "default").symlink_to("qemu-rapl")
+        self.noted.write_text("".join(f"{line}\n" for line in chosen.lines(selection, "auto")))
+        self.age()
+
+    def age(self) -> None:
+        """Make the configuration older than the patterns."""
+        for path in (self.configuration, *self.configuration.rglob("*")):
+            os.utime(path, (1_000_000_000, 1_000_000_000))
 
     def wakes(self, ending: str, *, importable: bool = True) -> None:
         """Make a Python whose module ends in this way; `importable`: whether our code can be imported."""
@@ -157,12 +181,97 @@ def test_large_metadata(guard: Guard, large: str, mark: str) -> None:
 
 @pytest.mark.parametrize("unmarked", [UNMARKED, START + TAIL])
 @pytest.mark.parametrize("operation", ["start", *ALWAYS_ZERO])
-def test_a_domain_that_has_lost_its_mark_still_has_a_helper_to_end(guard: Guard, operation: str, unmarked: str) -> None:
+@pytest.mark.parametrize("suffix", ["json", "state"])
+def test_a_domain_without_the_mark_may_have_a_helper(guard: Guard, operation: str, unmarked: str, suffix: str) -> None:
+    """It may have lost its mark, or be chosen; at a start it is one that an earlier run has left."""
     (guard.directory / "run").mkdir()
-    (guard.directory / f"run/{UUID}.json").touch()
+    (guard.directory / f"run/{UUID}.{suffix}").touch()
     guard.run("a", operation, "begin", "-", xml=unmarked)
-    wants = (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", operation, "begin", "-"], unmarked)
-    assert guard.got() == (wants if operation in ("stopped", "release") else None)
+    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", operation, "begin", "-"], unmarked)
+
+
+TITLED = f"{START}  <title>t</title>\n{TAIL}"
+FLAVOR = "<nova:instance xmlns:nova='http://openstack.org/xmlns/1.1'><nova:flavor name='m1.green'/></nova:instance>"
+NOVA = f"{START}  <metadata>\n    {FLAVOR}\n  </metadata>\n{TAIL}"
+
+
+@pytest.mark.parametrize(
+    ("include", "name", "xml", "woken"),
+    [
+        ([], "web1", NOVA, False),
+        (["web1"], "web1", START + TAIL, True),
+        (["web1"], "web12", START + TAIL, False),
+        (["web*"], "web1", START + TAIL, True),
+        (["web?"], "web", START + TAIL, True),  # Python decides
+        (["web[0-9]"], "web1", START + TAIL, True),
+        (["a b$(id)`id`'\"\\é"], "a b$(id)`id`'\"\\é", START + TAIL, True),
+        (["-n", "x$1"], "web1", START + TAIL, False),
+        ([UUID.upper()], "web1", START + TAIL, True),
+        ([UUID.replace("-", "")], "web1", START + TAIL, True),
+        ([OTHER], "web1", START + TAIL, False),
+        ([{"title": "x"}], "web1", TITLED, True),
+        ([{"title": "x"}], "web1", START + TAIL, False),
+        ([{"metadata": "http://openstack.org/xmlns/1.1 instance"}], "web1", NOVA, True),
+        ([{"metadata": "http://openstack.org/xmlns/1.0"}], "web1", NOVA, False),
+        ([{"http://openstack.org/xmlns/1.1 instance/flavor@name": "m1.green"}], "web1", NOVA, True),
+        ([{"http://openstack.org/xmlns/1.1 instance/flavor@name": "m1 g[a-z]een & 'x'"}], "web1", NOVA, True),
+        ([{"http://openstack.org/xmlns/1.1 instance/flavor@name": "m1.gr[a-z]en"}], "web1", NOVA, True),
+        ([{"http://openstack.org/xmlns/1.1 instance/flavor@name": "m1.red"}], "web1", NOVA, False),
+        ([{"nova.flavor": "m1.green"}], "web1", NOVA, False),
+        (["other", "*"], "web1", START + TAIL, True),
+    ],
+)
+def test_a_domain_that_may_be_chosen_wakes_it(
+    guard: Guard, include: list[object], name: str, xml: str, woken: bool
+) -> None:
+    selection = Selection.parse(include)
+    assert selection
+    guard.note(selection)
+    assert guard.run(name, "start", "begin", "-", xml=xml).returncode == 0
+    assert (guard.got() is not None) == woken
+    for operation in ALWAYS_ZERO:
+        guard.seen.with_suffix(".argv").unlink(missing_ok=True)
+        guard.run(name, operation, "begin", "-", xml=xml)
+        assert guard.got() is None
+
+
+def test_patterns_older_than_the_configuration_do_not_count(guard: Guard) -> None:
+    conf_d = guard.configuration / "conf.d"
+    conf_d.mkdir(parents=True)
+    changes: list[Callable[[], object]] = [
+        (guard.configuration / "virt-rapl.yaml").touch,
+        (conf_d / "10.yaml").touch,
+        (conf_d / "10.yaml").unlink,
+    ]
+    for change in changes:
+        guard.note(Selection())
+        guard.run("a", "start", "begin", "-", xml=UNMARKED)
+        assert guard.got() is None
+        later = guard.noted.stat().st_mtime + 5  # some shells know whole seconds only
+        change()
+        for path in (guard.configuration / "virt-rapl.yaml", conf_d / "10.yaml", conf_d):
+            if path.exists():
+                os.utime(path, (later, later))
+        guard.run("a", "start", "begin", "-", xml=UNMARKED)
+        assert guard.got() is not None
+        guard.seen.with_suffix(".argv").unlink()
+        guard.age()
+
+
+def test_where_no_patterns_are_noted_python_decides(guard: Guard) -> None:
+    guard.note(Selection())
+    guard.noted.unlink()
+    guard.run("a", "start", "begin", "-", xml=UNMARKED)
+    assert guard.got() is not None
+
+
+def test_without_the_default_emulator_nobody_is_chosen_so(guard: Guard) -> None:
+    selection = Selection.parse(["*"])
+    assert selection
+    guard.note(selection)
+    (guard.directory / "default").unlink()
+    guard.run("a", "start", "begin", "-", xml=UNMARKED)
+    assert guard.got() is None
 
 
 @pytest.mark.parametrize("arguments", [["a", "prepare", "begin", "-"], ["a", "attach", "begin", "-"], ["a", "new"], []])

@@ -69,6 +69,8 @@ class DomainReading:
     pid: int | None
     """QEMU's main process."""
     vrapl: MeterState
+    by: Literal["policy", ""] = ""
+    """`policy` if the configuration alone has given it its meter, without a mark; else empty and left out of JSON."""
     reason: str | None
     """Why it has no meter although it should."""
     since: str | None = None
@@ -150,6 +152,7 @@ class Document:
 
 
 SAID_WHERE_THERE_ARE_ANY = {
+    "by",
     "trouble",
     "libvirt_trouble",
     "lost_intervals",

@@ -21,7 +21,7 @@ from libvirt_rapl.host.energy_source import open_source
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.host.topology import model_name
 from libvirt_rapl.lifecycle.channel_state import Delivery, channel_state
-from libvirt_rapl.lifecycle.meter_state import state_with, unknown_qemu
+from libvirt_rapl.lifecycle.meter_state import by_policy, state_with, unknown_qemu
 from libvirt_rapl.paths import DEV, PROC, SYS
 
 
@@ -106,6 +106,7 @@ class HostMeter:
             state=entry.state,
             pid=entry.pid,
             vrapl=vrapl,
+            by="policy" if by_policy(entry, record) else "",
             reason=reason or refusal or (self._no_meters if vrapl == "pending" else None),
             since=self._degraded_since(record) if vrapl == "degraded" else None,
             helper=self._helper(record, healthy=not trouble) if record else None,

@@ -231,6 +231,15 @@ class Definition:
         domxml.strip(domain)
         return self._changed(domain)
 
+    def with_emulator(self, path: str) -> Self:
+        """Return it with another emulator; itself if it names none."""
+        domain = copy.deepcopy(self._domain)
+        emulator = domain.find("devices/emulator")
+        if emulator is None:
+            return self
+        emulator.text = path
+        return self._changed(domain)
+
     def with_channel(self) -> Self:
         """Return it with the energy channel; itself if it has one. Raises VirtRaplError if it cannot have one."""
         channel.check(self._domain)

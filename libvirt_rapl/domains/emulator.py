@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from libvirt_rapl import paths
 from libvirt_rapl.commands import ask
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import NoRegistersError, VirtRaplError
@@ -16,6 +17,7 @@ from libvirt_rapl.tree import Tree
 
 KNOWN = (DEFAULT_EMULATOR, "/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm")
 """Where distributions have QEMU for x86_64, in the order in which libvirt looks there."""
+DEFAULT_WRAPPER = Path("/", paths.DEFAULT_EMULATOR)
 INSTALL = "run `virt-rapl install`"
 ELSEWHERE = "make a link to QEMU in a directory on disk that only root writes, and name that in <emulator>"
 OLDEST = (9, 1)
@@ -63,6 +65,20 @@ def check_rapl(path: str) -> str:
     if "rapl" not in properties:
         raise NoRegistersError(f"QEMU {name} at {path} was built without RAPL for KVM", "install one built for x86 KVM")
     return name
+
+
+def is_default_wrapper(path: str) -> bool:
+    """Return whether this is the link to a wrapper that `virt-rapl install --default-emulator` has put in place."""
+    return path == str(DEFAULT_WRAPPER) and wrapped_by_default() is not None
+
+
+def wrapped_by_default() -> str | None:
+    """Return the emulator behind that link; None if there is no such link."""
+    try:
+        target = str(DEFAULT_WRAPPER.readlink())
+    except OSError:
+        return None
+    return target.removesuffix(WRAPPER_SUFFIX) if target.endswith(WRAPPER_SUFFIX) else None
 
 
 def check_wrapper(path: str) -> None:

@@ -38,6 +38,8 @@ class Record:
     """QEMU's main process."""
     vcpu_tids: dict[int, int] = field(default_factory=dict)
     """Thread of each vCPU, by vCPU number."""
+    by_policy: bool = False
+    """Whether the configuration alone gives the domain its meter: there is no mark in its definition."""
     qemu_version: str = ""
     """Of the running QEMU, such as `10.0.2`; empty when it did not answer."""
 

@@ -43,8 +43,8 @@ LIVE_SECONDS = 0.2
 POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-SHARED = (paths.DAEMON, paths.CHANNEL, paths.EVENTS, paths.OLDER_EVENTS)
-"""Our other files, beside the domains': see daemon.status_socket, daemon.channel_report and lifecycle.events."""
+SHARED: tuple[str, ...] = (paths.DAEMON, paths.CHANNEL, paths.EVENTS, paths.OLDER_EVENTS, paths.CHOSEN)
+"""Our other files, beside the domains': daemon.status_socket, daemon.channel_report, lifecycle.events, chosen."""
 MODE = 0o711
 """Of the run directory: all users can reach files in it, only root can list it."""
 

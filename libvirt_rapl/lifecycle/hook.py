@@ -20,14 +20,14 @@ from typing import TextIO
 
 from libvirt_rapl import paths
 from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
-from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains import emulator, marking
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.run_files import read_run_state
 from libvirt_rapl.errors import VirtRaplError, explain, printable
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.host.requirements import check_host
-from libvirt_rapl.lifecycle import events
+from libvirt_rapl.lifecycle import as_it_is, chosen, events
 from libvirt_rapl.lifecycle.enabling import wants_registers, with_registers
 
 OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
@@ -42,15 +42,19 @@ HELPER_SHARE = 0.9
 def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextIO, config: Path = DEFAULT_PATH) -> int:
     """Handle one operation of libvirt on the domain `name`, whose XML is on stdin. Returns the exit status."""
     began = time.monotonic()
-    settings, uuid, reason = Config(), "", ""
+    settings, uuid, reason, is_ours = Config(), "", "", False
     result: events.Result = "failed"
     try:
         settings, config_error = _config_or_defaults(config)
-        uuid, definition = _read(stdin.read())
+        xml = stdin.read()
+        is_ours = marking.MARK in xml
+        uuid, definition = _read(xml)
         restores = operation in ("restore", "migrate")
-        if isinstance(definition, UnreadableError) and (restores or operation == "start"):
+        if isinstance(definition, UnreadableError) and _must_be_read(operation, definition.xml):
             raise definition
-        if not (restores or _is_ours(definition, uuid, operation, settings)):
+        is_ours = _is_ours(definition, uuid, operation, settings)
+        if not (restores or is_ours):
+            _leave_alone(name, operation, uuid, definition, settings, config_error)
             return 0
         turn = contextlib.nullcontext() if restores else Registry(settings.run_directory).locked(uuid)
         with turn, contextlib.nullcontext() if operation == "start" else _within(settings.hook_deadline):
@@ -61,8 +65,7 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                     output, result, reason = filtered(definition, settings)
                     stdout.write(output)
                 case "start", Definition():
-                    record = start(definition, settings, config_error, stderr)
-                    result, reason = record.state, record.reason
+                    result, reason = begin(definition, settings, config_error, stderr)
                 case "started" | "reconnect", _:
                     record = follow(name, uuid, definition, settings)
                     result, reason = record.state, record.reason
@@ -70,7 +73,7 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
                     result = end(name, uuid, definition, settings, operation)
     except Exception as error:  # a domain must not die of our mistakes
         reason = explain(error)
-        if operation == "start" and settings.on_failure == "refuse":
+        if operation == "start" and is_ours and settings.on_failure == "refuse":
             result = "refuse"
         _say(f"virt-rapl: {operation} of {name}: {reason}", stderr)
     event = events.Event.since(began, domain=name, uuid=uuid, operation=operation, result=result, reason=reason)
@@ -89,11 +92,34 @@ def _read(xml: str) -> tuple[str, Definition | UnreadableError]:
         raise
 
 
+def _must_be_read(operation: str, xml: str) -> bool:
+    """Return whether an operation needs the definition: without our mark in it, a start does not."""
+    return operation in ("restore", "migrate") or (operation == "start" and marking.MARK in xml)
+
+
 def _is_ours(definition: Definition | UnreadableError, uuid: str, operation: str, config: Config) -> bool:
-    """Return whether the domain has registers, or a record: its mark may be gone or unreadable since it started."""
-    if isinstance(definition, Definition) and definition.has_registers:
-        return True
+    """Return whether the domain has registers, or a record: it may have no mark, or not one that can be read now."""
+    if isinstance(definition, Definition):
+        if definition.has_registers:
+            return True
+        if operation == "start":
+            return as_it_is.is_chosen(definition, config.domains, config.via)
     return operation != "start" and any(registry.read(uuid) for registry in _registries(definition, config))
+
+
+def _leave_alone(
+    name: str,
+    operation: str,
+    uuid: str,
+    definition: Definition | UnreadableError,
+    config: Config,
+    config_error: VirtRaplError | None,
+) -> None:
+    """Let a domain start that does not concern us."""
+    if operation == "start":
+        # What an earlier run has left is removed: the wrapper would believe it.
+        end(name, uuid, definition, config, operation)
+        chosen.note(WORDS, config, config_error)
 
 
 class _LateError(Exception):
@@ -125,9 +151,12 @@ def filtered(definition: Definition, config: Config) -> tuple[str, events.Result
     registry = Registry(config.run_directory)
     traits = definition.traits
     how = registry.how_to_restore(traits.uuid)
-    chosen = config.domains.selects(traits) and wants_registers(definition, config.via)
-    if not (how == "with" or chosen or _definition_has_registers(traits.name) or definition.has_registers):
+    is_chosen = config.domains.selects(traits) and wants_registers(definition, config.via)
+    enabled = how == "with" or _definition_has_registers(traits.name) or definition.has_registers
+    if not (enabled or is_chosen):
         return "", "unchanged", ""
+    if not enabled and (through := as_it_is.through_wrapper(definition)):
+        return (through.xml, "injected", "") if definition.difference(through) else ("", "unchanged", "")
     result: events.Result
     try:
         if how == "without":
@@ -147,6 +176,17 @@ def _definition_has_registers(name: str) -> bool:
         return False
 
 
+def begin(
+    definition: Definition, config: Config, config_error: VirtRaplError | None, stderr: TextIO
+) -> tuple[events.Result, str]:
+    """Start the helper, and return the result and its reason; of a domain that cannot have registers, nothing."""
+    if obstacle := as_it_is.obstacle(definition, Registry(config.run_directory).socket(definition.uuid)):
+        end(definition.name, definition.uuid, definition, config, "start")
+        return "unchanged", obstacle
+    record = start(definition, config, config_error, stderr)
+    return record.state, record.reason
+
+
 def start(definition: Definition, config: Config, config_error: VirtRaplError | None, stderr: TextIO) -> Record:
     """Start the helper before QEMU. The state is `refuse` only if the owner wants no domain without its meter."""
     name, uuid = definition.name, definition.uuid
@@ -157,6 +197,7 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
     failed_state: State = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
+    record.by_policy = not definition.has_registers
     record.id, record.pid, record.vcpu_tids = definition.id, None, {}  # a crash leaves those of the run that it ended
     try:
         if config_error:
@@ -167,7 +208,8 @@ def start(definition: Definition, config: Config, config_error: VirtRaplError | 
             _write(record, registry)
             socket = registry.socket(uuid)
             definition.check(socket)
-            definition.check_takes_effect()
+            if not record.by_policy:
+                definition.check_takes_effect()
             check_host()
             instances.start(record, registry, config.hook_deadline * HELPER_SHARE)
             _enter(record, "ready", "")

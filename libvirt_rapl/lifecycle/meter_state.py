@@ -14,10 +14,15 @@ def vrapl_state(domain: Entry, record: Record | None, registry: Registry) -> tup
 
 def state_with(domain: Entry, record: Record | None, trouble: str) -> tuple[MeterState, str]:
     """Return the same as vrapl_state(), if the `trouble` of its helper is known already."""
-    if domain.mark != "live":
+    if domain.mark != "live" and not by_policy(domain, record):
         return "pending" if domain.mark == "next" else "off", ""
     reason = _reason(domain, record, trouble)
     return "degraded" if reason else "active", reason
+
+
+def by_policy(domain: Entry, record: Record | None) -> bool:
+    """Return whether the configuration alone has given the running domain its meter, without a mark."""
+    return record is not None and record.by_policy and domain.pid is not None and record.pid == domain.pid
 
 
 def _reason(domain: Entry, record: Record | None, trouble: str) -> str:

@@ -26,6 +26,7 @@ from libvirt_rapl.domains.domain import Domain, DomainGoneError, lookup_uuid
 from libvirt_rapl.errors import VirtRaplError, explain
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
+from libvirt_rapl.lifecycle import as_it_is
 from libvirt_rapl.lifecycle.enabling import CheckEmulator, enabled, is_enabled
 from libvirt_rapl.selection import Selection
 
@@ -51,6 +52,9 @@ def wanted(
 
     Raises VirtRaplError when the domain is chosen and cannot have a meter.
     """
+    if as_it_is.is_chosen(definition, selection, via):
+        as_it_is.check(definition, registry.socket(definition.uuid))
+        return None
     if not selection.selects(definition.traits) or is_enabled(definition, registry, via):
         return None
     return enabled(definition, registry, via, check_emulator)[0]
