@@ -9,9 +9,10 @@ from fakes.libvirt import UUID, FakeLibvirt, definition
 from libvirt_rapl import paths
 from libvirt_rapl.cli import install as install_command
 from libvirt_rapl.cli import main, uninstall
+from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.domain import Domain
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.install import activation, packaged, still_needed, wrappers
+from libvirt_rapl.install import activation, default_emulator, packaged, still_needed, wrappers
 from libvirt_rapl.install.manifest import Manifest
 from libvirt_rapl.install.still_needed import Dependent, Reason
 
@@ -29,6 +30,8 @@ class System:
         self.libvirt = True
         self.refusals: dict[str, VirtRaplError] = {}
         self.changeable: dict[Path, str] = {}
+        self.has_default = False
+        self.path_trouble: VirtRaplError | None = None
 
     def note(self, what: str, *, dry_run: bool = False) -> list[str]:
         """Note what was done, unless it is only to be said; return a line about it."""
@@ -51,12 +54,23 @@ class System:
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
     system = System()
 
-    def install(_root: Path, emulators: Iterable[str], *, wrappers_only: bool, dry_run: bool) -> list[str]:
+    def install(
+        _root: Path, emulators: Iterable[str], *, wrappers_only: bool, default_emulator: str | None, dry_run: bool
+    ) -> list[str]:
         kind = "wrappers" if wrappers_only else "all"
-        return system.note(f"installed {kind} {' '.join(emulators)}".strip(), dry_run=dry_run)
+        default = f"default {default_emulator}" if default_emulator else ""
+        return system.note(" ".join(filter(None, ["installed", kind, *emulators, default])), dry_run=dry_run)
+
+    def check_default(_connection: object) -> str:
+        system.done.append("asked libvirt")
+        return "libvirt takes it"
 
     def emulators(_root: Path, named: Iterable[str] = ()) -> list[str]:
         return [DEFAULT, *named]
+
+    def check_path() -> None:
+        if system.path_trouble:
+            raise system.path_trouble
 
     def load(_root: Path) -> Manifest:
         system.done.append("read")
@@ -74,6 +88,12 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
         (paths, "MANIFEST", str(manifest).lstrip("/")),
         (packaged, "owns", lambda _root: system.packaged),
         (packaged, "stage", lambda _root, *, dry_run: system.note("staged", dry_run=dry_run)),
+        (default_emulator, "is_installed", lambda _root: system.has_default),
+        (default_emulator, "check_path", check_path),
+        (default_emulator, "check", check_default),
+        (emulator, "check_rapl", lambda path: system.done.append(f"checked {path}")),
+        (emulator, "check_place", lambda _path: None),
+        (emulator, "installed", lambda: DEFAULT),
         (wrappers, "emulators", emulators),
         (wrappers, "refusal", lambda _root, path: system.refusals.get(path)),
         (wrappers, "refresh", lambda _root, *, dry_run: system.note("refreshed", dry_run=dry_run)),
@@ -123,6 +143,39 @@ def needs(why: Reason, name: str = "web") -> Dependent:
 def test_what_is_installed_is_used(system: System, run: Run) -> None:
     assert run("install")[0] == 0
     assert system.done == [f"installed all {DEFAULT} {OTHER}", "refreshed", "used"]
+
+
+def test_the_default_emulator_is_opt_in_and_stays(system: System, run: Run) -> None:
+    status, out, _ = run("install", "--default-emulator")
+    all_installed = f"installed all {DEFAULT} {OTHER} default {DEFAULT}"
+    assert (status, "checked   libvirt takes it" in out) == (0, True)
+    assert system.done == [f"checked {DEFAULT}", all_installed, "refreshed", "used", "asked libvirt"]
+    system.done, system.has_default = [], True
+    assert run("install")[0] == 0
+    assert system.done == [all_installed, "refreshed", "used", "asked libvirt"]
+    system.done = []
+    assert run("install", "--no-default-emulator")[0] == 0
+    assert system.done == [f"installed all {DEFAULT} {OTHER}", "refreshed", "used"]
+
+
+def test_a_libvirt_that_would_not_find_it_changes_nothing(system: System, run: Run) -> None:
+    system.path_trouble = VirtRaplError("libvirtd looks elsewhere", "do this")
+    status, _, said = run("install", "--default-emulator")
+    assert (status, "libvirtd looks elsewhere" in said) == (1, True)
+    assert not any(done.startswith("installed") for done in system.done)
+
+
+@pytest.mark.parametrize("why", still_needed.BY_DEFAULT)
+def test_the_default_emulator_stays_while_domains_have_it(system: System, run: Run, why: Reason) -> None:
+    system.has_default, system.needed = True, [needs(why)]
+    status, _, said = run("install", "--no-default-emulator")
+    assert (status, f"web {why}" in said, system.done) == (1, True, [])
+    status, _, said = run("uninstall")
+    assert (status, f"web {why}" in said) == (1, True)
+    system.done = []
+    may_be_changed = why != Reason.RUNS_BY_DEFAULT
+    assert run("uninstall", "--disable-domains")[0] == int(not may_be_changed)
+    assert ("disabled web" in system.done) == may_be_changed
 
 
 def test_a_dry_run_only_says_what_would_be_done(system: System, run: Run) -> None:

@@ -56,7 +56,7 @@ STATUS: dict[str, Any] = {
     "host": {"zones": [{"name": "package-0"}], "since": "2026-01-31T12:00:00+00:00"},
     "domains": [{"uuid": UUID, "reason": None}],
 }
-NOT_APPLICABLE = {"channel", "apparmor", "selinux", "exporter"}
+NOT_APPLICABLE = {"default-emulator", "channel", "apparmor", "selinux", "exporter"}
 """Of the checks, on the machine of files."""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user is shown less")
 
@@ -360,6 +360,18 @@ def wrapped(patient: Patient) -> None:
     shutil.copy(patient.path(f"{QEMU}-rapl"), patient.path("opt/qemu/qemu-rapl"))
 
 
+def by_default(path: str = "/usr/local/bin:/usr/bin", taken: str = QEMU) -> Callable[[Patient], None]:
+    """The wrapper is to be the default emulator; this is the PATH of libvirtd, and what libvirt takes."""
+
+    def change(patient: Patient) -> None:
+        list(install(patient.root, wrappers.emulators(patient.root), default_emulator=f"/{QEMU}"))
+        write(patient.path("proc/70/environ"), f"PATH={path}\0")
+        guests = f"<guest><arch name='x86_64'><emulator>/{taken}</emulator></arch></guest>"
+        patient.patch.setattr(patient.libvirt, "getCapabilities", lambda: f"<capabilities>{guests}</capabilities>")
+
+    return change
+
+
 def planted_mark(patient: Patient) -> None:
     """A mark that names a program: running it leaves a trace."""
     write(patient.path("opt/planted"), f"#!/bin/sh\ntouch {patient.path('opt/ran')}\n")
@@ -572,6 +584,12 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("qemu", remove(QEMU), "failed", "there is no QEMU"),
     ("qemu", lambda patient: patient.qemu(GREETING % (0, 9), WITH_RAPL), "failed", "QEMU 9.0.2 .* too old"),
     ("qemu", lambda patient: patient.qemu(GREETING % (0, 10), WITHOUT_RAPL), "failed", "built without RAPL"),
+    ("default-emulator", by_default("/usr/bin"), "failed", "where /usr/local/bin is not"),
+    ("default-emulator", by_default("/usr/bin:/usr/local/bin"), "failed", "libvirtd finds .* before"),
+    ("default-emulator", by_default(), "failed", "libvirt takes .* and not"),
+    ("default-emulator", by_default(taken=paths.DEFAULT_EMULATOR), "ok", "libvirt takes /usr/local/bin/"),
+    ("default-emulator", both(by_default(), remove(paths.DEFAULT_EMULATOR)), "failed", "is gone or leads nowhere"),
+    ("default-emulator", both(by_default(), remove(f"{QEMU}-rapl")), "failed", "is gone or leads nowhere"),
     ("wrapper", remove(QEMU), "skipped", "no QEMU to wrap"),
     ("wrapper", remove(f"{QEMU}-rapl"), "failed", "no emulator wrapper"),
     ("wrapper", mode(f"{QEMU}-rapl", 0o700), "failed", "not every user may run"),
@@ -998,7 +1016,7 @@ def test_lines_document_and_exit_status(
     monkeypatch.setattr("libvirt_rapl.cli.doctor.Machine", lambda *_: patient.machine)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 4}, skipped: 4"
+    assert lines[-1] == f"failed: 0, warning: 0, ok: {len(doctor.CHECKS) - 5}, skipped: 5"
     patient.path("dev/kvm").unlink()
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -7,6 +7,7 @@ import libvirt
 import pytest
 from fakes.libvirt import UUID, FakeDomain, FakeLibvirt, definition, failure, without_passwords
 
+from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import still_needed
@@ -121,6 +122,34 @@ def reasons(fake: Libvirt) -> list[str]:
 def test_why_a_domain_needs_us(fake: Libvirt, domain: dict[str, str], why: list[str]) -> None:
     add(fake, **domain)  # type: ignore[arg-type]
     assert reasons(fake) == why
+
+
+@pytest.fixture
+def by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """XML of a domain that named no emulator where the wrapper of /usr/bin/q is the default one."""
+    link = tmp_path / "qemu-system-x86_64"
+    link.symlink_to("/usr/bin/q-rapl")
+    monkeypatch.setattr(emulator, "DEFAULT_WRAPPER", link)
+    return PLAIN.replace("/usr/bin/q<", f"{link}<")
+
+
+def test_a_domain_with_the_default_emulator_needs_it(fake: Libvirt, by_default: str) -> None:
+    domain = add(fake, defined=by_default, saved=by_default)
+    domain.snapshots = (Snapshot("then", by_default), Snapshot("plain", PLAIN))
+    assert reasons(fake) == ["BY_DEFAULT", "SAVED_BY_DEFAULT"]
+    assert still_needed.old_snapshots(fake) == ["web/then"]
+    for dependent in still_needed.find(fake):
+        still_needed.disable(dependent)
+    for xml in (domain.xml, domain.saved):
+        assert Definition.parse(PLAIN).difference(Definition.parse(xml)) == ""
+    assert reasons(fake) == []
+
+
+def test_one_that_runs_with_it_or_is_enabled_besides(fake: Libvirt, by_default: str) -> None:
+    enabled = Definition.parse(by_default).with_registers(socket=f"/run/virt-rapl/{UUID}.sock").xml
+    add(fake, defined=by_default, live=by_default)
+    add(fake, defined=enabled)
+    assert reasons(fake) == ["RUNS_BY_DEFAULT", "BY_DEFAULT", "ENABLED", "BY_DEFAULT"]
 
 
 def test_a_domain_that_ends_meanwhile_hides_no_other(fake: Libvirt) -> None:

@@ -321,6 +321,22 @@ def test_exit_status_is_the_emulators(bench: Bench) -> None:
     assert subprocess.run([*bench.shell, bench.directory / "qemu-rapl"], check=False).returncode == 7
 
 
+def test_by_the_name_that_libvirt_looks_for(bench: Bench) -> None:
+    """It is a link to the wrapper of an emulator that distributions have."""
+    wrapper = bench.directory / "qemu-rapl"
+    known = f" {bench.directory / 'none'} {bench.directory / 'qemu'} ''; do"
+    text, count = re.subn(r" /usr/bin/qemu-system-x86_64 .* ''; do", known, wrapper.read_text())
+    assert count == 1
+    wrapper.write_text(text)
+    link = bench.directory / "local" / "qemu-system-x86_64"
+    link.parent.mkdir()
+    link.symlink_to(wrapper)
+    bench.word("ready")
+    command = [*bench.shell, str(link), "-uuid", UUID, "-accel", "kvm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    assert (done.stdout.split("\0")[-2], done.stderr) == (f"kvm,{bench.options}", "")
+
+
 def test_must_bear_its_name(bench: Bench) -> None:
     (bench.directory / "wrapper").write_bytes(WRAPPER.read_bytes())
     done = subprocess.run([*bench.shell, "./wrapper"], capture_output=True, text=True, timeout=10, check=False)

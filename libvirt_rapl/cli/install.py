@@ -2,19 +2,22 @@
 
 It can be run again at any time: files that are right stay as they are, and so does a configuration that was changed.
 If a package of the distribution has put these files in place, only wrappers for other emulators are added.
+With --default-emulator, domains that name no emulator run through the wrapper, so that the configuration's `domains`
+can give them a meter without a change of their definition. This stays until --no-default-emulator.
 It refuses if users other than root can change what root would run: see --force.
 """
 
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from libvirt_rapl.cli import say, warn
 from libvirt_rapl.cli.installing import add_common_arguments, carry_out
-from libvirt_rapl.domains import security_modules
+from libvirt_rapl.domains import emulator, security_modules
 from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.install import activation, packaged, wrappers
+from libvirt_rapl.install import activation, default_emulator, packaged, wrappers
 from libvirt_rapl.install.installer import install
 from libvirt_rapl.install.program import PROGRAM, changeable_program, closed_directory, to_open
 
@@ -28,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="install even if other users can change this program, which root then runs"
     )
+    parser.add_argument(
+        "--default-emulator",
+        action=argparse.BooleanOptionalAction,
+        help="make the wrapper libvirt's default emulator, or no longer (default: as it is)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,18 +46,21 @@ def run(options: argparse.Namespace) -> int:
     if here and not options.force:
         _check_program()
     is_packaged = packaged.owns(root)
+    default = _default_emulator(options) if here else None
     named = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
     refusals = {path: wrappers.refusal(root, path) for path in named}
     emulators = [path for path, refusal in refusals.items() if refusal is None]
     if is_packaged:
         say(packaged.NOT_OURS)
         emulators = [path for path in emulators if path != DEFAULT_EMULATOR]
-    for line in install(root, emulators, wrappers_only=is_packaged, dry_run=options.dry_run):
+    for line in install(root, emulators, wrappers_only=is_packaged, default_emulator=default, dry_run=options.dry_run):
         say(line)
     for line in wrappers.refresh(root, dry_run=options.dry_run):
         say(line)
     if here:
         carry_out(activation.after_install(), dry_run=options.dry_run)
+    if default and not options.dry_run:
+        say(f"checked   {default_emulator.check(_connect(options.connect))}")
     if not named and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
     warnings = [refusal for refusal in refusals.values() if refusal]
@@ -57,6 +68,37 @@ def run(options: argparse.Namespace) -> int:
     for warning in warnings:
         warn(warning.message, warning.hint)
     return 0
+
+
+def _default_emulator(options: argparse.Namespace) -> str | None:
+    """Return the emulator whose wrapper is to be libvirt's default emulator; None if none is. Raises VirtRaplError."""
+    was_asked_for = default_emulator.is_installed(options.prefix_root)
+    if options.default_emulator is False and was_asked_for:
+        _check_that_none_needs_it(options.connect)
+    if not (was_asked_for if options.default_emulator is None else options.default_emulator):
+        return None
+    wrapped = emulator.wrapped_by_default() or emulator.installed()
+    if not was_asked_for:
+        emulator.check_rapl(wrapped)
+        emulator.check_place(wrapped)
+        _connect(options.connect)  # which starts libvirt's daemon, if systemd does that
+        default_emulator.check_path()
+    return wrapped
+
+
+def _check_that_none_needs_it(uri: str) -> None:
+    from libvirt_rapl.install import still_needed
+
+    if left := [each for each in still_needed.find(_connect(uri)) if each.why in still_needed.BY_DEFAULT]:
+        raise VirtRaplError(
+            f"domains still have the default emulator: {', '.join(map(str, left))}", still_needed.HOW_TO_LEAVE
+        )
+
+
+def _connect(uri: str) -> Any:  # noqa: ANN401  libvirt-python has no types
+    from libvirt_rapl.domains.connection import connect
+
+    return connect(uri, read_only=True)
 
 
 def _of_this_system(emulators: Iterable[str]) -> list[VirtRaplError]:
@@ -86,10 +128,9 @@ def _stage(root: Path, *, dry_run: bool) -> int:
 
 
 def _named_emulators(uri: str) -> list[str]:
-    from libvirt_rapl.domains.connection import connect
     from libvirt_rapl.domains.named_emulators import named_emulators
 
     try:
-        return named_emulators(connect(uri, read_only=True))
+        return named_emulators(_connect(uri))
     except VirtRaplError:
         return []  # without libvirt only the usual ones are known

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from libvirt_rapl import paths
 from libvirt_rapl.cli import say, warn
@@ -19,6 +20,9 @@ from libvirt_rapl.install import activation, manifest, packaged
 from libvirt_rapl.install.installer import forget, uninstall
 from libvirt_rapl.install.manifest import sweep
 from libvirt_rapl.tree import Tree
+
+if TYPE_CHECKING:
+    from libvirt_rapl.install import still_needed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,18 +73,17 @@ def _leave_domains(options: argparse.Namespace) -> None:
                 f"{error.hint}; --force removes it all the same",
             ) from error
         found, snapshots = [], []
-    not_ours_to_change = (still_needed.Reason.RUNS, still_needed.Reason.UNMARKED)
+    not_ours_to_change = (
+        still_needed.Reason.RUNS,
+        still_needed.Reason.RUNS_BY_DEFAULT,
+        still_needed.Reason.UNMARKED,
+    )
     disabled = [each for each in found if options.disable_domains and each.why not in not_ours_to_change]
     left = [dependent for dependent in found if dependent not in disabled]
     if left and not options.force:
-        whys = {dependent.why for dependent in left}
-        if still_needed.Reason.RUNS in whys:
-            hint = "shut down those that run: they need their helpers until then"
-        elif still_needed.Reason.UNMARKED in whys:
-            hint = "name the emulator itself in <emulator> of those without a mark: `virsh edit`"
-        else:
-            hint = "`virt-rapl uninstall --disable-domains` removes their meters first"
-        raise VirtRaplError(f"domains still need virt-rapl: {', '.join(map(str, left))}", hint)
+        raise VirtRaplError(
+            f"domains still need virt-rapl: {', '.join(map(str, left))}", _hint({each.why for each in left})
+        )
     for dependent in left:
         warn(
             f"{dependent}: it will not start without the emulator wrapper",
@@ -98,3 +101,16 @@ def _leave_domains(options: argparse.Namespace) -> None:
         say(
             f"{'would be disabled ' if options.dry_run else 'disabled  '}{dependent.domain.name}, which {dependent.why}"
         )
+
+
+def _hint(whys: set["still_needed.Reason"]) -> str:
+    """Return what to do about domains that need us for these reasons."""
+    from libvirt_rapl.install import still_needed
+
+    if still_needed.Reason.RUNS in whys:
+        return "shut down those that run: they need their helpers until then"
+    if still_needed.Reason.RUNS_BY_DEFAULT in whys:
+        return still_needed.HOW_TO_LEAVE
+    if still_needed.Reason.UNMARKED in whys:
+        return "name the emulator itself in <emulator> of those without a mark: `virsh edit`"
+    return "`virt-rapl uninstall --disable-domains` removes their meters first"

@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
     "qemu": installation.qemu,
     "wrapper": installation.wrapper,
     "libvirt": service.libvirt,
+    "default-emulator": installation.default,
     "hook": installation.hook,
     "hook-seen": installation.hook_seen,
     "files": installation.files,
@@ -44,6 +45,7 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Finding]]] = {
 """A check comes after those it depends on: the first failure is the one to mend first."""
 OF_AN_INSTALLATION = (
     "wrapper",
+    "default-emulator",
     "hook",
     "hook-seen",
     "files",

@@ -17,7 +17,8 @@ from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import WITHOUT_REGISTERS, ProcessorError, check_processor
 from libvirt_rapl.lifecycle import policy
-from libvirt_rapl.lifecycle.meter_state import unknown_qemu, vrapl_state
+from libvirt_rapl.lifecycle.as_it_is import is_chosen
+from libvirt_rapl.lifecycle.meter_state import by_policy, unknown_qemu, vrapl_state
 
 ANEW = "then `virt-rapl enable --live {0}`, or shut {0} down and start it"
 
@@ -58,7 +59,8 @@ def _state(machine: Machine, entry: inventory.Entry) -> str:
 def _of_domain(
     machine: Machine, domain: Domain, entry: inventory.Entry, emulators: policy.Emulators
 ) -> Iterator[Finding]:
-    if entry.mark == "live":
+    registry = Registry(machine.config.run_directory)
+    if entry.mark == "live" or by_policy(entry, registry.read(entry.uuid)):
         yield from _now(machine, entry)
     if not domain.persistent:
         return
@@ -139,10 +141,16 @@ def _chosen(machine: Machine, domain: Domain, definition: Definition, emulators:
     """Check a domain that the configuration chooses and that is not enabled."""
     registry = Registry(machine.config.run_directory)
     chosen = f"{domain.name}: the configuration's `domains` choose it, but"
+    as_it_is = is_chosen(definition, machine.config.domains, machine.config.via)
     try:
         policy.wanted(definition, machine.config.domains, machine.config.via, registry, emulators.check)
     except VirtRaplError as error:
         yield Finding(FAILED, f"{chosen} {error.message}", error.hint)
+        return
+    if as_it_is:
+        if domain.active and not by_policy(inventory.describe(domain), registry.read(domain.uuid)):
+            message = f"{domain.name}: is chosen by the configuration's `domains`, and was started without its meter"
+            yield Finding(WARNING, message, ANEW.format(domain.name).removeprefix("then "))
         return
     reasons = {entry["uuid"]: entry["reason"] for entry in (machine.status or {}).get("domains", [])}
     reason = reasons.get(domain.uuid) or "it is not enabled"

@@ -17,7 +17,7 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.confinement import seccomp
 from libvirt_rapl.host.processes import read
 from libvirt_rapl.host.requirements import qemu_helper
-from libvirt_rapl.install import activation, packaged, places, wrappers
+from libvirt_rapl.install import activation, default_emulator, packaged, places, wrappers
 from libvirt_rapl.install.program import changeable_program
 from libvirt_rapl.lifecycle import events
 
@@ -107,6 +107,19 @@ def _wrapper(machine: Machine, path: Path) -> Finding:
         message = f"{target} is older than its QEMU: libvirt still uses what it knows of the previous QEMU"
         return Finding(WARNING, message, f"touch {target}")
     return Finding(OK, f"{target} is newer than its QEMU")
+
+
+def default(machine: Machine) -> Iterator[Finding]:
+    """Whether libvirt runs domains that name no emulator through the wrapper, if that was asked for."""
+    link = machine.root / paths.DEFAULT_EMULATOR
+    if not default_emulator.is_installed(machine.root):
+        yield Finding(SKIPPED, "not asked for (`virt-rapl install --default-emulator`)")
+        return
+    if not link.is_symlink() or not (machine.root / str(link.readlink()).lstrip("/")).exists():
+        message = f"{link} is gone or leads nowhere: domains that were defined with it do not start"
+        yield Finding(FAILED, message, INSTALL)
+        return
+    yield Finding(OK, default_emulator.check(machine.connect(), machine.root))
 
 
 def hook(machine: Machine) -> Iterator[Finding]:

@@ -8,11 +8,12 @@ from libvirt_rapl.domains.connection import LibvirtError
 from libvirt_rapl.domains.definition import UnreadableError
 from libvirt_rapl.domains.domain import DomainGoneError, every_domain
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.emulator import is_default_wrapper
 from libvirt_rapl.errors import VirtRaplError
 
 
 def named_emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-python has no types
-    """Return the emulators of x86_64 KVM guests that libvirt and its domains name. Raises VirtRaplError."""
+    """Return the emulators of x86_64 KVM guests libvirt and its domains name, no wrappers. Raises VirtRaplError."""
     try:
         capabilities = etree.fromstring(connection.getCapabilities())
     except LibvirtError as error:
@@ -29,4 +30,5 @@ def named_emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-pyth
             continue
         if definition.is_x86_64_kvm:
             named.append(definition.emulator())
-    return list(dict.fromkeys(path.removesuffix(WRAPPER_SUFFIX) for path in named))
+    real = (path.removesuffix(WRAPPER_SUFFIX) for path in named)
+    return list(dict.fromkeys(path for path in real if not is_default_wrapper(path)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from libvirt_rapl import paths
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
-from libvirt_rapl.domains.emulator import KNOWN
+from libvirt_rapl.domains.emulator import KNOWN, is_default_wrapper
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
 
@@ -46,7 +46,7 @@ def missing_rules(emulator: str, root: Path = Path("/")) -> Iterator[VirtRaplErr
 
     `emulator` is its path as seen under `root`. A user who may not read whether AppArmor is on gets nothing for it.
     """
-    if emulator in KNOWN:
+    if emulator in KNOWN or is_default_wrapper(emulator):  # that is a link to the wrapper of a known one
         return
     wrapper = emulator + WRAPPER_SUFFIX
     confined = False

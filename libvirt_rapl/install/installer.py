@@ -15,7 +15,7 @@ from libvirt_rapl import paths
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import places
 from libvirt_rapl.install.manifest import Manifest, sweep
-from libvirt_rapl.install.places import BY_HAND, Item, is_wrapper
+from libvirt_rapl.install.places import BY_HAND, DEFAULT_EMULATOR_LINKS, Item, is_wrapper
 from libvirt_rapl.install.qemu_group import qemu_group
 from libvirt_rapl.tree import Tree
 
@@ -39,20 +39,23 @@ def install(
     emulators: Iterable[str],
     *,
     wrappers_only: bool = False,
+    default_emulator: str | None = None,
     dry_run: bool = False,
 ) -> Iterator[str]:
     """Put everything in place under `root`; yields a line for each file when it is done, or found done.
 
     Each of `emulators` gets a wrapper (absolute paths, as seen under the root). With `wrappers_only` the rest is there
-    already, as files of a package. With `dry_run` nothing is written. Raises VirtRaplError: before anything is written
-    if a file of somebody else is in the way, or others can change a directory that a file goes into; else what was
-    written before stays, and a second run completes it.
+    already, as files of a package. The wrapper of `default_emulator` becomes libvirt's default emulator. With `dry_run`
+    nothing is written. Raises VirtRaplError: before anything is written if a file of somebody else is in the way, or
+    others can change a directory that a file goes into; else what was written before stays, and a second run
+    completes it.
     """
     if not PLAIN_PATH.fullmatch(sys.executable):
         raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
     tree, emulators = Tree(root), list(emulators)
     every = places.wrapper_items(emulators) if wrappers_only else places.shipped_items(emulators, qemu_group(root))
-    items = {item.target: item for item in places.items_for(root, every)}
+    default = places.default_emulator_items(default_emulator) if default_emulator else ()
+    items = {item.target: item for item in (*places.items_for(root, every), *default)}
     with _explained():
         if not dry_run:
             sweep(tree)
@@ -61,7 +64,12 @@ def install(
             _check_directory(tree, target)
         before = {target: tree.digest(target) for target in items}
         for target, item in items.items():
-            if not (item.keep or item.link or target in installed.files or before[target] in (None, item.digest)):
+            if not (
+                item.keep
+                or target in places.LINKS
+                or target in installed.files
+                or before[target] in (None, item.digest)
+            ):
                 raise VirtRaplError(f"{root / target} is there already and not virt-rapl's", "move it away")
         verbs = {target: _verb(tree, item, before[target], installed) for target, item in items.items()}
         if not dry_run:
@@ -71,7 +79,8 @@ def install(
                 _place(tree, items[target], verb)
             yield _line(verb, root / target, dry_run)
         # A wrapper stays: its emulator may be missing while a package is being replaced.
-        gone = [target for target in installed.files if target not in items and not is_wrapper(target)]
+        may_go = [target for target in installed.files if target in DEFAULT_EMULATOR_LINKS or not is_wrapper(target)]
+        gone = [target for target in may_go if target not in items]
         yield from _remove(tree, gone, installed, dry_run)
         if not dry_run:
             installed.files |= installed.updates

@@ -54,6 +54,9 @@ LINKS = {f"{paths.UNITS}/multi-user.target.wants/{unit}": f"../{unit}" for unit 
 """The links, and their text, that enable the units which need no decision of the operator."""
 
 
+DEFAULT_EMULATOR_LINKS = (paths.DEFAULT_EMULATOR, f"{paths.DEFAULT_EMULATOR}{WRAPPER_SUFFIX}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One file of ours: where it goes (relative to the root), its text and mode. Or a link to `text`."""
@@ -99,6 +102,15 @@ def wrapper_items(emulators: list[str]) -> Iterator[Item]:
     """Yield what install() puts beside emulators."""
     for emulator in emulators:
         yield _item(WRAPPER, f"{emulator.lstrip('/')}{WRAPPER_SUFFIX}", {})
+
+
+def default_emulator_items(emulator: str) -> Iterator[Item]:
+    """Yield the links that make the wrapper of this emulator libvirt's default emulator.
+
+    AppArmor and SELinux look at what a link leads to. The second one is the wrapper's for a domain that is enabled.
+    """
+    for target in DEFAULT_EMULATOR_LINKS:
+        yield Item(target=target, text=f"{emulator}{WRAPPER_SUFFIX}", link=True)
 
 
 def is_wrapper(target: str) -> bool:

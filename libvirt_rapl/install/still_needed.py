@@ -7,12 +7,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition, UnreadableError
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain
 from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.domains.marking import MARK
 from libvirt_rapl.install.manifest import Manifest
+from libvirt_rapl.install.places import is_wrapper
 
 WRAPPED = re.compile(rf"{WRAPPER_SUFFIX}</emulator>")
 
@@ -23,7 +25,17 @@ class Reason(StrEnum):
     RUNS = "runs with its meter"
     ENABLED = "is enabled"
     SAVED = "is saved with its meter"
+    RUNS_BY_DEFAULT = "runs, and was started through the default emulator of virt-rapl"
+    BY_DEFAULT = "has the default emulator of virt-rapl"
+    SAVED_BY_DEFAULT = "is saved with the default emulator of virt-rapl"
     UNMARKED = "names the emulator wrapper without our mark"
+
+
+BY_DEFAULT = (Reason.RUNS_BY_DEFAULT, Reason.BY_DEFAULT, Reason.SAVED_BY_DEFAULT)
+"""These name the link that `virt-rapl install --default-emulator` makes; libvirt has put it into their XML."""
+HOW_TO_LEAVE = (
+    "shut down those that run; then `virt-rapl uninstall --disable-domains` names QEMU itself in the others, or do that"
+)
 
 
 @dataclass(frozen=True)
@@ -55,16 +67,26 @@ def old_snapshots(connection: Any) -> list[str]:  # noqa: ANN401
     found = []
     for domain in every_domain(connection):
         try:
-            found += [f"{domain.name}/{name}" for name, xml in domain.snapshots().items() if WRAPPED.search(xml)]
+            found += [f"{domain.name}/{name}" for name, xml in domain.snapshots().items() if _needs_wrapper(xml)]
         except DomainGoneError:
             continue
     return found
 
 
+def _needs_wrapper(xml: str) -> bool:
+    by_default = f"<emulator>{emulator.DEFAULT_WRAPPER}</emulator>" in xml and emulator.wrapped_by_default() is not None
+    return by_default or bool(WRAPPED.search(xml))
+
+
 def disable(dependent: Dependent) -> None:
     """Take the meter out of the domain's definition, or of its saved state. Raises VirtRaplError."""
     domain = dependent.domain
-    if dependent.why == Reason.ENABLED:
+    real = emulator.wrapped_by_default()
+    if dependent.why == Reason.BY_DEFAULT and real:
+        domain.define(domain.definition(secrets=True).with_emulator(real))
+    elif dependent.why == Reason.SAVED_BY_DEFAULT and real and (saved := domain.saved()):
+        domain.define_saved(saved.with_emulator(real))
+    elif dependent.why == Reason.ENABLED:
         domain.define(domain.definition(secrets=True).strip())
     elif dependent.why == Reason.SAVED and (saved := domain.saved()):
         domain.define_saved(saved.strip())
@@ -72,21 +94,36 @@ def disable(dependent: Dependent) -> None:
 
 def _wrappers() -> set[str]:
     """Return the paths of our wrappers: those that are installed, and those that a package has."""
-    return {f"/{name}" for name in Manifest.load(Path("/")).files} | {path + WRAPPER_SUFFIX for path in KNOWN}
+    installed = {f"/{name}" for name in Manifest.load(Path("/")).files if is_wrapper(name)}
+    return installed | {path + WRAPPER_SUFFIX for path in KNOWN}
 
 
 def _reasons(domain: Domain, wrappers: set[str]) -> Iterator[Reason]:
     if domain.active and _ours(domain.live, wrappers)[0]:
         yield Reason.RUNS
-    kept: list[tuple[Reason, Callable[[], Definition | None]]] = [(Reason.SAVED, domain.saved)]
+    if domain.active and _by_default(domain.live):
+        yield Reason.RUNS_BY_DEFAULT
+    kept: list[tuple[Reason, Reason, Callable[[], Definition | None]]]
+    kept = [(Reason.SAVED, Reason.SAVED_BY_DEFAULT, domain.saved)]
     if domain.persistent:
-        kept.insert(0, (Reason.ENABLED, domain.definition))
-    for why, read in kept:
+        kept.insert(0, (Reason.ENABLED, Reason.BY_DEFAULT, domain.definition))
+    for enabled, by_default, read in kept:
         marked, wrapped = _ours(read, wrappers)
         if marked:
-            yield why
+            yield enabled
         if wrapped:
             yield Reason.UNMARKED
+        if _by_default(read):
+            yield by_default
+
+
+def _by_default(read: Callable[[], Definition | None]) -> bool:
+    """Return whether a definition names the default emulator of ours; one that cannot be read counts elsewhere."""
+    try:
+        definition = read()
+    except UnreadableError:
+        return False
+    return definition is not None and emulator.is_default_wrapper(definition.strip().emulator())
 
 
 def _ours(read: Callable[[], Definition | None], wrappers: set[str]) -> tuple[bool, bool]:

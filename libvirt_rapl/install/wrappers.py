@@ -17,7 +17,7 @@ from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install.manifest import Manifest
-from libvirt_rapl.install.places import is_wrapper
+from libvirt_rapl.install.places import DEFAULT_EMULATOR_LINKS, is_wrapper
 from libvirt_rapl.tree import Tree
 
 QUIET_SECONDS = 3.0
@@ -95,7 +95,8 @@ def refresh(root: Path, *, dry_run: bool = False) -> Iterator[str]:
 def _wrapped(root: Path) -> list[Path]:
     """Return the emulators that have a wrapper of ours, whether they exist or not. Raises VirtRaplError."""
     names = [f"{path.lstrip('/')}{WRAPPER_SUFFIX}" for path in KNOWN]  # a package's are in no manifest
-    wrappers = filter(is_wrapper, Manifest.load(root).files)
+    installed = Manifest.load(root).files
+    wrappers = [name for name in installed if is_wrapper(name) and name not in DEFAULT_EMULATOR_LINKS]
     return [root / name.removesuffix(WRAPPER_SUFFIX) for name in dict.fromkeys([*wrappers, *names])]
 
 
