@@ -158,6 +158,14 @@ def test_the_default_emulator_is_opt_in_and_stays(system: System, run: Run) -> N
     assert system.done == [f"installed all {DEFAULT} {OTHER}", "refreshed", "used"]
 
 
+def test_under_another_root_the_default_emulator_stays_as_it_is(system: System, run: Run, tmp_path: Path) -> None:
+    status, _, said = run("install", "--prefix-root", str(tmp_path), "--default-emulator")
+    assert (status, "on this machine" in said, system.done) == (1, True, [])
+    system.has_default = True
+    assert run("install", "--prefix-root", str(tmp_path))[0] == 0
+    assert system.done == [f"installed all {DEFAULT} default {DEFAULT}", "refreshed"]
+
+
 def test_a_libvirt_that_would_not_find_it_changes_nothing(system: System, run: Run) -> None:
     system.path_trouble = VirtRaplError("libvirtd looks elsewhere", "do this")
     status, _, said = run("install", "--default-emulator")

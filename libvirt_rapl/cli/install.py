@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if here and not options.force:
         _check_program()
     is_packaged = packaged.owns(root)
-    default = _default_emulator(options) if here else None
+    default = _default_emulator(options, here=here)
     named = wrappers.emulators(root, _named_emulators(options.connect) if here else ())
     refusals = {path: wrappers.refusal(root, path) for path in named}
     emulators = [path for path, refusal in refusals.items() if refusal is None]
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         say(line)
     if here:
         carry_out(activation.after_install(), dry_run=options.dry_run)
-    if default and not options.dry_run:
+    if default and here and not options.dry_run:
         say(f"checked   {default_emulator.check(_connect(options.connect))}")
     if not named and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
@@ -70,15 +70,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _default_emulator(options: argparse.Namespace) -> str | None:
+def _default_emulator(options: argparse.Namespace, *, here: bool) -> str | None:
     """Return the emulator whose wrapper is to be libvirt's default emulator; None if none is. Raises VirtRaplError."""
-    was_asked_for = default_emulator.is_installed(options.prefix_root)
-    if options.default_emulator is False and was_asked_for:
-        _check_that_none_needs_it(options.connect)
-    if not (was_asked_for if options.default_emulator is None else options.default_emulator):
+    root, asked = options.prefix_root, options.default_emulator
+    if asked is not None and not here:
+        raise VirtRaplError("libvirt's default emulator is looked for on this machine", "leave --prefix-root out")
+    is_installed = default_emulator.is_installed(root)
+    if not (is_installed if asked is None else asked):
+        if is_installed:
+            _check_that_none_needs_it(options.connect)
         return None
-    wrapped = emulator.wrapped_by_default() or emulator.installed()
-    if not was_asked_for:
+    wrapped = emulator.wrapped_by_default(root) or emulator.installed()
+    if not is_installed:
         emulator.check_rapl(wrapped)
         emulator.check_place(wrapped)
         _connect(options.connect)  # which starts libvirt's daemon, if systemd does that

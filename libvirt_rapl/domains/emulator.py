@@ -72,10 +72,10 @@ def is_default_wrapper(path: str) -> bool:
     return path == str(DEFAULT_WRAPPER) and wrapped_by_default() is not None
 
 
-def wrapped_by_default() -> str | None:
-    """Return the emulator behind that link; None if there is no such link."""
+def wrapped_by_default(root: Path = Path("/")) -> str | None:
+    """Return the emulator behind that link under `root`; None if there is no such link."""
     try:
-        target = str(DEFAULT_WRAPPER.readlink())
+        target = str((root / str(DEFAULT_WRAPPER).lstrip("/")).readlink())
     except OSError:
         return None
     return target.removesuffix(WRAPPER_SUFFIX) if target.endswith(WRAPPER_SUFFIX) else None
