@@ -380,3 +380,23 @@ def test_it_goes_without_a_trace(tmp_path: Path) -> None:
         assert Definition.parse(host.xml("leaving")).emulator() == "/usr/bin/qemu-system-x86_64"
         host.virsh("start", "leaving")
         host.are_alive("leaving")
+
+
+def test_where_qemu_has_red_hats_name() -> None:
+    """libvirt looks for qemu-system-x86_64 first, there, too; and a domain outlives a link that somebody removes."""
+    with World(CONSTANT_100_WATTS) as world:
+        move = (
+            'mv "$(readlink -f /usr/bin/qemu-system-x86_64)" /usr/libexec/qemu-kvm; rm -f /usr/bin/qemu-system-x86_64'
+        )
+        world.run(["sh", "-c", f"mkdir -p /usr/libexec; {move} /usr/bin/qemu-kvm /usr/bin/kvm"])
+        host = Host(world)
+        host.configure(domains="['*']")
+        done = world.run(["virt-rapl", "install", "--force", "--default-emulator"])
+        assert f"libvirt takes {LINK}, the wrapper of /usr/libexec/qemu-kvm, for" in done.stdout
+        Nova(Hosts(host, host, world)).spawn("red")
+        meters(host, "red")
+        world.path(LINK).unlink()
+        world.stop_libvirtd()
+        world.start_libvirtd()
+        meters(host, "red")
+        assert f"{LINK} is gone or leads nowhere" in world.run(["virt-rapl", "doctor"], check=False).stdout
