@@ -238,24 +238,24 @@ def test_a_domain_that_may_be_chosen_wakes_it(
 def test_patterns_older_than_the_configuration_do_not_count(guard: Guard) -> None:
     conf_d = guard.configuration / "conf.d"
     conf_d.mkdir(parents=True)
-    changes: list[Callable[[], object]] = [
-        (guard.configuration / "virt-rapl.yaml").touch,
-        (conf_d / "10.yaml").touch,
-        (conf_d / "10.yaml").unlink,
+    main, more = guard.configuration / "virt-rapl.yaml", conf_d / "10.yaml"
+    changes: list[tuple[Callable[[], object], Path]] = [
+        (main.touch, main),
+        (more.touch, more),
+        (more.unlink, conf_d),
+        (main.unlink, guard.configuration),
     ]
-    for change in changes:
+    for change, newer in changes:
         guard.note(Selection())
         guard.run("a", "start", "begin", "-", xml=UNMARKED)
         assert guard.got() is None
-        later = guard.noted.stat().st_mtime + 5  # some shells know whole seconds only
         change()
-        for path in (guard.configuration / "virt-rapl.yaml", conf_d / "10.yaml", conf_d):
-            if path.exists():
-                os.utime(path, (later, later))
+        guard.age()
+        later = guard.noted.stat().st_mtime + 5  # some shells know whole seconds only
+        os.utime(newer, (later, later))
         guard.run("a", "start", "begin", "-", xml=UNMARKED)
         assert guard.got() is not None
         guard.seen.with_suffix(".argv").unlink()
-        guard.age()
 
 
 def test_where_no_patterns_are_noted_python_decides(guard: Guard) -> None:
