@@ -280,7 +280,7 @@ def test_the_daemon_has_a_user_of_its_own(machine: Machine, daemon: Callable[...
         assert (domain["name"], domain["state"]) == (guest_at_rest, "running")
     status, printed = ask("stranger")
     assert status == 1
-    assert printed.splitlines()[-1] .startswith("hint: run as root")
+    assert printed.splitlines()[-1].startswith("hint: run as root")
     wait_until(lambda: zone_joules(document(machine)) > zone_joules(shown), 20, "it counts on")
 
     daemon(*MSR_DROP_IN)
