@@ -8,10 +8,15 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
 
+import libvirt
 import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 
 from libvirt_rapl import paths
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.lifecycle import chosen, events
 from libvirt_rapl.selection import Selection
 
@@ -193,6 +198,7 @@ def test_a_domain_without_the_mark_may_have_a_helper(guard: Guard, operation: st
 TITLED = f"{START}  <title>t</title>\n{TAIL}"
 FLAVOR = "<nova:instance xmlns:nova='http://openstack.org/xmlns/1.1'><nova:flavor name='m1.green'/></nova:instance>"
 NOVA = f"{START}  <metadata>\n    {FLAVOR}\n  </metadata>\n{TAIL}"
+SPLIT = NOVA.replace("m1.green'/>", "m1.red'>gr<!-- e -->een</nova:flavor>")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +217,11 @@ NOVA = f"{START}  <metadata>\n    {FLAVOR}\n  </metadata>\n{TAIL}"
         ([OTHER], "web1", START + TAIL, False),
         ([{"title": "x"}], "web1", TITLED, True),
         ([{"title": "x"}], "web1", START + TAIL, False),
+        ([{"title": "*"}], "web1", START + TAIL, True),
+        ([{"title": ""}], "web1", START + TAIL, True),
+        (["a*b*c*d"], "axbxcxd", START + TAIL, True),
+        (["a*b*c*d"], "axcxd", START + TAIL, False),
+        ([{"http://openstack.org/xmlns/1.1 instance/flavor": "green"}], "web1", SPLIT, True),
         ([{"metadata": "http://openstack.org/xmlns/1.1 instance"}], "web1", NOVA, True),
         ([{"metadata": "http://openstack.org/xmlns/1.0"}], "web1", NOVA, False),
         ([{"http://openstack.org/xmlns/1.1 instance/flavor@name": "m1.green"}], "web1", NOVA, True),
@@ -233,6 +244,107 @@ def test_a_domain_that_may_be_chosen_wakes_it(
         guard.seen.with_suffix(".argv").unlink(missing_ok=True)
         guard.run(name, operation, "begin", "-", xml=xml)
         assert guard.got() is None
+
+
+@pytest.mark.parametrize(
+    ("include", "name", "xml"),
+    [
+        (["*" + "a*" * 20 + "b"], "a" * 200, START + TAIL),
+        (
+            [{"http://openstack.org/xmlns/1.1 instance/flavor@name": "a i e o x and more"}],
+            "web1",
+            NOVA.replace("m1.green", "a i e o x " * 2000),
+        ),
+        (
+            [{"http://openstack.org/xmlns/1.1 instance/flavor@name": "green 2"}],
+            "web1",
+            NOVA.replace(FLAVOR, (FLAVOR + "\n    ") * 2000),
+        ),
+    ],
+    ids=["name", "metadata", "many namespaces"],
+)
+def test_no_pattern_takes_long(guard: Guard, include: list[object], name: str, xml: str) -> None:
+    """Any number of ways to match would not end within the guard's ten seconds."""
+    selection = Selection.parse(include)
+    assert selection
+    guard.note(selection)
+    guard.run(name, "start", "begin", "-", xml=xml)
+
+
+# What a domain may be called, and what its XML may say: with what is special in XML, in patterns, or in sh.
+WORDS = st.text(st.sampled_from("ab1.-_ &<>'\"\\$`(){}[]*?!|;#~%é\u00a0日"), min_size=1, max_size=5).filter(str.strip)
+SPACES = ("urn:a", "http://x.org/a?b&c[1]", "urn:a'b\"c$(id)*")
+
+
+@st.composite
+def in_pieces(draw: st.DrawFn, text: str) -> str:
+    """Return XML that says this text, and not always in one piece."""
+    at = draw(st.integers(0, len(text)))
+    front, back = escape(text[:at]), escape(text[at:])
+    cdata = f"<![CDATA[{text[at:]}]]>" if "]]>" not in text else back
+    return front + draw(st.sampled_from([back, f"<!-- x -->{back}", f"<?x y?>{back}", cdata]))
+
+
+@st.composite
+def metadata(draw: st.DrawFn, text: str, namespace: str) -> str:
+    """Return metadata with this text, twice, in this namespace, as it is declared on one element or another."""
+    declared = f" xmlns:p={quoteattr(namespace)}"
+    on = [draw(st.integers(0, 2)) == place for place in range(3)]
+    on[2] = on[2] or not any(on[:2])
+    outer, middle, inner = (declared if here else "" for here in on)
+    tenant = f"<p:tenant{inner} tier={quoteattr(text)}>{draw(in_pieces(text))}</p:tenant>"
+    shop = f"<p:shop{middle or inner}>{tenant}</p:shop>"
+    return f"<metadata{outer}><q xmlns='urn:q'>x</q>{shop}</metadata>"
+
+
+@st.composite
+def choices(draw: st.DrawFn, name: str, text: str, namespace: str) -> object:
+    """Return an item of the configuration that may choose a domain with these."""
+
+    def pattern(text: str) -> str:
+        start, end = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
+        instead = draw(st.sampled_from(["*", "?" * (end - start), "[!z]" * (end - start), text[start:end]]))
+        return text[:start] + instead + text[end:]
+
+    return draw(
+        st.sampled_from(
+            [
+                pattern(name) if pattern(name).strip() else name,
+                {"title": pattern(text)},
+                {"title": "*"},
+                {"metadata": f"{namespace} shop"},
+                {f"{namespace} shop/tenant": pattern(" ".join(text.split()))},
+                {f"{namespace} shop/tenant@tier": pattern(" ".join(text.split()))},
+            ]
+        )
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_is_chosen_wakes_it(guard: Guard, data: st.DataObject) -> None:
+    """However libvirt writes it: its test driver writes XML as its drivers for real machines do."""
+    name, text, namespace = data.draw(WORDS), data.draw(WORDS), data.draw(st.sampled_from(SPACES))
+    told = data.draw(metadata(text, namespace)) if data.draw(st.booleans()) else ""
+    title = f"<title>{escape(text)}</title>" if data.draw(st.booleans()) else ""
+    description = f"<domain type='test'><name>{escape(name)}</name>{title}{told}<memory>1024</memory>"
+    connection = libvirt.open("test:///default")
+    try:
+        domain = connection.defineXML(f"{description}<os><type>hvm</type></os></domain>")
+        xml = domain.XMLDesc()
+    finally:
+        connection.close()
+    item = data.draw(choices(name, text, namespace))
+    selection = Selection.parse([item])
+    assert selection, item
+    guard.note(selection)
+    guard.seen.with_suffix(".argv").unlink(missing_ok=True)
+    done = guard.run(name, "start", "begin", "-", xml=xml)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    is_chosen = selection.selects(Definition.parse(xml).traits)
+    event(f"chosen: {is_chosen}, woken: {guard.got() is not None}")
+    if is_chosen:
+        assert guard.got() is not None, (item, xml)
 
 
 def test_patterns_older_than_the_configuration_do_not_count(guard: Guard) -> None:
