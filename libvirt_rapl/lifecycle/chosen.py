@@ -41,7 +41,7 @@ def note(directory: Path, config: Config, config_error: VirtRaplError | None) ->
     path = directory / paths.CHOSEN
     with contextlib.suppress(OSError):
         RunDirectory(directory).create_directory()
-        replace(path, "".join(f"{line}\n" for line in lines(config.domains, config.via)), 0o600)
+        replace(path, "".join(f"{line}\n" for line in dict.fromkeys(lines(config.domains, config.via))), 0o600)
         os.utime(path, (time.time() - MARGIN_SECONDS,) * 2)
 
 
