@@ -76,6 +76,35 @@ def test_a_qemu_of_somebody_elses_is_not_replaced(root: Path, target: str) -> No
     assert theirs.readlink() == Path("/opt/qemu")
 
 
+@pytest.mark.parametrize("target", places.DEFAULT_EMULATOR_LINKS)
+def test_a_qemu_that_has_taken_its_place_is_not_replaced(root: Path, target: str) -> None:
+    """As by `make install` of QEMU itself."""
+    install(root, QEMU)
+    theirs = root / target
+    theirs.unlink()
+    theirs.write_text("QEMU")
+    with pytest.raises(VirtRaplError, match="is there already and not virt-rapl's") as caught:
+        install(root, QEMU)
+    assert "--no-default-emulator" in caught.value.hint
+    install(root)
+    assert (theirs.read_text(), default_emulator.is_installed(root)) == ("QEMU", False)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_link_to_the_qemu_that_it_wraps_becomes_ours(root: Path, *, before: bool) -> None:
+    """It was made for domains that come from other hosts, or when the wrapper was gone."""
+    if before:
+        install(root, QEMU)
+    link = root / paths.DEFAULT_EMULATOR
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(QEMU)
+    install(root, QEMU)
+    assert link.readlink() == Path(f"{QEMU}-rapl")
+    install(root)
+    assert links(root) == set()
+
+
 def test_it_does_not_go_where_others_can_write(root: Path) -> None:
     directory = root / "usr/local/bin"
     directory.mkdir(parents=True)

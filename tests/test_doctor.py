@@ -372,6 +372,11 @@ def by_default(path: str = "/usr/local/bin:/usr/bin", taken: str = QEMU) -> Call
     return change
 
 
+def other_default(patient: Patient) -> None:
+    patient.path(paths.DEFAULT_EMULATOR).unlink()
+    patient.path(paths.DEFAULT_EMULATOR).symlink_to(f"/{QEMU}")
+
+
 def planted_mark(patient: Patient) -> None:
     """A mark that names a program: running it leaves a trace."""
     write(patient.path("opt/planted"), f"#!/bin/sh\ntouch {patient.path('opt/ran')}\n")
@@ -590,6 +595,7 @@ BROKEN: list[tuple[str, Callable[[Patient], object], str, str]] = [
     ("default-emulator", by_default(taken=paths.DEFAULT_EMULATOR), "ok", "libvirt takes /usr/local/bin/"),
     ("default-emulator", both(by_default(), remove(paths.DEFAULT_EMULATOR)), "failed", "is gone or leads nowhere"),
     ("default-emulator", both(by_default(), remove(f"{QEMU}-rapl")), "failed", "is gone or leads nowhere"),
+    ("default-emulator", both(by_default(), other_default), "failed", "is not virt-rapl's link any more"),
     ("wrapper", remove(QEMU), "skipped", "no QEMU to wrap"),
     ("wrapper", remove(f"{QEMU}-rapl"), "failed", "no emulator wrapper"),
     ("wrapper", mode(f"{QEMU}-rapl", 0o700), "failed", "not every user may run"),

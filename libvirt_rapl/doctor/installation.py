@@ -115,9 +115,13 @@ def default(machine: Machine) -> Iterator[Finding]:
     if not default_emulator.is_installed(machine.root):
         yield Finding(SKIPPED, "not asked for (`virt-rapl install --default-emulator`)")
         return
-    if not link.is_symlink() or not (machine.root / str(link.readlink()).lstrip("/")).exists():
+    if not (machine.root / str(link.readlink()).lstrip("/") if link.is_symlink() else link).exists():
         message = f"{link} is gone or leads nowhere: domains that were defined with it do not start"
         yield Finding(FAILED, message, INSTALL)
+        return
+    if not emulator.wrapped_by_default(machine.root):
+        message = f"{link} is not virt-rapl's link any more: domains that name no emulator get no meter"
+        yield Finding(FAILED, message, f"move it away, then {INSTALL}; or keep it: --no-default-emulator")
         return
     yield Finding(OK, default_emulator.check(machine.connect(), machine.root))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from libvirt_rapl import paths
+from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import places
 from libvirt_rapl.install.manifest import Manifest, sweep
@@ -23,6 +24,8 @@ PLAIN_PATH = re.compile(r"[\w/.+@:-]+", re.ASCII)
 """A path that needs no quoting in sh or in a command of a systemd unit."""
 Verb = Literal["installed", "updated", "kept", "unchanged"]
 """What is done to an item."""
+KEEP = "; or leave it there: `virt-rapl install --no-default-emulator`"
+"""For what is where a link of ours was."""
 HINTS = {
     errno.EACCES: "run it as root",
     errno.EPERM: "run it as root",
@@ -64,13 +67,9 @@ def install(
             _check_directory(tree, target)
         before = {target: tree.digest(target) for target in items}
         for target, item in items.items():
-            if not (
-                item.keep
-                or target in places.LINKS
-                or target in installed.files
-                or before[target] in (None, item.digest)
-            ):
-                raise VirtRaplError(f"{root / target} is there already and not virt-rapl's", "move it away")
+            if _is_somebody_elses(item, before[target], installed):
+                hint = f"move it away{KEEP if target in installed.files else ''}"
+                raise VirtRaplError(f"{root / target} is there already and not virt-rapl's", hint)
         verbs = {target: _verb(tree, item, before[target], installed) for target, item in items.items()}
         if not dry_run:
             _begin(tree, items, verbs, installed)
@@ -112,6 +111,15 @@ def forget(root: Path) -> None:
     """Remove the directories that install() has made, as far as they are empty, and finally the manifest."""
     with _explained():
         Manifest.load(root).end(Tree(root))
+
+
+def _is_somebody_elses(item: Item, before: str | None, installed: Manifest) -> bool:
+    """Return whether something is where the item goes that we must not replace. `before` is the digest of it."""
+    if item.keep or item.target in places.LINKS or before in (None, item.digest):
+        return False
+    if item.target in DEFAULT_EMULATOR_LINKS:  # a QEMU that was put in place of our link; one to ours may be replaced
+        return not installed.has_written(item.target, before) and before != item.digest.removesuffix(WRAPPER_SUFFIX)
+    return item.target not in installed.files
 
 
 def _check_directory(tree: Tree, target: str) -> None:
