@@ -108,7 +108,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
         (uninstall, "forget", lambda _root: system.note("forgotten")),
         (uninstall, "sweep", lambda _tree: system.note("swept")),
         (still_needed, "find", lambda _connection: system.needed),
-        (still_needed, "old_snapshots", lambda _connection: system.snapshots),
+        (still_needed, "old_snapshots", lambda *_: system.snapshots),
         (still_needed, "disable", disable),
     ):
         monkeypatch.setattr(place, name, stand_in)
@@ -155,6 +155,13 @@ def test_the_default_emulator_is_opt_in_and_stays(system: System, run: Run) -> N
     assert system.done == [all_installed, "refreshed", "used", "asked libvirt"]
     system.done = []
     assert run("install", "--no-default-emulator")[0] == 0
+    assert system.done == [f"installed all {DEFAULT} {OTHER}", "refreshed", "used"]
+
+
+def test_it_goes_with_a_warning_of_snapshots(system: System, run: Run) -> None:
+    system.has_default, system.snapshots = True, ["web/then"]
+    status, _, said = run("install", "--no-default-emulator")
+    assert (status, "warning: web/then: this snapshot has the default emulator" in said) == (0, True)
     assert system.done == [f"installed all {DEFAULT} {OTHER}", "refreshed", "used"]
 
 
@@ -253,6 +260,7 @@ LAST = ["stopped", "removed", "forgotten by systemd", "forgotten"]
         ([Reason.ENABLED], [], 1, [], "--disable-domains"),
         ([Reason.ENABLED], ["--disable-domains"], 0, ["stopped", "disabled web", *LAST[1:]], ""),
         ([Reason.ENABLED], ["--force"], 0, LAST, "install virt-rapl again"),
+        ([Reason.BY_DEFAULT], ["--force"], 0, LAST, "name QEMU itself in its <emulator>"),
         ([Reason.ENABLED], ["--force", "--disable-domains"], 0, ["stopped", "disabled web", *LAST[1:]], ""),
         ([Reason.SAVED], ["--disable-domains"], 0, ["stopped", "disabled web", *LAST[1:]], ""),
         ([Reason.RUNS], [], 1, [], "shut down"),

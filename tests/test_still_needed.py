@@ -138,6 +138,7 @@ def test_a_domain_with_the_default_emulator_needs_it(fake: Libvirt, by_default: 
     domain.snapshots = (Snapshot("then", by_default), Snapshot("plain", PLAIN))
     assert reasons(fake) == ["BY_DEFAULT", "SAVED_BY_DEFAULT"]
     assert still_needed.old_snapshots(fake) == ["web/then"]
+    assert still_needed.old_snapshots(fake, still_needed.needs_default_emulator) == ["web/then"]
     for dependent in still_needed.find(fake):
         still_needed.disable(dependent)
     for xml in (domain.xml, domain.saved):
@@ -152,6 +153,15 @@ def test_one_that_runs_with_it_or_is_enabled_besides(fake: Libvirt, by_default: 
     assert reasons(fake) == ["RUNS_BY_DEFAULT", "BY_DEFAULT", "ENABLED", "BY_DEFAULT"]
 
 
+def test_one_that_cannot_be_read_and_names_the_default_emulator(fake: Libvirt, by_default: str) -> None:
+    """libvirt reads it: without the link it would not start."""
+    add(fake, defined=by_default.replace("</domain>", UNREADABLE))
+    assert reasons(fake) == ["BY_DEFAULT"]
+    (dependent,) = still_needed.find(fake)
+    with pytest.raises(VirtRaplError):
+        still_needed.disable(dependent)
+
+
 def test_a_domain_that_ends_meanwhile_hides_no_other(fake: Libvirt) -> None:
     add(fake, defined=MARKED).gone = True
     add(fake, defined=MARKED).snapshots = (Snapshot("then", WRAPPED),)
@@ -164,6 +174,7 @@ def test_snapshots_need_the_wrapper_that_they_name(fake: Libvirt) -> None:
     named = {"before": PLAIN, "then": MARKED, "other": other, "later": WRAPPED}
     add(fake).snapshots = tuple(Snapshot(name, xml) for name, xml in named.items())
     assert still_needed.old_snapshots(fake) == ["web/then", "web/later"]
+    assert still_needed.old_snapshots(fake, still_needed.needs_default_emulator) == []
 
 
 def test_what_is_disabled_keeps_its_passwords_and_needs_nothing(fake: Libvirt) -> None:

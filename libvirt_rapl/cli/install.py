@@ -92,9 +92,15 @@ def _default_emulator(options: argparse.Namespace, *, here: bool) -> str | None:
 def _check_that_none_needs_it(uri: str) -> None:
     from libvirt_rapl.install import still_needed
 
-    if left := [each for each in still_needed.find(_connect(uri)) if each.why in still_needed.BY_DEFAULT]:
+    connection = _connect(uri)
+    if left := [each for each in still_needed.find(connection) if each.why in still_needed.BY_DEFAULT]:
         raise VirtRaplError(
             f"domains still have the default emulator: {', '.join(map(str, left))}", still_needed.HOW_TO_LEAVE
+        )
+    for name in still_needed.old_snapshots(connection, still_needed.needs_default_emulator):
+        warn(
+            f"{name}: this snapshot has the default emulator in it, and can be restored only while that is there",
+            "`virt-rapl install --default-emulator` before `virsh snapshot-revert`, or make a new snapshot now",
         )
 
 

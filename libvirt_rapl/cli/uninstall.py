@@ -85,9 +85,12 @@ def _leave_domains(options: argparse.Namespace) -> None:
             f"domains still need virt-rapl: {', '.join(map(str, left))}", _hint({each.why for each in left})
         )
     for dependent in left:
+        by_default = dependent.why in still_needed.BY_DEFAULT
         warn(
             f"{dependent}: it will not start without the emulator wrapper",
-            f"install virt-rapl again, then `virt-rapl disable {dependent.domain.name}`",
+            still_needed.NAME_QEMU
+            if by_default
+            else f"install virt-rapl again, then `virt-rapl disable {dependent.domain.name}`",
         )
     for name in snapshots:
         warn(

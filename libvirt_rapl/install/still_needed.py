@@ -36,6 +36,7 @@ BY_DEFAULT = (Reason.RUNS_BY_DEFAULT, Reason.BY_DEFAULT, Reason.SAVED_BY_DEFAULT
 HOW_TO_LEAVE = (
     "shut down those that run; then `virt-rapl uninstall --disable-domains` names QEMU itself in the others, or do that"
 )
+NAME_QEMU = "name QEMU itself in its <emulator>: `virsh edit`, of a saved one `virsh managedsave-edit`"
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,25 @@ def find(connection: Any) -> list[Dependent]:  # noqa: ANN401
     return found
 
 
-def old_snapshots(connection: Any) -> list[str]:  # noqa: ANN401
-    """Return DOMAIN/SNAPSHOT for each snapshot that needs the wrapper. Raises VirtRaplError."""
+def needs_default_emulator(xml: str) -> bool:
+    """Return whether XML of libvirt's names the link that `virt-rapl install --default-emulator` makes."""
+    return f"<emulator>{emulator.DEFAULT_WRAPPER}</emulator>" in xml and emulator.wrapped_by_default() is not None
+
+
+def needs_wrapper(xml: str) -> bool:
+    """Return whether XML of libvirt's names a wrapper, by that link or otherwise."""
+    return needs_default_emulator(xml) or bool(WRAPPED.search(xml))
+
+
+def old_snapshots(connection: Any, needs: Callable[[str], bool] = needs_wrapper) -> list[str]:  # noqa: ANN401
+    """Return DOMAIN/SNAPSHOT for each snapshot whose XML needs us in this way. Raises VirtRaplError."""
     found = []
     for domain in every_domain(connection):
         try:
-            found += [f"{domain.name}/{name}" for name, xml in domain.snapshots().items() if _needs_wrapper(xml)]
+            found += [f"{domain.name}/{name}" for name, xml in domain.snapshots().items() if needs(xml)]
         except DomainGoneError:
             continue
     return found
-
-
-def _needs_wrapper(xml: str) -> bool:
-    by_default = f"<emulator>{emulator.DEFAULT_WRAPPER}</emulator>" in xml and emulator.wrapped_by_default() is not None
-    return by_default or bool(WRAPPED.search(xml))
 
 
 def disable(dependent: Dependent) -> None:
@@ -118,11 +124,11 @@ def _reasons(domain: Domain, wrappers: set[str]) -> Iterator[Reason]:
 
 
 def _by_default(read: Callable[[], Definition | None]) -> bool:
-    """Return whether a definition names the default emulator of ours; one that cannot be read counts elsewhere."""
+    """Return whether a definition names the default emulator of ours."""
     try:
         definition = read()
-    except UnreadableError:
-        return False
+    except UnreadableError as error:
+        return needs_default_emulator(error.xml)
     return definition is not None and emulator.is_default_wrapper(definition.strip().emulator())
 
 
