@@ -377,6 +377,15 @@ def test_where_no_patterns_are_noted_python_decides(guard: Guard) -> None:
     assert guard.got() is not None
 
 
+def test_patterns_from_the_future_do_not_count(guard: Guard) -> None:
+    """As when the clock was set back since: a change of the configuration would not be newer."""
+    guard.note(Selection())
+    later = guard.noted.stat().st_mtime + 100
+    os.utime(guard.noted, (later, later))
+    guard.run("a", "start", "begin", "-", xml=UNMARKED)
+    assert guard.got() is not None
+
+
 def test_without_the_default_emulator_nobody_is_chosen_so(guard: Guard) -> None:
     selection = Selection.parse(["*"])
     assert selection

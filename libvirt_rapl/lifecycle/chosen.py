@@ -35,8 +35,11 @@ SPLIT = "*<[?!]*"
 
 
 def note(directory: Path, config: Config, config_error: VirtRaplError | None) -> None:
-    """Write the patterns, if that is possible and of use here; `config_error`: why the configuration is not known."""
-    if config_error or not emulator.wrapped_by_default():
+    """Write the patterns, if that is possible and of use here; `config_error`: why the configuration is not known.
+
+    They are of use wherever there is a link: also where it is somebody else's, the shell part looks for them.
+    """
+    if config_error or not emulator.DEFAULT_WRAPPER.is_symlink():
         return
     path = directory / paths.CHOSEN
     with contextlib.suppress(OSError):
