@@ -150,10 +150,12 @@ def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def written(action: argparse.Action) -> str:
-    """Return how an argument is written: `--json`, `--since WHEN`, `DOMAIN...`."""
+    """Return how an argument is written: `--json`, `--[no-]colour`, `--since WHEN`, `DOMAIN...`."""
     name = str(action.metavar or "|".join(action.choices or ()) or action.dest.upper())
     if not action.option_strings:
         return name + ("..." if action.nargs in ("*", "+", argparse.REMAINDER) else "")
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return action.option_strings[0].replace("--", "--[no-]", 1)
     return action.option_strings[-1] + ("" if action.nargs == 0 else f" {name}")
 
 

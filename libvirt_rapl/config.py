@@ -171,6 +171,8 @@ class Config:
             directly under `<metadata>`, and patterns of what is at a place in it, which is written as under `labels`;
             or two such lists, include and exclude. By default no domain is chosen. virt-rapld reads this when it
             starts, and needs a right for it that is commented out in /{paths.POLKIT_RULE}.
+            Domains that name no emulator need neither, where `virt-rapl install --default-emulator` was run: the hook
+            gives them their meter at each start.
                 domains: ['*']
             or
                 domains:
