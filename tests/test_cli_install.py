@@ -31,7 +31,14 @@ class System:
         self.refusals: dict[str, VirtRaplError] = {}
         self.changeable: dict[Path, str] = {}
         self.has_default = False
+        self.default_trouble: VirtRaplError | None = None
         self.path_trouble: VirtRaplError | None = None
+
+    def check_default(self, _connection: object) -> str:
+        if self.default_trouble:
+            raise self.default_trouble
+        self.done.append("asked libvirt")
+        return "libvirt takes it"
 
     def note(self, what: str, *, dry_run: bool = False) -> list[str]:
         """Note what was done, unless it is only to be said; return a line about it."""
@@ -61,10 +68,6 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
         default = f"default {default_emulator}" if default_emulator else ""
         return system.note(" ".join(filter(None, ["installed", kind, *emulators, default])), dry_run=dry_run)
 
-    def check_default(_connection: object) -> str:
-        system.done.append("asked libvirt")
-        return "libvirt takes it"
-
     def emulators(_root: Path, named: Iterable[str] = ()) -> list[str]:
         return [DEFAULT, *named]
 
@@ -90,7 +93,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
         (packaged, "stage", lambda _root, *, dry_run: system.note("staged", dry_run=dry_run)),
         (default_emulator, "is_installed", lambda _root: system.has_default),
         (default_emulator, "check_path", check_path),
-        (default_emulator, "check", check_default),
+        (default_emulator, "check", system.check_default),
         (emulator, "check_rapl", lambda path: system.done.append(f"checked {path}")),
         (emulator, "check_place", lambda _path: None),
         (emulator, "installed", lambda: DEFAULT),
@@ -163,6 +166,15 @@ def test_it_goes_with_a_warning_of_snapshots(system: System, run: Run) -> None:
     status, _, said = run("install", "--no-default-emulator")
     assert (status, "warning: web/then: this snapshot has the default emulator" in said) == (0, True)
     assert system.done == [f"installed all {DEFAULT} {OTHER}", "refreshed", "used"]
+
+
+def test_a_libvirt_that_does_not_take_it_fails_only_who_asked_for_it(system: System, run: Run) -> None:
+    system.default_trouble = VirtRaplError("libvirt takes another", "restart it")
+    status, _, said = run("install", "--default-emulator")
+    assert (status, "error: libvirt takes another" in said) == (1, True)
+    system.has_default = True
+    status, _, said = run("install")
+    assert (status, "warning: libvirt takes another\nhint: restart it" in said) == (0, True)
 
 
 def test_under_another_root_the_default_emulator_stays_as_it_is(system: System, run: Run, tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ def run(options: argparse.Namespace) -> int:
         say(line)
     if here:
         carry_out(activation.after_install(), dry_run=options.dry_run)
-    if default and here and not options.dry_run:
-        say(f"checked   {default_emulator.check(_connect(options.connect))}")
     if not named and not is_packaged:
         say("no emulator found: install QEMU and run `virt-rapl install` again")
     warnings = [refusal for refusal in refusals.values() if refusal]
     warnings += _of_this_system(emulators) if here else []
+    if default and here and not options.dry_run:
+        warnings += _check_default_emulator(options)
     for warning in warnings:
         warn(warning.message, warning.hint)
     return 0
@@ -87,6 +87,17 @@ def _default_emulator(options: argparse.Namespace, *, here: bool) -> str | None:
         _connect(options.connect)  # which starts libvirt's daemon, if systemd does that
         default_emulator.check_path()
     return wrapped
+
+
+def _check_default_emulator(options: argparse.Namespace) -> list[VirtRaplError]:
+    """Say that libvirt has taken it, or return why not. Raises VirtRaplError where it was asked for now."""
+    try:
+        say(f"checked   {default_emulator.check(_connect(options.connect))}")
+    except VirtRaplError as error:
+        if options.default_emulator:
+            raise
+        return [error]  # an upgrade needs no libvirt
+    return []
 
 
 def _check_that_none_needs_it(uri: str) -> None:
