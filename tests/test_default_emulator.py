@@ -90,6 +90,17 @@ def test_a_qemu_that_has_taken_its_place_is_not_replaced(root: Path, target: str
     assert (theirs.read_text(), default_emulator.is_installed(root)) == ("QEMU", False)
 
 
+@pytest.mark.parametrize("again", [None, QEMU])
+def test_it_is_known_although_the_manifest_was_lost(root: Path, again: str | None) -> None:
+    install(root, QEMU)
+    (root / paths.MANIFEST).unlink()
+    assert default_emulator.is_installed(root)
+    install(root, again)
+    assert (default_emulator.is_installed(root), bool(links(root))) == (bool(again), bool(again))
+    list(installer.uninstall(root))
+    assert links(root) == set()
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_a_link_to_the_qemu_that_it_wraps_becomes_ours(root: Path, *, before: bool) -> None:
     """It was made for domains that come from other hosts, or when the wrapper was gone."""

@@ -17,8 +17,11 @@ DROP_IN = "`systemctl edit {}`: [Service] Environment=PATH=/usr/local/sbin:/usr/
 
 
 def is_installed(root: Path) -> bool:
-    """Return whether it was asked for, and not taken out since. Raises VirtRaplError if the manifest cannot be read."""
-    return paths.DEFAULT_EMULATOR in Manifest.load(root).files
+    """Return whether it was asked for, and not taken out since. Raises VirtRaplError if the manifest cannot be read.
+
+    The manifest may have been lost: nobody else makes such a link.
+    """
+    return paths.DEFAULT_EMULATOR in Manifest.load(root).files or emulator.wrapped_by_default(root) is not None
 
 
 def check_path(root: Path = Path("/")) -> None:

@@ -63,6 +63,7 @@ def install(
         if not dry_run:
             sweep(tree)
         installed = Manifest.load(root)
+        installed.files = {**_links_of_a_lost_manifest(tree), **installed.files}
         for target in (paths.MANIFEST, *items):
             _check_directory(tree, target)
         before = {target: tree.digest(target) for target in items}
@@ -111,6 +112,13 @@ def forget(root: Path) -> None:
     """Remove the directories that install() has made, as far as they are empty, and finally the manifest."""
     with _explained():
         Manifest.load(root).end(Tree(root))
+
+
+def _links_of_a_lost_manifest(tree: Tree) -> dict[str, str]:
+    """Return the links to a wrapper that make it the default emulator, and their digests: nobody else makes such."""
+    found = {target: tree.digest(target) or "" for target in DEFAULT_EMULATOR_LINKS}
+    ours = f"link to /.*{WRAPPER_SUFFIX}"
+    return {target: digest for target, digest in found.items() if re.fullmatch(ours, digest)}
 
 
 def _is_somebody_elses(item: Item, before: str | None, installed: Manifest) -> bool:
