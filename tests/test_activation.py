@@ -83,6 +83,18 @@ def test_without_selinux_and_with_msr_nothing_is_called(called: Called, tmp_path
     assert called([*activation.after_install(), *activation.before_uninstall()]) == []
 
 
+def test_patterns_of_another_version_are_forgotten(called: Called, tmp_path: Path) -> None:
+    directory = tmp_path / "virt-rapl"
+    directory.mkdir(mode=0o711)
+    (directory / paths.CHOSEN).touch()
+    called(activation.after_install())
+    assert list(directory.iterdir()) == []
+    (directory / paths.CHOSEN).touch()
+    directory.chmod(0o777)
+    called(activation.after_install())
+    assert [path.name for path in directory.iterdir()] == [paths.CHOSEN], "it is somebody else's directory"
+
+
 def test_a_kernel_without_the_module_msr_is_no_failure(called: Called, tmp_path: Path) -> None:
     (tmp_path / "enforce").unlink()
     (tmp_path / "bin/modprobe").write_text("#!/bin/sh\nexit 1\n")

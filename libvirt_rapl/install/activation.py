@@ -35,6 +35,8 @@ def after_install() -> Iterator[Step]:
     if systemd.runs():
         yield "ensured   the user virt-rapl", partial(_run, "systemd-sysusers", "virt-rapl.conf")
         yield f"ensured   {RUN_DIRECTORY}", partial(_run, "systemd-tmpfiles", "--create", "virt-rapl.conf")
+    if (RUN_DIRECTORY / paths.CHOSEN).exists():
+        yield "forgot    the patterns that the hook has noted", _forget_patterns
     if not MSR.exists():
         yield "loaded    the kernel module msr, if there is one", _load_msr
     if SELINUX.exists() and MODULE.exists():
@@ -80,6 +82,13 @@ def _run(*command: str) -> str:
 
 def _systemctl(*arguments: str) -> None:
     systemd.systemctl(*arguments, timeout=SECONDS)
+
+
+def _forget_patterns() -> None:
+    """Make the hook read the configuration again: another version may understand it in another way."""
+    with contextlib.suppress(OSError):
+        RunDirectory(RUN_DIRECTORY).check_directory()
+        (RUN_DIRECTORY / paths.CHOSEN).unlink()
 
 
 def _load_msr() -> None:
