@@ -197,6 +197,7 @@ def test_the_default_emulator_stays_while_domains_have_it(system: System, run: R
     system.has_default, system.needed = True, [needs(why)]
     status, _, said = run("install", "--no-default-emulator")
     assert (status, f"web {why}" in said, system.done) == (1, True, [])
+    assert "hint: shut down those that run, then for each name QEMU itself in its <emulator>" in said
     status, _, said = run("uninstall")
     assert (status, f"web {why}" in said) == (1, True)
     system.done = []

@@ -106,7 +106,8 @@ def _check_that_none_needs_it(uri: str) -> None:
     connection = _connect(uri)
     if left := [each for each in still_needed.find(connection) if each.why in still_needed.BY_DEFAULT]:
         raise VirtRaplError(
-            f"domains still have the default emulator: {', '.join(map(str, left))}", still_needed.HOW_TO_LEAVE
+            f"domains still have the default emulator: {', '.join(map(str, left))}",
+            f"shut down those that run, then for each {still_needed.NAME_QEMU}",
         )
     for name in still_needed.old_snapshots(connection, still_needed.needs_default_emulator):
         warn(
