@@ -35,7 +35,7 @@ for unit in libvirtd-tls.socket libvirtd-tcp.socket systemd-udevd.service system
     docker.service containerd.service systemd-networkd-wait-online.service cockpit.socket cockpit-motd.service; do
   ln -sf /dev/null "/mnt/root/etc/systemd/system/$unit"
 done
-# Not --bind=: after some forty starts, while services that have a /dev of their own start, too, a QEMU has no such mount.
+# Not --bind=: after some forty starts, while services with a /dev of their own start, too, a QEMU has no such mount.
 echo 'c /dev/kvm 0660 root kvm - 10:232' >/mnt/root/etc/tmpfiles.d/kvm.conf
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 while
