@@ -134,6 +134,9 @@ def _key(window: curses.window) -> str | None:
 
 
 def _draw(window: curses.window, session: Session, state: State, signs: Signs, styles: dict[Style, int]) -> Screen:
+    actual = os.get_terminal_size(sys.stdout.fileno())
+    if curses.is_term_resized(actual.lines, actual.columns):  # curses misses a change while it begins
+        curses.resizeterm(actual.lines, actual.columns)
     height, width = window.getmaxyx()
     seen = screen(session.figures(), state, signs, (width, height))
     window.erase()
