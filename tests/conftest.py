@@ -131,6 +131,13 @@ def missing() -> str:
     return ""
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's; pytest's own may not."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(autouse=True)
 def _intel(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs in this process takes the machine for Intel's, whatever it is; others are in a /proc of the test's."""

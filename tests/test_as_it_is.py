@@ -3,9 +3,7 @@
 import io
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -84,13 +82,6 @@ class Host:
     def last(self) -> tuple[str, str]:
         event = list(events.read(self.run))[-1]
         return event.result, event.reason
-
-
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's; pytest's own may not."""
-    with TemporaryDirectory() as directory:
-        yield Path(directory)
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from lxml import etree
@@ -118,13 +117,6 @@ class Host:
         *line, socket, end = self.registry.path(UUID, "state").read_text().split("\n")
         assert (socket, end) == (self.socket, "")
         return "\n".join(line).strip()
-
-
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's; pytest's own may not."""
-    with TemporaryDirectory() as directory:
-        yield Path(directory)
 
 
 @pytest.fixture
