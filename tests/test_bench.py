@@ -23,6 +23,8 @@ def test_a_tiny_benchmark(tmp_path: Path) -> None:
         "0.5",
         "--guests",
         "0",
+        "--starts",
+        "0",
         "--days",
         "1",
         "--json",

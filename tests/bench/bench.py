@@ -30,9 +30,11 @@ from libvirt_rapl.simulator.world import World, check_machine
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fakes.host import Host
+from walking import CONSTANT_100_WATTS
 
 HERE = Path(__file__).parent
 DAEMON_DOMAINS = 500
+STARTED_AT_ONCE = 20
 VCPUS = 4
 ZONES = 3
 FOLLOWED = {"documents": paths.STREAM_SOCKET, "guests' lines": paths.CHANNEL_STREAM_SOCKET}
@@ -150,6 +152,20 @@ def guests(count: int) -> Iterator[tuple[World, list[int]]]:
         yield world, [pid for pid in every_process() if uuids & set(arguments(pid))]
 
 
+def starts(pairs: int, count: int) -> dict[str, Any]:
+    """Measure what a meter adds to the start and the end of a guest, alone and of `count` guests at once."""
+    with World(CONSTANT_100_WATTS) as world:
+        world.run(["virt-rapl", "install", "--force"])
+        world.start_libvirtd()
+        names = {kind: [f"{kind}-{number}" for number in range(count)] for kind in ("plain", "metered")}
+        for name in names["plain"] + names["metered"]:
+            world.define_guest(name, 0)
+        world.run(["virt-rapl", "enable", *names["metered"]])
+        script = [sys.executable, "-I", str(HERE / "starts.py"), str(pairs)]
+        done = world.run([*script, *names["plain"], "/", *names["metered"]], timeout=1200)
+        return {"pairs": pairs, **json.loads(done.stdout)}
+
+
 def every_process() -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
@@ -245,6 +261,8 @@ def show(document: dict[str, Any]) -> None:
             f"and {watched['rss_bytes'] / 1e6:.0f} MB ({watched['pss_bytes'] / 1e6:.0f} MB PSS), and writes "
             f"{watched['bytes'] / watched['seconds'] / 1000:.1f} kB a second to the terminal"
         )
+    if started := document.get("starts"):
+        show_starts(started)
     if kept := document.get("history"):
         writes, reports = kept["write_ms"], kept["report_s"]
         megabytes, ratio = kept["bytes"] / 1e6, writes["with"] / writes["without"]
@@ -256,10 +274,36 @@ def show(document: dict[str, Any]) -> None:
         )
 
 
+def show_starts(started: dict[str, Any]) -> None:
+    """Print what a meter adds to the start and the end of a domain."""
+    at_once = started["at_once"]
+    rows = {
+        "start": started["alone"]["start"],
+        "end": started["alone"]["stop"],
+        f"start, each of {at_once['domains']} at once": at_once,
+    }
+    print(f"\n{'ms, medians':<28}{'without':>10}{'with':>10}{'added':>10}")
+    for name, row in rows.items():
+        print(f"{name:<28}{row['plain']:>10.0f}{row['metered']:>10.0f}{row['added']:>10.0f}")
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in started["hook"].items())
+    print(f"  the hook by itself: {parts} ms")
+
+
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
     return f"{name}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def processes(domains: int, seconds: float) -> dict[str, Any]:
+    """Return what virt-rapld and those who ask it take of a CPU with that many domains, by names in the document."""
+    loads = [daemon(domains, seconds, load) for load in ("usual", "asleep")]
+    return {
+        "daemon": [*loads, *(daemon(domains, seconds, "usual", followed) for followed in FOLLOWED)],
+        "channels": channels(domains, seconds),
+        "scrapes": scrapes(domains, seconds),
+        "top": top(domains, seconds),
+    }
 
 
 def main() -> None:
@@ -269,6 +313,7 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=20, help="samples of each number (%(default)s)")
     parser.add_argument("--seconds", type=float, default=30, help="how long the daemon runs (%(default)s); 0: not")
     parser.add_argument("--guests", type=int, default=40, help="how many real KVM guests (%(default)s); 0: none")
+    parser.add_argument("--starts", type=int, default=12, help="pairs of starts (%(default)s); 0: none")
     parser.add_argument("--days", type=int, default=35, help="how many days of history (%(default)s); 0: none")
     options = parser.parse_args()
     counts = [int(word) for word in options.domains.split(",")]
@@ -281,17 +326,15 @@ def main() -> None:
     for load in ("every thread", "asleep"):
         document["samples"].append(sample(load, counts[-1] if len(counts) < 4 else DAEMON_DOMAINS, options.ticks))
     if options.seconds:
-        for load in ("usual", "asleep"):
-            document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, load))
-        for followed in FOLLOWED:
-            document["daemon"].append(daemon(min(DAEMON_DOMAINS, counts[-1]), options.seconds, "usual", followed))
-        document["channels"] = channels(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
-        document["scrapes"] = scrapes(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
-        document["top"] = top(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
+        document |= processes(min(DAEMON_DOMAINS, counts[-1]), options.seconds)
     if options.guests:
         check_machine()
         check_kvm()
         document["real"] = real(options.guests, options.ticks)
+    if options.starts:
+        check_machine()
+        check_kvm()
+        document["starts"] = starts(options.starts, STARTED_AT_ONCE)
     if options.days:
         document["history"] = history(min(DAEMON_DOMAINS, counts[-1]), options.days)
     if options.json:
