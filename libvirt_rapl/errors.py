@@ -23,6 +23,15 @@ class NoRegistersError(VirtRaplError):
     """QEMU does not give this domain RAPL registers on this host."""
 
 
+class UnreadableError(VirtRaplError):
+    """This is not the XML of a domain, or not XML."""
+
+    def __init__(self, xml: str, message: str, hint: str) -> None:
+        """Keep the text, for callers that check whether anything in it looks like ours."""
+        super().__init__(message, hint)
+        self.xml = xml
+
+
 class WrongPartError(Exception):
     """A part of a value in the configuration is wrong."""
 

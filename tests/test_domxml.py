@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from libvirt_rapl.domains import domxml, marking, xml_layout
-from libvirt_rapl.domains.definition import Definition, UnreadableError
-from libvirt_rapl.domains.domxml import ACCELERATOR
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.domains import names, xml_layout
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.names import ACCELERATOR
+from libvirt_rapl.errors import UnreadableError, VirtRaplError
 
 DATA = Path(__file__).parent / "data" / "domxml"
 SOCKET = f"/run/virt-rapl/{UUID}.sock"
@@ -71,7 +71,7 @@ def test_injected_xml_says_what_libvirt_needs(xml: str) -> None:
     def args(root: etree._Element) -> list[str]:
         return [arg.get("value", "") for arg in root.iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")]
 
-    emulator = str(before.xpath("string(devices/emulator)")) or domxml.DEFAULT_EMULATOR
+    emulator = str(before.xpath("string(devices/emulator)")) or names.DEFAULT_EMULATOR
     assert after.xpath("string(devices/emulator)") == emulator + "-rapl"
     assert args(after) == [*args(before), "-accel", f"kvm,rapl=true,rapl-helper-socket={SOCKET}"]
     assert Definition.parse(xml).emulator() == Definition.parse(injected).emulator() == emulator
@@ -244,7 +244,7 @@ def test_strip_returns_unmarked_xml_as_it_is() -> None:
 
 def test_a_mark_that_says_nothing_is_removed() -> None:
     """As one that its owner has emptied."""
-    mark = f"<metadata><x:rapl xmlns:x='{marking.MARK}'/></metadata>"
+    mark = f"<metadata><x:rapl xmlns:x='{names.MARK}'/></metadata>"
     assert canonical(Definition.parse(domain(mark)).strip().xml) == canonical(domain("<metadata></metadata>"))
 
 
@@ -255,7 +255,7 @@ def test_text_in_metadata_stays() -> None:
 def test_strip_leaves_what_the_user_added_since() -> None:
     injected = Definition.parse(domain()).with_registers(socket=SOCKET).xml
     mine = injected.replace("<metadata>", "<metadata><a:b xmlns:a='urn:a'/>").replace(
-        domxml.DEFAULT_EMULATOR + "-rapl</emulator>", "/opt/other</emulator><disk/>"
+        names.DEFAULT_EMULATOR + "-rapl</emulator>", "/opt/other</emulator><disk/>"
     )
     stripped = Definition.parse(mine).strip().xml
     assert not Definition.parse(stripped).is_marked
@@ -361,7 +361,7 @@ OWN_ACCEL = "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'
         (domain("<devices><emulator/></devices>"), "not an absolute path"),
         (domain("<devices><emulator>/usr/bin/q </emulator></devices>"), "not an absolute path"),
         (domain("<devices><emulator>\n/usr/bin/q</emulator></devices>"), "not an absolute path"),
-        (domain(f"<metadata><x:y xmlns:x='{marking.MARK}'/></metadata>"), "foreign element"),
+        (domain(f"<metadata><x:y xmlns:x='{names.MARK}'/></metadata>"), "foreign element"),
         (domain(uuid=""), "no UUID"),
         (domain(uuid="<uuid>12</uuid>"), "not a UUID"),
     ],

@@ -16,7 +16,7 @@ from fakes.libvirt import OTHER_UUID, UUID, FakeDomain, FakeLibvirt, definition,
 from fakes.qemu import GREETING, WITH_RAPL, WITHOUT_KVM, WITHOUT_RAPL, fake_qemu, script
 
 from libvirt_rapl.cli import main
-from libvirt_rapl.domains import emulator, marking
+from libvirt_rapl.domains import emulator, names
 from libvirt_rapl.domains.channel import PORT
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
@@ -564,7 +564,7 @@ def test_domains_of_libvirts_test_driver() -> None:
 )
 @pytest.mark.parametrize("arguments", ["", "<q:arg value='-S'/><q:env name='A' value=' * '/><q:arg value=''/>"])
 def test_disable_gives_back_what_libvirt_showed(world: World, metadata: str, arguments: str) -> None:
-    extra = f"<q:commandline xmlns:q='{marking.QEMU}'>{arguments}</q:commandline>"
+    extra = f"<q:commandline xmlns:q='{names.QEMU}'>{arguments}</q:commandline>"
     xml = definition("round-trip", UUID, Path(emulator.installed()), more=metadata + extra)
     xml = xml.replace("<vcpu>", "<memory>65536</memory><os><type arch='x86_64'>hvm</type></os><vcpu>")
     world.run(["virsh", "define", "/dev/stdin"], input=xml)

@@ -13,7 +13,7 @@ import pytest
 from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import paths
-from libvirt_rapl.domains.marking import MARK
+from libvirt_rapl.domains.names import MARK
 from libvirt_rapl.helper import instances
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator.world import World

@@ -18,7 +18,7 @@ from lxml import etree
 from libvirt_rapl import paths
 from libvirt_rapl.cli import helper
 from libvirt_rapl.config import Config
-from libvirt_rapl.domains import domxml, emulator, marking, xml_parser
+from libvirt_rapl.domains import emulator, names, xml_parser
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import VirtRaplError
@@ -225,10 +225,10 @@ def test_a_refused_start_kills_no_domain_that_runs_all_the_same(host: Host, oper
 
 
 MARK_IN_TEXT = [
-    f"<title>{marking.MARK}</title>",
-    f"<metadata><a:b xmlns:a='urn:a' xmlns:rapl='{marking.MARK}'>rapl:rapl</a:b></metadata>",
-    f"<metadata><a:b xmlns:a='urn:a'><rapl:rapl xmlns:rapl='{marking.MARK}'/></a:b></metadata>",
-    f"<metadata><a:b xmlns:a='urn:a'><![CDATA[<rapl:rapl xmlns:rapl='{marking.MARK}'/>]]></a:b></metadata>",
+    f"<title>{names.MARK}</title>",
+    f"<metadata><a:b xmlns:a='urn:a' xmlns:rapl='{names.MARK}'>rapl:rapl</a:b></metadata>",
+    f"<metadata><a:b xmlns:a='urn:a'><rapl:rapl xmlns:rapl='{names.MARK}'/></a:b></metadata>",
+    f"<metadata><a:b xmlns:a='urn:a'><![CDATA[<rapl:rapl xmlns:rapl='{names.MARK}'/>]]></a:b></metadata>",
 ]
 
 
@@ -630,9 +630,9 @@ def own_emulator(xml: str) -> str:
 
 
 def own_argument(xml: str) -> str:
-    values = ("-accel", domxml.ACCELERATOR + f"/run/mine/{UUID}.sock")
+    values = ("-accel", names.ACCELERATOR + f"/run/mine/{UUID}.sock")
     arguments = "".join(f"<q:arg value='{value}'/>" for value in values)
-    return xml.replace("</domain>", f"<q:commandline xmlns:q='{marking.QEMU}'>{arguments}</q:commandline></domain>")
+    return xml.replace("</domain>", f"<q:commandline xmlns:q='{names.QEMU}'>{arguments}</q:commandline></domain>")
 
 
 @pytest.mark.parametrize("own", [own_emulator, own_argument])

@@ -11,7 +11,7 @@ from libvirt_rapl.config import Config, load
 from libvirt_rapl.domains.connection import connect
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain, lookup
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.lifecycle import live_channel

@@ -15,7 +15,7 @@ from typing import Any
 from libvirt_rapl.cli import say, warn
 from libvirt_rapl.cli.installing import add_common_arguments, carry_out
 from libvirt_rapl.domains import emulator, security_modules
-from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.domains.names import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import activation, default_emulator, packaged, wrappers
 from libvirt_rapl.install.installer import install

@@ -11,8 +11,8 @@ from libvirt_rapl import __version__, paths, systemd
 from libvirt_rapl.doctor.finding import FAILED, HOST_METERING_ONLY, OK, SKIPPED, WARNING, Finding, State
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains import emulator, security_modules
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import INSTALL
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper.confinement import seccomp
 from libvirt_rapl.host.processes import read

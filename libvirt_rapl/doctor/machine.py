@@ -10,9 +10,9 @@ from libvirt_rapl import paths
 from libvirt_rapl.config import DEFAULT_PATH, Config, load
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.domains.connection import connect
-from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
 from libvirt_rapl.domains.emulator import INSTALL
 from libvirt_rapl.domains.named_emulators import named_emulators
+from libvirt_rapl.domains.names import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.topology import processor
 from libvirt_rapl.install import packaged, places, wrappers

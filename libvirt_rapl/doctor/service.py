@@ -14,7 +14,7 @@ from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, journal, to_start
 from libvirt_rapl.doctor.machine import Machine
 from libvirt_rapl.domains.domain import every_domain
-from libvirt_rapl.domains.domxml import check_socket
+from libvirt_rapl.domains.names import check_socket
 from libvirt_rapl.energy import ledger as ledger_file
 from libvirt_rapl.energy.ledger_content import DamagedError
 from libvirt_rapl.errors import VirtRaplError

@@ -12,11 +12,11 @@ from typing import Self
 from lxml import etree
 from lxml.etree import _Element
 
-from libvirt_rapl.domains import channel, domxml, marking, xml_uuid
+from libvirt_rapl.domains import channel, domxml, marking, names, xml_uuid
 from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.xml_layout import PROLOG, as_in, string
 from libvirt_rapl.domains.xml_parser import parse
-from libvirt_rapl.errors import VirtRaplError, printable
+from libvirt_rapl.errors import UnreadableError, printable
 from libvirt_rapl.labels import Labels, Place
 from libvirt_rapl.selection import Traits
 
@@ -25,15 +25,6 @@ ANOTHER_DOCUMENT = re.compile(r"</domain\s*>(?:\s|<\?.*?\?>|<!--.*?-->)*+<domain
 
 LONGEST = 256
 """Characters of a title or label that are shown."""
-
-
-class UnreadableError(VirtRaplError):
-    """This is not the XML of a domain, or not XML."""
-
-    def __init__(self, xml: str, message: str, hint: str) -> None:
-        """Keep the text, for callers that check whether anything in it looks like ours."""
-        super().__init__(message, hint)
-        self.xml = xml
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -169,7 +160,7 @@ class Definition:
         """Whether its owner has chosen user and group of its QEMU, rather than libvirt."""
         return self._domain.find("seclabel[@model='dac'][@type='static']/label") is not None
 
-    def emulator(self, default: str = domxml.DEFAULT_EMULATOR) -> str:
+    def emulator(self, default: str = names.DEFAULT_EMULATOR) -> str:
         """Return the path of the real emulator, with or without a mark; `default` if the XML names none.
 
         The emulator that the mark names counts only if <emulator> is the wrapper of it.
@@ -179,7 +170,7 @@ class Definition:
             return default
         path, mark = string(emulator), marking.find(self._domain)
         wrapped = mark is not None and domxml.names_wrapper(path, mark)
-        return path.removesuffix(domxml.WRAPPER_SUFFIX) if wrapped else path
+        return path.removesuffix(names.WRAPPER_SUFFIX) if wrapped else path
 
     def check(self, socket: str) -> None:
         """Raise VirtRaplError when this domain, with the mark or without, cannot have registers read at `socket`."""
@@ -209,7 +200,7 @@ class Definition:
         xml_uuid.strip(domain)
         return self._changed(domain)
 
-    def with_registers(self, *, socket: str, default_emulator: str = domxml.DEFAULT_EMULATOR) -> Self:
+    def with_registers(self, *, socket: str, default_emulator: str = names.DEFAULT_EMULATOR) -> Self:
         """Return it with registers, read through the helper at `socket`; itself if it has just these.
 
         One that has others gets this socket; so does one that has lost the mark, if our argument for this very socket

@@ -9,7 +9,7 @@ import libvirt
 
 from libvirt_rapl.domains.connection import HINT
 from libvirt_rapl.domains.definition import Definition
-from libvirt_rapl.domains.marking import MARK
+from libvirt_rapl.domains.names import MARK
 from libvirt_rapl.errors import VirtRaplError
 
 NO_JOB, SAVE_JOB = libvirt.VIR_DOMAIN_JOB_NONE, libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE

@@ -15,19 +15,14 @@ from lxml import etree
 from lxml.etree import _Element
 
 from libvirt_rapl.domains import marking
-from libvirt_rapl.domains.marking import COMMANDLINE_TAG, QEMU
+from libvirt_rapl.domains.marking import COMMANDLINE_TAG
+from libvirt_rapl.domains.names import ACCELERATOR, QEMU, WRAPPER_SUFFIX, check_socket
 from libvirt_rapl.domains.xml_layout import add_suffix, index_after, insert, remove, remove_suffix, string
 from libvirt_rapl.domains.xml_uuid import uuid_of
 from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 
-DEFAULT_EMULATOR = "/usr/bin/qemu-system-x86_64"
-WRAPPER_SUFFIX = "-rapl"
-ACCELERATOR = "kvm,rapl=true,rapl-helper-socket="
 OUR_ARGUMENT = re.compile(re.escape(ACCELERATOR) + r"/[^,]*/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.sock")
 """Only we name a socket like this: another -accel argument is the domain's owner's."""
-
-SOCKET_PATH_LIMIT = 107
-"""Bytes of a path that fit into sockaddr_un.sun_path, without the closing zero."""
 
 ARG_TAG = f"{{{QEMU}}}arg"
 
@@ -53,18 +48,6 @@ def check_kind(domain: _Element) -> None:
     machine = domain.find("os/type")
     if machine is not None and machine.get("arch", "x86_64") != "x86_64":
         raise NoRegistersError(f"the domain is a {machine.get('arch')} machine", "only x86_64 machines have RAPL")
-
-
-def check_socket(socket: str) -> None:
-    """Raise VirtRaplError when QEMU cannot use a socket with this path."""
-    if len(socket.encode()) > SOCKET_PATH_LIMIT:
-        raise VirtRaplError(
-            f"the socket path is longer than {SOCKET_PATH_LIMIT} bytes: {socket}", "choose a shorter run_directory"
-        )
-    if not socket.startswith("/") or "," in socket or not socket.isprintable():
-        raise VirtRaplError(
-            f"not a socket path that QEMU can use: {socket!r}", "choose an absolute run_directory without a comma"
-        )
 
 
 def _check_vcpus(domain: _Element) -> None:

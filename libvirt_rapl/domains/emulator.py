@@ -10,7 +10,7 @@ from typing import Any
 
 from libvirt_rapl import paths
 from libvirt_rapl.commands import ask
-from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR, WRAPPER_SUFFIX
+from libvirt_rapl.domains.names import DEFAULT_EMULATOR, WRAPPER_SUFFIX
 from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.tree import Tree

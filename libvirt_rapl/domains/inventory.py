@@ -12,10 +12,10 @@ from typing import Literal
 
 from libvirt_rapl.domains.channel import Channel
 from libvirt_rapl.domains.connection import connect, subscribed
-from libvirt_rapl.domains.definition import Definition, UnreadableError
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain, lookup_uuid
 from libvirt_rapl.domains.run_files import RunState, read_run_state, running_domains, written
-from libvirt_rapl.errors import VirtRaplError, explain
+from libvirt_rapl.errors import UnreadableError, VirtRaplError, explain
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.labels import Labels
 

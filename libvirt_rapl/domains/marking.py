@@ -8,11 +8,10 @@ of its own. What the mark does not confirm is the owner's, whatever it looks lik
 from lxml import etree
 from lxml.etree import _Element
 
+from libvirt_rapl.domains.names import MARK, QEMU
 from libvirt_rapl.domains.xml_layout import indentation, index_after, insert, remove
 from libvirt_rapl.errors import VirtRaplError
 
-MARK = "urn:libvirt-rapl:mark:1"
-QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 MARK_TAG = f"{{{MARK}}}rapl"
 COMMANDLINE_TAG = f"{{{QEMU}}}commandline"
 CONTAINERS = {"metadata": "metadata", "devices": "devices", "commandline": COMMANDLINE_TAG}

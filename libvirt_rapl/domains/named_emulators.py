@@ -5,11 +5,10 @@ from typing import Any
 from lxml import etree
 
 from libvirt_rapl.domains.connection import LibvirtError
-from libvirt_rapl.domains.definition import UnreadableError
 from libvirt_rapl.domains.domain import DomainGoneError, every_domain
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import is_default_wrapper
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
+from libvirt_rapl.errors import UnreadableError, VirtRaplError
 
 
 def named_emulators(connection: Any) -> list[str]:  # noqa: ANN401  libvirt-python has no types

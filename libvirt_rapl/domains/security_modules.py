@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from libvirt_rapl import paths
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN, is_default_wrapper
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.host.processes import read
 

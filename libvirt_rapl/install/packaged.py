@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from libvirt_rapl import paths
-from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.domains.names import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import activation, places, wrappers
 from libvirt_rapl.install.manifest import parents

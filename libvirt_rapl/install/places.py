@@ -9,8 +9,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
 from libvirt_rapl import paths
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.tree import Others, Tree, digest_of
 
 WRAPPER = "hooks/qemu-system-rapl"

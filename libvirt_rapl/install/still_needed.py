@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from libvirt_rapl.domains import emulator
-from libvirt_rapl.domains.definition import Definition, UnreadableError
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, every_domain
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
-from libvirt_rapl.domains.marking import MARK
+from libvirt_rapl.domains.names import MARK, WRAPPER_SUFFIX
+from libvirt_rapl.errors import UnreadableError
 from libvirt_rapl.install.manifest import Manifest
 from libvirt_rapl.install.places import is_wrapper
 

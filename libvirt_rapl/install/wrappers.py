@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from libvirt_rapl.domains import emulator
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
 from libvirt_rapl.domains.emulator import KNOWN
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install.manifest import Manifest
 from libvirt_rapl.install.places import DEFAULT_EMULATOR_LINKS, is_wrapper

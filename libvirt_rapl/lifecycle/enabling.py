@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from libvirt_rapl.choices import Via
 from libvirt_rapl.domains.definition import Definition
-from libvirt_rapl.domains.domxml import DEFAULT_EMULATOR
+from libvirt_rapl.domains.names import DEFAULT_EMULATOR
 from libvirt_rapl.errors import NoRegistersError
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor

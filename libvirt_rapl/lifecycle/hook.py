@@ -20,10 +20,11 @@ from typing import TextIO
 
 from libvirt_rapl import paths
 from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
-from libvirt_rapl.domains import emulator, marking
-from libvirt_rapl.domains.definition import Definition, UnreadableError
+from libvirt_rapl.domains import emulator
+from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.names import MARK
 from libvirt_rapl.domains.run_files import read_run_state
-from libvirt_rapl.errors import VirtRaplError, explain, printable
+from libvirt_rapl.errors import UnreadableError, VirtRaplError, explain, printable
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.host.requirements import check_host
@@ -47,7 +48,7 @@ def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextI
     try:
         settings, config_error = _config_or_defaults(config)
         xml = stdin.read()
-        is_ours = marking.MARK in xml
+        is_ours = MARK in xml
         uuid, definition = _read(xml)
         restores = operation in ("restore", "migrate")
         if isinstance(definition, UnreadableError) and _must_be_read(operation, definition.xml):
@@ -94,7 +95,7 @@ def _read(xml: str) -> tuple[str, Definition | UnreadableError]:
 
 def _must_be_read(operation: str, xml: str) -> bool:
     """Return whether an operation needs the definition: without our mark in it, a start does not."""
-    return operation in ("restore", "migrate") or (operation == "start" and marking.MARK in xml)
+    return operation in ("restore", "migrate") or (operation == "start" and MARK in xml)
 
 
 def _is_ours(definition: Definition | UnreadableError, uuid: str, operation: str, config: Config) -> bool:

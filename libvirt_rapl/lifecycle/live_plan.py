@@ -14,7 +14,7 @@ from libvirt_rapl import paths
 from libvirt_rapl.domains import emulator, inventory
 from libvirt_rapl.domains.connection import LibvirtError
 from libvirt_rapl.domains.domain import NO_JOB, Domain
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import free_bytes
 from libvirt_rapl.helper.records import Registry

@@ -21,9 +21,9 @@ from libvirt_rapl.choices import Via
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.connection import connect
-from libvirt_rapl.domains.definition import Definition, UnreadableError
+from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.domain import Domain, DomainGoneError, lookup_uuid
-from libvirt_rapl.errors import VirtRaplError, explain
+from libvirt_rapl.errors import UnreadableError, VirtRaplError, explain
 from libvirt_rapl.helper.records import Registry
 from libvirt_rapl.host.requirements import check_processor
 from libvirt_rapl.lifecycle import as_it_is

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from lxml import etree
 
-from libvirt_rapl.domains import marking
+from libvirt_rapl.domains import names
 
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -58,7 +58,7 @@ def domains(draw: st.DrawFn, *, with_uuid: bool = True) -> str:
     if prefix and not local:
         attributes += declaration
     if draw(st.booleans()):
-        attributes += f" xmlns:{draw(st.sampled_from(['rapl', 'm', 'x']))}2='{marking.MARK}'"
+        attributes += f" xmlns:{draw(st.sampled_from(['rapl', 'm', 'x']))}2='{names.MARK}'"
     if draw(st.booleans()):
         foreign = ["<f:a xmlns:f='urn:f' b='1'/>"] if draw(st.booleans()) else []
         parts.append(f"<metadata>{noisy(*foreign)}</metadata>")
