@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from libvirt_rapl import config_file, paths
+from libvirt_rapl import libraries, paths
 from libvirt_rapl.choices import Backend, EnergySource, KeepHistory, Model, OnFailure, Via
-from libvirt_rapl.config_file import Key, Setting
+from libvirt_rapl.config_key import Key
 from libvirt_rapl.errors import VirtRaplError, WrongPartError
 from libvirt_rapl.labels import EXPECTED as EXPECTED_LABELS
 from libvirt_rapl.labels import WELL_KNOWN, Labels
@@ -15,6 +15,7 @@ from libvirt_rapl.selection import EXPECTED as EXPECTED_DOMAINS
 from libvirt_rapl.selection import KINDS, LISTS, Selection
 
 if TYPE_CHECKING:
+    from libvirt_rapl.config_file import Setting
     from libvirt_rapl.tariff import Carbon, Tariff
 
 DEFAULT_PATH = Path("/", paths.CONFIGURATION)
@@ -295,6 +296,9 @@ def stated_policy(path: Path = DEFAULT_PATH) -> OnFailure:
     return stated
 
 
-def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, Setting], list[VirtRaplError]]:
+def read(path: Path = DEFAULT_PATH) -> tuple[dict[str, "Setting"], list[VirtRaplError]]:
     """Return the files' valid settings, and all mistakes in them, in the order of the files."""
+    libraries.find()
+    from libvirt_rapl import config_file  # here, so that a start, which remembers, does not wait for YAML
+
     return config_file.read(path, KEYS)

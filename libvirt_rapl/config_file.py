@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from libvirt_rapl.config_key import Key, files
 from libvirt_rapl.errors import VirtRaplError, WrongPartError
 from libvirt_rapl.files import who_else_may_write
 from libvirt_rapl.labels import is_name
@@ -28,24 +29,6 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | str:
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-
-
-class Key(NamedTuple):
-    """The declaration of a key beside its name, type and default."""
-
-    expected: str
-    """Which values it accepts, in words."""
-    parse: Callable[[Any], object | None]
-    """Returns the written value as Config holds it; None if that is not what is expected."""
-    text: str
-    """What it means: Markdown, from which the shipped file and the documentation are made (docs/generate.py).
-
-    Paragraphs, `- ` items, and examples, which are indented by four columns more.
-    """
-    words: tuple[str, ...] = ()
-    """A misspelt word is compared with these."""
-    default: str = ""
-    """The default as one writes it, where it is not written as its type is."""
 
 
 class Setting(NamedTuple):
@@ -86,14 +69,6 @@ def as_yaml(value: object) -> str:
     """Return a value on one line, as a person would write it."""
     written = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     return written.removesuffix("...\n").rstrip("\n")
-
-
-def files(path: Path) -> list[Path]:
-    """Return the files that are read if they exist; later ones override earlier ones."""
-    try:
-        return [path, *sorted((path.parent / "conf.d").glob("*.yaml"))]
-    except PermissionError:  # then `path` cannot be read either, which is reported
-        return [path]
 
 
 def _check_writers(file: Path) -> None:

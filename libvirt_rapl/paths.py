@@ -61,6 +61,8 @@ CHOSEN = "chosen"
 """In the default run directory: by which patterns the configuration may choose a domain, for the hook."""
 EVENTS = "events.jsonl"
 OLDER_EVENTS = f"{EVENTS}.1"
+REMEMBERED = "remembered"
+"""In the default run directory: see libvirt_rapl.remembered."""
 
 STATE_DIRECTORY = "var/lib/virt-rapl"
 """The default one."""

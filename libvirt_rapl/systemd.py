@@ -6,7 +6,6 @@ import socket
 from pathlib import Path
 
 from libvirt_rapl import paths
-from libvirt_rapl.commands import run
 from libvirt_rapl.errors import VirtRaplError
 
 NOTIFY_SECONDS = 0.2
@@ -41,4 +40,6 @@ def unit_property(unit: str, name: str) -> str:
 
 def systemctl(*arguments: str, timeout: float) -> str:
     """Run `systemctl ARGUMENTS` for at most `timeout` seconds and return what it prints; VirtRaplError if it fails."""
+    from libvirt_rapl.commands import run  # here, so that the process of a helper does not wait for it
+
     return run("systemctl", *arguments, timeout=timeout, hint="`virt-rapl install` puts the units in place")

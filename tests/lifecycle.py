@@ -14,6 +14,7 @@ from libvirt_rapl import paths
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import running_domains
+from libvirt_rapl.helper.instances import PROCESS
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -146,17 +147,20 @@ class Host:
                 continue  # it has ended
             if any("libvirt_rapl.helper.vmsr.serving" in argument for argument in arguments):
                 found += [Path(argument).stem for argument in arguments if argument.endswith(".state")]
-            elif "helper" in arguments and "libvirt_rapl" in arguments:
-                found.append(arguments[arguments.index("helper") + 1])  # on its way
+            elif PROCESS in arguments:
+                found.append(arguments[arguments.index(PROCESS) + 1])  # on its way
         return sorted(found)
 
     def _check_files(self, metered: Mapping[str, str], degraded: set[str]) -> None:
         directory = self.world.path(self.run_directory)
-        files = {path.name for path in directory.iterdir()} - {Path(paths.STATUS_SOCKET).parts[0], paths.EVENTS}
+        shared = {Path(paths.STATUS_SOCKET).parts[0], paths.EVENTS, paths.REMEMBERED}
+        files = {path.name for path in directory.iterdir()} - shared
         mine = {name for name in files if name.partition(".")[0] not in degraded}
         assert mine == {f"{uuid}.{suffix}" for uuid in metered for suffix in PERSISTING}
         for uuid, name in metered.items():
-            record = json.loads((directory / f"{uuid}.json").read_text())
+            path = directory / f"{uuid}.json"
+            wait_until(lambda: json.loads(path.read_text())["pid"] is not None, SETTLE_SECONDS, "it is followed")  # noqa: B023
+            record = json.loads(path.read_text())
             assert (record["name"], record["state"], record["pid"]) == (name, "ready", self.qemu(name))
             threads = {int(path.name) for path in self.world.path(f"/proc/{record['pid']}/task").iterdir()}
             assert record["vcpu_tids"]

@@ -12,12 +12,12 @@ from libvirt_rapl.choices import Via
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.domains.glance import Threads
 from libvirt_rapl.domains.inventory import Entry
-from libvirt_rapl.domains.run_files import RunState
 from libvirt_rapl.errors import NoRegistersError, VirtRaplError
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry
-from libvirt_rapl.lifecycle import as_it_is, chosen, events, hook, meter_state, policy
+from libvirt_rapl.lifecycle import as_it_is, chosen, events, hook, meter_state, policy, restoring
 from libvirt_rapl.selection import Selection, Selector
 
 UUID = "2b3c4d5e-6f70-4a81-92b3-c4d5e6f70819"
@@ -94,8 +94,8 @@ def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(instances, "alive", lambda _: True)
     monkeypatch.setattr(hook, "check_host", lambda: None)
     monkeypatch.setattr(hook, "WORDS", host.run)
-    monkeypatch.setattr(hook, "DEFINITIONS", short_path / "definitions")
-    monkeypatch.setattr(hook, "read_run_state", lambda _: RunState(100, {0: 101}))
+    monkeypatch.setattr(restoring, "DEFINITIONS", short_path / "definitions")
+    monkeypatch.setattr(hook, "running", lambda _: Threads(100, {0: 101}))
     monkeypatch.setattr(events, "JOURNAL", str(short_path / "none"))
     return host
 
@@ -111,7 +111,7 @@ def test_a_life(host: Host) -> None:
     assert host.call("reconnect") == (0, "", "")
     assert host.call("stopped") == (0, "", "")
     assert host.call("release") == (0, "", "")
-    assert (host.helpers, [path.name for path in host.run.iterdir()]) == (0, [paths.EVENTS])
+    assert (host.helpers, {path.name for path in host.run.iterdir()} - {paths.REMEMBERED}) == (0, {paths.EVENTS})
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,9 @@ import pytest
 from fakes.host import Host
 from walking import wait_until
 
-from libvirt_rapl.config import Config
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import process
-from libvirt_rapl.helper.instances import OWNER
-from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.records import OWNER, Record, Registry
 from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_UNIT
 from libvirt_rapl.host.requirements import check_processes_are_seen
@@ -35,10 +33,6 @@ def registry() -> Iterator[Registry]:
     """A run directory with a short path."""
     with TemporaryDirectory() as directory:
         yield Registry(Path(directory))
-
-
-def config(registry: Registry, **settings: Any) -> Config:  # noqa: ANN401
-    return Config(run_directory=registry.run_directory, **settings)
 
 
 def write(registry: Registry, **changes: Any) -> Record:  # noqa: ANN401
@@ -67,7 +61,7 @@ def test_what_keeps_a_process_from_becoming_a_helper(
     monkeypatch.setattr(process, "find", broken)
     write(registry, **record)
     with pytest.raises(VirtRaplError, match=message) as caught:
-        process.become_helper(uuid or UUID, config(registry))
+        process.become_helper(uuid or UUID, registry.run_directory, "auto")
     assert caught.value.hint
 
 
@@ -81,7 +75,7 @@ def test_where_proc_hides_processes_there_is_no_helper(
     write(registry, backend=backend)
     monkeypatch.setattr(process, "check_processes_are_seen", hidden)
     with pytest.raises(VirtRaplError, match="hidepid"):
-        process.become_helper(UUID, config(registry))
+        process.become_helper(UUID, registry.run_directory, "auto")
     assert not registry.path(UUID, "sock").exists()
 
 
@@ -105,19 +99,18 @@ def test_where_no_socket_can_be_made(registry: Registry) -> None:
     write(registry)
     registry.path(UUID, "sock").mkdir()
     with pytest.raises(VirtRaplError, match=rf"cannot listen on {registry.path(UUID, 'sock')}"):
-        process.become_helper(UUID, config(registry))
+        process.become_helper(UUID, registry.run_directory, "auto")
 
 
 BECOME = """
 import sys
 from functools import partial
 from pathlib import Path
-from libvirt_rapl.config import Config
 from libvirt_rapl.helper import process
 uuid, run_directory, source, program, *trees = sys.argv[1:]
 process.find = partial(process.find, **dict(zip(("sys", "dev", "proc"), map(Path, trees))))
 process.qemu_helper = lambda: program
-process.become_helper(uuid, Config(run_directory=Path(run_directory), source=source))
+process.become_helper(uuid, Path(run_directory), source)
 """
 
 

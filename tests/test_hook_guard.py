@@ -5,6 +5,7 @@ Python here is a script that notes its arguments and standard input, and ends as
 
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ import libvirt
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from walking import wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl.helper.vmsr.serving import qemu_pid
 from libvirt_rapl.lifecycle import chosen, events
 from libvirt_rapl.selection import Selection
 
@@ -45,6 +48,9 @@ LARGE = [
     f"    <a:b>{'urn:libvirt-rapl:mark:' * (1 << 16)}</a:b>\n",
     "    <memory>\n" * (1 << 17),
 ]
+STARTER = "/opt/libvirt_rapl/without_site.py"
+WOKEN = ["-I", "-S", STARTER, "libvirt_rapl.lifecycle.hook"]
+"""What Python gets before the hook's own arguments."""
 ALWAYS_ZERO = ["started", "stopped", "release", "reconnect"]
 
 
@@ -62,7 +68,8 @@ class Guard:
     def __init__(self, shell: list[str], directory: Path) -> None:
         self.shell, self.directory = shell, directory
         self.python, self.hook, self.seen = directory / "python", directory / "hook", directory / "seen"
-        self.hook.write_text(HOOK.read_text().replace("@PYTHON@", str(self.python)))
+        text = HOOK.read_text().replace("@PYTHON@", str(self.python)).replace("@STARTER@", STARTER)
+        self.hook.write_text(text)
         self.noted, self.configuration = directory / "run" / paths.CHOSEN, directory / "configuration"
         for path, instead in (
             ("/run/virt-rapl", directory / "run"),
@@ -92,7 +99,7 @@ class Guard:
         """Make a Python whose module ends in this way; `importable`: whether our code can be imported."""
         self.python.write_text(
             "#!/bin/sh\n"
-            f'[ "$2" != -c ] || exit {int(not importable)}\n'
+            f"[ $# -gt 4 ] || exit {int(not importable)}\n"
             f"printf '%s\\0' \"$@\" >{self.seen}.argv\ncat >{self.seen}.stdin\n{ending}\n"
         )
         self.python.chmod(0o755)
@@ -135,10 +142,88 @@ def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Guard:
 def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operation: str) -> None:
     done = guard.run("a domain", operation, "begin", "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a domain", operation, "begin", "-"], MARKED)
+    woken = ([*WOKEN, "a domain", operation, "begin", "-"], MARKED)
+    if operation == "started":
+        wait_until(lambda: guard.got() == woken, 10, "Python has read all")
+    assert guard.got() == woken
 
 
-@pytest.mark.parametrize("operation", ["start", "started", "restore"])
+@pytest.mark.parametrize(
+    ("directory", "left", "wakes"), [("run", True, True), ("run", False, False), ("other", False, True)]
+)
+def test_release_has_nothing_to_do_if_stopped_has_left_no_record(
+    guard: Guard, directory: str, left: bool, wakes: bool
+) -> None:
+    """In the run directory of the domain, if that is the default one; Python knows others."""
+    argument = f"<qemu:arg value='kvm,rapl=true,rapl-helper-socket={guard.directory}/{directory}/{UUID}.sock'/>"
+    xml = MARKED.replace("</domain>", f"{argument}\n</domain>")
+    (guard.directory / "run").mkdir()
+    if left:
+        (guard.directory / f"run/{UUID}.json").touch()
+    assert guard.run("a", "release", "end", "-", xml=xml).returncode == 0
+    assert guard.got() == (([*WOKEN, "a", "release", "end", "-"], xml) if wakes else None)
+
+
+def test_libvirt_does_not_wait_until_the_processes_of_a_domain_are_recorded(guard: Guard) -> None:
+    """It waits for whoever has its pipes, which run() reads to their end."""
+    go_on, done = guard.directory / "go-on", guard.directory / "done"
+    os.mkfifo(go_on)
+    guard.wakes(f"read line <{go_on}\ntouch {done}")
+    assert guard.run("a", "started", "begin", "-").returncode == 0
+    assert not done.exists()
+    go_on.write_text("go on\n")
+    wait_until(done.exists, 10, "Python ends")
+
+
+def test_the_wrapper_sees_at_once_that_a_start_is_over(guard: Guard) -> None:
+    """With the state of a start, the next one would be taken for one at which the hook has run."""
+    state = guard.directory / "run" / f"{UUID}.state"
+    guard.run("a", "started", "begin", "-")
+    assert not state.exists()
+    state.parent.mkdir(exist_ok=True)
+    for word in ("ready", "degraded:  it\\ has a reason "):
+        state.write_text(f"{word}\n\n/run/a.sock\n")
+        guard.run("a", "started", "begin", "-")
+        assert state.read_text() == f"{word}\n-\n/run/a.sock\n"
+        assert qemu_pid(str(state)) is None
+        assert stat.S_IMODE(state.stat().st_mode) == 0o644  # QEMU's user reads it
+    assert [path.name for path in state.parent.iterdir()] == [state.name]
+
+
+@pytest.mark.parametrize("word", ["ready\n100\n/run/a.sock\n", "ready\n"], ids=["with a PID", "of another version"])
+def test_a_word_that_the_wrapper_does_not_believe_stays(guard: Guard, word: str) -> None:
+    state = guard.directory / "run" / f"{UUID}.state"
+    state.parent.mkdir()
+    state.write_text(word)
+    guard.run("a", "started", "begin", "-")
+    assert state.read_text() == word
+
+
+def test_a_word_that_cannot_be_changed_is_removed(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the disk is full: without it, the wrapper leaves RAPL out."""
+    state = guard.directory / "run" / f"{UUID}.state"
+    state.parent.mkdir()
+    state.write_text("ready\n\n/run/a.sock\n")
+    (guard.directory / "mv").write_text("#!/bin/sh\nexit 1\n")
+    (guard.directory / "mv").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{guard.directory}:{os.environ['PATH']}")
+    guard.run("a", "started", "begin", "-")
+    assert list(state.parent.iterdir()) == []
+
+
+def test_a_python_that_fails_while_libvirt_goes_on_is_an_event(guard: Guard) -> None:
+    (guard.directory / "run").mkdir()
+    guard.wakes("exit 3")
+    done = guard.run("a", "started", "begin", "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    recorded = guard.directory / "run" / paths.EVENTS
+    wait_until(lambda: recorded.exists() and recorded.read_text().endswith("\n"), 10, "it is recorded")
+    (event,) = events.read(guard.directory / "run")
+    assert (event.domain, event.operation, event.result) == ("a", "started", "failed")
+    assert event.reason == "Python ended with status 3"
+
+
+@pytest.mark.parametrize("operation", ["start", "stopped", "restore"])
 @pytest.mark.parametrize("ignored", ["", "trap '' TERM; "], ids=["", "ignores SIGTERM"])
 def test_a_python_that_hangs_is_ended(
     guard: Guard, monkeypatch: pytest.MonkeyPatch, operation: str, ignored: str
@@ -164,7 +249,7 @@ def test_other_domains_leave_it_asleep(guard: Guard, operation: str, xml: str) -
 def test_no_metadata_hides_the_mark_or_names_another_domain(guard: Guard, metadata: str) -> None:
     xml = f"{START}  {metadata}\n{TAIL}"
     assert guard.run("a", "start", "begin", "-", xml=xml).returncode == 0
-    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", "start", "begin", "-"], xml)
+    assert guard.got() == ([*WOKEN, "a", "start", "begin", "-"], xml)
     guard.python.unlink()
     directory = guard.directory / "run"
     directory.mkdir()
@@ -180,7 +265,7 @@ def test_large_metadata(guard: Guard, large: str, mark: str) -> None:
     """Megabytes of it: what costs more than a line's worth a line would not end within the guard's ten seconds."""
     xml = f"{START}  <metadata>\n{large}{mark}  </metadata>\n{TAIL}"
     assert guard.run("a", "start", "begin", "-", xml=xml).returncode == 0
-    wants = (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", "start", "begin", "-"], xml)
+    wants = ([*WOKEN, "a", "start", "begin", "-"], xml)
     assert guard.got() == (wants if mark else None)
 
 
@@ -192,7 +277,10 @@ def test_a_domain_without_the_mark_may_have_a_helper(guard: Guard, operation: st
     (guard.directory / "run").mkdir()
     (guard.directory / f"run/{UUID}.{suffix}").touch()
     guard.run("a", operation, "begin", "-", xml=unmarked)
-    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", operation, "begin", "-"], unmarked)
+    woken = ([*WOKEN, "a", operation, "begin", "-"], unmarked)
+    if operation == "started":
+        wait_until(lambda: guard.got() == woken, 10, "Python has read all")
+    assert guard.got() == woken
 
 
 TITLED = f"{START}  <title>t</title>\n{TAIL}"
@@ -408,7 +496,7 @@ def test_restore_and_migrate_always_wake_it_and_pass_its_xml_on(guard: Guard, op
     guard.wakes(f"cat <<'X'\n{MARKED}X\nexit 0")
     done = guard.run("a", operation, "begin", "-", xml=xml)
     assert (done.returncode, done.stdout, done.stderr) == (0, MARKED.rstrip("\n") + "\n", "")
-    assert guard.got() == (["-I", "-m", "libvirt_rapl.lifecycle.hook", "a", operation, "begin", "-"], xml)
+    assert guard.got() == ([*WOKEN, "a", operation, "begin", "-"], xml)
 
 
 @pytest.mark.parametrize("operation", ["restore", "migrate"])
@@ -437,7 +525,7 @@ def test_a_failure_never_kills_a_running_domain(guard: Guard, operation: str) ->
     assert guard.run("a", operation, "begin", "-").returncode == 0
 
 
-@pytest.mark.parametrize("operation", ["start", "restore", "migrate", *ALWAYS_ZERO])
+@pytest.mark.parametrize("operation", ["start", "stopped", "release", "reconnect", "restore", "migrate"])
 @pytest.mark.parametrize("sigpipe", [True, False])
 def test_without_python_domains_live_on(guard: Guard, operation: str, sigpipe: bool) -> None:
     guard.python.unlink()
@@ -453,7 +541,7 @@ def test_without_python_no_word_of_an_earlier_run_is_left_for_the_wrapper(guard:
     state = guard.directory / "run" / f"{UUID}.state"
     state.parent.mkdir()
     state.write_text("ready\n")
-    guard.run("a", "started", "begin", "-")
+    guard.run("a", "reconnect", "begin", "-")
     assert state.exists()
     guard.run("a", "start", "begin", "-")
     assert not state.exists()
@@ -472,7 +560,7 @@ def test_a_python_that_hangs_as_it_reads_our_code_lets_domains_start(
 ) -> None:
     """As from a file system of a network that is gone."""
     guard.quick_timeout(monkeypatch)
-    guard.python.write_text('#!/bin/sh\n[ "$2" != -c ] || { sleep 2 >/dev/null 2>&1; exit 0; }\nexit 1\n')
+    guard.python.write_text("#!/bin/sh\n[ $# -gt 4 ] || { sleep 2 >/dev/null 2>&1; exit 0; }\nexit 1\n")
     assert guard.run("a", "start", "begin", "-").returncode == 0
 
 

@@ -4,12 +4,13 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from uuid import uuid4
 
 import pytest
@@ -19,7 +20,8 @@ from libvirt_rapl import commands, systemd
 from libvirt_rapl.choices import Backend
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import instances
-from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.records import OWNER, Record, Registry
+from libvirt_rapl.helper.run_directory import Suffix
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.sockets import listen
 
@@ -214,7 +216,7 @@ def test_a_helper_is_told_from_a_later_process_with_its_pid() -> None:
 
 @pytest.mark.parametrize(
     ("as_unit", "environment"),
-    [(True, {}), (True, {instances.OWNER: UUID}), (False, {}), (False, {instances.OWNER: OTHER_UUID})],
+    [(True, {}), (True, {OWNER: UUID}), (False, {}), (False, {OWNER: OTHER_UUID})],
 )
 def test_a_record_alone_names_no_process_to_end(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *, as_unit: bool
@@ -336,10 +338,12 @@ def test_where_there_are_no_acls_only_a_helper_that_asks_who_connects_lets_the_g
 
 
 class Systemd:
-    """A systemctl of the test's, which starts a helper's unit as the process `pid`."""
+    """A systemctl of the test's, whose unit makes a socket on which nobody listens."""
 
-    def __init__(self, pid: int, *, fails: bool = False) -> None:
-        self.pid, self.fails = pid, fails
+    def __init__(self, path: Path, *, fails: bool = False) -> None:
+        self.path, self.fails = path, fails
+        self.works = 1
+        """With which of its starts the unit makes its socket: it may run still, without it."""
         self.asked: list[tuple[str, ...]] = []
         self.timeouts: list[float] = []
 
@@ -348,40 +352,56 @@ class Systemd:
         self.timeouts.append(timeout)
         if self.fails:
             raise VirtRaplError("no such unit")
-        return f"{self.pid}\n" if arguments[0] == "show" else ""
+        if [each[0] for each in self.asked].count("start") == self.works and arguments[0] == "start":
+            with socket.socket(socket.AF_UNIX) as unheard:
+                unheard.bind(str(self.path))
+        return ""
 
 
 @pytest.fixture
-def unit(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Systemd:  # noqa: ARG001  where systemd does not run
-    unit = Systemd(os.getpid())
+def unit(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Systemd:
+    unit = Systemd(registry.path(UUID, "sock"))
     monkeypatch.setattr(systemd, "runs", lambda: True)
     monkeypatch.setattr(systemd, "systemctl", unit.systemctl)
     return unit
 
 
 UNIT = f"virt-rapl-helper@{UUID}.service"
+START = ("start", UNIT)
 KILL = ("kill", "--signal=KILL", UNIT)
 
 
+@pytest.mark.parametrize("left", ["", "sock", "alive"])
 def test_a_unit_is_started_and_its_process_recorded(
-    registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch, left: Suffix | Literal[""]
 ) -> None:
-    monkeypatch.setattr(instances, "probe", lambda *_, **__: None)
-    found = record()
+    if left:
+        registry.path(UUID, left).touch()
+    monkeypatch.setattr(instances, "probe", lambda *_, **__: os.getpid())
     monkeypatch.setattr(instances, "_admit", lambda *_: None)
+    found = record()
     instances.start(found, registry, LONG)
     assert (found.helper_pid, found.helper_start) == (os.getpid(), start_time(os.getpid()))
-    assert unit.asked == [KILL, ("start", UNIT), ("show", "--property=MainPID", "--value", UNIT)]
-    assert 0 < unit.timeouts[2] <= unit.timeouts[1] <= LONG
+    assert unit.asked == [*([KILL] if left else []), START]
+    assert 0 < unit.timeouts[-1] <= LONG
+
+
+def test_a_unit_that_runs_without_its_files_is_started_anew(
+    registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when somebody has removed the run directory under it."""
+    unit.works = 2
+    monkeypatch.setattr(instances, "probe", lambda *_, **__: os.getpid())
+    monkeypatch.setattr(instances, "_admit", lambda *_: None)
+    instances.start(record(), registry, LONG)
+    assert unit.asked == [START, KILL, START]
 
 
 def test_a_unit_that_has_ended_is_looked_up_in_the_journal(registry: Registry, unit: Systemd) -> None:
-    with subprocess.Popen(["true"]) as ended:
-        ended.wait()
-    unit.pid = ended.pid
     with pytest.raises(VirtRaplError, match=f"journalctl -u {UNIT}"):
         instances.start(record(), registry, LONG)
-    assert unit.asked[-1] == KILL, "it may be in the middle of its start"
+    assert unit.asked == [START, KILL]
+    assert there(registry) == set()
 
 
 def test_the_process_of_a_unit_may_serve_to_the_end(

@@ -341,7 +341,7 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
     """As by a host that is out of memory. What it has begun ends with the domain all the same."""
     host.virsh("destroy", name)
     host.configure(helper="qemu", hook_deadline=10)
-    hangs = (b"-I", b"-m", b"libvirt_rapl", b"helper", host.uuid(name).encode())
+    hangs = (b"libvirt_rapl.helper.process", host.uuid(name).encode())
     helper = host.world.path(HELPER)
     aside = helper.rename(f"{helper}.aside")
     try:
@@ -349,7 +349,7 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
         starting = host.world.popen(["virsh", "start", name])
         wait_until(lambda: pids(host, *hangs), PATIENCE_SECONDS, "the hook waits for a helper that hangs")
         (hung,) = pids(host, *hangs)
-        (hook,) = pids(host, b"-I", b"-m", b"libvirt_rapl.lifecycle.hook", name.encode(), b"start")
+        (hook,) = pids(host, b"libvirt_rapl.lifecycle.hook", name.encode(), b"start")
         host.world.kill(hook)
         starting.communicate(timeout=PATIENCE_SECONDS)
         assert starting.returncode == 0  # degraded

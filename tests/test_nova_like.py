@@ -15,6 +15,7 @@ import pytest
 from lifecycle import Host
 from walking import CONSTANT_100_WATTS, wait_until
 
+from libvirt_rapl import paths
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -149,7 +150,7 @@ def nova(hosts: Hosts) -> Iterator[Nova]:
         wait_until(lambda: host.helpers() == [], PATIENCE_SECONDS, "no helper is left")  # noqa: B023
         directories = {host.world.path(path) for path in ("/run/virt-rapl", host.run_directory)}
         left = {path.name for directory in directories if directory.exists() for path in directory.iterdir()}
-        assert left - {"events.jsonl", "daemon", "chosen"} == set()
+        assert left - {paths.EVENTS, paths.DAEMON, paths.CHOSEN, paths.REMEMBERED} == set()
     hosts.stranger.run(["rm", "-f", LINK])
 
 

@@ -119,7 +119,13 @@ def test_the_wheel_is_the_trees_own_and_installs_what_the_tree_does(distribution
         (place / "usr/bin/qemu-system-x86_64").touch(0o755)
         command = (sys.executable, "-m", "libvirt_rapl", "install", "--prefix-root", place)
         run(*command, cwd=tmp_path, env=SYSTEM | environment)
-    assert staged(by_wheel) == staged(by_tree)
+    wheels, trees = ({name: text for name, (_, text) in staged(place).items()} for place in (by_wheel, by_tree))
+    digests = [json.loads(texts.pop("etc/virt-rapl/installed.json"))["files"].keys() for texts in (wheels, trees)]
+    assert digests[0] == digests[1]
+    # Hook and unit name the file with which a start begins.
+    assert {name: text.replace(bytes(site), bytes(ROOT)) for name, text in wheels.items()} == trees
+    modes = [{name: mode for name, (mode, _) in staged(place).items()} for place in (by_wheel, by_tree)]
+    assert modes[0] == modes[1]
 
 
 def staged(root: Path) -> dict[str, tuple[int, bytes]]:

@@ -1,7 +1,6 @@
 """Records: what is written is read back, for which users, and what a damaged one does."""
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_of_many_the_directory_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(tmp_path / "run")
     first = record()
-    second, nobody = (replace(first, uuid=UUID.replace("1", digit)) for digit in "23")
+    second, nobody = (Record(**{**vars(first), "uuid": UUID.replace("1", digit)}) for digit in "23")
     for each in (first, second):
         registry.write(each)
     looked: list[Registry] = []
@@ -68,7 +67,7 @@ def test_the_wrapper_finds_state_and_socket_and_the_helper_qemus_pid_in_lines_of
     tmp_path: Path, state: State, line: str, pid: int | None
 ) -> None:
     registry = Registry(tmp_path)
-    registry.write(replace(record(), state=state, reason="no helper", pid=pid))
+    registry.write(Record(**{**vars(record()), "state": state, "reason": "no helper", "pid": pid}))
     path = registry.path(UUID, "state")
     assert path.read_text() == f"{line}\n{pid or ''}\n{registry.socket(UUID)}\n"
     assert qemu_pid(str(path)) == pid
@@ -84,13 +83,13 @@ def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("change", [{"state": "paused"}, {"backend": "other"}])
 def test_a_record_that_says_what_nobody_knows_is_none(tmp_path: Path, change: dict[str, str]) -> None:
     registry = Registry(tmp_path)
-    registry.path(UUID, "json").write_text(json.dumps(asdict(record()) | change))
+    registry.path(UUID, "json").write_text(json.dumps(vars(record()) | change))
     assert registry.read(UUID) is None
 
 
 def test_a_record_is_of_the_domain_whose_name_it_has(tmp_path: Path) -> None:
     registry, other = Registry(tmp_path), UUID.replace("1", "2")
-    registry.path(other, "json").write_text(json.dumps(asdict(record())))
+    registry.path(other, "json").write_text(json.dumps(vars(record())))
     assert registry.read(other) is None
 
 

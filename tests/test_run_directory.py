@@ -45,7 +45,8 @@ def test_a_directory_that_somebody_else_uses_keeps_its_mode(tmp_path: Path) -> N
 
 
 def test_what_is_shared_has_the_names_that_its_owners_use() -> None:
-    assert (paths.DAEMON, paths.CHANNEL, paths.EVENTS, f"{paths.EVENTS}.1", paths.CHOSEN) == SHARED
+    shared = (paths.DAEMON, paths.CHANNEL, paths.EVENTS, f"{paths.EVENTS}.1", paths.CHOSEN, paths.REMEMBERED)
+    assert shared == SHARED
 
 
 def test_removing_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:

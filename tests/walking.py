@@ -64,7 +64,8 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
 def run_files(world: World) -> set[str]:
     """Return the names of what is in the run directory, events apart."""
     directory = world.path("/run/virt-rapl")
-    return {path.name for path in directory.iterdir()} - {"events.jsonl"} if directory.exists() else set()
+    names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    return names - {paths.EVENTS, paths.REMEMBERED}
 
 
 def domain_log(world: World, name: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from libvirt_rapl.cli import aligned, fail
 from libvirt_rapl.config import KEYS, Config, read
-from libvirt_rapl.config_file import as_yaml, files
+from libvirt_rapl.config_file import as_yaml
+from libvirt_rapl.config_key import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,6 @@ Where systemd runs, its journal has them too, and keeps them for longer: journal
 
 import argparse
 import json
-from dataclasses import asdict
 from datetime import datetime
 
 from libvirt_rapl.cli import aligned, when
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         if event.time >= options.since and (not options.domains or {event.domain, event.uuid} & set(options.domains))
     ]
     if options.json:
-        print(json.dumps({"schema": 1, "events": [asdict(event) for event in found]}, indent=2))
+        print(json.dumps({"schema": 1, "events": [event._asdict() for event in found]}, indent=2))
     else:
         print("\n".join(table(found)))
     return 0

@@ -17,4 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> NoReturn:
     """Become the domain's helper."""
-    become_helper(options.uuid, load(options.config))
+    config = load(options.config)
+    become_helper(options.uuid, config.run_directory, config.source)

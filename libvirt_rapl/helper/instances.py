@@ -17,9 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from libvirt_rapl import commands, systemd
+from libvirt_rapl import commands, systemd, without_site
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.records import OWNER, Record, Registry
+from libvirt_rapl.helper.run_directory import Suffix
 from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.processes import is_stopped, start_time
@@ -31,10 +32,12 @@ UNRECORDED = (
     "or `run_directory` was changed since; restart the domain"
 )
 HELPER_STOPPED = "its helper is stopped; `kill -CONT {}` lets it continue"
+LISTENING: tuple[Suffix, ...] = ("sock", "alive")
+"""Files that a helper makes and nobody removes while it runs."""
 STOP_SECONDS = 2.0
-OWNER = "VIRT_RAPL_HELPER_OF"
-"""In the environment of a helper that is not a unit: the UUID of its domain."""
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.002
+PROCESS = "libvirt_rapl.helper.process"
+"""The module with which a helper's process begins."""
 
 _READ_WRITE = 6
 _ACL = struct.Struct("<HHI")
@@ -49,11 +52,15 @@ def start(record: Record, registry: Registry, deadline: float) -> None:
     `deadline` is in seconds. If the helper does not answer by then, ends it and raises VirtRaplError.
     """
     until = time.monotonic() + deadline
-    stop(record, registry)  # one that a crash has left behind
-    record.helper_pid = _start_unit(record, until) if systemd.runs() else _spawn(record, registry)
-    record.helper_start = start_time(record.helper_pid)
     try:
-        _wait_until_ready(record, registry, until)
+        if systemd.runs():
+            _start_unit(record, registry, until)
+        else:
+            stop(record, registry)  # one that a crash has left behind
+            record.helper_pid = _spawn(record, registry)
+            record.helper_start = start_time(record.helper_pid)
+        record.helper_pid = _wait_until_ready(record, registry, until)
+        record.helper_start = start_time(record.helper_pid)
         _admit(record, registry.path(record.uuid, "sock"))
     except (OSError, VirtRaplError):
         stop(record, registry)
@@ -103,11 +110,12 @@ def stop(record: Record, registry: Registry) -> bool:
     elif not found:
         for pid in processes.with_environment(OWNER, record.uuid):
             found |= _end(pid, record)
-    registry.discard(record.uuid, "sock", "alive")
+    registry.discard(record.uuid, *LISTENING)
     return found
 
 
-def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:
+def _wait_until_ready(record: Record, registry: Registry, until: float) -> int:
+    """Return its PID when it answers."""
     socket = registry.path(record.uuid, "sock")
     while True:
         try:
@@ -116,7 +124,8 @@ def _wait_until_ready(record: Record, registry: Registry, until: float) -> None:
             raise VirtRaplError(f"the helper answers, but {error}", "QEMU would not start with it") from error
         except OSError as error:
             trouble = error
-        if not alive(record):
+        # The process of a unit is not known before, but when systemd says that it has started, it listens.
+        if isinstance(trouble, ConnectionRefusedError) if record.helper_pid is None else not alive(record):
             raise VirtRaplError(f"the helper ended: {_last_words(record, registry)}", "try `virt-rapl status`")
         if time.monotonic() > until:
             raise VirtRaplError(f"the helper does not answer on {socket}: {trouble}", "see its log") from trouble
@@ -128,7 +137,7 @@ def _spawn(record: Record, registry: Registry) -> int:
     path = registry.path(record.uuid, "log")
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as log:
-        command = (sys.executable, "-I", "-m", "libvirt_rapl", "helper", record.uuid)
+        command = (sys.executable, "-I", "-S", without_site.PATH, PROCESS, record.uuid)
         return commands.start(*command, environment={**os.environ, OWNER: record.uuid}, output=log)
 
 
@@ -200,7 +209,14 @@ def _unit(record: Record) -> str:
     return f"virt-rapl-helper@{record.uuid}.service"
 
 
-def _start_unit(record: Record, until: float) -> int:
+def _start_unit(record: Record, registry: Registry, until: float) -> None:
+    """Start the unit; systemd says that it has when the process listens."""
     unit = _unit(record)
+    record.helper_pid = record.helper_start = None
+    left = [path for suffix in LISTENING if (path := registry.path(record.uuid, suffix)).exists()]
+    if left:
+        stop(record, registry)  # one that a crash has left behind
     systemd.systemctl("start", unit, timeout=until - time.monotonic())
-    return int(systemd.systemctl("show", "--property=MainPID", "--value", unit, timeout=until - time.monotonic()))
+    if not left and not registry.path(record.uuid, "sock").exists():
+        stop(record, registry)  # it ran, without its files, and so nothing was started
+        systemd.systemctl("start", unit, timeout=until - time.monotonic())

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from libvirt_rapl.config import Config
-from libvirt_rapl.errors import VirtRaplError
+from libvirt_rapl import start_settings, systemd
+from libvirt_rapl.choices import EnergySource
+from libvirt_rapl.errors import VirtRaplError, explain, printable
 from libvirt_rapl.helper.confinement import drop_privileges, filter_system_calls, open_program
-from libvirt_rapl.helper.instances import OWNER
-from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.records import OWNER, Record, Registry
 from libvirt_rapl.helper.vmsr import serving
 from libvirt_rapl.helper.vmsr.registers import find
 from libvirt_rapl.host.requirements import check_processes_are_seen, qemu_helper
@@ -25,12 +25,22 @@ It is imported here, too, so that Python finds it compiled: an instance cannot w
 """
 
 
-def become_helper(uuid: str, config: Config) -> NoReturn:
+def run(uuid: str) -> NoReturn:
+    """Become the domain's helper, or end with a line that says why not: what the hook starts, directly or as a unit."""
+    try:
+        settings = start_settings.load()
+        become_helper(uuid, settings.run_directory, settings.source)
+    except (VirtRaplError, OSError) as error:
+        hint = getattr(error, "hint", "") or "is there space, and permission?"
+        sys.exit(printable(f"virt-rapl: error: {explain(error)}") + "\n" + printable(f"hint: {hint}"))
+
+
+def become_helper(uuid: str, run_directory: Path, source: EnergySource) -> NoReturn:
     """Do all that needs privileges, give them up, and become the program that serves this domain.
 
     Raises VirtRaplError, OSError.
     """
-    registry = Registry(config.run_directory)
+    registry = Registry(run_directory)
     try:
         record, path = registry.read(uuid), registry.path(uuid, "sock")
     except ValueError as error:
@@ -42,20 +52,22 @@ def become_helper(uuid: str, config: Config) -> NoReturn:
     check_processes_are_seen()
     if record.backend == "qemu":
         _exec_qemu_helper(qemu_helper(), _listen(path))
-    _exec_native(record, registry, config, _listen(path))
+    _exec_native(record, registry, source, _listen(path))
 
 
 def _listen(path: Path) -> socket.socket:
-    """Listen with access for ourselves alone: our starter admits the domain's user."""
+    """Listen with access for ourselves alone: our starter admits the domain's user. Then systemd says that we run."""
     try:
-        return listen(path)
+        listener = listen(path)
     except OSError as error:
         raise VirtRaplError(f"cannot listen on {path}: {error}", "it needs root and free space") from error
+    systemd.notify("READY=1")
+    return listener
 
 
-def _exec_native(record: Record, registry: Registry, config: Config, listener: socket.socket) -> NoReturn:
+def _exec_native(record: Record, registry: Registry, source: EnergySource, listener: socket.socket) -> NoReturn:
     try:
-        found = find(config.source)
+        found = find(source)
     except (OSError, ValueError) as error:
         raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
     registers = marshal.dumps((*found[:1], tuple(map(tuple, found.counters)), *found[2:])).hex()

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from libvirt_rapl.choices import Backend
@@ -14,34 +13,63 @@ State = Literal["ready", "degraded", "refuse"]
 """The helper answers; the domain runs without RAPL; it must not start."""
 
 
-@dataclass(kw_only=True)
-class Record:
-    """What is known of one domain from its start to its end."""
+OWNER = "VIRT_RAPL_HELPER_OF"
+"""In the environment of a helper that is not a unit: the UUID of its domain."""
 
-    uuid: str
-    name: str
-    backend: Backend
-    owner_uid: int
-    owner_gid: int
-    """The socket's owner: the DAC label that QEMU runs under."""
-    state: State = "degraded"
-    reason: str = ""
-    """Why it is not ready; one line."""
-    since: float = field(default_factory=time.time)
-    """When the state was entered, in seconds since the epoch."""
-    helper_pid: int | None = None
-    helper_start: int | None = None
-    """Start time of the helper in clock ticks since boot: with the PID it identifies one process for ever."""
-    id: int | None = None
-    """Libvirt's number of the domain, while it runs: no other running domain has it."""
-    pid: int | None = None
-    """QEMU's main process."""
-    vcpu_tids: dict[int, int] = field(default_factory=dict)
-    """Thread of each vCPU, by vCPU number."""
-    by_policy: bool = False
-    """Whether the configuration alone gives the domain its meter: there is no mark in its definition."""
-    qemu_version: str = ""
-    """Of the running QEMU, such as `10.0.2`; empty when it did not answer."""
+
+class Record:
+    """What is known of one domain from its start to its end. No dataclass: a start would wait for what that imports."""
+
+    def __init__(
+        self,
+        *,
+        uuid: str,
+        name: str,
+        backend: Backend,
+        owner_uid: int,
+        owner_gid: int,
+        state: State = "degraded",
+        reason: str = "",
+        since: float | None = None,
+        helper_pid: int | None = None,
+        helper_start: int | None = None,
+        id: int | None = None,  # noqa: A002  libvirt's word
+        pid: int | None = None,
+        vcpu_tids: dict[int, int] | None = None,
+        by_policy: bool = False,
+        qemu_version: str = "",
+    ) -> None:
+        """Take what is known; `since` is now if it is not given."""
+        self.uuid = uuid
+        self.name = name
+        self.backend: Backend = backend
+        self.owner_uid = owner_uid
+        """With the group the socket's owner: the DAC label that QEMU runs under."""
+        self.owner_gid = owner_gid
+        self.state: State = state
+        self.reason = reason
+        """Why it is not ready; one line."""
+        self.since = time.time() if since is None else since
+        """When the state was entered, in seconds since the epoch."""
+        self.helper_pid = helper_pid
+        self.helper_start = helper_start
+        """Start time of the helper in clock ticks since boot: with the PID it identifies one process for ever."""
+        self.id = id
+        """Libvirt's number of the domain, while it runs: no other running domain has it."""
+        self.pid = pid
+        """QEMU's main process."""
+        self.vcpu_tids = {} if vcpu_tids is None else vcpu_tids
+        """Thread of each vCPU, by vCPU number."""
+        self.by_policy = by_policy
+        """Whether the configuration alone gives the domain its meter: there is no mark in its definition."""
+        self.qemu_version = qemu_version
+        """Of the running QEMU, such as `10.0.2`; empty when it did not answer."""
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all that is known."""
+        return isinstance(other, Record) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
 
 class Registry(RunDirectory):
@@ -50,7 +78,7 @@ class Registry(RunDirectory):
     def write(self, record: Record) -> None:
         """Write the record and the word for the wrapper. Raises OSError when the disk is full or the place not ours."""
         self.create_directory()
-        replace(self.path(record.uuid, "json"), json.dumps(asdict(record)) + "\n", 0o600)
+        replace(self.path(record.uuid, "json"), json.dumps(vars(record)) + "\n", 0o600)
         self.write_word(record, self.socket(record.uuid))
 
     def write_word(self, record: Record, socket: str) -> None:

@@ -5,8 +5,9 @@ Root acts on what is there, so the directory is used only if nobody else can cha
 For a domain with UUID u the run directory holds
   u.json   the record (root only), see records,
   u.state  the word for the emulator wrapper, which runs as QEMU's user: `ready`, `refuse`, or `degraded: REASON`; below
-           it QEMU's PID, for the helper too, empty until it is known; below that the path of the helper's socket. The
-           wrapper reads it in the default run directory: where the configuration names another one, a copy is there,
+           it QEMU's PID, for the helper too, empty until QEMU runs and `-` until the PID is known; below that the path
+           of the helper's socket. The wrapper reads it in the default run directory: where the configuration names
+           another one, a copy is there,
   u.sock   the helper's socket: root's, and the domain's QEMU user may connect; see libvirt_rapl.helper.instances,
   u.alive  a file whose modification time is when the native helper last served its QEMU, as far as it knows; its access
            time is 0 while the helper knows that QEMU is not connected,
@@ -43,8 +44,9 @@ LIVE_SECONDS = 0.2
 POLL_SECONDS = 0.02
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-SHARED: tuple[str, ...] = (paths.DAEMON, paths.CHANNEL, paths.EVENTS, paths.OLDER_EVENTS, paths.CHOSEN)
-"""Our other files, beside the domains': daemon.status_socket, daemon.channel_report, lifecycle.events, chosen."""
+SHARED = (paths.DAEMON, paths.CHANNEL, paths.EVENTS, paths.OLDER_EVENTS, paths.CHOSEN, paths.REMEMBERED)
+"""Our other files, beside the domains': see daemon.status_socket, daemon.channel_report, lifecycle.events,
+lifecycle.chosen and libvirt_rapl.remembered."""
 MODE = 0o711
 """Of the run directory: all users can reach files in it, only root can list it."""
 

@@ -8,9 +8,9 @@ Linux kernel (rapl_ids in drivers/powercap/intel_rapl_common.c, model numbers in
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 from libvirt_rapl.host.topology import Processor, dies, first_of_each_core, packages, processor
 from libvirt_rapl.host.zones import most_watts
@@ -60,8 +60,7 @@ def read_register(dev: Path, cpu: int, register: int) -> int:
     return int(value)
 
 
-@dataclass(frozen=True)
-class MsrZone:
+class MsrZone(NamedTuple):
     """A zone read from the same register of one or several CPUs; see libvirt_rapl.host.zones.Zone."""
 
     name: str

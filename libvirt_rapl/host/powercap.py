@@ -6,8 +6,8 @@ another way and is used only where nothing else shows it.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from libvirt_rapl.host.zones import most_watts
 
@@ -15,8 +15,7 @@ _ENTRY = re.compile(r"(?P<control_type>intel-rapl[^:]*):\d+(:\d+)*")
 _PACKAGE = re.compile(r"package-(?P<package>\d+)(?P<die>-die-\d+)?")
 
 
-@dataclass(frozen=True)
-class PowercapZone:
+class PowercapZone(NamedTuple):
     """A zone read from a directory of sysfs; see libvirt_rapl.host.zones.Zone."""
 
     name: str

@@ -1,6 +1,5 @@
 """What QEMU requires of a host to start with rapl=true (it exits otherwise), and what a helper requires."""
 
-import shutil
 from pathlib import Path
 
 from libvirt_rapl.errors import NoRegistersError, VirtRaplError
@@ -85,6 +84,8 @@ def check_processes_are_seen(mounts: Path = PROC / "self/mountinfo") -> None:
 
 def qemu_helper() -> str:
     """Return the path of qemu-vmsr-helper. Raises VirtRaplError if there is none."""
+    import shutil  # here, so that a start with the native helper does not wait for it
+
     program = shutil.which(QEMU_HELPER, path=QEMU_HELPER_PATH)
     if program is None:
         raise VirtRaplError(f"{QEMU_HELPER} is not installed", "install it with QEMU, or set `helper: native`")

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from libvirt_rapl import paths
-from libvirt_rapl.domains.domxml import WRAPPER_SUFFIX
+from libvirt_rapl import paths, without_site
+from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import places
 from libvirt_rapl.install.manifest import Manifest, sweep
@@ -53,8 +53,8 @@ def install(
     others can change a directory that a file goes into; else what was written before stays, and a second run
     completes it.
     """
-    if not PLAIN_PATH.fullmatch(sys.executable):
-        raise VirtRaplError(f"{sys.executable} cannot be named in scripts", "install virt-rapl under a plainer path")
+    if odd := [path for path in (sys.executable, without_site.PATH) if not PLAIN_PATH.fullmatch(path)]:
+        raise VirtRaplError(f"{odd[0]} cannot be named in scripts", "install virt-rapl under a plainer path")
     tree, emulators = Tree(root), list(emulators)
     every = places.wrapper_items(emulators) if wrappers_only else places.shipped_items(emulators, qemu_group(root))
     default = places.default_emulator_items(default_emulator) if default_emulator else ()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from libvirt_rapl import paths
+from libvirt_rapl import paths, without_site
 from libvirt_rapl.domains.names import DEFAULT_EMULATOR
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.install import activation, places, wrappers
@@ -30,6 +30,7 @@ PLACES = {
 QEMU_GROUP = "libvirt-qemu"
 """Debian's, of its package libvirt-daemon-system, which ours depends on."""
 
+STARTER = "/usr/lib/python3/dist-packages/libvirt_rapl/without_site.py"
 BEGINNING = "set -u\n"
 GUARD = f"""{BEGINNING}
 # The hook is configuration: it stays when the package is removed, and dpkg may put another version of it beside it for
@@ -67,7 +68,8 @@ def contents() -> Iterator[Item]:
     for item in places.shipped_items([DEFAULT_EMULATOR], QEMU_GROUP):
         if item.link:
             continue
-        text = item.text.replace(BEGINNING, GUARD, 1) if item.target == paths.HOOK else item.text
+        text = item.text.replace(without_site.PATH, STARTER)  # not that of the tree that it is built in
+        text = text.replace(BEGINNING, GUARD, 1) if item.target == paths.HOOK else text
         target = _place(item.target)
         yield replace(item, target=target, text=text, keep=target.startswith("etc/"))
 

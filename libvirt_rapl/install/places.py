@@ -8,7 +8,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
-from libvirt_rapl import paths
+from libvirt_rapl import paths, without_site
 from libvirt_rapl.domains.emulator import KNOWN
 from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.tree import Others, Tree, digest_of
@@ -38,7 +38,8 @@ PLACES = {
 }
 """Each shipped file, or directory with all that is in it, and where it goes (relative to the root).
 
-@PYTHON@ in a file becomes the path of this Python, @WATCHED@ a line PathChanged= for each directory with emulators,
+@PYTHON@ in a file becomes the path of this Python, @STARTER@ that of without_site.py, @WATCHED@ a line PathChanged= for
+each directory with emulators,
 @QEMU_GROUP@ the group of QEMU's user.
 """
 KEPT = ("etc/virt-rapl.yaml", "etc/polkit-1/rules.d/60-virt-rapl.rules")
@@ -132,6 +133,7 @@ def changeable_files(tree: Tree, items: Iterable[Item]) -> Others:
 
 def _item(source: str, target: str, values: Mapping[str, str]) -> Item:
     text = (_shipped() / source).read_text(encoding="utf-8").replace("@PYTHON@", sys.executable)
+    text = text.replace("@STARTER@", without_site.PATH)
     for name, value in values.items():
         text = text.replace(name, value)
     return Item(

@@ -18,7 +18,6 @@ from libvirt_rapl import paths
 from libvirt_rapl.choices import Via
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
-from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.labels import Place
@@ -34,12 +33,12 @@ SPLIT = "*<[?!]*"
 """What matches XML with a comment or CDATA, which can be in the middle of a text. libvirt keeps them in metadata."""
 
 
-def note(directory: Path, config: Config, config_error: VirtRaplError | None) -> None:
-    """Write the patterns, if that is possible and of use here; `config_error`: why the configuration is not known.
+def note(directory: Path, config: Config) -> None:
+    """Write the patterns, if that is possible and of use here.
 
     They are of use wherever there is a link: also where it is somebody else's, the shell part looks for them.
     """
-    if config_error or not emulator.DEFAULT_WRAPPER.is_symlink():
+    if not emulator.DEFAULT_WRAPPER.is_symlink():
         return
     path = directory / paths.CHOSEN
     with contextlib.suppress(OSError):

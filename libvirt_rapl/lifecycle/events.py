@@ -11,9 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from libvirt_rapl import paths
 from libvirt_rapl.errors import VirtRaplError
@@ -32,8 +31,7 @@ COMMANDS = ("live", "attach", "detach")
 TROUBLE: tuple[Result, ...] = ("failed", "degraded", "refuse")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
+class Event(NamedTuple):
     """One thing that was done."""
 
     time: float
@@ -86,7 +84,7 @@ def recording(run_directory: Path, domain: str, uuid: str, operation: str) -> It
 def record(run_directory: Path, event: Event) -> None:
     """Write the event to the file and to the journal, as far as that is possible now."""
     with contextlib.suppress(OSError):
-        _append(run_directory, json.dumps(asdict(event)).encode() + b"\n")
+        _append(run_directory, json.dumps(event._asdict()).encode() + b"\n")
     with contextlib.suppress(OSError):
         _send(event)
 
@@ -152,7 +150,7 @@ def _send(event: Event) -> None:
         + (f": {event.reason}" if event.reason else ""),
         "PRIORITY": WARNING if event.result in TROUBLE else NOTICE,
         "SYSLOG_IDENTIFIER": "virt-rapl",
-        **{f"VIRT_RAPL_{name.upper()}": value for name, value in asdict(event).items() if name != "time"},
+        **{f"VIRT_RAPL_{name.upper()}": value for name, value in event._asdict().items() if name != "time"},
     }
     # A line end would begin another field.
     text = "".join(f"{name}={' '.join(str(value).splitlines())}\n" for name, value in fields.items())

@@ -3,124 +3,127 @@
 libvirt holds the domain locked meanwhile, so this never calls libvirt. The exit status: at `start`, non-zero keeps the
 domain from starting; at `started` and `reconnect` it would kill the running domain, so these always return 0. Each
 operation may take `hook_deadline` seconds, and is recorded as an event.
+
+libvirt waits for a start, and Python is new each time. So this imports little: neither lxml nor YAML, unless something
+is not as usual. hooks/qemu lets `started` go on while libvirt continues.
 """
 
 import contextlib
 import grp
 import os
 import pwd
-import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from libvirt_rapl import paths
-from libvirt_rapl.config import DEFAULT_PATH, Config, load, stated_policy
-from libvirt_rapl.domains import emulator
-from libvirt_rapl.domains.definition import Definition
+from libvirt_rapl import paths, start_settings
+from libvirt_rapl.domains.glance import Glance
 from libvirt_rapl.domains.names import MARK
-from libvirt_rapl.domains.run_files import read_run_state
 from libvirt_rapl.errors import UnreadableError, VirtRaplError, explain, printable
 from libvirt_rapl.helper import instances
 from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.host.requirements import check_host
-from libvirt_rapl.lifecycle import as_it_is, chosen, events
-from libvirt_rapl.lifecycle.enabling import wants_registers, with_registers
+from libvirt_rapl.lifecycle import events, seeing
+from libvirt_rapl.lifecycle.seeing import Seen, running
+from libvirt_rapl.remembered import Memory
+from libvirt_rapl.start_settings import CONFIGURATION, StartSettings
 
-OPENING = re.compile(r"<domain [^<>]*>\n  <name>[^<\n]*</name>\n  <uuid>([0-9a-f-]{36})</uuid>\n")
-"""How libvirt's XML begins; a name contains no line feed."""
-WORDS = Config.run_directory
+if TYPE_CHECKING:
+    from libvirt_rapl.config import Config
+    from libvirt_rapl.domains.definition import Definition
+
+WORDS = Path("/", paths.RUN_DIRECTORY)
 """Where the wrapper looks for its word, whatever directory the configuration names: only root can put one there."""
-DEFINITIONS = Path("/", paths.LIBVIRT_DEFINITIONS)
 HELPER_SHARE = 0.9
 """The part of a start's time in which the helper must answer. In the rest we record that it did not."""
 
 
-def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextIO, config: Path = DEFAULT_PATH) -> int:
+def main(name: str, operation: str, stdin: TextIO, stdout: TextIO, stderr: TextIO, config: Path = CONFIGURATION) -> int:
     """Handle one operation of libvirt on the domain `name`, whose XML is on stdin. Returns the exit status."""
     began = time.monotonic()
-    settings, uuid, reason, is_ours = Config(), "", "", False
+    settings: StartSettings | None = None
+    uuid, reason, is_ours = "", "", False
     result: events.Result = "failed"
     try:
         settings, config_error = _config_or_defaults(config)
-        xml = stdin.read()
+        xml, restores = stdin.read(), operation in ("restore", "migrate")
         is_ours = MARK in xml
-        uuid, definition = _read(xml)
-        restores = operation in ("restore", "migrate")
-        if isinstance(definition, UnreadableError) and _must_be_read(operation, definition.xml):
-            raise definition
-        is_ours = _is_ours(definition, uuid, operation, settings)
+        uuid, seen = seeing.in_full(xml) if restores else seeing.at(xml, settings.run_directory)
+        # Without our mark in it, a start does not need the definition.
+        if isinstance(seen, UnreadableError) and (restores or (operation == "start" and is_ours)):
+            raise seen
+        if config_error and restores:
+            raise config_error
+        whole = None if config_error or isinstance(seen, Glance) else _whole(config)
+        is_ours = _is_ours(seen, uuid, operation, settings, whole)
         if not (restores or is_ours):
-            _leave_alone(name, operation, uuid, definition, settings, config_error)
+            _leave_alone(name, operation, uuid, seen, settings, whole)
             return 0
         turn = contextlib.nullcontext() if restores else Registry(settings.run_directory).locked(uuid)
         with turn, contextlib.nullcontext() if operation == "start" else _within(settings.hook_deadline):
-            match operation, definition:
-                case "restore" | "migrate", Definition():
-                    if config_error:
-                        raise config_error
-                    output, result, reason = filtered(definition, settings)
-                    stdout.write(output)
-                case "start", Definition():
-                    result, reason = begin(definition, settings, config_error, stderr)
-                case "started" | "reconnect", _:
-                    record = follow(name, uuid, definition, settings)
-                    result, reason = record.state, record.reason
-                case "stopped" | "release", _:
-                    result = end(name, uuid, definition, settings, operation)
+            if operation == "start" and not isinstance(seen, UnreadableError):
+                result, reason = begin(seen, settings, config_error, stderr)
+            else:
+                output, result, reason = _handle(name, operation, uuid, seen, settings, whole)
+                stdout.write(output)
     except Exception as error:  # a domain must not die of our mistakes
         reason = explain(error)
-        if operation == "start" and is_ours and settings.on_failure == "refuse":
+        if operation == "start" and is_ours and settings and settings.on_failure == "refuse":
             result = "refuse"
         _say(f"virt-rapl: {operation} of {name}: {reason}", stderr)
     event = events.Event.since(began, domain=name, uuid=uuid, operation=operation, result=result, reason=reason)
-    events.record(settings.run_directory, event)
+    events.record(settings.run_directory if settings else WORDS, event)
     return int(operation == "start" and result == "refuse")
 
 
-def _read(xml: str) -> tuple[str, Definition | UnreadableError]:
-    """Return the domain's UUID and its definition, or why there is none: its metadata can make the XML unreadable."""
-    try:
-        definition = Definition.parse(xml)
-        return definition.uuid, definition
-    except UnreadableError as error:
-        if found := OPENING.match(xml):
-            return found[1], error
-        raise
+def _handle(
+    name: str, operation: str, uuid: str, seen: Seen, settings: StartSettings, config: "Config | None"
+) -> tuple[str, events.Result, str]:
+    """Handle what is not `start`; return what to print, and what came of it."""
+    match operation:
+        case "restore" | "migrate" if config and not isinstance(seen, Glance | UnreadableError):
+            from libvirt_rapl.lifecycle.restoring import filtered
+
+            return filtered(seen, config)
+        case "started" | "reconnect":
+            record = follow(name, uuid, seen, settings, operation)
+            return ("", record.state, record.reason) if record else ("", "unchanged", "")
+        case "stopped" | "release":
+            return "", end(name, uuid, seen, settings, operation), ""
+    raise ValueError(f"not an operation of libvirt's hook: {operation}")
 
 
-def _must_be_read(operation: str, xml: str) -> bool:
-    """Return whether an operation needs the definition: without our mark in it, a start does not."""
-    return operation in ("restore", "migrate") or (operation == "start" and MARK in xml)
+def _is_ours(seen: Seen, uuid: str, operation: str, settings: StartSettings, config: "Config | None") -> bool:
+    """Return whether the domain has registers, or a record: it may have no mark, or not one that can be read now.
 
+    A configuration that cannot be read, None, chooses nothing.
+    """
+    if isinstance(seen, Glance) or (not isinstance(seen, UnreadableError) and seen.has_registers):
+        return True
+    if operation != "start":
+        return any(registry.read(uuid) for registry in _registries(seen, settings))
+    if config is None or isinstance(seen, UnreadableError):
+        return False
+    from libvirt_rapl.lifecycle import as_it_is
 
-def _is_ours(definition: Definition | UnreadableError, uuid: str, operation: str, config: Config) -> bool:
-    """Return whether the domain has registers, or a record: it may have no mark, or not one that can be read now."""
-    if isinstance(definition, Definition):
-        if definition.has_registers:
-            return True
-        if operation == "start":
-            return as_it_is.is_chosen(definition, config.domains, config.via)
-    return operation != "start" and any(registry.read(uuid) for registry in _registries(definition, config))
+    return as_it_is.is_chosen(seen, config.domains, config.via)
 
 
 def _leave_alone(
-    name: str,
-    operation: str,
-    uuid: str,
-    definition: Definition | UnreadableError,
-    config: Config,
-    config_error: VirtRaplError | None,
+    name: str, operation: str, uuid: str, seen: Seen, settings: StartSettings, config: "Config | None"
 ) -> None:
     """Let a domain start that does not concern us."""
-    if operation == "start":
-        # What an earlier run has left is removed: the wrapper would believe it.
-        end(name, uuid, definition, config, operation)
-        chosen.note(WORDS, config, config_error)
+    if operation != "start":
+        return
+    # What an earlier run has left is removed: the wrapper would believe it.
+    end(name, uuid, seen, settings, operation)
+    if config:
+        from libvirt_rapl.lifecycle import chosen
+
+        chosen.note(WORDS, config)
 
 
 class _LateError(Exception):
@@ -143,74 +146,46 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def filtered(definition: Definition, config: Config) -> tuple[str, events.Result, str]:
-    """Return the XML that a restored or incoming domain gets here (empty: as it is), and the result and its reason.
-
-    A domain with registers gets this host's socket; one that the operator chose gets registers; if that is not possible
-    on this host, they are removed, so that the domain arrives. The channel is a device, which cannot come or go here.
-    """
-    registry = Registry(config.run_directory)
-    traits = definition.traits
-    how = registry.how_to_restore(traits.uuid)
-    is_chosen = config.domains.selects(traits) and wants_registers(definition, config.via)
-    enabled = how == "with" or _definition_has_registers(traits.name) or definition.has_registers
-    if not (enabled or is_chosen):
-        return "", "unchanged", ""
-    if not enabled and (through := as_it_is.through_wrapper(definition)):
-        return (through.xml, "injected", "") if definition.difference(through) else ("", "unchanged", "")
-    result: events.Result
-    try:
-        if how == "without":
-            raise VirtRaplError("it could not be restored with its meter")
-        wanted, result, reason = with_registers(definition, registry, emulator.check), "injected", ""
-    except VirtRaplError as error:
-        wanted, result, reason = definition.without_registers(), "stripped", error.message
-    # libvirt's quotes differ from ours, and it marks a domain as tainted whenever a hook has changed it.
-    return (wanted.xml, result, reason) if definition.difference(wanted) else ("", "unchanged", reason)
-
-
-def _definition_has_registers(name: str) -> bool:
-    """Return whether the domain was enabled while it ran: then only its definition on disk has the mark."""
-    try:
-        return Definition.parse((DEFINITIONS / f"{name}.xml").read_text(encoding="utf-8")).has_registers
-    except (OSError, UnreadableError):
-        return False
-
-
 def begin(
-    definition: Definition, config: Config, config_error: VirtRaplError | None, stderr: TextIO
+    seen: "Glance | Definition", config: StartSettings, config_error: VirtRaplError | None, stderr: TextIO
 ) -> tuple[events.Result, str]:
     """Start the helper, and return the result and its reason; of a domain that cannot have registers, nothing."""
-    if obstacle := as_it_is.obstacle(definition, Registry(config.run_directory).socket(definition.uuid)):
-        end(definition.name, definition.uuid, definition, config, "start")
-        return "unchanged", obstacle
-    record = start(definition, config, config_error, stderr)
+    if not (isinstance(seen, Glance) or seen.has_registers):
+        from libvirt_rapl.lifecycle import as_it_is
+
+        if obstacle := as_it_is.obstacle(seen, Registry(config.run_directory).socket(seen.uuid)):
+            end(seen.name, seen.uuid, seen, config, "start")
+            return "unchanged", obstacle
+    record = start(seen, config, config_error, stderr)
     return record.state, record.reason
 
 
-def start(definition: Definition, config: Config, config_error: VirtRaplError | None, stderr: TextIO) -> Record:
+def start(
+    seen: "Glance | Definition", config: StartSettings, config_error: VirtRaplError | None, stderr: TextIO
+) -> Record:
     """Start the helper before QEMU. The state is `refuse` only if the owner wants no domain without its meter."""
-    name, uuid = definition.name, definition.uuid
-    registry, *former = _registries(definition, config)
+    name, uuid = seen.name, seen.uuid
+    registry, *former = _registries(seen, config)
     for left in (*former, *([Registry(WORDS)] if config.run_directory != WORDS else [])):
         with contextlib.suppress(OSError):
             left.remove(uuid)  # or the wrapper would believe the word of an earlier run
     failed_state: State = "refuse" if config.on_failure == "refuse" else "degraded"
     record = registry.read(uuid) or Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
     record.name, record.backend, record.state, record.reason = name, config.helper, failed_state, ""
-    record.by_policy = not definition.has_registers
-    record.id, record.pid, record.vcpu_tids = definition.id, None, {}  # a crash leaves those of the run that it ended
+    record.by_policy = not (isinstance(seen, Glance) or seen.has_registers)
+    record.id, record.pid, record.vcpu_tids = seen.id, None, {}  # a crash leaves those of the run that it ended
     try:
         if config_error:
             raise config_error
         with _within(config.hook_deadline):
-            record.owner_uid, record.owner_gid = _owner(definition.dac_label)
+            record.owner_uid, record.owner_gid = _owner(seen.dac_label)
             # Before anything can go wrong: the wrapper reads this if we do not get any further.
             _write(record, registry)
             socket = registry.socket(uuid)
-            definition.check(socket)
-            if not record.by_policy:
-                definition.check_takes_effect()
+            if not isinstance(seen, Glance):
+                seen.check(socket)
+                if not record.by_policy:
+                    seen.check_takes_effect()
             check_host()
             instances.start(record, registry, config.hook_deadline * HELPER_SHARE)
             _enter(record, "ready", "")
@@ -248,36 +223,46 @@ def _write_in(place: Path, record: Record, registry: Registry) -> None:
         Registry(place).write_word(record, registry.socket(record.uuid))
 
 
-def follow(name: str, uuid: str, definition: Definition | UnreadableError, config: Config) -> Record:
-    """Record the processes of a running domain, and whether its helper still runs."""
-    found = [(registry, registry.read(uuid)) for registry in _registries(definition, config)]
+def follow(name: str, uuid: str, seen: Seen, config: StartSettings, operation: str) -> Record | None:
+    """Record the processes of a running domain, and whether its helper still runs.
+
+    None if this `started` comes too late: the domain has ended, or is started anew.
+    """
+    found = [(registry, registry.read(uuid)) for registry in _registries(seen, config)]
     registry, record = next((each for each in found if each[1]), found[0])
+    threads = running(name)
+    if operation == "started" and (threads is None or (record and record.id != _id(seen, record))):
+        if record is None:
+            registry.discard(uuid, "lock")  # which we hold: nobody else would remove it
+        return None
     if record is None:
-        uid, gid = _owner(definition.dac_label if isinstance(definition, Definition) else None)
+        uid, gid = _owner(None if isinstance(seen, UnreadableError) else seen.dac_label)
         record = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=uid, owner_gid=gid)
         record.reason = instances.UNRECORDED
-    run_state = read_run_state(name)
-    if run_state:
-        record.pid, record.vcpu_tids = run_state.pid, run_state.vcpu_tids
+    if threads:
+        record.pid, record.vcpu_tids = threads.pid, threads.vcpu_tids
     if record.state == "ready" and not instances.alive(record):
         since = instances.ended_at(record, registry)
         _enter(record, "degraded", instances.HELPER_ENDED)
         record.since = since or record.since
     _write(record, registry)
     # Asked last: if QEMU hangs, only its version is missing, which matters for `status` only.
-    if isinstance(definition, Definition) and not record.qemu_version:
+    if not isinstance(seen, UnreadableError) and not record.qemu_version:
         with contextlib.suppress(VirtRaplError):
-            record.qemu_version = emulator.version(definition.emulator())
+            record.qemu_version = seeing.version(seen.emulator(), Memory(WORDS / paths.REMEMBERED))
             _write(record, registry)
     return record
 
 
-def end(
-    name: str, uuid: str, definition: Definition | UnreadableError, config: Config, operation: str
-) -> events.Result:
+def _id(seen: Seen, record: Record) -> int | None:
+    """Return libvirt's number of the domain; if its XML does not say it, that of the record."""
+    return record.id if isinstance(seen, UnreadableError) or seen.id is None else seen.id
+
+
+def end(name: str, uuid: str, seen: Seen, config: StartSettings, operation: str) -> events.Result:
     """End the helper of a domain that is gone, and forget the domain. After `stopped`, `release` finds nothing left."""
     ended = False
-    for number, registry in enumerate(_registries(definition, config)):
+    for number, registry in enumerate(_registries(seen, config)):
         record = registry.read(uuid)
         if record or (operation == "stopped" and number == 0):  # a helper outlives a record that was lost
             unknown = Record(uuid=uuid, name=name, backend=config.helper, owner_uid=0, owner_gid=0)
@@ -286,25 +271,32 @@ def end(
     return "ended" if ended else "unchanged"
 
 
-def _registries(definition: Definition | UnreadableError, config: Config) -> list[Registry]:
+def _registries(seen: Seen, config: StartSettings) -> list[Registry]:
     """Return the registry that the configuration names, and others where the domain may have been started.
 
     These are the directory of the socket in its own argument, and the default one, which is used if the configuration
     is broken. XML may name any directory: one that is not as we make them is not ours.
     """
-    socket = definition.helper_socket if isinstance(definition, Definition) else None
+    socket = None if isinstance(seen, UnreadableError) else seen.helper_socket
     named = [Path(socket).parent] if socket else []
     others = dict.fromkeys([*named, WORDS])
     former = [Registry(directory) for directory in others if directory != config.run_directory]
     return [Registry(config.run_directory), *(registry for registry in former if registry.is_made_by_us())]
 
 
-def _config_or_defaults(path: Path) -> tuple[Config, VirtRaplError | None]:
+def _config_or_defaults(path: Path) -> tuple[StartSettings, VirtRaplError | None]:
     """Return the configuration. If it cannot be read: the defaults with the owner's `on_failure`, and the error."""
     try:
-        return load(path), None
+        return start_settings.load(path, WORDS / paths.REMEMBERED), None
     except VirtRaplError as error:
-        return replace(Config(), on_failure=stated_policy(path)), error
+        return start_settings.defaults(path), error
+
+
+def _whole(path: Path) -> "Config":
+    """Return the whole configuration, which a glance at the domain does without. Raises VirtRaplError."""
+    from libvirt_rapl.config import load
+
+    return load(path)
 
 
 def _enter(record: Record, state: State, reason: str) -> None:
@@ -327,7 +319,12 @@ def _say(line: str, stderr: TextIO) -> None:
         print(printable(line), file=stderr, flush=True)
 
 
-if __name__ == "__main__":
-    status = main(sys.argv[1], sys.argv[2], sys.stdin, sys.stdout, sys.stderr)
+def run(name: str, operation: str, *_: str) -> NoReturn:
+    """Handle one operation and end this process."""
+    status = main(name, operation, sys.stdin, sys.stdout, sys.stderr)
     sys.stdout.flush()
     os._exit(status)  # Python itself would exit with 120 if nobody reads stderr any more
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])
