@@ -24,12 +24,14 @@ import programs
 
 from libvirt_rapl import paths
 from libvirt_rapl.daemon import stream_socket
+from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.kvm import check_kvm
 from libvirt_rapl.simulator.world import World, check_machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fakes.host import Host
+from machine import Machine
 from walking import CONSTANT_100_WATTS
 
 HERE = Path(__file__).parent
@@ -153,17 +155,34 @@ def guests(count: int) -> Iterator[tuple[World, list[int]]]:
 
 
 def starts(pairs: int, count: int) -> dict[str, Any]:
-    """Measure what a meter adds to the start and the end of a guest, alone and of `count` guests at once."""
+    """Measure what a meter adds to the start and the end of a guest, alone and of `count` guests at once.
+
+    Helpers are processes of their own in a world, and units on a machine with systemd.
+    """
     with World(CONSTANT_100_WATTS) as world:
         world.run(["virt-rapl", "install", "--force"])
         world.start_libvirtd()
-        names = {kind: [f"{kind}-{number}" for number in range(count)] for kind in ("plain", "metered")}
-        for name in names["plain"] + names["metered"]:
-            world.define_guest(name, 0)
-        world.run(["virt-rapl", "enable", *names["metered"]])
-        script = [sys.executable, "-I", str(HERE / "starts.py"), str(pairs)]
-        done = world.run([*script, *names["plain"], "/", *names["metered"]], timeout=1200)
-        return {"pairs": pairs, **json.loads(done.stdout)}
+        spawned = starts_at(world, "/mnt", pairs, count)
+    with Machine() as machine:
+        machine.run(["virt-rapl", "install", "--force"])
+        units = starts_at(machine, "/var/lib/libvirt/images", pairs, count)
+    return {"pairs": pairs, "spawned": spawned, "systemd": units}
+
+
+def starts_at(place: World | Machine, directory: str, pairs: int, count: int) -> dict[str, Any]:
+    """Measure it at one place, where virt-rapl is installed and libvirt runs; `directory` is for files of guests."""
+    names = {kind: [f"{kind}-{number}" for number in range(count)] for kind in ("plain", "metered")}
+    for name in names["plain"] + names["metered"]:
+        rom, log, xml = (f"{directory}/{name}.{suffix}" for suffix in ("rom", "log", "xml"))
+        place.path(rom).write_bytes(guest.rom(0))
+        place.path(xml).write_text(guest.domain_xml(name, rom, log))
+        place.run(["virsh", "define", xml])
+    place.run(["virt-rapl", "enable", *names["metered"]])
+    script = [sys.executable, "-I", str(HERE / "starts.py"), str(pairs)]
+    done = place.run([*script, *names["plain"], "/", *names["metered"]], timeout=1200)
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
 
 
 def every_process() -> list[int]:
@@ -276,17 +295,19 @@ def show(document: dict[str, Any]) -> None:
 
 def show_starts(started: dict[str, Any]) -> None:
     """Print what a meter adds to the start and the end of a domain."""
-    at_once = started["at_once"]
-    rows = {
-        "start": started["alone"]["start"],
-        "end": started["alone"]["stop"],
-        f"start, each of {at_once['domains']} at once": at_once,
-    }
-    print(f"\n{'ms, medians':<28}{'without':>10}{'with':>10}{'added':>10}")
-    for name, row in rows.items():
-        print(f"{name:<28}{row['plain']:>10.0f}{row['metered']:>10.0f}{row['added']:>10.0f}")
-    parts = ", ".join(f"{name} {value:.0f}" for name, value in started["hook"].items())
-    print(f"  the hook by itself: {parts} ms")
+    print(f"\n{'ms, medians':<36}{'without':>10}{'with':>10}{'added':>10}")
+    for kind in ("spawned", "systemd"):
+        found = started[kind]
+        at_once = found["at_once"]
+        rows = {
+            "start": found["alone"]["start"],
+            "end": found["alone"]["stop"],
+            f"start, each of {at_once['domains']} at once": at_once,
+        }
+        for name, row in rows.items():
+            print(f"{kind + ', ' + name:<36}{row['plain']:>10.0f}{row['metered']:>10.0f}{row['added']:>10.0f}")
+        parts = ", ".join(f"{name} {value:.0f}" for name, value in found["hook"].items())
+        print(f"  the hook by itself: {parts} ms")
 
 
 def machine() -> str:

@@ -65,6 +65,7 @@ def hook(rounds: int, domain: libvirt.virDomain) -> dict[str, float]:
     times: dict[str, list[float]] = {operation: [] for operation, _ in OPERATIONS}
     for _ in range(rounds):
         for operation, sub in OPERATIONS:
+            time.sleep(0.1)  # what the operation before has left to do is done
             command = [HOOK, domain.name(), operation, sub, "-"]
             call = partial(subprocess.run, command, input=xml.encode(), capture_output=True, check=True)
             times[operation].append(milliseconds(call))
