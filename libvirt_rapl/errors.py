@@ -1,9 +1,13 @@
 """The one exception that users see, lines that are safe to print, and what is logged of other errors for debugging."""
 
-import contextlib
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Callable, Sequence
+
+TYPE_CHECKING = False  # typing itself is not imported: a helper, of which each domain has one, costs what it imports
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 DEBUG = "VIRT_RAPL_DEBUG"
 """The environment variable that turns on logging of tracebacks and of the commands that are run; empty means unset."""
@@ -67,7 +71,7 @@ def debug(text: str) -> None:
     """
     if not os.environ.get(DEBUG):
         return
-    with contextlib.suppress(OSError, ValueError):  # it is closed
+    try:
         print(text.rstrip(), file=sys.stderr, flush=True)
         if "JOURNAL_STREAM" not in os.environ and not sys.stderr.isatty():
             import syslog
@@ -75,6 +79,8 @@ def debug(text: str) -> None:
             syslog.openlog("virt-rapl", syslog.LOG_PID)
             for line in text.splitlines():
                 syslog.syslog(syslog.LOG_INFO, line)
+    except (OSError, ValueError):
+        pass  # it is closed
 
 
 def printable(line: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from libvirt_rapl.helper.records import OWNER
+from libvirt_rapl.helper.process import OWNER
 from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.helper.vmsr.protocol import REPLY, REQUEST
 

@@ -14,7 +14,7 @@ from libvirt_rapl import paths
 from libvirt_rapl.daemon import status_socket
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.run_files import running_domains
-from libvirt_rapl.helper.instances import PROCESS
+from libvirt_rapl.helper.plans import PROCESS
 from libvirt_rapl.lifecycle import events
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -145,10 +145,8 @@ class Host:
                 arguments = (directory / "cmdline").read_text().split("\0")
             except OSError:
                 continue  # it has ended
-            if any("libvirt_rapl.helper.vmsr.serving" in argument for argument in arguments):
-                found += [Path(argument).stem for argument in arguments if argument.endswith(".state")]
-            elif PROCESS in arguments:
-                found.append(arguments[arguments.index(PROCESS) + 1])  # on its way
+            if PROCESS in arguments:
+                found.append(Path(arguments[arguments.index(PROCESS) + 1]).stem)
         return sorted(found)
 
     def _check_files(self, metered: Mapping[str, str], degraded: set[str]) -> None:

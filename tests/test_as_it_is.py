@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_rapl import paths
-from libvirt_rapl.choices import Via
+from libvirt_rapl.choices import EnergySource, Via
 from libvirt_rapl.config import Config
 from libvirt_rapl.domains import emulator
 from libvirt_rapl.domains.definition import Definition
@@ -65,7 +65,7 @@ class Host:
         status = hook.main("instance-1", operation, io.StringIO(xml), output, said, self.config)
         return status, output.getvalue(), said.getvalue()
 
-    def start(self, record: Record, registry: Registry, deadline: float) -> None:
+    def start(self, record: Record, registry: Registry, source: EnergySource, deadline: float) -> None:
         if self.trouble:
             raise self.trouble
         self.helpers += 1

@@ -1,5 +1,6 @@
 """How a process becomes a domain's helper: what it checks before, and what it is then, on a host made of files."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,13 +17,17 @@ from fakes.host import Host
 from walking import wait_until
 
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper import process
-from libvirt_rapl.helper.records import OWNER, Record, Registry
+from libvirt_rapl.helper import plans, process
+from libvirt_rapl.helper.process import OWNER
+from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.run_directory import Suffix
 from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_UNIT
+from libvirt_rapl.helper.vmsr.registers import Registers
 from libvirt_rapl.host.requirements import check_processes_are_seen
 
 UUID = str(uuid4())
+FILES: dict[str, Suffix] = {"socket": "sock", "life": "alive", "state": "state"}
 SYS_RAWIO = f"{1 << 17:016x}"
 NONE = f"{0:016x}"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's privileges")
@@ -58,10 +63,10 @@ def test_what_keeps_a_process_from_becoming_a_helper(
     def broken(_source: str) -> None:
         raise OSError("no such register")
 
-    monkeypatch.setattr(process, "find", broken)
+    monkeypatch.setattr(plans, "find", broken)
     write(registry, **record)
     with pytest.raises(VirtRaplError, match=message) as caught:
-        process.become_helper(uuid or UUID, registry.run_directory, "auto")
+        plans.become_helper(uuid or UUID, registry.run_directory, "auto")
     assert caught.value.hint
 
 
@@ -73,9 +78,9 @@ def test_where_proc_hides_processes_there_is_no_helper(
         raise VirtRaplError("hidepid")
 
     write(registry, backend=backend)
-    monkeypatch.setattr(process, "check_processes_are_seen", hidden)
+    monkeypatch.setattr(plans, "check_processes_are_seen", hidden)
     with pytest.raises(VirtRaplError, match="hidepid"):
-        process.become_helper(UUID, registry.run_directory, "auto")
+        plans.become_helper(UUID, registry.run_directory, "auto")
     assert not registry.path(UUID, "sock").exists()
 
 
@@ -95,22 +100,60 @@ def test_whether_proc_hides_processes(tmp_path: Path, options: str, *, hidden: b
         check_processes_are_seen(mounts)
 
 
-def test_where_no_socket_can_be_made(registry: Registry) -> None:
+def test_where_no_socket_can_be_made(registry: Registry, tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.zone("intel-rapl:0", "package-0", 1_000_000)
     write(registry)
     registry.path(UUID, "sock").mkdir()
-    with pytest.raises(VirtRaplError, match=rf"cannot listen on {registry.path(UUID, 'sock')}"):
-        process.become_helper(UUID, registry.run_directory, "auto")
+    done = subprocess.run(command(registry, host), stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"virt-rapl: error: cannot listen on {registry.path(UUID, 'sock')}: ")
+    assert "\nhint: " in done.stderr
+
+
+@needs_root
+@pytest.mark.parametrize("change", ["others can read it", "it is another's", "it is a link"])
+def test_a_plan_that_another_could_have_written_is_not_followed(registry: Registry, change: str) -> None:
+    registry.create_directory()
+    path = registry.path(UUID, "plan")
+    path.write_text("6e")
+    path.chmod(0o640 if change == "others can read it" else 0o600)
+    if change == "it is another's":
+        os.chown(path, 4321, -1)
+    if change == "it is a link":
+        path = path.rename(path.with_suffix(".log"))
+        registry.path(UUID, "plan").symlink_to(path)
+    done = subprocess.run(
+        plans.command(str(registry.path(UUID, "plan"))), stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("virt-rapl: error: ")
+    assert str(registry.path(UUID, "plan")) in done.stderr.splitlines()[0]
+
+
+def test_a_plan_is_there_only_as_long_as_somebody_waits(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "find", lambda _source: Registers((), (), (), (1, 1)))
+    record = write(registry)
+    with contextlib.suppress(ZeroDivisionError), plans.written(record, registry, "auto", registry) as path:
+        assert path == str(registry.path(UUID, "plan"))
+        assert Path(path).stat().st_mode & 0o7777 == 0o600
+        files = {what: registry.name(UUID, suffix) for what, suffix in FILES.items()}
+        served = {"owner_uid": 64055, "machine": "7", "registers": ((), (), (), (1, 1)), "reads_registers": False}
+        assert process._read(path) == {**files, **served, "program": ""}
+        raise ZeroDivisionError
+    assert not Path(path).exists()
 
 
 BECOME = """
 import sys
 from functools import partial
 from pathlib import Path
-from libvirt_rapl.helper import process
+from libvirt_rapl.helper import plans
+from libvirt_rapl.helper.process import OWNER
 uuid, run_directory, source, program, *trees = sys.argv[1:]
-process.find = partial(process.find, **dict(zip(("sys", "dev", "proc"), map(Path, trees))))
-process.qemu_helper = lambda: program
-process.become_helper(uuid, Path(run_directory), source)
+plans.find = partial(plans.find, **dict(zip(("sys", "dev", "proc"), map(Path, trees))))
+plans.qemu_helper = lambda: program
+plans.become_helper(uuid, Path(run_directory), source)
 """
 
 
@@ -141,9 +184,8 @@ def test_the_native_helper_serves_with_no_more_rights_than_its_source_needs(
         nothing = {"CapInh": NONE, "CapAmb": NONE, "NoNewPrivs": "1", "Seccomp": "2"}
         assert held == {**nothing, "CapPrm": permitted, "CapEff": permitted, "CapBnd": SYS_RAWIO}
         interpreter, *options = Path(f"/proc/{child.pid}/cmdline").read_text().rstrip("\0").split("\0")
-        assert (interpreter, options[:3]) == (sys.executable, ["-I", "-S", "-c"])
-        *_, state_file, owner, machine, _registers = options
-        assert (state_file, owner, machine) == (str(registry.path(UUID, "state")), "64055", "7")
+        assert (interpreter, *options) == plans.command(str(registry.path(UUID, "plan")))
+        assert options[:2] == ["-I", "-S"], "neither the environment nor a directory says what is imported"
         alive = registry.path(UUID, "alive").stat()
         assert (alive.st_uid, alive.st_mode & 0o777) == (0, 0o600)
     finally:

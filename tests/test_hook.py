@@ -16,6 +16,7 @@ import pytest
 from lxml import etree
 
 from libvirt_rapl import paths, start_settings
+from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.cli import helper
 from libvirt_rapl.domains import emulator, names, xml_parser
 from libvirt_rapl.domains.definition import Definition
@@ -68,7 +69,7 @@ class Host:
         lines = [f"{key}: {value}" for key, value in {"run_directory": str(self.run), **settings}.items()]
         self.config.write_text("\n".join(lines))
 
-    def start(self, record: Record, registry: Registry, deadline: float) -> None:
+    def start(self, record: Record, registry: Registry, source: EnergySource, deadline: float) -> None:
         time.sleep(self.slow_seconds)
         assert registry.read(record.uuid), "the record must be there before the helper reads it"
         self.deadlines.append(deadline)

@@ -19,9 +19,11 @@ from fakes.helper import HELPER_DOES, LAST, SERVES, put
 from libvirt_rapl import commands, systemd
 from libvirt_rapl.choices import Backend
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper import instances
-from libvirt_rapl.helper.records import OWNER, Record, Registry
+from libvirt_rapl.helper import instances, plans
+from libvirt_rapl.helper.process import OWNER
+from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.run_directory import Suffix
+from libvirt_rapl.helper.vmsr.registers import Registers
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.sockets import listen
 
@@ -46,11 +48,13 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
 
     monkeypatch.setattr(commands, "start", start)
     monkeypatch.setattr(systemd, "runs", lambda: False)
+    monkeypatch.setattr(plans, "find", lambda _source: Registers((), (), (), (1, 1)))
     with TemporaryDirectory() as directory:
         Path(directory).chmod(0o711)
         monkeypatch.setattr(sys, "executable", put(Path(directory)))
         registry = Registry(Path(directory, "run"))
         registry.create_directory()
+        monkeypatch.setattr(instances, "UNITS", registry)
         yield registry
         for pid in pids:
             with contextlib.suppress(ChildProcessError):  # it was ended and collected
@@ -75,7 +79,7 @@ def record(uuid: str = UUID, *, backend: Backend = "native", pid: int | None = N
 def started(registry: Registry, monkeypatch: pytest.MonkeyPatch, does: str = SERVES, uuid: str = UUID) -> Record:
     monkeypatch.setenv(HELPER_DOES, does)
     found = record(uuid)
-    instances.start(found, registry, LONG)
+    instances.start(found, registry, "auto", LONG)
     return found
 
 
@@ -128,7 +132,7 @@ def test_of_a_helper_that_does_not_serve_only_the_log_is_left(
     found = record()
     deadline = 0.3 if message == "does not answer" else LONG
     with pytest.raises(VirtRaplError, match=message) as caught:
-        instances.start(found, registry, deadline)
+        instances.start(found, registry, "auto", deadline)
     assert caught.value.hint
     assert not instances.alive(found)
     assert there(registry) == {"log"}
@@ -138,7 +142,7 @@ def test_of_a_helper_that_does_not_serve_only_the_log_is_left(
 def test_one_that_has_ended_without_a_log_said_nothing(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "_spawn", lambda *_: subprocess.Popen(["true"]).pid)
     with pytest.raises(VirtRaplError, match="it said nothing"):
-        instances.start(record(), registry, LONG)
+        instances.start(record(), registry, "auto", LONG)
 
 
 def test_no_question_outlasts_the_deadline(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +155,7 @@ def test_no_question_outlasts_the_deadline(registry: Registry, monkeypatch: pyte
     monkeypatch.setattr(instances, "probe", refused)
     monkeypatch.setenv(HELPER_DOES, SERVES)
     with pytest.raises(VirtRaplError, match="does not answer"):
-        instances.start(record(), registry, 0.2)
+        instances.start(record(), registry, "auto", 0.2)
     assert asked == sorted(asked, reverse=True)
     assert 0 < asked[-1] <= asked[0] <= 0.2
 
@@ -167,7 +171,7 @@ def test_a_helper_to_which_qemu_cannot_be_admitted_is_ended(
     monkeypatch.setenv(HELPER_DOES, SERVES)
     found = record()
     with pytest.raises(OSError, match="no"):
-        instances.start(found, registry, LONG)
+        instances.start(found, registry, "auto", LONG)
     assert not instances.alive(found)
     assert there(registry) == {"log"}
 
@@ -179,7 +183,7 @@ def test_one_that_a_crash_has_left_behind_is_ended_before_another_starts(
     left, neighbour = started(registry, monkeypatch), started(registry, monkeypatch, uuid=OTHER_UUID)
     registry.path(UUID, "log").write_text("of the one before")
     found = record(pid=pid_of(left)) if recorded else record()
-    instances.start(found, registry, LONG)
+    instances.start(found, registry, "auto", LONG)
     assert [instances.alive(each) for each in (left, found, neighbour)] == [False, True, True]
     assert registry.path(UUID, "log").read_text() == ""
 
@@ -278,7 +282,7 @@ def test_where_a_log_is_written_nothing_else_is(registry: Registry, monkeypatch:
 
     monkeypatch.setattr(os, "open", swap)
     with pytest.raises(FileExistsError):
-        instances.start(record(), registry, LONG)
+        instances.start(record(), registry, "auto", LONG)
     assert other.read_text() == "of somebody else"
 
 
@@ -380,7 +384,7 @@ def test_a_unit_is_started_and_its_process_recorded(
     monkeypatch.setattr(instances, "probe", lambda *_, **__: os.getpid())
     monkeypatch.setattr(instances, "_admit", lambda *_: None)
     found = record()
-    instances.start(found, registry, LONG)
+    instances.start(found, registry, "auto", LONG)
     assert (found.helper_pid, found.helper_start) == (os.getpid(), start_time(os.getpid()))
     assert unit.asked == [*([KILL] if left else []), START]
     assert 0 < unit.timeouts[-1] <= LONG
@@ -393,13 +397,13 @@ def test_a_unit_that_runs_without_its_files_is_started_anew(
     unit.works = 2
     monkeypatch.setattr(instances, "probe", lambda *_, **__: os.getpid())
     monkeypatch.setattr(instances, "_admit", lambda *_: None)
-    instances.start(record(), registry, LONG)
+    instances.start(record(), registry, "auto", LONG)
     assert unit.asked == [START, KILL, START]
 
 
 def test_a_unit_that_has_ended_is_looked_up_in_the_journal(registry: Registry, unit: Systemd) -> None:
     with pytest.raises(VirtRaplError, match=f"journalctl -u {UNIT}"):
-        instances.start(record(), registry, LONG)
+        instances.start(record(), registry, "auto", LONG)
     assert unit.asked == [START, KILL]
     assert there(registry) == set()
 

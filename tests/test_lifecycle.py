@@ -341,7 +341,7 @@ def test_a_hook_is_killed_while_it_waits(host: Host, name: str) -> None:
     """As by a host that is out of memory. What it has begun ends with the domain all the same."""
     host.virsh("destroy", name)
     host.configure(helper="qemu", hook_deadline=10)
-    hangs = (b"libvirt_rapl.helper.process", host.uuid(name).encode())
+    hangs = (b"libvirt_rapl.helper.process", f"{host.run_directory}/{host.uuid(name)}.plan".encode())
     helper = host.world.path(HELPER)
     aside = helper.rename(f"{helper}.aside")
     try:

@@ -181,7 +181,7 @@ def test_the_destination_refuses(hosts: Hosts, name: str) -> None:
     aside = helper.rename(f"{helper}.aside")
     try:
         refused = hosts.here.world.run(command(name, "there"), check=False)
-        why = f"virt-rapl: {name} is not started without RAPL: the helper ended: qemu-vmsr-helper is not installed"
+        why = f"virt-rapl: {name} is not started without RAPL: qemu-vmsr-helper is not installed"
         assert why in refused.stderr
         hosts.here.check()
         hosts.there.check(degraded={name: why})  # as its log says, too; it does not run

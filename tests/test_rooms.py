@@ -47,7 +47,7 @@ CATCH_ALL = {
     "top.background": "raises it in the main thread",
 }
 """Which modules may catch every exception without explain(), which logs a traceback."""
-WOKEN = {"lifecycle.hook", "helper.vmsr.serving"}
+WOKEN = {"lifecycle.hook", "helper.process", "helper.vmsr.serving"}
 """Where a process begins that a domain's start waits for, or of which each domain has one."""
 TOO_MUCH = {"libvirt", "argparse", "sqlite3", "http", "asyncio"}
 """What such a process may never import when it begins, by itself or through others of ours."""

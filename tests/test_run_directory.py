@@ -263,7 +263,7 @@ def test_what_a_record_describes_goes_before_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "unlink", unlink)
     registry.remove(UUID)
     assert order[-2:] == ["json", "lock"]
-    assert set(order[:-2]) == {"state", "sock", "alive", "log"}
+    assert set(order[:-2]) == {"state", "sock", "alive", "log", "plan"}
 
 
 def test_clearing_takes_what_is_ours(tmp_path: Path) -> None:

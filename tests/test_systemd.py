@@ -173,7 +173,7 @@ def test_a_helper_that_a_slow_systemd_starts_too_late(machine: Machine, guest_at
         assert "timed out" in domain["reason"]
         words = ["journalctl", "--quiet", "--output=cat", f"--unit={unit}"]
         wait_until(
-            lambda: "was started without its helper" in machine.run(words, check=False).stdout, 30, "it comes, too late"
+            lambda: "there is no plan for a helper" in machine.run(words, check=False).stdout, 30, "it comes, too late"
         )
         wait_until(
             lambda: machine.run(["systemctl", "is-active", unit], check=False).stdout.strip() == "inactive",

@@ -1,6 +1,6 @@
 """A helper's process: what it tells the host of itself, whom it takes for its own, and how it ends."""
 
-import marshal
+import _socket
 import os
 import signal
 import socket
@@ -17,6 +17,7 @@ import pytest
 import libvirt_rapl
 from libvirt_rapl.helper.vmsr import serving
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, REPLY, REQUEST
+from libvirt_rapl.helper.vmsr.registers import Counter, Registers
 from libvirt_rapl.helper.vmsr.serving import SignOfLife, qemu_pid
 
 ROOT = str(Path(libvirt_rapl.__file__).parent.parent)
@@ -91,17 +92,16 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[int, object]:
     return handlers
 
 
-def registers(counter: Path) -> str:
-    return marshal.dumps((CONSTANTS, ((0, str(counter), 0, 1 << 40, 1000),), ((0, 0),), (15625, 256))).hex()
+def registers(counter: Path) -> Registers:
+    return Registers(CONSTANTS, (Counter(0, str(counter), 0, 1 << 40, 1000),), ((0, 0),), (15625, 256))
 
 
 def run_main(directory: Path, machine: str = "") -> Recorded:
     (directory / "energy_uj").write_text("5\n")
     with socket.socket(socket.AF_UNIX) as listener, (directory / "alive").open("w") as life:
-        serving.main(
-            *(str(os.dup(listener.fileno())), str(life.fileno()), str(directory / "state"), "4242", machine),
-            registers(directory / "energy_uj"),
-        )
+        own = _socket.socket(fileno=os.dup(listener.fileno()))
+        counters = registers(directory / "energy_uj")
+        serving.serve(own, life.fileno(), str(directory / "state"), 4242, machine, counters)
         Recorded.last.rest["tick"](True)
     Recorded.last.listener.close()  # type: ignore[attr-defined]
     return Recorded.last
@@ -152,7 +152,7 @@ def test_it_does_not_serve_when_energy_cannot_be_read(tmp_path: Path, content: s
     if content is not None:
         (tmp_path / "energy_uj").write_text(content)
     with pytest.raises(SystemExit) as ended:
-        serving.main("-1", "-1", "", "0", "", registers(tmp_path / "energy_uj"))
+        serving.serve(_socket.socket(), -1, "", 0, "", registers(tmp_path / "energy_uj"))
     assert "cannot read energy" in str(ended.value.code)
 
 
@@ -161,19 +161,23 @@ def process(directory: Path) -> Iterator[tuple["subprocess.Popen[bytes]", Callab
     """Run a helper; gives it, and a function that asks it for energy."""
     (directory / "energy_uj").write_text("5\n")
     path = directory / "socket"
-    code = f"import sys; sys.path.insert(0, {ROOT!r}); from libvirt_rapl.helper.vmsr.serving import main; "
+    counters = tuple(map(tuple, registers(directory / "energy_uj").counters))
     with socket.socket(socket.AF_UNIX) as listener, (directory / "alive").open("w") as life:
         listener.bind(str(path))
         listener.listen()
-        arguments = [listener.fileno(), life.fileno(), directory / "state", os.getuid(), ""]
+        values = (
+            life.fileno(),
+            str(directory / "state"),
+            os.getuid(),
+            "",
+            (CONSTANTS, counters, ((0, 0),), (15625, 256)),
+        )
+        code = (
+            f"import sys; sys.path.insert(0, {ROOT!r}); from libvirt_rapl.helper.vmsr.serving import serve\n"
+            f"from _socket import socket; serve(socket(fileno={listener.fileno()}), *{values!r})"
+        )
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-ISc",
-                code + "main(*sys.argv[1:])",
-                *map(str, arguments),
-                registers(directory / "energy_uj"),
-            ],
+            [sys.executable, "-ISc", code],
             pass_fds=[listener.fileno(), life.fileno()],
         )
 

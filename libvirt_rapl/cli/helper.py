@@ -7,7 +7,7 @@ import argparse
 from typing import NoReturn
 
 from libvirt_rapl.config import load
-from libvirt_rapl.helper.process import become_helper
+from libvirt_rapl.helper.plans import become_helper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

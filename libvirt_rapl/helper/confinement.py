@@ -7,7 +7,6 @@ import ctypes
 import fcntl
 import os
 import resource
-import termios
 
 from libvirt_rapl.errors import VirtRaplError
 
@@ -29,8 +28,11 @@ READING = """
 """What an interpreter needs to start, read files and wait; see also filter_system_calls()."""
 ANSWERING = "accept accept4 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto shutdown"
 """What a server needs if its socket already listens."""
-CONTROLS = (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONBIO)
-"""What an interpreter does with descriptors: is it a terminal, is it inherited, does it block."""
+CONTROLS = (0x5401, 0x5451, 0x5450, 0x5421)
+"""What an interpreter does with descriptors: is it a terminal, is it inherited, does it block.
+
+TCGETS, FIOCLEX, FIONCLEX and FIONBIO of termios, which would stay in the memory of each helper.
+"""
 COMMANDS = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
 """The others could send a signal to any process, or break a lease."""
 
@@ -100,14 +102,14 @@ def open_program(path: str) -> int:
     return most - 1
 
 
-def filter_system_calls(program: int, *, as_qemu: bool = False) -> None:
+def filter_system_calls(program: int | None, *, as_qemu: bool = False) -> None:
     """Allow the system calls of READING and ANSWERING; any other fails as if the kernel did not have it.
 
     Files can be opened for reading only; no socket, process or thread can be made, no file created or removed; the
     times of an open file of ours can be set. No other process can be reached by a signal or a limit. Only the
-    descriptor `program` from open_program() can be executed, and that program can execute nothing. A program made of
-    QEMU's parts (`as_qemu`) can also make threads, and receive signals by a descriptor. Raises VirtRaplError if the
-    library is missing, OSError if the kernel has no filters.
+    descriptor `program` from open_program() can be executed, and that program can execute nothing; None: nothing can.
+    A program made of QEMU's parts (`as_qemu`) can also make threads, and receive signals by a descriptor. Raises
+    VirtRaplError if the library is missing, OSError if the kernel has no filters.
     """
     library = seccomp()
     library.seccomp_init.restype = ctypes.c_void_p
@@ -120,7 +122,8 @@ def filter_system_calls(program: int, *, as_qemu: bool = False) -> None:
         _allow(library, context, "ioctl", _Comparison(1, _MASKED_EQUAL, 0xFFFFFFFF, control))
     _allow(library, context, "prlimit64", _Comparison(0, _EQUAL, 0), _Comparison(2, _EQUAL, 0))  # our own are read
     _allow(library, context, "utimensat", _Comparison(1, _EQUAL, 0))  # of a descriptor, not of a path
-    _allow(library, context, "execveat", _Comparison(0, _EQUAL, program), _Comparison(4, _EQUAL, _AT_EMPTY_PATH))
+    if program is not None:
+        _allow(library, context, "execveat", _Comparison(0, _EQUAL, program), _Comparison(4, _EQUAL, _AT_EMPTY_PATH))
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     _allow(library, context, "open", _Comparison(1, _MASKED_EQUAL, writing, 0))
     _allow(library, context, "openat", _Comparison(2, _MASKED_EQUAL, writing, 0))

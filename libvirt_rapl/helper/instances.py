@@ -13,14 +13,16 @@ import os
 import select
 import signal
 import struct
-import sys
 import time
 from pathlib import Path
 
-from libvirt_rapl import commands, systemd, without_site
+from libvirt_rapl import commands, paths, systemd
+from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.errors import VirtRaplError
-from libvirt_rapl.helper.records import OWNER, Record, Registry
-from libvirt_rapl.helper.run_directory import Suffix
+from libvirt_rapl.helper import plans
+from libvirt_rapl.helper.process import OWNER
+from libvirt_rapl.helper.records import Record, Registry
+from libvirt_rapl.helper.run_directory import RunDirectory, Suffix
 from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.processes import is_stopped, start_time
@@ -36,8 +38,8 @@ LISTENING: tuple[Suffix, ...] = ("sock", "alive")
 """Files that a helper makes and nobody removes while it runs."""
 STOP_SECONDS = 2.0
 POLL_SECONDS = 0.002
-PROCESS = "libvirt_rapl.helper.process"
-"""The module with which a helper's process begins."""
+UNITS = RunDirectory(Path("/", paths.RUN_DIRECTORY))
+"""Where a unit looks for its plan, whatever directory the configuration names."""
 
 _READ_WRITE = 6
 _ACL = struct.Struct("<HHI")
@@ -46,21 +48,23 @@ _ACL_USER_OBJ, _ACL_USER, _ACL_GROUP_OBJ, _ACL_MASK, _ACL_OTHER = 0x01, 0x02, 0x
 _NOBODY = 0xFFFFFFFF
 
 
-def start(record: Record, registry: Registry, deadline: float) -> None:
+def start(record: Record, registry: Registry, source: EnergySource, deadline: float) -> None:
     """Start the domain's helper and wait until it answers as QEMU needs; sets helper_pid and helper_start.
 
     `deadline` is in seconds. If the helper does not answer by then, ends it and raises VirtRaplError.
     """
-    until = time.monotonic() + deadline
+    until, as_unit = time.monotonic() + deadline, systemd.runs()
     try:
-        if systemd.runs():
-            _start_unit(record, registry, until)
-        else:
-            stop(record, registry)  # one that a crash has left behind
-            record.helper_pid = _spawn(record, registry)
+        # One that comes when nobody waits any more finds no plan, and ends.
+        with plans.written(record, registry, source, UNITS if as_unit else registry) as plan:
+            if as_unit:
+                _start_unit(record, registry, until)
+            else:
+                stop(record, registry)  # one that a crash has left behind
+                record.helper_pid = _spawn(record, registry, plan)
+                record.helper_start = start_time(record.helper_pid)
+            record.helper_pid = _wait_until_ready(record, registry, until)
             record.helper_start = start_time(record.helper_pid)
-        record.helper_pid = _wait_until_ready(record, registry, until)
-        record.helper_start = start_time(record.helper_pid)
         _admit(record, registry.path(record.uuid, "sock"))
     except (OSError, VirtRaplError):
         stop(record, registry)
@@ -132,13 +136,12 @@ def _wait_until_ready(record: Record, registry: Registry, until: float) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def _spawn(record: Record, registry: Registry) -> int:
+def _spawn(record: Record, registry: Registry, plan: str) -> int:
     """Start a helper that shares nothing with the hook: libvirt waits for every process that has the hook's output."""
     path = registry.path(record.uuid, "log")
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as log:
-        command = (sys.executable, "-I", "-S", without_site.PATH, PROCESS, record.uuid)
-        return commands.start(*command, environment={**os.environ, OWNER: record.uuid}, output=log)
+        return commands.start(*plans.command(plan), environment={**os.environ, OWNER: record.uuid}, output=log)
 
 
 def _admit(record: Record, socket: Path) -> None:

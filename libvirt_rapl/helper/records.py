@@ -13,10 +13,6 @@ State = Literal["ready", "degraded", "refuse"]
 """The helper answers; the domain runs without RAPL; it must not start."""
 
 
-OWNER = "VIRT_RAPL_HELPER_OF"
-"""In the environment of a helper that is not a unit: the UUID of its domain."""
-
-
 class Record:
     """What is known of one domain from its start to its end. No dataclass: a start would wait for what that imports."""
 

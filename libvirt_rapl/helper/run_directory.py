@@ -12,6 +12,7 @@ For a domain with UUID u the run directory holds
   u.alive  a file whose modification time is when the native helper last served its QEMU, as far as it knows; its access
            time is 0 while the helper knows that QEMU is not connected,
   u.log    the helper's output, where there is no systemd,
+  u.plan   until the helper answers: what its process is to do (root only), see plans; of a unit in the default one,
   u.lock   a file that the hook locks while it changes these,
   u.live   while `enable --live` works on the domain and has it locked: how the hook is to restore the domain, `with`
            its meter, whatever the configuration selects, or `without`. It means nothing when no process has it locked.
@@ -32,10 +33,10 @@ from libvirt_rapl.directories import NotOursError
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import is_left_over
 
-Suffix = Literal["state", "sock", "alive", "log", "json", "lock", "live"]
+Suffix = Literal["state", "sock", "alive", "log", "plan", "json", "lock", "live"]
 HowToRestore = Literal["with", "without"]
 """Its meter."""
-SUFFIXES: tuple[Suffix, ...] = ("state", "sock", "alive", "log", "json", "lock")
+SUFFIXES: tuple[Suffix, ...] = ("state", "sock", "alive", "log", "plan", "json", "lock")
 """All files of a domain, except u.live, which may be locked. The record is removed after what it describes."""
 LOCK_SECONDS = 5.0
 """How long to wait for another process that changes the same domain; one that takes longer hangs."""

@@ -187,7 +187,7 @@ def start(
                 if not record.by_policy:
                     seen.check_takes_effect()
             check_host()
-            instances.start(record, registry, config.hook_deadline * HELPER_SHARE)
+            instances.start(record, registry, config.source, config.hook_deadline * HELPER_SHARE)
             _enter(record, "ready", "")
             _write(record, registry)
     except Exception as error:  # whatever it is, the owner's `on_failure` says what happens then

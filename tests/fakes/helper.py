@@ -10,7 +10,8 @@ LAST = "no energy here"
 
 SCRIPT = f"""#!{sys.executable} -IS
 import os, signal, socket, struct, sys, time
-does, (run_directory, uuid) = os.environ["{HELPER_DOES}"], (os.path.dirname(sys.argv[0]) + "/run", sys.argv[-1])
+does, (run_directory, plan) = os.environ["{HELPER_DOES}"], os.path.split(sys.argv[-1])
+uuid = plan.removesuffix(".plan")
 os.close(os.open(run_directory + "/" + uuid + ".alive", os.O_CREAT))
 if does == "ends":
     sys.exit("virt-rapl: error: first\\nvirt-rapl: error: {LAST}\\nhint: mend it\\n")
@@ -39,7 +40,7 @@ while True:
         peer.sendall(struct.pack("=Q", 0 if does == "reads 0" else 1))
     peer.close()
 """
-"""What the interpreter is replaced by: it takes the command line of a real one, of which the last word is the UUID."""
+"""What the interpreter is replaced by: it takes the command line of a real one, of which the last word is UUID.plan."""
 
 
 def put(directory: Path) -> str:

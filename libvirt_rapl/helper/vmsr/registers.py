@@ -1,6 +1,6 @@
 """Where a helper finds the four registers it answers: the CPU's own, or powercap's files to compute them from.
 
-The process that starts a helper finds them once; libvirt_rapl.helper.vmsr.readers reads them. Layouts: Intel SDM volume
+Who starts a helper finds them once; libvirt_rapl.helper.vmsr.readers reads them. Layouts: Intel SDM volume
 3B, "RAPL Interfaces". Values computed from powercap use the units that most CPUs have.
 """
 

@@ -1,35 +1,38 @@
-"""The process of one native helper instance: `virt-rapl helper` becomes this when it is prepared and confined.
+"""What a native helper instance does when libvirt_rapl.helper.process has made it ready and confined it.
 
 Everything that it needs is imported before it serves: QEMU never connects again, so an instance goes on while its
 package is upgraded or removed.
 """
 
-import marshal
+from __future__ import annotations
+
 import os
 import sys
 import time
 from _signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]  # see server
-from _socket import socket
 
 from libvirt_rapl.helper.vmsr.readers import Readers
 from libvirt_rapl.helper.vmsr.server import Server
 from libvirt_rapl.host.machine_cgroup import machine_number
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+
+    from libvirt_rapl.helper.vmsr.registers import Registers
+
 LAST_SECONDS = 2.0
 """How long a running QEMU is served after SIGTERM: it may be about to end, and a shutdown waits for us."""
 
 
-def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str, registers: str) -> None:
+def serve(listener: socket, life: int, state_file: str, owner_uid: int, machine: str, registers: Registers) -> None:
     """Serve until SIGTERM; exit with 1 when energy cannot be read.
 
-    `listener` and `life` are descriptors that were inherited: a listening socket, and a file whose times are the
-    instance's signs of life. `state_file` may hold QEMU's PID; see libvirt_rapl.helper.run_directory for both.
-    `machine` is libvirt's number of the domain, empty if unknown. `registers` are those of
-    libvirt_rapl.helper.vmsr.registers, marshalled, in hexadecimal digits.
+    `life` is the descriptor of a file whose times are the instance's signs of life, and `state_file` may hold QEMU's
+    PID: see libvirt_rapl.helper.run_directory for both. `machine` is libvirt's number of the domain, empty if unknown.
     """
-    found = marshal.loads(bytes.fromhex(registers))  # noqa: S302 - from the same program before its exec
     try:
-        readers = Readers(found)
+        readers = Readers(registers)
     except (OSError, ValueError) as error:
         sys.exit(f"virt-rapl: error: cannot read energy: {error}")
 
@@ -37,10 +40,10 @@ def main(listener: str, life: str, state_file: str, owner_uid: str, machine: str
         number = machine_number(pid)
         return str(number) == machine if machine and number is not None else None
 
-    sign_of_life = SignOfLife(int(life))
+    sign_of_life = SignOfLife(life)
     server = Server(
-        socket(fileno=int(listener)),
-        owner_uid=int(owner_uid),
+        listener,
+        owner_uid=owner_uid,
         reader_for=readers.reader_for,
         qemu_pid=lambda: qemu_pid(state_file),
         is_of_domain=is_of_domain,
