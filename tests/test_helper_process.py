@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -142,6 +143,21 @@ def test_a_plan_is_there_only_as_long_as_somebody_waits(registry: Registry, monk
         assert process._read(path) == {**files, **served, "program": ""}
         raise ZeroDivisionError
     assert not Path(path).exists()
+
+
+def test_a_process_waits_a_moment_for_its_plan(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a unit, which is started while the hook still finds out what to write."""
+    monkeypatch.setattr(plans, "find", lambda _source: Registers((), (), (), (1, 1)))
+    path = registry.path(UUID, "plan")
+    with ThreadPoolExecutor() as other:
+        plan = other.submit(process._read, str(path))
+        with pytest.raises(TimeoutError):
+            plan.result(0.1)
+        with plans.written(write(registry), registry, "auto", registry):
+            assert plan.result(20)["socket"] == registry.name(UUID, "sock")
+    monkeypatch.setattr(process, "PLAN_SECONDS", 0.05)
+    with pytest.raises(VirtRaplError, match="no plan"):
+        process._read(str(path))
 
 
 BECOME = """

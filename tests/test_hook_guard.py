@@ -75,6 +75,7 @@ class Guard:
             ("/run/virt-rapl", directory / "run"),
             ("/etc/virt-rapl", self.configuration),
             (f"/{paths.DEFAULT_EMULATOR}", directory / "default"),
+            (f"/{paths.SYSTEMD}", directory / "systemd"),
         ):
             text = self.hook.read_text()
             assert path in text
@@ -111,6 +112,16 @@ class Guard:
         quick.chmod(0o755)
         monkeypatch.setenv("PATH", f"{self.directory}:{os.environ['PATH']}")
 
+    def with_systemd(self, monkeypatch: pytest.MonkeyPatch, does: str = "") -> Path:
+        """Let systemd run here; return where a systemctl that does this writes its arguments at the end."""
+        (self.directory / "systemd").mkdir()
+        systemctl, told = self.directory / "bin/systemctl", self.directory / "told"
+        systemctl.parent.mkdir()
+        systemctl.write_text(f'#!/bin/sh\n{does}\necho "$*" >>{told}\n')
+        systemctl.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+        return told
+
     def run(self, *arguments: str, xml: str = MARKED, sigpipe: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the hook; `sigpipe`: whether SIGPIPE ends a process of it, which it does unless libvirt's does not."""
         return subprocess.run(
@@ -146,6 +157,33 @@ def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operatio
     if operation == "started":
         wait_until(lambda: guard.got() == woken, 10, "Python has read all")
     assert guard.got() == woken
+
+
+def test_systemd_starts_the_helper_while_python_starts(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = guard.directory / "go-on"
+    os.mkfifo(go_on)
+    told = guard.with_systemd(monkeypatch, f"read line <{go_on}")
+    guard.wakes(f'echo "$VIRT_RAPL_UNIT_STARTS" >{guard.seen}.env')
+    assert guard.run("a", "start", "begin", "-").returncode == 0
+    assert Path(f"{guard.seen}.env").read_text() == "yes\n"
+    assert not told.exists(), "nobody waits for it"
+    go_on.write_text("go on\n")
+    wait_until(lambda: told.exists() and told.read_text() == f"start virt-rapl-helper@{UUID}.service\n", 10, "told")
+
+
+@pytest.mark.parametrize("why", ["no systemd", "a plan is left", "unmarked", *ALWAYS_ZERO])
+def test_otherwise_python_starts_the_helper(guard: Guard, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    told = guard.with_systemd(monkeypatch)
+    guard.wakes(f'echo "$VIRT_RAPL_UNIT_STARTS" >{guard.seen}.env')
+    if why == "no systemd":
+        (guard.directory / "systemd").rmdir()
+    (guard.directory / "run").mkdir()
+    (guard.directory / "run" / f"{UUID}.{'plan' if why == 'a plan is left' else 'json'}").touch()
+    xml = UNMARKED if why == "unmarked" else MARKED
+    assert guard.run("a", why if why in ALWAYS_ZERO else "start", "begin", "-", xml=xml).returncode == 0
+    noted = Path(f"{guard.seen}.env")
+    wait_until(lambda: noted.exists() and noted.read_text() == "\n", 10, "Python was woken")
+    assert not told.exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from libvirt_rapl.helper import instances, plans
 from libvirt_rapl.helper.process import OWNER
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.run_directory import Suffix
+from libvirt_rapl.helper.vmsr import client
 from libvirt_rapl.helper.vmsr.registers import Registers
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.sockets import listen
@@ -152,7 +154,7 @@ def test_no_question_outlasts_the_deadline(registry: Registry, monkeypatch: pyte
         asked.append(timeout)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(instances, "probe", refused)
+    monkeypatch.setattr(client, "probe", refused)
     monkeypatch.setenv(HELPER_DOES, SERVES)
     with pytest.raises(VirtRaplError, match="does not answer"):
         instances.start(record(), registry, "auto", 0.2)
@@ -381,7 +383,7 @@ def test_a_unit_is_started_and_its_process_recorded(
 ) -> None:
     if left:
         registry.path(UUID, left).touch()
-    monkeypatch.setattr(instances, "probe", lambda *_, **__: os.getpid())
+    monkeypatch.setattr(client, "probe", lambda *_, **__: os.getpid())
     monkeypatch.setattr(instances, "_admit", lambda *_: None)
     found = record()
     instances.start(found, registry, "auto", LONG)
@@ -390,12 +392,42 @@ def test_a_unit_is_started_and_its_process_recorded(
     assert 0 < unit.timeouts[-1] <= LONG
 
 
+@pytest.mark.parametrize("left", ["", "sock", "alive"])
+def test_a_unit_that_the_hook_has_started_is_waited_for(
+    registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch, left: Suffix | Literal[""]
+) -> None:
+    """What an earlier run has left is not taken for it."""
+    monkeypatch.setenv(instances.UNIT_STARTS, "yes")
+    monkeypatch.setattr(client, "probe", lambda *_, **__: os.getpid())
+    monkeypatch.setattr(instances, "_admit", lambda *_: None)
+    if left:
+        registry.path(UUID, left).touch()
+    listens = threading.Timer(0.1, registry.path(UUID, "sock").touch)
+    listens.start()
+    try:
+        instances.start(record(), registry, "auto", LONG)
+    finally:
+        listens.join()
+    assert unit.asked == ([KILL, START] if left else [])
+
+
+@pytest.mark.parametrize("deadline", [0.1, LONG])
+def test_systemd_is_told_again_if_the_unit_does_not_come(
+    registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch, deadline: float
+) -> None:
+    monkeypatch.setenv(instances.UNIT_STARTS, "yes")
+    monkeypatch.setattr(instances, "UNIT_SECONDS", 0.01 if deadline == LONG else LONG)
+    with pytest.raises(VirtRaplError, match=f"journalctl -u {UNIT}"):
+        instances.start(record(), registry, "auto", deadline)
+    assert unit.asked == [START, KILL]
+
+
 def test_a_unit_that_runs_without_its_files_is_started_anew(
     registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when somebody has removed the run directory under it."""
     unit.works = 2
-    monkeypatch.setattr(instances, "probe", lambda *_, **__: os.getpid())
+    monkeypatch.setattr(client, "probe", lambda *_, **__: os.getpid())
     monkeypatch.setattr(instances, "_admit", lambda *_: None)
     instances.start(record(), registry, "auto", LONG)
     assert unit.asked == [START, KILL, START]

@@ -16,14 +16,13 @@ import struct
 import time
 from pathlib import Path
 
-from libvirt_rapl import commands, paths, systemd
+from libvirt_rapl import paths, systemd
 from libvirt_rapl.choices import EnergySource
 from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.helper import plans
 from libvirt_rapl.helper.process import OWNER
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.run_directory import RunDirectory, Suffix
-from libvirt_rapl.helper.vmsr.client import probe
 from libvirt_rapl.host import processes
 from libvirt_rapl.host.processes import is_stopped, start_time
 
@@ -38,6 +37,10 @@ LISTENING: tuple[Suffix, ...] = ("sock", "alive")
 """Files that a helper makes and nobody removes while it runs."""
 STOP_SECONDS = 2.0
 POLL_SECONDS = 0.002
+UNIT_STARTS = "VIRT_RAPL_UNIT_STARTS"
+"""In the environment, if hooks/qemu has told systemd to start the unit, while this Python started."""
+UNIT_SECONDS = 1.0
+"""Such a unit may take this long before we tell systemd, too, and hear what is wrong."""
 UNITS = RunDirectory(Path("/", paths.RUN_DIRECTORY))
 """Where a unit looks for its plan, whatever directory the configuration names."""
 
@@ -118,8 +121,16 @@ def stop(record: Record, registry: Registry) -> bool:
     return found
 
 
+def _appears(path: Path, until: float) -> bool:
+    while not (found := path.exists()) and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    return found
+
+
 def _wait_until_ready(record: Record, registry: Registry, until: float) -> int:
     """Return its PID when it answers."""
+    from libvirt_rapl.helper.vmsr.client import probe  # here, so that this is done while the helper starts
+
     socket = registry.path(record.uuid, "sock")
     while True:
         try:
@@ -138,6 +149,8 @@ def _wait_until_ready(record: Record, registry: Registry, until: float) -> int:
 
 def _spawn(record: Record, registry: Registry, plan: str) -> int:
     """Start a helper that shares nothing with the hook: libvirt waits for every process that has the hook's output."""
+    from libvirt_rapl import commands  # here, so that nobody waits for it where systemd runs
+
     path = registry.path(record.uuid, "log")
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as log:
@@ -216,9 +229,12 @@ def _start_unit(record: Record, registry: Registry, until: float) -> None:
     """Start the unit; systemd says that it has when the process listens."""
     unit = _unit(record)
     record.helper_pid = record.helper_start = None
+    soon = min(time.monotonic() + UNIT_SECONDS, until)
     left = [path for suffix in LISTENING if (path := registry.path(record.uuid, suffix)).exists()]
     if left:
         stop(record, registry)  # one that a crash has left behind
+    elif UNIT_STARTS in os.environ and _appears(registry.path(record.uuid, "sock"), soon):
+        return
     systemd.systemctl("start", unit, timeout=until - time.monotonic())
     if not left and not registry.path(record.uuid, "sock").exists():
         stop(record, registry)  # it ran, without its files, and so nothing was started

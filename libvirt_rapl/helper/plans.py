@@ -17,7 +17,6 @@ from libvirt_rapl.errors import VirtRaplError
 from libvirt_rapl.files import replace
 from libvirt_rapl.helper.records import Record, Registry
 from libvirt_rapl.helper.run_directory import RunDirectory
-from libvirt_rapl.helper.vmsr import serving  # noqa: F401  so that Python finds it compiled: a helper writes no files
 from libvirt_rapl.helper.vmsr.registers import Registers, find
 from libvirt_rapl.host.requirements import check_processes_are_seen, qemu_helper
 

@@ -9,6 +9,7 @@ import gc
 import marshal
 import os
 import sys
+import time
 
 from libvirt_rapl import listening, readiness
 from libvirt_rapl.errors import VirtRaplError, explain, printable
@@ -24,6 +25,10 @@ OWNER = "VIRT_RAPL_HELPER_OF"
 """In the environment of a helper that is not a unit: the UUID of its domain."""
 ONCE = ("ctypes", "_ctypes", "ctypes._endian", "fcntl", "resource", "libvirt_rapl.helper.confinement")
 """Modules that are only needed to give up privileges. What is imported after them takes their place in memory."""
+
+PLAN_SECONDS = 2.0
+"""A unit is started while the hook still writes its plan."""
+POLL_SECONDS = 0.002
 
 
 def run(path: str) -> None:
@@ -45,6 +50,9 @@ def run(path: str) -> None:
 
 def _read(path: str) -> Plan:
     """Return the plan, which nobody but root can have written: in a directory of root's, and a file of root's alone."""
+    until = time.monotonic() + PLAN_SECONDS
+    while not os.path.lexists(path) and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -8,7 +8,6 @@ Linux kernel (rapl_ids in drivers/powercap/intel_rapl_common.c, model numbers in
 import os
 import struct
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,8 +69,8 @@ class MsrZone(NamedTuple):
     register: int
     cpus: tuple[int, ...]
     """Their registers are added up."""
-    unit: Fraction
-    """Microjoules."""
+    unit: float
+    """Microjoules: a power of two, or a million divided by one. So this is exact, and so are its products here."""
     most_watts: int
     dev: Path
 
@@ -83,7 +82,7 @@ class MsrZone(NamedTuple):
     def read(self) -> int:
         """Return microjoules. A sum wraps as its parts do: modulo 2**32 their wraps cancel out."""
         units = sum(read_register(self.dev, cpu, self.register) for cpu in self.cpus) % _RANGE
-        return units * self.unit.numerator // self.unit.denominator
+        return int(units * self.unit)
 
 
 def msr_zones(*, sys: Path, proc: Path, dev: Path) -> list[MsrZone]:
@@ -115,14 +114,14 @@ def _intel(identity: Processor, sys: Path, dev: Path) -> Iterator[MsrZone]:
             yield MsrZone("psys", "psys", None, PSYS_ENERGY_STATUS, (cpus[0],), unit, most_watts("psys"), dev)
 
 
-def _unit(identity: Processor, kind: str, exponent: int) -> Fraction:
+def _unit(identity: Processor, kind: str, exponent: int) -> float:
     """Return the microjoules of one unit."""
     model = identity.model if identity.family == 6 else None
     if kind == "dram" and model in DRAM_IN_15_MICROJOULES:
-        return Fraction(1_000_000, 1 << 16)
+        return 1_000_000 / (1 << 16)
     if kind == "psys" and model in PSYS_IN_JOULES:
-        return Fraction(1_000_000)
-    return Fraction(1 << exponent) if model in MICROJOULE_UNITS else Fraction(1_000_000, 1 << exponent)
+        return 1_000_000
+    return 1 << exponent if model in MICROJOULE_UNITS else 1_000_000 / (1 << exponent)
 
 
 def _amd(sys: Path, dev: Path) -> Iterator[MsrZone]:
@@ -130,7 +129,7 @@ def _amd(sys: Path, dev: Path) -> Iterator[MsrZone]:
         units = _register(dev, cpus[0], AMD_POWER_UNIT)
         if units is None:
             continue
-        unit = Fraction(1_000_000, 1 << (units >> 8 & 0x1F))
+        unit = 1_000_000 / (1 << (units >> 8 & 0x1F))
         for kind, register, readers in (
             ("package", AMD_PACKAGE_ENERGY, cpus[:1]),
             ("core", AMD_CORE_ENERGY, first_of_each_core(sys, cpus)),

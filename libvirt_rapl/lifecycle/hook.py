@@ -248,6 +248,9 @@ def follow(name: str, uuid: str, seen: Seen, config: StartSettings, operation: s
     _write(record, registry)
     # Asked last: if QEMU hangs, only its version is missing, which matters for `status` only.
     if not isinstance(seen, UnreadableError) and not record.qemu_version:
+        # Nobody waits any more. A helper, which writes no files, would have to compile this at each start.
+        from libvirt_rapl.helper.vmsr import serving  # noqa: F401
+
         with contextlib.suppress(VirtRaplError):
             record.qemu_version = seeing.version(seen.emulator(), Memory(WORDS / paths.REMEMBERED))
             _write(record, registry)

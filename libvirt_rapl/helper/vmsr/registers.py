@@ -4,7 +4,6 @@ Who starts a helper finds them once; libvirt_rapl.helper.vmsr.readers reads them
 3B, "RAPL Interfaces". Values computed from powercap use the units that most CPUs have.
 """
 
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +89,7 @@ def _from_powercap(zones: list[PowercapZone], cpus: tuple[tuple[int, int], ...])
     first = [zone for zone in zones if zone.package == zones[0].package]
     limit = _eighths(first, "constraint_0_power_limit_uw") | LIMIT_ENABLED
     power = _eighths(first, "constraint_0_max_power_uw")
-    unit = Fraction(1_000_000, 1 << (UNITS >> 8 & 0x1F))
+    unit = 1_000_000 / (1 << (UNITS >> 8 & 0x1F))  # exact
     return Registers(_constants(UNITS, limit, power), tuple(counters), cpus, unit.as_integer_ratio())
 
 
