@@ -317,6 +317,12 @@ class Handle:
         return self.inactive if flags & libvirt.VIR_DOMAIN_XML_INACTIVE else self.live
 
 
+RUNS = {
+    "of an earlier run": (6, 3),
+    "of an earlier run, never followed": (None, 2),
+    "not followed yet": (None, 3),
+}
+"""PID and number of a record; those of the domain are 7 and 3."""
 MARKED = Definition.parse(PLAIN).with_registers(socket=f"/run/virt-rapl/{UUID}.sock").xml
 
 
@@ -332,6 +338,8 @@ MARKED = Definition.parse(PLAIN).with_registers(socket=f"/run/virt-rapl/{UUID}.s
         (MARKED, MARKED, "ready", "alone", "degraded"),
         (MARKED, MARKED, "ready", "another", "degraded"),
         (MARKED, MARKED, "ready", "of an earlier run", "degraded"),
+        (MARKED, MARKED, "ready", "of an earlier run, never followed", "degraded"),
+        (MARKED, MARKED, "ready", "not followed yet", "active"),
         (MARKED, MARKED, "ready", None, "degraded"),
         (MARKED, MARKED, "degraded", "alive", "degraded"),
         (MARKED, MARKED, None, None, "degraded"),
@@ -360,7 +368,7 @@ def test_how_far_a_domain_is(
             started = start_time(os.getpid())
             assert started is not None
             record.helper_pid, record.helper_start = os.getpid(), started + (helper == "another")
-        record.pid = 6 if helper == "of an earlier run" else 7
+        record.pid, record.id = RUNS.get(helper or "", (7, 3))
     assert meter_state.vrapl_state(inventory.describe(domain), record, registry)[0] == expected
 
 

@@ -39,7 +39,7 @@ STOP_SECONDS = 2.0
 POLL_SECONDS = 0.002
 UNIT_STARTS = "VIRT_RAPL_UNIT_STARTS"
 """In the environment, if hooks/qemu has told systemd to start the unit, while this Python started."""
-UNIT_SECONDS = 1.0
+UNIT_SECONDS = 0.5
 """Such a unit may take this long before we tell systemd, too, and hear what is wrong."""
 UNITS = RunDirectory(Path("/", paths.RUN_DIRECTORY))
 """Where a unit looks for its plan, whatever directory the configuration names."""

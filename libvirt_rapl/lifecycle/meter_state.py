@@ -27,11 +27,17 @@ def by_policy(domain: Entry, record: Record | None) -> bool:
 
 def _reason(domain: Entry, record: Record | None, trouble: str) -> str:
     """Return in one line why a domain runs without a working helper; empty when the helper works."""
-    if record is None or (None not in (record.pid, domain.pid) and record.pid != domain.pid):  # of an earlier run
+    if record is None or _is_of_an_earlier_run(record, domain):
         return instances.UNRECORDED
     if record.state == "ready":
         return trouble
     return record.reason or instances.HELPER_ENDED
+
+
+def _is_of_an_earlier_run(record: Record, domain: Entry) -> bool:
+    """Return whether that is certain. libvirt may give a number again after it was restarted; a PID may come later."""
+    both = (record.pid, domain.pid), (record.id, domain.id)
+    return any(None not in (then, now) and then != now for then, now in both)
 
 
 def unknown_qemu(record: Record) -> str | None:
