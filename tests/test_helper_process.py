@@ -160,6 +160,14 @@ def test_a_process_waits_a_moment_for_its_plan(registry: Registry, monkeypatch: 
         process._read(str(path))
 
 
+def test_what_a_confined_helper_imports_is_kept_compiled(tmp_path: Path) -> None:
+    """It writes no files, and would have to compile it at each start."""
+    script = "from libvirt_rapl.helper import plans; plans.keep_compiled()"
+    written = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-X", f"pycache_prefix={tmp_path}", "-c", script], env=written, check=True)
+    assert list(tmp_path.rglob("vmsr/serving.*.pyc"))
+
+
 BECOME = """
 import sys
 from functools import partial

@@ -62,6 +62,11 @@ def written(record: Record, registry: Registry, source: EnergySource, place: Run
             place.discard(record.uuid, "plan")
 
 
+def keep_compiled() -> None:
+    """Let Python keep in compiled form what a helper imports when it cannot write files any more."""
+    from libvirt_rapl.helper.vmsr import serving  # noqa: F401  no part of a start
+
+
 def become_helper(uuid: str, run_directory: Path, source: EnergySource) -> NoReturn:
     """Become the domain's helper. Raises VirtRaplError, OSError."""
     registry = Registry(run_directory)
@@ -73,6 +78,7 @@ def become_helper(uuid: str, run_directory: Path, source: EnergySource) -> NoRet
         raise VirtRaplError(f"no record of domain {uuid}", "helpers are started by the hook at `virsh start`")
     if record.reason:
         raise VirtRaplError(f"{record.name} was started without its helper: {record.reason}", "restart the domain")
+    keep_compiled()
     _write(path, _plan(record, registry, source))
     os.execv(sys.executable, command(str(path)))
 

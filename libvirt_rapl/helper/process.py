@@ -85,8 +85,9 @@ def _confine(plan: Plan) -> None:
     confinement.drop_privileges(registers=plan["reads_registers"])
     confinement.filter_system_calls(None)
     del helper.confinement
-    for name in ONCE:
-        sys.modules.pop(name, None)
+    for name in ONCE:  # ctypes has cycles that are kept alive from outside
+        if module := sys.modules.pop(name, None):
+            vars(module).clear()
     del confinement
     gc.collect()
 

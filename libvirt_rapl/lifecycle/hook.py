@@ -23,7 +23,7 @@ from libvirt_rapl import paths, start_settings
 from libvirt_rapl.domains.glance import Glance
 from libvirt_rapl.domains.names import MARK
 from libvirt_rapl.errors import UnreadableError, VirtRaplError, explain, printable
-from libvirt_rapl.helper import instances
+from libvirt_rapl.helper import instances, plans
 from libvirt_rapl.helper.records import Record, Registry, State
 from libvirt_rapl.host.requirements import check_host
 from libvirt_rapl.lifecycle import events, seeing
@@ -248,9 +248,7 @@ def follow(name: str, uuid: str, seen: Seen, config: StartSettings, operation: s
     _write(record, registry)
     # Asked last: if QEMU hangs, only its version is missing, which matters for `status` only.
     if not isinstance(seen, UnreadableError) and not record.qemu_version:
-        # Nobody waits any more. A helper, which writes no files, would have to compile this at each start.
-        from libvirt_rapl.helper.vmsr import serving  # noqa: F401
-
+        plans.keep_compiled()  # nobody waits any more
         with contextlib.suppress(VirtRaplError):
             record.qemu_version = seeing.version(seen.emulator(), Memory(WORDS / paths.REMEMBERED))
             _write(record, registry)
