@@ -66,7 +66,7 @@ class Instance:
         self.path = directory / f"{self.uuid}.sock"
         self.record = {"uuid": self.uuid, "name": "vm", "backend": backend, "owner_uid": 0, "owner_gid": 0}
         self.directory = directory
-        configuration = directory / "virt-rapl.yaml"
+        configuration = directory / f"{self.uuid}.yaml"  # others are just read
         configuration.write_text(f"run_directory: {directory}\nsource: {source}\n")
         (directory / f"{self.uuid}.json").write_text(json.dumps({**self.record, "vcpu_tids": {}}))
         command = [*program, f"--config={configuration}", "helper", self.uuid]

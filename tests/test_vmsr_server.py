@@ -500,6 +500,18 @@ def test_qemu_is_looked_for_at_once_and_every_tick_and_each_tick_shows_whether_i
     assert stage.ticks[2:] == [False, True, True, False]
 
 
+def test_a_request_brings_forward_a_tick_that_is_due_soon(stage: Stage) -> None:
+    """QEMU asks twice a second, so the helper need not wake up for its ticks alone."""
+    peer = stage.connect(QEMU)
+    stage.now += TICK_SECONDS / 2 - 0.1
+    assert stage.ask(peer) == VALUES[ENERGY]
+    assert len(stage.ticks) == 1
+    assert stage.epoll.wait == pytest.approx(TICK_SECONDS / 2 + 0.1)
+    stage.now += 0.1
+    assert stage.ask(peer) == VALUES[ENERGY]
+    assert (len(stage.ticks), stage.epoll.wait) == (2, TICK_SECONDS)
+
+
 @pytest.mark.parametrize(
     ("tid", "answered"),
     [(QEMU, True), (QEMU + 1, True), (OTHER, False), (999, True), (0, True), (0xFFFFFFFF, True)],
