@@ -420,6 +420,7 @@ def test_systemd_is_told_again_if_the_unit_does_not_come(
     with pytest.raises(VirtRaplError, match=f"journalctl -u {UNIT}"):
         instances.start(record(), registry, "auto", deadline)
     assert unit.asked == [START, KILL]
+    assert unit.timeouts[0] > -1, "when the deadline has come, at the latest"
 
 
 def test_a_unit_that_runs_without_its_files_is_started_anew(
