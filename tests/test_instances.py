@@ -411,6 +411,23 @@ def test_a_unit_that_the_hook_has_started_is_waited_for(
     assert unit.asked == ([KILL, START] if left else [])
 
 
+def test_a_unit_that_listens_as_soon_as_it_has_a_plan_is_not_taken_for_one_of_an_earlier_run(
+    registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = plans._write
+
+    def write(path: Path, plan: plans.Plan) -> None:
+        real(path, plan)
+        registry.path(UUID, "sock").touch()
+
+    monkeypatch.setattr(plans, "_write", write)
+    monkeypatch.setenv(instances.UNIT_STARTS, "yes")
+    monkeypatch.setattr(client, "probe", lambda *_, **__: os.getpid())
+    monkeypatch.setattr(instances, "_admit", lambda *_: None)
+    instances.start(record(), registry, "auto", LONG)
+    assert unit.asked == []
+
+
 @pytest.mark.parametrize("deadline", [0.1, LONG])
 def test_systemd_is_told_again_if_the_unit_does_not_come(
     registry: Registry, unit: Systemd, monkeypatch: pytest.MonkeyPatch, deadline: float

@@ -57,13 +57,18 @@ def start(record: Record, registry: Registry, source: EnergySource, deadline: fl
     `deadline` is in seconds. If the helper does not answer by then, ends it and raises VirtRaplError.
     """
     until, as_unit = time.monotonic() + deadline, systemd.runs()
+    if as_unit:
+        record.helper_pid = record.helper_start = None
     try:
+        # Looked for before there is a plan: a unit that waits for it makes these files at once.
+        left = any(registry.path(record.uuid, suffix).exists() for suffix in LISTENING)
+        if left or not as_unit:
+            stop(record, registry)  # one that a crash has left behind
         # One that comes when nobody waits any more finds no plan, and ends.
         with plans.written(record, registry, source, UNITS if as_unit else registry) as plan:
             if as_unit:
-                _start_unit(record, registry, until)
+                _start_unit(record, registry, until, anew=left)
             else:
-                stop(record, registry)  # one that a crash has left behind
                 record.helper_pid = _spawn(record, registry, plan)
                 record.helper_start = start_time(record.helper_pid)
             record.helper_pid = _wait_until_ready(record, registry, until)
@@ -225,17 +230,12 @@ def _unit(record: Record) -> str:
     return f"virt-rapl-helper@{record.uuid}.service"
 
 
-def _start_unit(record: Record, registry: Registry, until: float) -> None:
-    """Start the unit; systemd says that it has when the process listens."""
-    unit = _unit(record)
-    record.helper_pid = record.helper_start = None
-    soon = min(time.monotonic() + UNIT_SECONDS, until)
-    left = [path for suffix in LISTENING if (path := registry.path(record.uuid, suffix)).exists()]
-    if left:
-        stop(record, registry)  # one that a crash has left behind
-    elif UNIT_STARTS in os.environ and _appears(registry.path(record.uuid, "sock"), soon):
+def _start_unit(record: Record, registry: Registry, until: float, *, anew: bool) -> None:
+    """Start the unit; systemd says that it has when the process listens. `anew`: it has just been ended."""
+    unit, socket = _unit(record), registry.path(record.uuid, "sock")
+    if not anew and UNIT_STARTS in os.environ and _appears(socket, min(time.monotonic() + UNIT_SECONDS, until)):
         return
     systemd.systemctl("start", unit, timeout=until - time.monotonic())
-    if not left and not registry.path(record.uuid, "sock").exists():
+    if not anew and not socket.exists():
         stop(record, registry)  # it ran, without its files, and so nothing was started
         systemd.systemctl("start", unit, timeout=until - time.monotonic())
