@@ -31,6 +31,8 @@ HEAD = f"{START}  <title>  two  blanks </title>\n"
 TAIL = "  <memory unit='KiB'>65536</memory>\n\n\t<devices>\\\\ %s $HOME `id` \\c</devices>\n</domain>\n\n"
 UNMARKED = f"{HEAD}  <metadata>\n    <a:b xmlns:a='urn:a'/>\n  </metadata>\n{TAIL}"
 MARKED = f"{HEAD}  <metadata>\n{MARK}  </metadata>\n{TAIL}"
+ARGUMENT = f"<qemu:arg value='kvm,rapl=true,rapl-helper-socket=/run/virt-rapl/{UUID}.sock'/>"
+WITH_REGISTERS = MARKED.replace("</domain>", f"{ARGUMENT}\n</domain>")
 OTHER = "00000000-0000-4000-8000-000000000000"
 CDATA = f"<![CDATA[\n  <memory unit='KiB'>1</memory>\n  </metadata>\n  <uuid>{OTHER}</uuid>\n]]>"
 HIDDEN = [
@@ -164,14 +166,14 @@ def test_systemd_starts_the_helper_while_python_starts(guard: Guard, monkeypatch
     os.mkfifo(go_on)
     told = guard.with_systemd(monkeypatch, f"read line <{go_on}")
     guard.wakes(f'echo "$VIRT_RAPL_UNIT_STARTS" >{guard.seen}.env')
-    assert guard.run("a", "start", "begin", "-").returncode == 0
+    assert guard.run("a", "start", "begin", "-", xml=WITH_REGISTERS).returncode == 0
     assert Path(f"{guard.seen}.env").read_text() == "yes\n"
     assert not told.exists(), "nobody waits for it"
     go_on.write_text("go on\n")
     wait_until(lambda: told.exists() and told.read_text() == f"start virt-rapl-helper@{UUID}.service\n", 10, "told")
 
 
-@pytest.mark.parametrize("why", ["no systemd", "a plan is left", "unmarked", *ALWAYS_ZERO])
+@pytest.mark.parametrize("why", ["no systemd", "a plan is left", "unmarked", "marked for a channel", *ALWAYS_ZERO])
 def test_otherwise_python_starts_the_helper(guard: Guard, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     told = guard.with_systemd(monkeypatch)
     guard.wakes(f'echo "$VIRT_RAPL_UNIT_STARTS" >{guard.seen}.env')
@@ -179,7 +181,7 @@ def test_otherwise_python_starts_the_helper(guard: Guard, monkeypatch: pytest.Mo
         (guard.directory / "systemd").rmdir()
     (guard.directory / "run").mkdir()
     (guard.directory / "run" / f"{UUID}.{'plan' if why == 'a plan is left' else 'json'}").touch()
-    xml = UNMARKED if why == "unmarked" else MARKED
+    xml = {"unmarked": UNMARKED, "marked for a channel": MARKED}.get(why, WITH_REGISTERS)
     assert guard.run("a", why if why in ALWAYS_ZERO else "start", "begin", "-", xml=xml).returncode == 0
     noted = Path(f"{guard.seen}.env")
     wait_until(lambda: noted.exists() and noted.read_text() == "\n", 10, "Python was woken")
