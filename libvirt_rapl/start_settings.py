@@ -24,7 +24,7 @@ class StartSettings(NamedTuple):
 
 def load(path: Path = CONFIGURATION, memory: Path = MEMORY) -> StartSettings:
     """Return what is configured, from memory if no file was changed. Raises VirtRaplError as config.load() does."""
-    what = f"configuration {path}, read by {__version__}"
+    what = f"{', '.join(StartSettings._fields)} in {path}, read by {__version__}"
     seen = stamps([path.parent, path.parent / "conf.d", *files(path)])
     kept = Memory(memory).recall(what, seen)
     if kept is None:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -127,6 +128,24 @@ def test_settings_are_read_once_until_they_change(
     (path.parent / "conf.d/10.yaml").write_text("source: msr\n")
     assert [start_settings.load(path, memory.path).source for _ in range(2)] == ["msr", "msr"]
     assert len(reads) == 3
+
+
+@pytest.mark.usefixtures("later")
+def test_what_a_version_with_other_settings_remembers_is_not_taken(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout may change while its version number stays."""
+
+    class Fewer(NamedTuple):
+        run_directory: Path
+        helper: str
+
+    path = tmp_path / "virt-rapl.yaml"
+    path.write_text("helper: qemu\n")
+    with monkeypatch.context() as older:
+        older.setattr(start_settings, "StartSettings", Fewer)
+        assert len(start_settings.load(path, memory.path)) == 2
+    assert start_settings.load(path, memory.path).source == Config.source
 
 
 @pytest.mark.usefixtures("later")
