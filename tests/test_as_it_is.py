@@ -235,17 +235,23 @@ def test_who_has_chosen_the_channel_keeps_to_it(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record_pid", "pid", "by_policy", "state"),
+    ("record_pid", "record_id", "pid", "number", "by_policy", "state"),
     [
-        (100, 100, True, "active"),
-        (99, 100, True, "off"),
-        (None, 100, True, "off"),
-        (None, None, True, "off"),
-        (100, 100, False, "off"),
+        (100, None, 100, 3, True, "active"),
+        (99, 3, 100, 3, True, "off"),
+        (None, 3, 100, 3, True, "active"),
+        (None, 2, 100, 3, True, "off"),
+        (None, None, 100, None, True, "off"),
+        (None, 3, None, 3, True, "off"),
+        (100, 3, 100, 3, False, "off"),
+        (None, 3, 100, 3, False, "off"),
     ],
 )
-def test_its_state(record_pid: int | None, pid: int | None, by_policy: bool, state: str) -> None:
-    entry = Entry(name="a", uuid=UUID, id=3, state="running", pid=pid, mark=None)
+def test_its_state(
+    record_pid: int | None, record_id: int | None, pid: int | None, number: int | None, by_policy: bool, state: str
+) -> None:
+    """Its PID is recorded after its start, behind libvirt's back; until then its number shows whose record it is."""
+    entry = Entry(name="a", uuid=UUID, id=number, state="running", pid=pid, mark=None)
     record = Record(
         uuid=UUID,
         name="a",
@@ -254,6 +260,7 @@ def test_its_state(record_pid: int | None, pid: int | None, by_policy: bool, sta
         owner_gid=0,
         state="ready",
         pid=record_pid,
+        id=record_id,
         by_policy=by_policy,
     )
     assert meter_state.state_with(entry, record, "") == (state, "")

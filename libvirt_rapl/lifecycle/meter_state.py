@@ -22,7 +22,11 @@ def state_with(domain: Entry, record: Record | None, trouble: str) -> tuple[Mete
 
 def by_policy(domain: Entry, record: Record | None) -> bool:
     """Return whether the configuration alone has given the running domain its meter, without a mark."""
-    return record is not None and record.by_policy and domain.pid is not None and record.pid == domain.pid
+    if record is None or not record.by_policy or domain.pid is None:
+        return False
+    if record.pid is None:  # the hook's `started`, for which nobody waits, comes yet or has failed
+        return domain.id is not None and record.id == domain.id
+    return record.pid == domain.pid
 
 
 def _reason(domain: Entry, record: Record | None, trouble: str) -> str:
