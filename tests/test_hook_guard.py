@@ -263,6 +263,17 @@ def test_a_python_that_fails_while_libvirt_goes_on_is_an_event(guard: Guard) -> 
     assert event.reason == "Python ended with status 3"
 
 
+def test_what_records_processes_runs_once_more_if_it_was_killed(guard: Guard) -> None:
+    (guard.directory / "run").mkdir()
+    first, second = guard.directory / "first", guard.directory / "second"
+    guard.wakes(f"[ ! -e {first} ] || exec touch {second}\nmv {guard.seen}.stdin {first}\nkill -9 $$")
+    assert guard.run("a", "started", "begin", "-").returncode == 0
+    wait_until(second.exists, 10, "it runs again")
+    assert guard.got() == ([*WOKEN, "a", "started", "begin", "-"], MARKED)
+    (event,) = events.read(guard.directory / "run")
+    assert (event.result, event.reason) == ("failed", "Python ended with status 137")
+
+
 @pytest.mark.parametrize("operation", ["start", "stopped", "restore"])
 @pytest.mark.parametrize("ignored", ["", "trap '' TERM; "], ids=["", "ignores SIGTERM"])
 def test_a_python_that_hangs_is_ended(
