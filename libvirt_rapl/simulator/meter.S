@@ -50,18 +50,20 @@
         .set    PORT_OPEN, 6
         .set    PORT_NAME, 7
 
-        # Segments. A queue has two pages: descriptors, available ring and what we remember, then the used ring. Those
-        # of control messages have their buffers behind it.
+        # Segments. A queue has 16 to 1024 places (QEMU has 32 and 128; since 10.0.13 always 1024), and that depends on
+        # it: descriptors, of which we use the first; the available ring; and on a page of its own the used ring. What
+        # we remember, and the buffers of control messages, are where no size has anything that is used.
         .set    CONTROL_IN, 0x1000      # queue 2
-        .set    CONTROL_OUT, 0x1200     # queue 3
-        .set    PORT_IN, 0x1400         # queue 2 n + 2 for port n
-        .set    PORT_BUFFERS, 0x1600
-        .set    LINE, 0x2000
-        .set    AVAILABLE, 0xff0        # offset of the available ring, which depends on the size of the queue
-        .set    MASK, 0xff2             # that size minus 1
+        .set    CONTROL_OUT, 0x1800     # queue 3
+        .set    PORT_IN, 0x2000         # queue 2 n + 2 for port n
+        .set    PORT_BUFFERS, 0x2800
+        .set    LINE, 0x3000
+        .set    AVAILABLE, 0xff0        # offset of the available ring
+        .set    MASK, 0xff2             # size of the queue minus 1
         .set    SEEN, 0xff4             # how many used buffers we have seen
         .set    NUMBER, 0xff6           # of the queue
-        .set    USED, 0x1000
+        .set    USED, 0xff8             # offset of the used ring
+        .set    UNUSED, 0x1000          # what that is before the queue is set up
         .set    CONTROL_BUFFERS, 0x1800
         .set    CONTROL_BUFFER, 128     # bytes
         .set    PORT_BUFFER, 1024
@@ -376,7 +378,8 @@ find:   movzbl  SLOT, %esi              # look at one PCI device, and prepare it
         mov     %ax, %es
         movw    $0, %es:NUMBER
         movw    $0, %es:SEEN
-        movw    $0, %es:USED + 2
+        movw    $UNUSED, %es:USED
+        movw    $0, %es:UNUSED + 2
         mov     $STATUS, %dx
         mov     $7, %al                 # the driver is ready
         out     %al, %dx
@@ -429,9 +432,14 @@ descriptor:
         mov     %cx, %di
         shl     $4, %di
         mov     %di, %es:AVAILABLE
+        lea     4 + 4095(%di), %si      # it has 4 bytes, and two for each place; then a page begins
+        add     %cx, %si
+        add     %cx, %si
+        and     $0xf000, %si
+        mov     %si, %es:USED
         mov     %bx, %es:NUMBER
         movw    $0, %es:SEEN
-        movw    $0, %es:USED + 2
+        movw    $0, %es:2(%si)
         movl    $1, %es:(%di)           # nothing yet, and no interrupts
         xor     %ax, %ax
 place:  mov     %ax, %es:4(%di)
@@ -449,12 +457,13 @@ offer:  mov     %es:AVAILABLE, %di      # offer the next %ax buffers of queue %e
         ret
 
 next:   mov     %es:SEEN, %ax           # ZF: no more used buffers in queue %es; else %bx: which, %cx: bytes in it
-        cmp     %es:USED + 2, %ax
+        mov     %es:USED, %di
+        cmp     %es:2(%di), %ax
         je      none
         mov     %ax, %bx
         and     %es:MASK, %bx
         shl     $3, %bx
-        mov     %es:USED + 8(%bx), %cx
+        mov     %es:8(%bx,%di), %cx
         mov     %ax, %bx
         and     $BUFFERS - 1, %bx
         incw    %es:SEEN
