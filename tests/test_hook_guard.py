@@ -164,7 +164,7 @@ def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operatio
 def test_systemd_starts_the_helper_while_python_starts(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = guard.directory / "go-on"
     os.mkfifo(go_on)
-    told = guard.with_systemd(monkeypatch, f"read line <{go_on}")
+    told = guard.with_systemd(monkeypatch, f"timeout 20 cat {go_on} >{guard.directory}/read")
     guard.wakes(f'echo "$VIRT_RAPL_UNIT_STARTS" >{guard.seen}.env')
     assert guard.run("a", "start", "begin", "-", xml=WITH_REGISTERS).returncode == 0
     assert Path(f"{guard.seen}.env").read_text() == "yes\n"
