@@ -9,7 +9,6 @@ from libvirt_rapl.config_key import files
 from libvirt_rapl.remembered import Memory, stamps
 
 CONFIGURATION = Path("/", paths.CONFIGURATION)
-MEMORY = Path("/", paths.RUN_DIRECTORY, paths.REMEMBERED)
 
 
 class StartSettings(NamedTuple):
@@ -22,22 +21,22 @@ class StartSettings(NamedTuple):
     hook_deadline: float
 
 
-def load(path: Path = CONFIGURATION, memory: Path = MEMORY) -> StartSettings:
+def load(path: Path, memory: Memory) -> StartSettings:
     """Return what is configured, from memory if no file was changed. Raises VirtRaplError as config.load() does."""
     what = f"{', '.join(StartSettings._fields)} in {path}, read by {__version__}"
     seen = stamps([path.parent, path.parent / "conf.d", *files(path)])
-    kept = Memory(memory).recall(what, seen)
+    kept = memory.recall(what, seen)
     if kept is None:
         from libvirt_rapl import config
 
         settings = _settings(config.load(path))
-        Memory(memory).keep(what, seen, (str(settings.run_directory), *settings[1:]))
+        memory.keep(what, seen, (str(settings.run_directory), *settings[1:]))
         return settings
     run_directory, *others = kept
     return StartSettings(Path(run_directory), *others)
 
 
-def defaults(path: Path = CONFIGURATION) -> StartSettings:
+def defaults(path: Path) -> StartSettings:
     """Return the defaults, and `on_failure` as far as it can be read in a configuration that load() rejects."""
     from libvirt_rapl import config
 

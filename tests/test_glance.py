@@ -10,9 +10,10 @@ from hypothesis import given
 from libvirt_rapl.domains import glance, names
 from libvirt_rapl.domains.definition import Definition
 from libvirt_rapl.domains.glance import Threads
+from libvirt_rapl.helper.run_directory import RunDirectory
 
-RUN = Path("/run/virt-rapl")
-SOCKET = f"{RUN}/{UUID}.sock"
+RUN = RunDirectory(Path("/run/virt-rapl"))
+SOCKET = RUN.socket(UUID)
 PLAIN = domain(
     "<title>a &lt; b</title>\n  <metadata><x:y xmlns:x='urn:x'>é</x:y></metadata>\n  <vcpu current='2'>2</vcpu>\n"
     "  <os><type arch='x86_64' machine='pc'>hvm</type></os>\n"
@@ -26,7 +27,7 @@ ARGUMENTS = f'<qemu:arg value="-accel"/>\n    <qemu:arg value="{names.ACCELERATO
 
 
 def test_what_it_sees() -> None:
-    seen = glance.at_domain(MARKED, RUN)
+    seen = glance.at_domain(MARKED, RUN.socket)
     assert seen
     assert (seen.name, seen.uuid, seen.id, seen.dac_label) == ("guest", UUID, 3, "+64055:+993")
     assert (seen.helper_socket, seen.emulator()) == (SOCKET, "/usr/bin/qemu-system-x86_64")
@@ -35,7 +36,7 @@ def test_what_it_sees() -> None:
 @given(domains())
 def test_it_sees_nothing_in_which_definition_finds_a_fault(xml: str) -> None:
     for text in (xml, Definition.parse(xml).with_registers(socket=SOCKET).xml):
-        if seen := glance.at_domain(text, RUN):
+        if seen := glance.at_domain(text, RUN.socket):
             definition = Definition.parse(text)
             assert definition.has_registers
             definition.check(SOCKET)
@@ -80,14 +81,15 @@ def test_of_anything_else_it_says_nothing(part: str, instead: str) -> None:
     """Some of these `definition` refuses, some it does not: it is asked."""
     changed = MARKED.replace(part, instead)
     assert changed != MARKED
-    assert glance.at_domain(changed, RUN) is None
+    assert glance.at_domain(changed, RUN.socket) is None
 
 
 @pytest.mark.parametrize("directory", ["/run/elsewhere", "/run/a,b", "/run/" + "x" * 100])
 def test_only_the_socket_of_the_run_directory_is_in_order(directory: str) -> None:
-    assert glance.at_domain(MARKED, Path(directory)) is None
-    assert glance.at_domain(MARKED.replace(str(RUN), directory), Path("/run/virt-rapl")) is None
-    at_home = glance.at_domain(MARKED.replace(str(RUN), directory), Path(directory))
+    elsewhere, moved = RunDirectory(Path(directory)), MARKED.replace(str(RUN.run_directory), directory)
+    assert glance.at_domain(MARKED, elsewhere.socket) is None
+    assert glance.at_domain(moved, RUN.socket) is None
+    at_home = glance.at_domain(moved, elsewhere.socket)
     assert (at_home is not None) == (directory == "/run/elsewhere")
 
 

@@ -120,13 +120,13 @@ def test_settings_are_read_once_until_they_change(
     monkeypatch.setattr(config, "load", load)
     path.write_text("helper: qemu\nrun_directory: /run/elsewhere\n")
     for _ in range(2):
-        settings = start_settings.load(path, memory.path)
+        settings = start_settings.load(path, memory)
         assert settings == (Path("/run/elsewhere"), "qemu", "degrade", "auto", 5.0)
     assert reads == [path]
     (path.parent / "conf.d").mkdir()
-    assert start_settings.load(path, memory.path).source == "auto"
+    assert start_settings.load(path, memory).source == "auto"
     (path.parent / "conf.d/10.yaml").write_text("source: msr\n")
-    assert [start_settings.load(path, memory.path).source for _ in range(2)] == ["msr", "msr"]
+    assert [start_settings.load(path, memory).source for _ in range(2)] == ["msr", "msr"]
     assert len(reads) == 3
 
 
@@ -144,8 +144,8 @@ def test_what_a_version_with_other_settings_remembers_is_not_taken(
     path.write_text("helper: qemu\n")
     with monkeypatch.context() as older:
         older.setattr(start_settings, "StartSettings", Fewer)
-        assert len(start_settings.load(path, memory.path)) == 2
-    assert start_settings.load(path, memory.path).source == Config.source
+        assert len(start_settings.load(path, memory)) == 2
+    assert start_settings.load(path, memory).source == Config.source
 
 
 @pytest.mark.usefixtures("later")
@@ -154,6 +154,6 @@ def test_a_mistake_is_found_each_time(tmp_path: Path, memory: Memory) -> None:
     path.write_text("helper: none\non_failure: refuse\n")
     for _ in range(2):
         with pytest.raises(VirtRaplError, match="helper: expected one of"):
-            start_settings.load(path, memory.path)
+            start_settings.load(path, memory)
     assert start_settings.defaults(path).on_failure == "refuse"
     assert start_settings.defaults(path).helper == Config.helper

@@ -5,7 +5,7 @@ Only a domain whose registers are as we put them in, and which can have them, is
 takes. So that it takes nothing more, it stops at what a parser can be told to allow or not: document types, and limits.
 """
 
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from xml.parsers.expat import ExpatError, ParserCreate
@@ -14,8 +14,6 @@ from libvirt_rapl import paths
 from libvirt_rapl.domains.names import ACCELERATOR, MARK, QEMU, WRAPPER_SUFFIX, check_socket
 from libvirt_rapl.errors import VirtRaplError
 
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""As libvirt writes it."""
 MOST_BYTES, MOST_DEPTH, LONGEST_NAME = 1 << 20, 200, 1000
 """Well below libxml2's limits."""
 LIBVIRT_RUN = Path("/", paths.LIBVIRT_RUN)
@@ -62,10 +60,14 @@ class _Element:
         return found
 
 
-def at_domain(xml: str, run_directory: Path) -> Glance | None:
-    """Return what is known of the domain; None if its registers are not in order, or it cannot have any."""
+def at_domain(xml: str, socket_of: Callable[[str], str]) -> Glance | None:
+    """Return what is known of the domain; None if its registers are not in order, or it cannot have any.
+
+    `socket_of` returns the path of a helper's socket by the domain's UUID, or raises ValueError if that is not written
+    as libvirt writes it: see helper.run_directory.
+    """
     try:
-        return _glance(_read(xml.encode()), run_directory)
+        return _glance(_read(xml.encode()), socket_of)
     except (ExpatError, _StopError, UnicodeError, LookupError, ValueError, VirtRaplError):
         return None
 
@@ -116,10 +118,10 @@ def _read(xml: bytes, stop_at: str | None = None) -> _Element:
     return above[0].children[0]
 
 
-def _glance(domain: _Element, run_directory: Path) -> Glance:
-    """Raises _StopError, or LookupError, if anything is not as it is in a domain with registers that libvirt starts."""
+def _glance(domain: _Element, socket_of: Callable[[str], str]) -> Glance:
+    """Raises an error if anything is not as it is in a domain with registers that libvirt starts: see at_domain()."""
     uuid = _text(domain.find("uuid")[0])
-    socket = f"{run_directory}/{uuid}.sock"
+    socket = socket_of(uuid)
     check_socket(socket)
     (mark,) = (
         child for each in domain.find("metadata") for child in each.children if child.name.startswith(f"{MARK}}}")
@@ -133,7 +135,6 @@ def _glance(domain: _Element, run_directory: Path) -> Glance:
         domain.name == "domain",
         domain.attributes["type"] == "kvm",
         all(each.attributes.get("arch", "x86_64") == "x86_64" for each in types),
-        UUID.fullmatch(uuid),
         vcpu.attributes.get("current", cpus).strip() == cpus,
         all(each.attributes.get("enabled") != "no" for each in domain.find("vcpus", "vcpu")),
         mark.name == f"{MARK}}}rapl",

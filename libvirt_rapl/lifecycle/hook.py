@@ -181,11 +181,9 @@ def start(
             record.owner_uid, record.owner_gid = _owner(seen.dac_label)
             # Before anything can go wrong: the wrapper reads this if we do not get any further.
             _write(record, registry)
-            socket = registry.socket(uuid)
-            if not isinstance(seen, Glance):
-                seen.check(socket)
-                if not record.by_policy:
-                    seen.check_takes_effect()
+            if not (isinstance(seen, Glance) or record.by_policy):  # of these the same is known already
+                seen.check(registry.socket(uuid))
+                seen.check_takes_effect()
             check_host()
             instances.start(record, registry, config.source, config.hook_deadline * HELPER_SHARE)
             _enter(record, "ready", "")
@@ -250,7 +248,7 @@ def follow(name: str, uuid: str, seen: Seen, config: StartSettings, operation: s
     if not isinstance(seen, UnreadableError) and not record.qemu_version:
         plans.keep_compiled()  # nobody waits any more
         with contextlib.suppress(VirtRaplError):
-            record.qemu_version = seeing.version(seen.emulator(), Memory(WORDS / paths.REMEMBERED))
+            record.qemu_version = seeing.version(seen.emulator(), _memory())
             _write(record, registry)
     return record
 
@@ -285,10 +283,14 @@ def _registries(seen: Seen, config: StartSettings) -> list[Registry]:
     return [Registry(config.run_directory), *(registry for registry in former if registry.is_made_by_us())]
 
 
+def _memory() -> Memory:
+    return Memory(WORDS / paths.REMEMBERED)
+
+
 def _config_or_defaults(path: Path) -> tuple[StartSettings, VirtRaplError | None]:
     """Return the configuration. If it cannot be read: the defaults with the owner's `on_failure`, and the error."""
     try:
-        return start_settings.load(path, WORDS / paths.REMEMBERED), None
+        return start_settings.load(path, _memory()), None
     except VirtRaplError as error:
         return start_settings.defaults(path), error
 

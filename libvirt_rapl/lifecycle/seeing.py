@@ -10,6 +10,7 @@ from libvirt_rapl.domains import glance
 from libvirt_rapl.domains.glance import Glance, Threads
 from libvirt_rapl.domains.names import WRAPPER_SUFFIX
 from libvirt_rapl.errors import UnreadableError
+from libvirt_rapl.helper.run_directory import RunDirectory
 from libvirt_rapl.host.processes import start_time
 from libvirt_rapl.remembered import Memory, stamps
 
@@ -24,7 +25,7 @@ Seen: TypeAlias = "Glance | Definition | UnreadableError"
 
 def at(xml: str, run_directory: Path) -> tuple[str, Seen]:
     """Return the domain's UUID and what is known of it. Raises UnreadableError as in_full() does."""
-    if seen := glance.at_domain(xml, run_directory):
+    if seen := glance.at_domain(xml, RunDirectory(run_directory).socket):
         return seen.uuid, seen
     return in_full(xml)
 
