@@ -179,9 +179,17 @@ def _adopting() -> Iterator[None]:
 def _nobodys_children() -> set[int]:
     """Return our children that run as nobody."""
     found = set()
-    for path in Path("/proc/self/task").glob("*/children"):
-        for pid in path.read_text(encoding="ascii").split():
-            with contextlib.suppress(FileNotFoundError):
-                if Path("/proc", pid).stat().st_uid == NOBODY:
-                    found.add(int(pid))
+    for pid in _children():
+        with contextlib.suppress(FileNotFoundError):
+            if Path("/proc", pid).stat().st_uid == NOBODY:
+                found.add(int(pid))
     return found
+
+
+def _children() -> list[str]:
+    """Return the PIDs of our children: Linux lists those of each thread."""
+    while True:
+        # A thread that ends meanwhile leaves its children to another one, which may have been looked at already.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lists = [path.read_text(encoding="ascii") for path in Path("/proc/self/task").glob("*/children")]
+            return " ".join(lists).split()

@@ -207,6 +207,25 @@ def test_who_asks_at_the_same_time_gets_an_answer_too(script: Path) -> None:
     asking.join()
 
 
+@needs_root
+@pytest.mark.parametrize("error", [FileNotFoundError, ProcessLookupError])
+def test_a_thread_of_ours_that_ends_meanwhile_harms_nothing(
+    script: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    """As the one that has opened libvirt: of a thread that ends, Linux refuses to open the list or to read it."""
+    read_text, ending = Path.read_text, [error, error]
+
+    def read(path: Path, *arguments: str, **options: str) -> str:
+        if path.name == "children" and ending:
+            raise ending.pop()
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    ask(script, f"sleep {SLEEP} &")
+    assert not ending
+    assert sleepers() == []
+
+
 @contextlib.contextmanager
 def standard_input(descriptor: int) -> Iterator[None]:
     """Have another standard input meanwhile; pytest's is empty."""
