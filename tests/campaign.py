@@ -338,7 +338,6 @@ def _judged(guest: Guest, domain: dict[str, Any]) -> Iterator[str]:
         yield f"the reason is {domain['reason']!r}, not {guest.meter!r}"
 
 
-def units(domain: Guest) -> int:
-    """Return the counter that a guest read last; 0 before it has read any."""
-    readings = domain.host.world.readings(domain.name)
-    return readings[-1].energy if readings else 0
+def energies(guest: Guest) -> list[int]:
+    """Return what a guest has read from its counter so far, in this run and in earlier ones, in energy units."""
+    return [reading.energy for reading in guest.host.world.readings(guest.name)]

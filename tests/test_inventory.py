@@ -69,7 +69,7 @@ class FakeLibvirt:
         self.domains: dict[str, FakeDomain] = {}
         self.there = True
         self.opened: list[bool] = []
-        self.closed = 0
+        self.closed = self.subscribed = self.losses = 0
         self.changed: Callable[..., None] = lambda *_: None
         self.lost: Callable[..., None] = lambda *_: None
 
@@ -87,8 +87,13 @@ class FakeLibvirt:
         del self.domains[domain.UUIDString()]
         self.changed(self, domain, 0, 0, None)
 
+    def is_followed(self) -> bool:
+        """Whether the thread has come to rest: it has subscribed once more than it lost us."""
+        return self.subscribed > self.losses
+
     def lose(self) -> None:
         self.there = False
+        self.losses += 1
         self.lost(self, 0, None)
 
     def domainEventRegisterAny(self, _: None, event: int, callback: Callable[..., None], __: None) -> int:  # noqa: N802
@@ -101,6 +106,7 @@ class FakeLibvirt:
 
     def registerCloseCallback(self, callback: Callable[..., None], _: None) -> None:  # noqa: N802
         self.lost = callback
+        self.subscribed += 1
 
     def unregisterCloseCallback(self) -> None:  # noqa: N802
         raise failure(libvirt.VIR_ERR_INTERNAL_ERROR)  # as a connection that has gone does
@@ -134,7 +140,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibvirt]:
     monkeypatch.setattr(inventory, "read_run_state", lambda _: RunState(1, {}))  # a process that is there
     yield fake
     fake.there = True
-    eventually(lambda: len(fake.opened) > fake.closed)  # the thread, which has no end, comes to rest
+    eventually(fake.is_followed)  # the thread, which has no end, would follow the libvirt of the next test
 
 
 def entry(number: int, *, running: bool = True, mark: Mark | None = None) -> Entry:
@@ -369,7 +375,7 @@ def test_waits_become_longer_while_it_is_away_and_short_again(
     for _ in range(2):
         eventually(lambda: len(waited) > 4)
         fake.there = True
-        eventually(lambda: len(fake.opened) > fake.closed)
+        eventually(fake.is_followed)
         assert waited[:4] == [1.0, 2.0, 3.0, 3.0]
         waited.clear()
         fake.lose()
