@@ -1,6 +1,8 @@
 """How a helper reads counters: files of powercap, or registers, and what a package has counted in all."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,24 +24,27 @@ class Files:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.now = 1000 * SECOND
+        self.opened = contextlib.ExitStack()
 
     def powercap(self, text: str, name: str = "energy_uj") -> Zone:
         (self.directory / name).write_text(text)
         return Zone(Counter(0, str(self.directory / name), 0, WRAP, 1000), UNIT)
 
     def register(self, *values: int, name: str = "msr") -> Zone:
-        with (self.directory / name).open("wb") as file:
-            file.seek(REGISTER)
+        with (self.directory / name).open("wb") as written:
+            written.seek(REGISTER)
             for value in values:
-                file.write(value.to_bytes(8, "little"))
-        return Zone(Counter(3, str(self.directory / name), REGISTER, WRAP, 1000), UNIT)
+                written.write(value.to_bytes(8, "little"))
+        file = self.opened.enter_context((self.directory / name).open("rb"))
+        return Zone(Counter(3, file.fileno(), REGISTER, WRAP, 1000), UNIT)
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
     files = Files(tmp_path)
     monkeypatch.setattr(energy, "boot_nanoseconds", lambda: files.now)
-    return files
+    with files.opened:
+        yield files
 
 
 @pytest.mark.parametrize(("text", "microjoules"), [("0\n", 0), ("262143328850\n", 262_143_328_850)])

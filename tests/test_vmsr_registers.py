@@ -1,8 +1,9 @@
 """Registers from a fixture tree: the CPU's own, or made from powercap's files."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from libvirt_rapl.helper.vmsr import energy, registers
 from libvirt_rapl.helper.vmsr.energy import Package, Zone
 from libvirt_rapl.helper.vmsr.protocol import ENERGY, POWER_INFO, POWER_LIMIT, POWER_UNIT, ReadRegister
 from libvirt_rapl.helper.vmsr.readers import Readers
-from libvirt_rapl.helper.vmsr.registers import find
+from libvirt_rapl.helper.vmsr.registers import Counter, Registers, find
 from libvirt_rapl.host.msr import MsrZone
 from libvirt_rapl.host.requirements import check_host
 
@@ -25,6 +26,7 @@ class Host:
 
     def __init__(self, root: Path) -> None:
         self.sys, self.dev, self.proc = root / "sys", root / "dev", root / "proc"
+        self.opened = contextlib.ExitStack()
         self.write("proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 142\n")
         self.write("sys/devices/system/cpu/online", "0-1")
         for cpu in (0, 1):
@@ -50,20 +52,34 @@ class Host:
                 file.seek(register)
                 file.write(value.to_bytes(8, "little"))
 
+    def found(self, source: EnergySource) -> Registers:
+        """Return what the helper has: registers are open."""
+        found = find(source, sys=self.sys, dev=self.dev, proc=self.proc)
+        return found._replace(counters=tuple(map(self._opened, found.counters)))
+
+    def _opened(self, counter: Counter) -> Counter:
+        if not counter.register:
+            return counter
+        descriptor = os.open(str(counter.file), os.O_RDONLY)
+        self.opened.callback(os.close, descriptor)
+        return counter._replace(file=descriptor)
+
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    with host.opened:
+        yield host
 
 
 def peers(host: Host, source: EnergySource) -> ReadRegister:
     """Return how a peer reads registers."""
-    return Readers(find(source, sys=host.sys, dev=host.dev, proc=host.proc)).reader_for(os.getpid())
+    return Readers(host.found(source)).reader_for(os.getpid())
 
 
 def counted(host: Host, source: EnergySource) -> Callable[[int], int]:
     """Return what reads all that a package has counted, in units of ENERGY."""
-    found = find(source, sys=host.sys, dev=host.dev, proc=host.proc)
+    found = host.found(source)
     packages = {
         number: Package([Zone(counter, found.unit) for counter in found.counters if counter.package == number])
         for number in {counter.package for counter in found.counters}
@@ -161,7 +177,7 @@ def test_which_source_is_taken(
         assert ("may not be read" in caught.value.message) == ((source, msr) == ("msr", "may not be read"))
         return
     found = find(source, sys=host.sys, dev=host.dev, proc=host.proc)
-    assert [counter.path for counter in found.counters] == [expected]
+    assert [counter.file for counter in found.counters] == [expected]
     assert [counter.register for counter in found.counters] == [ENERGY if "msr" in expected else 0]
     assert found.cpus == ((0, 0), (1, 1))
     assert found.unit == (15625, 256)

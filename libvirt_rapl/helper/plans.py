@@ -37,8 +37,6 @@ class Plan(TypedDict):
     machine: str
     registers: Registers
     """These are what vmsr.serving takes."""
-    reads_registers: bool
-    """Whether it needs CAP_SYS_RAWIO."""
 
 
 def command(path: str) -> tuple[str, ...]:
@@ -97,7 +95,6 @@ def _plan(record: Record, registry: Registry, source: EnergySource) -> Plan:
         owner_uid=record.owner_uid,
         machine="" if record.id is None else str(record.id),
         registers=cast("Registers", ()),
-        reads_registers=True,
     )
     if record.backend == "qemu":
         return {**plan, "program": qemu_helper()}
@@ -106,8 +103,4 @@ def _plan(record: Record, registry: Registry, source: EnergySource) -> Plan:
     except (OSError, ValueError) as error:
         raise VirtRaplError(f"cannot read energy: {error}", "run as root") from error
     plain = (*found[:1], tuple(map(tuple, found.counters)), *found[2:])  # marshal knows no subclasses of tuple
-    return {
-        **plan,
-        "registers": cast("Registers", plain),
-        "reads_registers": any(counter.register for counter in found.counters),
-    }
+    return {**plan, "registers": cast("Registers", plain)}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from libvirt_rapl.helper.plans import Plan
+    from libvirt_rapl.helper.vmsr.registers import Registers
 
 OWNER = "VIRT_RAPL_HELPER_OF"
 """In the environment of a helper that is not a unit: the UUID of its domain."""
@@ -39,13 +40,14 @@ def run(path: str) -> None:
         if plan["program"]:
             _become_qemu_helper(plan, listener)
         life = os.open(plan["life"], os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        _confine(plan)
+        registers = _opened(plan["registers"])
+        _confine()
     except (VirtRaplError, OSError) as error:
         hint = getattr(error, "hint", "") or "is there space, and permission?"
         sys.exit(printable(f"virt-rapl: error: {explain(error)}") + "\n" + printable(f"hint: {hint}"))
     from libvirt_rapl.helper.vmsr.serving import serve
 
-    serve(listener, life, plan["state"], plan["owner_uid"], plan["machine"], plan["registers"])
+    serve(listener, life, plan["state"], plan["owner_uid"], plan["machine"], registers)
 
 
 def _read(path: str) -> Plan:
@@ -76,13 +78,23 @@ def _listen(path: str) -> socket:
     return listener
 
 
-def _confine(plan: Plan) -> None:
+def _opened(registers: Registers) -> Registers:
+    """Open the registers of the CPU, for which Linux asks for CAP_SYS_RAWIO: then they can be read without it."""
+    constants, counters, cpus, unit = registers
+    opened = [
+        (package, os.open(str(file), os.O_RDONLY | os.O_CLOEXEC) if register else file, register, *rest)
+        for package, file, register, *rest in counters
+    ]
+    return constants, opened, cpus, unit  # type: ignore[return-value]  # plain tuples, as the plan has them
+
+
+def _confine() -> None:
     """Give up all that serving does not need. Raises OSError, VirtRaplError."""
     from libvirt_rapl import helper
     from libvirt_rapl.helper import confinement
 
     confinement.limit_resources()
-    confinement.drop_privileges(registers=plan["reads_registers"])
+    confinement.drop_privileges(registers=False)
     confinement.filter_system_calls(None)
     del helper.confinement
     for name in ONCE:  # ctypes has cycles that are kept alive from outside

@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 class Zone:
-    """One counter: a file of powercap, or a register; see libvirt_rapl.host.zones.Zone."""
+    """One counter: a file of powercap, or an open register; see libvirt_rapl.host.zones.Zone."""
 
-    __slots__ = ("_path", "_register", "_unit", "kind", "most_watts", "name", "package", "wrap")
+    __slots__ = ("_file", "_register", "_unit", "kind", "most_watts", "name", "package", "wrap")
 
     def __init__(self, counter: Counter, unit: tuple[int, int]) -> None:
         """Take the place of the counter and, for a register, its unit: a fraction of microjoules."""
-        self.package, self._path, self._register, self.wrap, self.most_watts = counter
+        self.package, self._file, self._register, self.wrap, self.most_watts = counter
         self._unit = unit
         self.name = f"package-{self.package}"
         self.kind = "package"
 
     def read(self) -> int:
         """Return microjoules. Raises OSError or ValueError."""
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        if isinstance(self._file, int):
+            value = int.from_bytes(os.pread(self._file, 8, self._register)[:4], "little")  # bits 0 to 31 count
+            return value * self._unit[0] // self._unit[1]
+        descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if not self._register:
-                return int(os.read(descriptor, 32))
-            value = int.from_bytes(os.pread(descriptor, 8, self._register)[:4], "little")  # bits 0 to 31 count
+            return int(os.read(descriptor, 32))
         finally:
             os.close(descriptor)
-        return value * self._unit[0] // self._unit[1]
 
 
 class Package:

@@ -26,9 +26,10 @@ class Counter(NamedTuple):
     """A counter of energy of a package, or of one of its dies."""
 
     package: int
-    path: str
+    file: str | int
+    """Path; of registers, the descriptor as soon as the helper has opened them."""
     register: int
-    """Its address in the file at `path`; 0: a text file of powercap."""
+    """Its address in the file; 0: a text file of powercap."""
     wrap: int
     """As of libvirt_rapl.host.zones.Zone, in microjoules; so is the next."""
     most_watts: int
