@@ -116,7 +116,7 @@ def test_the_configurations_choice_is_reported_once(amd: World, name: str) -> No
         wait_until(lambda: status_socket.ask(amd.path(SOCKET)), 30, "virt-rapld answers")
         amd.run(["virsh", "desc", name, "--config", "an edit that the policy would look at"])
         amd.run(["virsh", "start", name])
-        wait_until(lambda: (state(amd, name), state(amd, other)) == (("off", None),) * 2, 10, "they are left alone")
+        wait_until(lambda: (state(amd, name), state(amd, other)) == (("off", None),) * 2, 30, "they are left alone")
         amd.kill(int(daemon.stdout), "TERM")
         assert amd.path("/mnt/daemon.log").read_text().count(REASON) == 1
     finally:
@@ -141,7 +141,7 @@ def test_a_domain_that_was_enabled_elsewhere_runs_and_says_why_it_has_no_meter(a
     )
     amd.run(["virsh", "define", "/proc/self/fd/0"], input=marked)
     amd.run(["virsh", "start", name])
-    wait_until(lambda: state(amd, name) == ("degraded", REASON), 10, "it says why")
+    wait_until(lambda: state(amd, name) == ("degraded", REASON), 30, "it says why")
     amd.run(["virsh", "destroy", name])
     done = amd.run(["virt-rapl", "doctor"], check=False)
     assert f"{name}: gets no meter at its next start: {REASON}" in done.stdout

@@ -276,7 +276,7 @@ def test_the_systems_own_have_our_environment_and_an_end(script: Path, monkeypat
         commands.run(str(script.parent / "none"), timeout=20)
     commands.run(put(script, f"trap '' TERM; sleep {SLEEP} &"), timeout=20)
     try:  # They have been killed; nobody waits for what is not our child.
-        wait_until(lambda: not sleepers(), 10, "what the programs had started has ended")
+        wait_until(lambda: not sleepers(), 30, "what the programs had started has ended")
     finally:
         for pid in sleepers():
             os.kill(pid, signal.SIGKILL)

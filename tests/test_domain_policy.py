@@ -347,7 +347,7 @@ def test_an_emulator_is_asked_once_a_round(new_bench: NewBench, monkeypatch: pyt
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    wait_until(condition, 10, "it comes about")
+    wait_until(condition, 30, "it comes about")
 
 
 @pytest.fixture

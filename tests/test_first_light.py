@@ -24,7 +24,7 @@ def test_the_guest_reads_its_joules_and_status_shows_it(world: World, new_guest:
     configure(world, helper=backend)
     name = new_guest(100)
     start_enabled(world, name)
-    wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
+    wait_until(lambda: grows(world, name), 30, "the guest's counter moves")
     assert {reading.unit for reading in world.readings(name)} == {HOST_UNIT}
     domain = status(world, name)
     assert domain["vrapl"] == "active"
@@ -39,7 +39,7 @@ def test_the_guest_reads_its_joules_and_status_shows_it(world: World, new_guest:
     assert (socket.st_uid, socket.st_mode & 0o777) == (0, 0o660)
     assert world.path(RUN).stat().st_mode & 0o777 == 0o711
     world.run(["virsh", "destroy", name])
-    wait_until(lambda: not run_files(world), 5, "nothing of the domain is left")
+    wait_until(lambda: not run_files(world), 10, "nothing of the domain is left")
     assert not world.path(f"/proc/{domain['helper']['pid']}").exists()
 
 
@@ -47,7 +47,7 @@ def test_the_argument_alone_reads_nothing(world: World, new_guest: NewGuest) -> 
     """What the wrapper is for: QEMU ignores the second -accel in silence."""
     name = new_guest(100)
     start_enabled(world, name)
-    wait_until(lambda: grows(world, name), 4, "with the wrapper the counter moves")
+    wait_until(lambda: grows(world, name), 30, "with the wrapper the counter moves")
     world.run(["virsh", "destroy", name])
     world.path(f"/mnt/{name}.log").unlink()
     xml = world.run(["virsh", "dumpxml", "--inactive", name]).stdout
@@ -106,9 +106,9 @@ def test_guest_and_status_agree(world: World, new_guest: NewGuest, backend: str)
     configure(world, helper=backend)
     name = new_guest(100)
     start_enabled(world, name)
-    wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
+    wait_until(lambda: grows(world, name), 30, "the guest's counter moves")
     with watched(world, name) as points:
-        wait_until(lambda: points, 5, "status prints something")
+        wait_until(lambda: points, 30, "status prints something")
         guest_points = counted(world, name, 22)
         time.sleep(1.5)
     (begin, first), (end, last) = guest_points[0], guest_points[-1]
@@ -139,25 +139,25 @@ def test_a_domain_without_us_is_listed_as_off(world: World, new_guest: NewGuest)
 def test_a_domain_saved_without_comes_back_with_it(world: World, new_guest: NewGuest) -> None:
     name = new_guest(100)
     world.run(["virsh", "start", name])
-    wait_until(lambda: world.readings(name), 5, "the guest runs")
+    wait_until(lambda: world.readings(name), 30, "the guest runs")
     assert not grows(world, name)
     saved = f"/mnt/{name}.save"
     world.run(["virsh", "save", name, saved])
     configure(world, domains=f"[{name}]")
     world.run(["virsh", "restore", saved])
     world.path(saved).unlink()
-    wait_until(lambda: grows(world, name), 5, "the restored guest's counter moves")
+    wait_until(lambda: grows(world, name), 30, "the restored guest's counter moves")
     assert status(world, name)["vrapl"] == "active"
 
 
 def test_libvirtd_killed_and_restarted_leaves_vm_and_helper_alone(world: World, new_guest: NewGuest) -> None:
     name = new_guest(100)
     start_enabled(world, name)
-    wait_until(lambda: grows(world, name), 4, "the guest's counter moves")
+    wait_until(lambda: grows(world, name), 30, "the guest's counter moves")
     before = status(world, name)
     world.stop_libvirtd("KILL")
     world.start_libvirtd()
     after = status(world, name)
     assert (after["pid"], after["helper"], after["vrapl"]) == (before["pid"], before["helper"], "active")
     joules = guest.joules(world.readings(name))[0]
-    wait_until(lambda: guest.joules(world.readings(name))[0] > joules, 4, "the guest's counter still moves")
+    wait_until(lambda: guest.joules(world.readings(name))[0] > joules, 30, "the guest's counter still moves")

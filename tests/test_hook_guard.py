@@ -157,7 +157,7 @@ def test_a_marked_domain_wakes_python_with_all_of_its_xml(guard: Guard, operatio
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     woken = ([*WOKEN, "a domain", operation, "begin", "-"], MARKED)
     if operation == "started":
-        wait_until(lambda: guard.got() == woken, 10, "Python has read all")
+        wait_until(lambda: guard.got() == woken, 30, "Python has read all")
     assert guard.got() == woken
 
 
@@ -170,7 +170,7 @@ def test_systemd_starts_the_helper_while_python_starts(guard: Guard, monkeypatch
     assert Path(f"{guard.seen}.env").read_text() == "yes\n"
     assert not told.exists(), "nobody waits for it"
     go_on.write_text("go on\n")
-    wait_until(lambda: told.exists() and told.read_text() == f"start virt-rapl-helper@{UUID}.service\n", 10, "told")
+    wait_until(lambda: told.exists() and told.read_text() == f"start virt-rapl-helper@{UUID}.service\n", 30, "told")
 
 
 @pytest.mark.parametrize("why", ["no systemd", "a plan is left", "unmarked", "marked for a channel", *ALWAYS_ZERO])
@@ -184,7 +184,7 @@ def test_otherwise_python_starts_the_helper(guard: Guard, monkeypatch: pytest.Mo
     xml = {"unmarked": UNMARKED, "marked for a channel": MARKED}.get(why, WITH_REGISTERS)
     assert guard.run("a", why if why in ALWAYS_ZERO else "start", "begin", "-", xml=xml).returncode == 0
     noted = Path(f"{guard.seen}.env")
-    wait_until(lambda: noted.exists() and noted.read_text() == "\n", 10, "Python was woken")
+    wait_until(lambda: noted.exists() and noted.read_text() == "\n", 30, "Python was woken")
     assert not told.exists()
 
 
@@ -212,7 +212,7 @@ def test_libvirt_does_not_wait_until_the_processes_of_a_domain_are_recorded(guar
     assert guard.run("a", "started", "begin", "-").returncode == 0
     assert not done.exists()
     go_on.write_text("go on\n")
-    wait_until(done.exists, 10, "Python ends")
+    wait_until(done.exists, 30, "Python ends")
 
 
 def test_the_wrapper_sees_at_once_that_a_start_is_over(guard: Guard) -> None:
@@ -257,7 +257,7 @@ def test_a_python_that_fails_while_libvirt_goes_on_is_an_event(guard: Guard) -> 
     done = guard.run("a", "started", "begin", "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     recorded = guard.directory / "run" / paths.EVENTS
-    wait_until(lambda: recorded.exists() and recorded.read_text().endswith("\n"), 10, "it is recorded")
+    wait_until(lambda: recorded.exists() and recorded.read_text().endswith("\n"), 30, "it is recorded")
     (event,) = events.read(guard.directory / "run")
     assert (event.domain, event.operation, event.result) == ("a", "started", "failed")
     assert event.reason == "Python ended with status 3"
@@ -268,7 +268,7 @@ def test_what_records_processes_runs_once_more_if_it_was_killed(guard: Guard) ->
     first, second = guard.directory / "first", guard.directory / "second"
     guard.wakes(f"[ ! -e {first} ] || exec touch {second}\nmv {guard.seen}.stdin {first}\nkill -9 $$")
     assert guard.run("a", "started", "begin", "-").returncode == 0
-    wait_until(second.exists, 10, "it runs again")
+    wait_until(second.exists, 30, "it runs again")
     assert guard.got() == ([*WOKEN, "a", "started", "begin", "-"], MARKED)
     (event,) = events.read(guard.directory / "run")
     assert (event.result, event.reason) == ("failed", "Python ended with status 137")
@@ -330,7 +330,7 @@ def test_a_domain_without_the_mark_may_have_a_helper(guard: Guard, operation: st
     guard.run("a", operation, "begin", "-", xml=unmarked)
     woken = ([*WOKEN, "a", operation, "begin", "-"], unmarked)
     if operation == "started":
-        wait_until(lambda: guard.got() == woken, 10, "Python has read all")
+        wait_until(lambda: guard.got() == woken, 30, "Python has read all")
     assert guard.got() == woken
 
 

@@ -127,7 +127,7 @@ class FakeLibvirt:
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    wait_until(condition, 10, "it comes about")
+    wait_until(condition, 30, "it comes about")
 
 
 @pytest.fixture

@@ -114,9 +114,9 @@ class TestLinuxGuest:
             ["virsh", "detach-device", guest.name, "/proc/self/fd/0"],
             input=energy_channel.element(guest.world, guest.name),
         )
-        wait_until(lambda: not sees_it(), 10, "the port goes")
+        wait_until(lambda: not sees_it(), 30, "the port goes")
         guest.world.run(["virsh", "attach-device", guest.name, "/proc/self/fd/0"], input=energy_channel.ELEMENT)
-        wait_until(sees_it, 10, "the port comes")
+        wait_until(sees_it, 30, "the port comes")
         with energy_channel.writer(guest.world, guest.name):
             guest.run(f"head -n 1 {PORT}")
 

@@ -30,7 +30,7 @@ def test_the_guest_counts_on_where_it_arrives(worlds: tuple[World, World]) -> No
     source, destination = worlds
     source.define_guest("traveller", 100)
     start_enabled(source, "traveller")
-    wait_until(lambda: grows(source, "traveller"), 4, "the guest's counter moves")
+    wait_until(lambda: grows(source, "traveller"), 30, "the guest's counter moves")
     to = "qemu+unix:///system?socket=/mnt/destination/libvirt-sock"
     source.run(["virsh", "migrate", "--live", "--p2p", "traveller", to, "--migrateuri", "unix:///mnt/stream"])
     xml = destination.run(["virsh", "dumpxml", "traveller"]).stdout
@@ -39,7 +39,7 @@ def test_the_guest_counts_on_where_it_arrives(worlds: tuple[World, World]) -> No
     assert "/run/virt-rapl" not in xml
     joules = sum(guest.joules(destination.readings("traveller")).values())
     wait_until(
-        lambda: sum(guest.joules(destination.readings("traveller")).values()) > joules, 4, "the counter moves on"
+        lambda: sum(guest.joules(destination.readings("traveller")).values()) > joules, 30, "the counter moves on"
     )
     assert status(destination, "traveller")["vrapl"] == "active"
     assert run_files(source) == set()

@@ -60,7 +60,7 @@ def in_order(world: World, name: str) -> bool:
 
 
 def comes_in_order(world: World, name: str) -> None:
-    wait_until(lambda: in_order(world, name), 5, f"{name} is enabled")
+    wait_until(lambda: in_order(world, name), 30, f"{name} is enabled")
 
 
 def log(world: World) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_chosen_domain_is_enabled_and_others_are_not_touched(world: World, def
     define("chosen", plain("chosen", 3))
     comes_in_order(world, "chosen")
     world.run(["virsh", "start", "chosen"])
-    wait_until(lambda: grows(world, "chosen"), 5, "the guest's counter moves")
+    wait_until(lambda: grows(world, "chosen"), 30, "the guest's counter moves")
     for name in others:
         world.run(["virsh", "start", name])
         world.run(["virsh", "destroy", name])
@@ -110,7 +110,7 @@ def test_a_flavor_is_chosen(world: World, define: Define, request: pytest.Fixtur
     world.run(["virsh", "metadata", "restored", *resize, "--live"])
     world.run(["virsh", "save", "restored", "/mnt/restored.save"])
     world.run(["virsh", "restore", "/mnt/restored.save"])
-    wait_until(lambda: grows(world, "restored"), 10, "the restored guest's counter moves")
+    wait_until(lambda: grows(world, "restored"), 30, "the restored guest's counter moves")
 
     request.getfixturevalue("start_daemon")()
     world.run(["virsh", "metadata", "resized", *resize, "--config"])
@@ -130,7 +130,7 @@ def test_repairs(world: World, define: Define) -> None:
     assert not in_order(world, "chosen-clone")
     comes_in_order(world, "chosen-clone")
     world.run(["virsh", "start", "chosen-clone"])
-    wait_until(lambda: grows(world, "chosen-clone"), 5, "the clone's counter moves")
+    wait_until(lambda: grows(world, "chosen-clone"), 30, "the clone's counter moves")
 
     world.run(["virsh", "domrename", "chosen", "chosen-renamed"])
     define("chosen-renamed", whole.replace(">chosen<", ">chosen-renamed<").replace("/run/virt-rapl/", "/run/other/"))
@@ -155,7 +155,7 @@ def test_repairs(world: World, define: Define) -> None:
 def test_a_refusal_is_logged_once_and_shown(world: World, define: Define) -> None:
     growable = plain("chosen", 1).replace("<vcpu>2<", "<vcpu current='1'>2<")
     define("chosen", growable)
-    wait_until(lambda: (asked(world) or {}).get("chosen", {}).get("reason"), 5, "the reason is shown")
+    wait_until(lambda: (asked(world) or {}).get("chosen", {}).get("reason"), 30, "the reason is shown")
     before = dumped(world, "chosen")
     for _ in range(2):
         world.run(["virsh", "start", "chosen"])
@@ -203,7 +203,7 @@ def test_a_daemon_that_may_not_write_says_so_once_and_tries_on(world: World, def
         socket.chmod(mode)
         define("chosen-three", plain("chosen-three", 3))
         for name in ("chosen", "chosen-too", "chosen-three"):
-            wait_until(lambda: in_order(world, name), 10, f"{name} is enabled")  # noqa: B023
+            wait_until(lambda: in_order(world, name), 30, f"{name} is enabled")  # noqa: B023
         assert len(complaints()) == 1
         assert log(world)[-1] == "virt-rapl: enabling the configuration's `domains` works again"
     finally:
@@ -225,7 +225,7 @@ def transient(world: World) -> Iterator[Callable[[str], None]]:
 
     def transient(xml: str) -> None:
         world.run(["virsh", "create", "/dev/stdin"], input=xml)
-        wait_until(lambda: grows(world, "passing"), 10, "the guest's counter moves")
+        wait_until(lambda: grows(world, "passing"), 30, "the guest's counter moves")
 
     yield transient
     world.run(["virsh", "destroy", "passing"], check=False)

@@ -57,7 +57,7 @@ def test_wrappers_of_a_package_and_of_ours_are_touched_once_their_emulator_has_c
     assert list(wrappers.refresh(root)) == []
     assert before == {name: (root / f"{name}-rapl").stat().st_ctime_ns for name in (QEMU, OWN)}
     upgrade(root, QEMU, OWN)
-    wait_until(lambda: touched(root) == [QEMU, OWN], 10, "both are newer")  # than what has changed within one tick
+    wait_until(lambda: touched(root) == [QEMU, OWN], 30, "both are newer")  # than what has changed within one tick
 
 
 def test_a_dry_run_touches_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
