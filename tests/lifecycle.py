@@ -152,9 +152,14 @@ class Host:
     def _check_files(self, metered: Mapping[str, str], degraded: set[str]) -> None:
         directory = self.world.path(self.run_directory)
         shared = {Path(paths.STATUS_SOCKET).parts[0], paths.EVENTS, paths.REMEMBERED}
-        files = {path.name for path in directory.iterdir()} - shared
-        mine = {name for name in files if name.partition(".")[0] not in degraded}
-        assert mine == {f"{uuid}.{suffix}" for uuid in metered for suffix in PERSISTING}
+        wanted = {f"{uuid}.{suffix}" for uuid in metered for suffix in PERSISTING}
+
+        def mine() -> set[str]:
+            names = {path.name for path in directory.iterdir()} - shared
+            return {name for name in names if name.partition(".")[0] not in degraded}
+
+        # What the hook does behind libvirt's back replaces files, each of which has another name until it is complete.
+        wait_until(lambda: mine() == wanted, SETTLE_SECONDS, f"of {metered} there are all files, and no others")
         for uuid, name in metered.items():
             path = directory / f"{uuid}.json"
             wait_until(lambda: json.loads(path.read_text())["pid"] is not None, SETTLE_SECONDS, "it is followed")  # noqa: B023

@@ -201,8 +201,8 @@ def test_workers_that_come_and_go_do_not_make_garbage() -> None:
     for name in natives:
         ours = [joules for _, joules in comparison.ahead(name)]
         print(f"ahead of the host: {name} {min(ours):.0f} to {max(ours):.0f} J")
-        # No jump: at once no more than the package's energy of two seconds.
-        assert max(later - earlier for earlier, later in pairwise(ours)) < 200
+        # No jump: at once no more than the package's energy of ten seconds, for which a QEMU may wait for a CPU.
+        assert max(later - earlier for earlier, later in pairwise(ours)) < 1000
         assert abs(comparison.error(name)) <= 0.03
     assert sum(ended[name] for name in natives) >= EXITS
 
