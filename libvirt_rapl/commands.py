@@ -7,6 +7,7 @@ line that can be pasted into a shell.
 
 import contextlib
 import fcntl
+import functools
 import os
 import resource
 import shlex
@@ -16,9 +17,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from libvirt_rapl.errors import VirtRaplError, debug
+
+if TYPE_CHECKING:
+    import ctypes
 
 MOST_BYTES = 1 << 20
 """The most that a program can print."""
@@ -156,9 +160,15 @@ def _gain_nothing() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
+    _libc().prctl(option, value, 0, 0, 0)
+
+
+@functools.cache
+def _libc() -> "ctypes.CDLL":
+    """Load the C library once, before a fork: in the child, its loader might wait for a thread that is not there."""
     import ctypes  # here, so that the hook does not wait for it if it asks no program
 
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    return ctypes.CDLL(None)
 
 
 @contextlib.contextmanager

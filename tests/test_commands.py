@@ -208,6 +208,18 @@ def test_who_asks_at_the_same_time_gets_an_answer_too(script: Path) -> None:
 
 
 @needs_root
+def test_nothing_is_loaded_in_the_child(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It might wait for a lock that another thread held when we forked."""
+    ask(script, "true")
+
+    def load(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert "NoNewPrivs:\t1" in ask(script, "cat /proc/self/status").stdout
+
+
+@needs_root
 @pytest.mark.parametrize("error", [FileNotFoundError, ProcessLookupError])
 def test_a_thread_of_ours_that_ends_meanwhile_harms_nothing(
     script: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
