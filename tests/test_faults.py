@@ -10,17 +10,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from walking import (
-    NewGuest,
-    configure,
-    domain_log,
-    grows,
-    nothing_is_left,
-    run_files,
-    start_enabled,
-    status,
-    wait_until,
-)
+from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.domains.names import MARK
@@ -232,7 +222,7 @@ def test_a_configuration_that_cannot_be_read(world: World, new_guest: NewGuest, 
     assert "starts without RAPL" in domain_log(world, name)
     assert "/etc/virt-rapl/virt-rapl.yaml" in domain_log(world, name)
     world.run(["virsh", "destroy", name])
-    nothing_is_left(world)
+    assert run_files(world) == set()
 
 
 def test_a_configuration_broken_meanwhile_does_not_keep_a_helper(world: World, new_guest: NewGuest) -> None:
@@ -241,7 +231,7 @@ def test_a_configuration_broken_meanwhile_does_not_keep_a_helper(world: World, n
     helper = status(world, name)["helper"]["pid"]
     world.path("/etc/virt-rapl/virt-rapl.yaml").write_text("helper: [")
     world.run(["virsh", "destroy", name])
-    nothing_is_left(world)
+    assert run_files(world) == set()
     assert not world.path(f"/proc/{helper}").exists()
 
 
@@ -305,7 +295,7 @@ def test_a_helper_whose_record_is_lost_ends_with_its_domain(world: World, new_gu
     assert (status(world, name)["vrapl"], status(world, name)["reason"]) == ("degraded", instances.UNRECORDED)
     world.run(["virsh", "destroy", name])
     assert not world.path(f"/proc/{pid}").exists()
-    nothing_is_left(world)
+    assert run_files(world) == set()
     world.run(["virsh", "start", name])
     assert status(world, name)["vrapl"] == "active"
 
@@ -328,7 +318,7 @@ def test_a_run_directory_and_a_mistake_in_the_configuration_cost_the_meter_and_n
     world.run(["virsh", "start", name])
     assert status(world, name)["vrapl"] == "active"
     world.run(["virsh", "destroy", name])
-    nothing_is_left(world)
+    assert run_files(world) == set()
     shutil.rmtree(world.path("/run/elsewhere"))
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
-from walking import NewGuest, configure, grows, nothing_is_left, start_enabled, status, wait_until
+from walking import NewGuest, configure, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -39,7 +39,7 @@ def test_the_guest_reads_its_joules_and_status_shows_it(world: World, new_guest:
     assert (socket.st_uid, socket.st_mode & 0o777) == (0, 0o660)
     assert world.path(RUN).stat().st_mode & 0o777 == 0o711
     world.run(["virsh", "destroy", name])
-    nothing_is_left(world)
+    wait_until(lambda: not run_files(world), 5, "nothing of the domain is left")
     assert not world.path(f"/proc/{domain['helper']['pid']}").exists()
 
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import libvirt
 import pytest
 from fakes.libvirt import failure
-from walking import NewGuest, configure, domain_log, grows, nothing_is_left, start_enabled, status, wait_until
+from walking import NewGuest, configure, domain_log, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl import paths
 from libvirt_rapl.cli import main
@@ -650,7 +650,7 @@ def test_a_running_domain_gets_its_meter(world: World, running: str) -> None:
     assert definition(world, running) == before
     world.run(["virsh", "autostart", "--disable", running])
     world.run(["virsh", "destroy", running])
-    nothing_is_left(world)
+    assert run_files(world) == set()
 
 
 @e2e
@@ -806,7 +806,7 @@ def test_a_qemu_that_does_not_start_with_it_starts_without(world: World, running
     assert "no such luck" in domain_log(world, running)
     runs_on(world, running, len(world.readings(running)))
     assert definition(world, running) == before
-    nothing_is_left(world)
+    assert run_files(world) == set()
 
 
 @e2e

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from walking import configure, grows, nothing_is_left, start_enabled, status, wait_until
+from walking import configure, grows, run_files, start_enabled, status, wait_until
 
 from libvirt_rapl.simulator import guest
 from libvirt_rapl.simulator.world import World
@@ -42,4 +42,4 @@ def test_the_guest_counts_on_where_it_arrives(worlds: tuple[World, World]) -> No
         lambda: sum(guest.joules(destination.readings("traveller")).values()) > joules, 30, "the counter moves on"
     )
     assert status(destination, "traveller")["vrapl"] == "active"
-    nothing_is_left(source)
+    assert run_files(source) == set()

@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import IO
 
 import pytest
@@ -201,8 +201,9 @@ def test_workers_that_come_and_go_do_not_make_garbage() -> None:
     for name in natives:
         ours = [joules for _, joules in comparison.ahead(name)]
         print(f"ahead of the host: {name} {min(ours):.0f} to {max(ours):.0f} J")
-        # No jump: at once no more than the package's energy of ten seconds, for which a QEMU may wait for a CPU.
-        assert max(later - earlier for earlier, later in pairwise(ours)) < 1000
+        # No jump: at once no more than the package's energy of two seconds, over the most that it has been ahead. One
+        # whose QEMU had to wait for a CPU is behind, and may catch up at once.
+        assert max(later - earlier for earlier, later in pairwise(accumulate(ours, max))) < 200
         assert abs(comparison.error(name)) <= 0.03
     assert sum(ended[name] for name in natives) >= EXITS
 

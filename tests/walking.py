@@ -68,10 +68,5 @@ def run_files(world: World) -> set[str]:
     return names - {paths.EVENTS, paths.REMEMBERED}
 
 
-def nothing_is_left(world: World) -> None:
-    """Wait until the run directory has no files of domains, for what the hook does behind libvirt's back."""
-    wait_until(lambda: not run_files(world), 10, "no files of domains are left")
-
-
 def domain_log(world: World, name: str) -> str:
     return world.path(f"/var/log/libvirt/qemu/{name}.log").read_text()
